@@ -1,0 +1,376 @@
+"""The schema of conf/: one dataclass for each config group, one for each stage, with the checks across their fields."""
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from llm.errors import ConfigError
+
+# A field is part of a run's identity unless its metadata names the stages whose result it changes.
+HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
+ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
+TEXT = {
+    "identity": ("tokenizer", "shards", "finetune")
+}  # which text there is; a pretraining run has it from its shards
+
+
+class Reuse(Enum):
+    auto = "auto"  # return a finished run, resume an unfinished one, else make it
+    never = "never"  # make it again, from the beginning
+    require = "require"  # return a finished run, else refuse
+
+
+class DataKind(Enum):
+    text = "text"
+    conversations = "conversations"
+
+
+class DataSource(Enum):
+    files = "files"
+    korean_law = "korean_law"
+    korean_law_qa = "korean_law_qa"
+
+
+class BadRecords(Enum):
+    refuse = "refuse"
+    drop = "drop"
+
+
+class Alphabet(Enum):
+    none = "none"
+    bytes = "bytes"  # the 256 symbols of a byte-level tokenizer
+    ks_x_1001 = "ks_x_1001"  # the 2,350 Hangul syllables of the KS X 1001 standard
+
+
+ALPHABET_SIZES = {Alphabet.none: 0, Alphabet.bytes: 256, Alphabet.ks_x_1001: 2350}
+
+
+class Architecture(Enum):
+    gpt2 = "gpt2"
+    llama = "llama"
+
+
+# The linear layers of a block, by the names that Hugging Face gives them: what LoRA can be put on.
+LINEAR_LAYERS = {
+    Architecture.gpt2: ["c_attn", "c_proj", "c_fc"],
+    Architecture.llama: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
+
+class Accelerator(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Precision(Enum):
+    fp32 = "32-true"
+    bf16 = "bf16-mixed"
+
+
+class WandbMode(Enum):
+    auto = "auto"  # online when it can log in, else offline, and it says which and why
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
+
+    name: str = field(default=MISSING, metadata=HOW)
+    vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
+    normalizer: Any = None  # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
+    pre_tokenizer: Any = None
+    model: Any = MISSING
+    post_processor: Any = None
+    decoder: Any = None
+    special_tokens: list[str] = field(default_factory=lambda: ["<|endoftext|>"])  # the first is bos and eos
+    pad_token: str | None = None  # one of special_tokens; None pads with eos
+    initial_alphabet: Alphabet = Alphabet.none  # symbols that are in the vocabulary whether the text has them or not
+    limit_alphabet: int | None = None  # characters kept as single tokens; None keeps all that the text has
+    min_frequency: int = 2  # how often a pair must occur to be merged
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise ConfigError("tokenizer.model is null. Set it to BPE, WordPiece, Unigram or WordLevel.")
+        if not self.special_tokens:
+            raise ConfigError(
+                "tokenizer.special_tokens is empty, but documents need an end. Set it to ['<|endoftext|>']."
+            )
+        if self.pad_token is not None and self.pad_token not in self.special_tokens:
+            raise ConfigError(
+                f"tokenizer.pad_token={self.pad_token} is not in tokenizer.special_tokens={self.special_tokens}. Add it."
+            )
+        byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
+        least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
+        if self.vocab_size < least:
+            raise ConfigError(
+                f"tokenizer.vocab_size={self.vocab_size} is too small: special tokens, alphabet and bytes take "
+                f"{least - 1}. Set tokenizer.vocab_size to {least} or more."
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Documents or conversations, how they are split, and the rows that a step takes."""
+
+    name: str = field(default=MISSING, metadata=HOW)
+    kind: DataKind = field(default=MISSING, metadata=TEXT)
+    source: DataSource = field(default=DataSource.files, metadata=TEXT)
+    path: str | None = field(default=None, metadata=HOW)  # file, folder or glob; its content is part of the identity
+    text_field: str = field(default="text", metadata=TEXT)  # of a jsonl record, for kind text
+    held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
+    bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
+    sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
+    batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
+
+    def __post_init__(self) -> None:
+        if self.source is DataSource.files and self.path is None:
+            raise ConfigError(
+                f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[self.kind]}> for data={self.name}."
+            )
+        if self.source is not DataSource.files and self.path is not None:
+            raise ConfigError(f"data.path={self.path} is not used by data={self.name}. Choose data={self.kind.value}.")
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(
+                f"data.held_out_share={self.held_out_share} is out of range. Set a share between 0 and 1, such as 0.01."
+            )
+        _at_least("data.sequence_length", self.sequence_length, 2)
+        _at_least("data.batch_size", self.batch_size, 1)
+
+
+_FILES_OF = {DataKind.text: "txt or jsonl", DataKind.conversations: "jsonl with messages or question and answer"}
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer."""
+
+    name: str = field(default=MISSING, metadata=HOW)
+    architecture: Architecture = MISSING
+    num_layers: int = 3
+    num_heads: int = 4
+    hidden_size: int = 160
+    intermediate_size: int | None = None  # None: 4 x hidden_size for gpt2; 8/3 x, rounded up to 32, for llama
+    num_key_value_heads: int | None = None  # llama only; None: as many as num_heads
+    max_position_embeddings: int = 1024
+    dropout: float = 0.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
+            _at_least(f"model.{key}", getattr(self, key), 1)
+        _divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
+        if self.architecture is Architecture.llama:
+            if self.hidden_size // self.num_heads % 2:
+                raise ConfigError(
+                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of odd size "
+                    f"{self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
+                )
+            if self.num_key_value_heads is not None:
+                _divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
+        elif self.num_key_value_heads is not None:
+            raise ConfigError("model.num_key_value_heads is a setting of llama; gpt2 has none. Remove it.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} is out of range. Set a value from 0 up to 1.")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a linear warmup and a cosine decay to min_learning_rate_ratio x learning_rate at the last step."""
+
+    learning_rate: float = 1e-3  # peak, reached after warmup
+    min_learning_rate_ratio: float = 0.1
+    warmup_steps: int = 100
+    weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be a number above 0, such as 1e-3.")
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How long, on what, and how often to look."""
+
+    max_steps: int = 1000  # optimizer steps
+    precision: Precision = Precision.fp32
+    accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
+    devices: int = field(default=1, metadata=HOW)
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: all at once
+    num_workers: int = field(default=0, metadata=HOW)
+    log_every_steps: int = field(default=10, metadata=HOW)
+    validate_every_steps: int = field(default=200, metadata=HOW)
+    checkpoint_every_steps: int = field(default=200, metadata=HOW)
+    keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
+    sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
+    sample_tokens: int = field(default=48, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
+                    "keep_checkpoints", "sample_tokens"):  # fmt: skip
+            _at_least(f"trainer.{key}", getattr(self, key), 1)
+        _at_least("trainer.num_workers", self.num_workers, 0)
+        if self.micro_batch_size is not None:
+            _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Weights & Biases; metrics.jsonl is written whatever this says."""
+
+    mode: WandbMode = WandbMode.auto
+    project: str = "ttukttak"
+    entity: str | None = None
+    group: str | None = None  # None: the stage
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters on the linear layers of a frozen base (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 8
+    alpha: int = 16  # the update is scaled by alpha / rank
+    dropout: float = 0.0
+    target_modules: list[str] | None = None  # None: every linear layer of a block
+
+    def __post_init__(self) -> None:
+        _at_least("lora.rank", self.rank, 1)
+        _at_least("lora.alpha", self.alpha, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class StageConfig:
+    """What every stage has."""
+
+    stage: str = MISSING
+    name: str | None = field(default=None, metadata=HOW)  # None: made from the choices
+    outputs: str = field(default="outputs", metadata=HOW)
+    reuse: Reuse = field(default=Reuse.auto, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):
+            raise ConfigError(f"name={self.name!r} cannot name a folder. Use letters, digits, '.', '_', '+' and '-'.")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerStage(StageConfig):
+    tokenizer: TokenizerConfig = MISSING
+    data: DataConfig = MISSING
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs_text(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardsStage(StageConfig):
+    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the tokenizer's digest is in the identity
+    data: DataConfig = MISSING
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs_text(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainStage(StageConfig):
+    seed: int = 0
+    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the shards' digest is in the identity
+    data: DataConfig = MISSING
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs_text(self)
+        _needs_equal_shares(self.data, self.trainer)
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="
+                f"{self.model.max_position_embeddings}. Lower the first or raise the second."
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneStage(StageConfig):
+    base: str = MISSING  # a pretraining run: its name, or its folder
+    seed: int = 0
+    data: DataConfig = MISSING
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        if self.data.kind is not DataKind.conversations:
+            raise ConfigError(
+                f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
+                "Choose data=conversations or data=korean_law_qa."
+            )
+        _needs_equal_shares(self.data, self.trainer)
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "tokenizer": TokenizerStage,
+    "shards": ShardsStage,
+    "pretrain": PretrainStage,
+    "finetune": FinetuneStage,
+}
+
+
+def identity_settings(config: Any, stage: str) -> dict[str, Any]:
+    """The settings that change what `stage` makes, nested as in the config, with enums as their names."""
+    settings: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name == "stage" or stage not in f.metadata.get("identity", (stage,)):
+            continue
+        if is_dataclass(value):
+            if nested := identity_settings(value, stage):
+                settings[f.name] = nested
+        else:
+            settings[f.name] = value.name if isinstance(value, Enum) else value
+    return settings
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key}={value} is too small. Set it to {least} or more.")
+
+
+def _divides(key: str, value: int, by_key: str, by: int) -> None:
+    if by < 1 or value % by:
+        raise ConfigError(f"{key}={value} does not divide by {by_key}={by}. Set {by_key} to a divisor of {value}.")
+
+
+def _needs_text(config: Any) -> None:
+    if config.data.kind is not DataKind.text:
+        raise ConfigError(
+            f"data={config.data.name} is {config.data.kind.value}, but stage={config.stage} learns from text. "
+            "Choose data=text or data=korean_law."
+        )
+
+
+def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
+    _divides("data.batch_size", data.batch_size, "trainer.devices", trainer.devices)
+    if trainer.micro_batch_size is not None:
+        rows = data.batch_size // trainer.devices
+        if rows % trainer.micro_batch_size:
+            raise ConfigError(
+                f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices} gives {rows} rows, which do not "
+                f"divide by trainer.micro_batch_size={trainer.micro_batch_size}. Set it to a divisor of {rows}."
+            )

@@ -1,0 +1,34 @@
+"""Raw text and conversations -> documents, shards of token ids, and the rows that a training step takes.
+
+corpus.py        config -> documents or conversations, each with its origin, what was dropped, and a digest
+files.py         txt and jsonl
+korean_law.py    Korean statutes, and questions and answers about them, from a package
+split.py         which documents are held out: by hash of their text
+shards.py        documents -> memory-mapped shards with a manifest, and back
+rows.py          shards -> packed rows of tokens that keep documents apart
+conversations.py messages -> rows whose labels are the assistant's tokens
+order.py         which rows a step takes: a function of seed, step and rank
+"""
+
+from llm.data.conversations import ConversationRows, encode_conversations
+from llm.data.corpus import Conversation, Corpus, Document, open_corpus
+from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.data.rows import Rows, TokenRows
+from llm.data.shards import Manifest, read_manifest, write_shards
+
+__all__ = [
+    "Conversation",
+    "ConversationRows",
+    "Corpus",
+    "Document",
+    "EvaluationBatches",
+    "Manifest",
+    "MicroBatch",
+    "Rows",
+    "TokenRows",
+    "TrainingBatches",
+    "encode_conversations",
+    "open_corpus",
+    "read_manifest",
+    "write_shards",
+]

@@ -1,0 +1,40 @@
+"""Runs: a plan and the work that it takes -> a folder under outputs/ that is found again, resumed, or reused.
+
+outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what determines the run
+  run.json                       status, parents, commit, versions, command, times, results
+  config.yaml                    the composed config
+  log.txt  metrics.jsonl         and what the stage makes
+"""
+
+from llm.run.console import console, log, log_to, start_logging
+from llm.run.environment import launch_id, process_rank
+from llm.run.files import clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
+from llm.run.identity import Plan, differences
+from llm.run.metrics import MetricsLog, history, read_metrics
+from llm.run.runs import Outcome, Run, candidates, find, load, make
+
+__all__ = [
+    "MetricsLog",
+    "Outcome",
+    "Plan",
+    "Run",
+    "candidates",
+    "clear_temporaries",
+    "console",
+    "differences",
+    "digest_of",
+    "find",
+    "history",
+    "launch_id",
+    "load",
+    "log",
+    "log_to",
+    "make",
+    "process_rank",
+    "read_metrics",
+    "sha256_of",
+    "start_logging",
+    "whole_folder",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,21 @@
+"""Run one stage of the pipeline: python train.py stage=pretrain model=gpt2_tiny data=korean_law."""
+
+from importlib import import_module
+
+import hydra
+from omegaconf import DictConfig
+
+from llm.config import from_hydra, run_hydra
+from llm.errors import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    with one_line_errors():
+        config = from_hydra(cfg)
+        stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
+        return stage.run(config).objective
+
+
+if __name__ == "__main__":
+    run_hydra(main)
