@@ -1,0 +1,116 @@
+"""Metrics and samples -> Weights & Biases, online when it can log in, else offline; a view of metrics.jsonl, never more."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm.config import LoggerConfig, WandbMode
+from llm.run import Run, log, process_rank
+
+LOGIN_TIMEOUT_SECONDS = 3
+
+
+class RunLogger:
+    """One W&B run for one run folder; does nothing where logging is disabled. Nothing that W&B does can stop a run."""
+
+    def __init__(self, wandb_run: Any | None) -> None:
+        self._run = wandb_run
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Send one record of metrics.jsonl; `tokens` is the x axis."""
+        if self._run is not None:
+            self._guarded(lambda run: run.log(record))
+
+    def log_samples(self, samples: list[dict[str, Any]]) -> None:
+        """Send all samples of the run so far as a table of step, prompt and text."""
+        if self._run is None or not samples:
+            return
+        import wandb
+
+        columns = list(samples[0])
+        rows = [[sample[column] for column in columns] for sample in samples]
+        self._guarded(lambda run: run.log({"samples": wandb.Table(columns=columns, data=rows)}))
+
+    def summarize(self, results: dict[str, Any]) -> None:
+        """Set the run's summary: what a table of runs shows."""
+        if self._run is not None:
+            self._guarded(lambda run: run.summary.update(results))
+
+    def finish(self, *, failed: bool) -> None:
+        """End the W&B run."""
+        if self._run is not None:
+            self._guarded(lambda run: run.finish(exit_code=int(failed)))
+            self._run = None
+
+    def _guarded(self, action: Any) -> None:
+        try:
+            action(self._run)
+        except Exception as error:  # whatever W&B raises, the run goes on; metrics.jsonl has it all
+            log.warning("wandb: %s; the run goes on without it, metrics.jsonl has everything", error)
+            self._run = None
+
+
+@contextmanager
+def open_logger(config: LoggerConfig, run: Run, *, outputs: Path) -> Iterator[RunLogger]:
+    """A logger for as long as the block runs: each run of a sweep gets a W&B run of its own."""
+    logger = _start(config, run, outputs=outputs) if process_rank() == 0 else RunLogger(None)
+    try:
+        yield logger
+    except BaseException:
+        logger.finish(failed=True)
+        raise
+    logger.finish(failed=False)
+
+
+def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> RunLogger:
+    """One line says where W&B writes and why. The W&B id is the run's own, so a resumed run goes on in it."""
+    if config.mode is WandbMode.disabled:
+        return RunLogger(None)
+    import wandb
+
+    logging.getLogger("wandb").setLevel(logging.ERROR)
+    mode, reason = _mode(config)
+    folder = outputs.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        wandb_run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            id=f"{run.stage}-{run.path.name}",
+            name=run.path.name,
+            group=config.group or run.stage,
+            job_type=run.stage,
+            tags=config.tags,
+            config=run.config,
+            mode=mode,
+            resume="allow",
+            dir=folder,
+            settings=wandb.Settings(
+                x_transaction_log_flush_interval=1, finish_timeout=60, init_timeout=30, silent=True, console="off"
+            ),
+        )
+        wandb_run.define_metric("*", step_metric="tokens")
+    except Exception as error:  # an unreachable server must not stop a run
+        log.warning("wandb could not start (%s); the run goes on without it", error)
+        return RunLogger(None)
+    where = wandb_run.url if mode == "online" else f"{folder / 'wandb'} (upload: wandb sync {wandb_run.dir}/..)"
+    log.info("wandb is %s, %s: %s", mode, reason, where)
+    return RunLogger(wandb_run)
+
+
+def _mode(config: LoggerConfig) -> tuple[str, str]:
+    if config.mode is not WandbMode.auto:
+        return config.mode.value, f"as logger.mode={config.mode.value} says"
+    import wandb
+
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_TIMEOUT_SECONDS))
+    try:
+        logged_in = wandb.login(prompt=False, verify=True, timeout=LOGIN_TIMEOUT_SECONDS)
+    except Exception as error:
+        return "offline", f"for logging in failed ({str(error).splitlines()[0]})"
+    if logged_in:
+        return "online", "for a login was found"
+    return "offline", "for no login was found (wandb login changes that)"

@@ -1,0 +1,25 @@
+"""A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
+
+    build.py      config -> a model with random weights; a folder -> the model in it
+    lora.py       a frozen base -> the same model with low-rank adapters to train
+    loss.py       the next-token loss
+    generation.py a prompt -> text, piece by piece
+"""
+
+from llm.model.build import build, count_parameters, load, save
+from llm.model.generation import Sampling, generate, stream
+from llm.model.lora import add_lora, load_adapter
+from llm.model.loss import next_token_nats
+
+__all__ = [
+    "Sampling",
+    "add_lora",
+    "build",
+    "count_parameters",
+    "generate",
+    "load",
+    "load_adapter",
+    "next_token_nats",
+    "save",
+    "stream",
+]

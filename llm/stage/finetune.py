@@ -1,0 +1,140 @@
+"""A pretrained run and conversations -> a LoRA adapter in PEFT format."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from llm import tokenizer
+from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage
+from llm.data import Conversation, ConversationRows, Corpus, encode_conversations, open_corpus
+from llm.errors import ConfigError, DataError
+from llm.run import Outcome, Plan, Run, digest_of, find, log, make, sha256_of, whole_folder
+from llm.stage import corpus_notes
+from llm.stage.pretrain import copy_tokenizer, training_results
+
+FORMAT_VERSION = 1
+SAMPLES = 3  # held-out questions that are answered at each validation
+
+
+def run(config: FinetuneStage) -> Run:
+    """The finished fine-tuning run of a config."""
+    base = find(config.outputs, "pretrain", config.base)
+    _check_against_base(config, base)
+    if config.trainer.accelerator is Accelerator.gpu:
+        from llm.trainer import require_accelerator
+
+        require_accelerator(config.trainer)
+    corpus = open_corpus(config.data)
+    plan = Plan(
+        config=config,
+        default_name=f"{base.record['name']}-{config.data.name}",
+        format_version=FORMAT_VERSION,
+        parents={"base": base.digest, "data": corpus.digest()},
+        folders={"base": str(base.path)},
+    )
+    return make(plan, lambda run: _train(run, config, base, corpus))
+
+
+def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcome:
+    import torch  # these take seconds, which a run that is already finished need not wait for
+
+    from llm import model as models
+    from llm import trainer
+    from llm.logger import open_logger
+
+    folder = base.path / "model"
+    special = tokenizer.special(folder)
+    rows, questions, dropped = _read(config, corpus, folder, special)
+    torch.manual_seed(config.seed)
+    base_model = models.load(folder)
+    model = models.add_lora(base_model, config.lora, Architecture[base.config["model"]["architecture"]])
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
+    log.info("LoRA: %d of %d parameters are trained (%.2f %%)", trainable, total, 100 * trainable / total)
+    words, chat = tokenizer.load(folder), tokenizer.load_chat(folder)
+    sampling = models.Sampling(max_new_tokens=config.trainer.sample_tokens)
+
+    def sample() -> list[dict[str, str]]:
+        ids = [chat.apply_chat_template(q, tokenize=True, return_dict=True)["input_ids"] for q in questions]
+        texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
+        return [{"prompt": q[-1]["content"], "text": text} for q, text in zip(questions, texts, strict=True)]
+
+    with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
+        trainer.fit(
+            trainer.Fit(
+                model=model,
+                model_config=base_model.config,
+                train_rows=rows["train"],
+                held_out_rows=rows["held_out"],
+                data=config.data,
+                optimizer=config.optimizer,
+                trainer=config.trainer,
+                seed=config.seed,
+                folder=run.path,
+                logger=logger,
+                sample=sample,
+                label="finetune",
+            )
+        )
+        with whole_folder(run.path / "adapter") as target:
+            model.save_pretrained(target)
+            copy_tokenizer(folder, target)
+        results = {
+            "parameters": total,
+            "trainable_parameters": trainable,
+            "train_records": len(rows["train"]),
+            "held_out_records": len(rows["held_out"]),
+            **training_results(run.path),
+        }
+        logger.summarize(results)
+    adapter = [sha256_of(run.path / "adapter" / name) for name in ("adapter_model.safetensors", "adapter_config.json")]
+    return Outcome(
+        results=results,
+        digest=digest_of(adapter),
+        notes=corpus_notes(corpus) | {"dropped_after_encoding": dropped},
+        objective=results["val/loss"],
+    )
+
+
+def _read(
+    config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
+) -> tuple[dict[str, ConversationRows], list[list[dict[str, str]]], dict[str, int]]:
+    """(rows of both splits, the first held-out questions, what was dropped by reason)."""
+    chat = tokenizer.load_chat(folder)
+    rows, questions, dropped = {}, [], {}
+    for split in ("train", "held_out"):
+        conversations = [c for c in corpus.records(held_out=split == "held_out") if isinstance(c, Conversation)]
+        encoded, counts = encode_conversations(
+            conversations, chat, special, sequence_length=config.data.sequence_length
+        )
+        if not encoded:
+            raise DataError(
+                f"data={config.data.name}: every {split} conversation is longer than data.sequence_length="
+                f"{config.data.sequence_length} tokens. Raise it."
+            )
+        for reason, times in counts.items():
+            log.warning("data=%s: dropped %d %s conversations: %s", config.data.name, times, split, reason)
+            dropped[f"{split}: {reason}"] = times
+        rows[split] = ConversationRows(encoded, pad_id=special.pad_id)
+        questions = [c.messages[:-1] for c in conversations[:SAMPLES]]
+    return rows, questions, dropped
+
+
+def _check_against_base(config: FinetuneStage, base: Run) -> None:
+    """Refuse, before any work, what this base cannot do."""
+    made: dict[str, Any] = base.config
+    layers = LINEAR_LAYERS[Architecture[made["model"]["architecture"]]]
+    for name in config.lora.target_modules or []:
+        if name not in layers:
+            close = get_close_matches(name, layers, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(layers)}."
+            raise ConfigError(f"lora.target_modules: {base.path.name} has no layer {name}. {hint}")
+    positions = made["model"]["max_position_embeddings"]
+    learned = made["model"]["architecture"] == Architecture.gpt2.name
+    longest = made["data"]["sequence_length"] if learned else positions
+    if config.data.sequence_length > longest:
+        why = "learned no position past that" if learned else "has no position past that"
+        raise ConfigError(
+            f"data.sequence_length={config.data.sequence_length} is longer than {longest}: {base.path.name} {why}. "
+            f"Set data.sequence_length={longest} or less."
+        )

@@ -1,0 +1,109 @@
+"""Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if they are missing."""
+
+import shutil
+from pathlib import Path
+
+from llm import tokenizer
+from llm.config import Accelerator, PretrainStage, ShardsStage
+from llm.data import TokenRows, read_manifest
+from llm.run import Outcome, Plan, Run, digest_of, history, log, make, read_metrics, sha256_of, whole_folder
+from llm.stage import shards as shards_stage
+
+FORMAT_VERSION = 1
+
+
+def run(config: PretrainStage) -> Run:
+    """The finished pretraining run of a config."""
+    if config.trainer.accelerator is Accelerator.gpu:
+        from llm.trainer import require_accelerator
+
+        require_accelerator(config.trainer)
+    shards = shards_stage.run(
+        ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data), wait=True
+    )
+    plan = Plan(
+        config=config,
+        default_name=f"{config.model.name}-{config.tokenizer.name}-{config.data.name}",
+        format_version=FORMAT_VERSION,
+        parents={"shards": shards.digest},
+        folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
+    )
+    return make(plan, lambda run: _train(run, config, shards))
+
+
+def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
+    import torch  # these take seconds, which a run that is already finished need not wait for
+
+    from llm import model as models
+    from llm import trainer
+    from llm.logger import open_logger
+
+    folder = shards.path / "shards"
+    manifest = read_manifest(folder)
+    tokenizer_folder = shards.parent("tokenizer").path
+    special = tokenizer.special(tokenizer_folder)
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, vocab_size=manifest.vocab_size, special=special)
+    log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
+    rows = {
+        split: TokenRows(folder, manifest, getattr(manifest, split), sequence_length=config.data.sequence_length)
+        for split in ("train", "held_out")
+    }
+    words = tokenizer.load(tokenizer_folder)
+    sampling = models.Sampling(max_new_tokens=config.trainer.sample_tokens)
+
+    def sample() -> list[dict[str, str]]:
+        prompts = config.trainer.sample_prompts
+        ids = [[special.bos_id, *words.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+        texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
+        trainer.fit(
+            trainer.Fit(
+                model=model,
+                model_config=model.config,
+                train_rows=rows["train"],
+                held_out_rows=rows["held_out"],
+                data=config.data,
+                optimizer=config.optimizer,
+                trainer=config.trainer,
+                seed=config.seed,
+                folder=run.path,
+                logger=logger,
+                sample=sample,
+                label="pretrain",
+            )
+        )
+        with whole_folder(run.path / "model") as target:
+            models.save(model, target)
+            copy_tokenizer(tokenizer_folder, target)
+        results = {
+            "parameters": models.count_parameters(model),
+            **training_results(run.path),
+            "unigram_bits_per_byte": manifest.train.unigram_bits_per_byte,
+        }
+        logger.summarize(results)
+    return Outcome(results=results, digest=model_digest(run.path / "model"), objective=results["val/bits_per_byte"])
+
+
+def training_results(folder: Path) -> dict[str, float]:
+    """The first and the last of what validation measured, and the last of what training did."""
+    metrics = read_metrics(folder / "metrics.jsonl")
+    results: dict[str, float] = {}
+    for name in ("val/loss", "val/bits_per_byte"):
+        values = [value for _, value in history(metrics, name)]
+        results |= {f"{name}_before": values[0], name: values[-1]}
+    speeds = sorted(value for _, value in history(metrics, "throughput/tokens_per_second"))
+    return results | {"tokens": metrics[-1]["tokens"], "tokens_per_second_median": speeds[len(speeds) // 2]}
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Put the tokenizer beside a model, so that AutoTokenizer finds it there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(source / name, target / name)
+
+
+def model_digest(folder: Path) -> str:
+    """Of the weights, the tokenizer and the chat template: what a fine-tuning depends on."""
+    return digest_of([sha256_of(folder / n) for n in ("model.safetensors", "tokenizer.json", "chat_template.jinja")])

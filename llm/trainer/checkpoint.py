@@ -1,0 +1,134 @@
+"""A checkpoint's folder: whole or absent, checked before it is trusted, without pickle.
+
+    checkpoints/step-00000200/
+      tensors.safetensors   every tensor of the state
+      state.json            everything else, with the tensors' places
+      manifest.json         size and SHA-256 of both
+
+The newest good one is where a run goes on; one that is not what its manifest says is set aside under bad-<name>.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors.torch import load_file, save_file
+
+from llm.errors import DamagedError
+from llm.run import clear_temporaries, log, sha256_of, whole_folder, write_json
+
+PREFIX = "step-"
+FILES = ("tensors.safetensors", "state.json")
+
+
+class CheckpointFolders(CheckpointIO):
+    """Lightning's seam for how a checkpoint is written and read; a path names a folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        state = _pack(checkpoint, "", tensors, {})
+        with whole_folder(Path(path)) as folder:
+            save_file(tensors, folder / FILES[0])
+            write_json(folder / FILES[1], state)
+            sizes = {
+                name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES
+            }
+            write_json(folder / "manifest.json", sizes)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        tensors = load_file(Path(path) / FILES[0])
+        state: dict[str, Any] = _unpack(json.loads((Path(path) / FILES[1]).read_text(encoding="utf-8")), tensors)
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        shutil.rmtree(path)
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"{PREFIX}{step:08d}"
+
+
+def newest_good(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that is what its manifest says; None if none was ever written.
+
+    Raises:
+        DamagedError: there are checkpoints, and none of them is good.
+    """
+    if not checkpoints.is_dir():
+        return None
+    clear_temporaries(checkpoints)
+    bad = sorted(path.name for path in checkpoints.glob("bad-*"))
+    for path in sorted(checkpoints.glob(f"{PREFIX}*"), reverse=True):
+        if fault := find_fault(path):
+            aside = path.with_name(f"bad-{path.name}")
+            log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            bad.append(aside.name)
+            continue
+        return path
+    if bad:
+        raise DamagedError(f"{checkpoints}: no checkpoint is good ({', '.join(bad)}). Set reuse=never to begin again.")
+    return None
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint's folder, None if it is what its manifest says."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        entries = {name: (manifest[name]["bytes"], manifest[name]["sha256"]) for name in FILES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest.json: {error!r}"
+    for name, (size, digest) in entries.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or sha256_of(file) != digest:
+            return f"{name} is not what the manifest says"
+    return None
+
+
+def keep_newest(checkpoints: Path, number: int) -> None:
+    """Remove all but the newest `number` checkpoints."""
+    for path in sorted(checkpoints.glob(f"{PREFIX}*"))[:-number]:
+        shutil.rmtree(path)
+
+
+def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> Any:
+    """JSON for a tree of plain values; tensors go to `tensors` under their place, shared ones (tied weights) once."""
+    if isinstance(value, torch.Tensor):
+        shared = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        name = seen.setdefault(shared, place) if value.numel() else place
+        if name == place:
+            tensors[place] = value.detach().contiguous()
+        return {"$tensor": name}
+    if isinstance(value, dict):
+        items = [[key, _pack(item, f"{place}/{key}", tensors, seen)] for key, item in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return dict(items)
+        return {"$items": items}
+    if isinstance(value, list | tuple):
+        packed = [_pack(item, f"{place}/{index}", tensors, seen) for index, item in enumerate(value)]
+        return packed if isinstance(value, list) else {"$tuple": packed}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {place})")
+
+
+def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$tuple" in value:
+        return tuple(_unpack(item, tensors) for item in value["$tuple"])
+    items = value["$items"] if "$items" in value else value.items()
+    return {key: _unpack(item, tensors) for key, item in items}

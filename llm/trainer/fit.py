@@ -1,0 +1,173 @@
+"""A model, rows and a run's folder -> the trained model: the parts of this package around Lightning's trainer."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
+
+from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
+from llm.data import EvaluationBatches, Rows, TrainingBatches
+from llm.errors import ConfigError
+from llm.logger import RunLogger
+from llm.run import launch_id, log, process_rank
+from llm.trainer.checkpoint import CheckpointFolders, newest_good
+from llm.trainer.journal import Journal
+from llm.trainer.meter import Meter
+from llm.trainer.module import NextTokenModule
+from llm.trainer.progress import ProgressBar
+from llm.trainer.saving import Saving, StopFlag
+from llm.trainer.throughput import flops_per_token, peak_flops
+from llm.trainer.validation import Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Everything that one training takes."""
+
+    model: nn.Module
+    model_config: PreTrainedConfig
+    train_rows: Rows
+    held_out_rows: Rows
+    data: DataConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    seed: int
+    folder: Path  # of the run
+    logger: RunLogger
+    sample: Callable[[], list[dict[str, str]]]  # texts from fixed prompts, by the model as it is
+    label: str  # what the progress bar calls it
+
+
+def require_accelerator(config: TrainerConfig) -> None:
+    """Refuse a device that is not there, before any work.
+
+    Raises:
+        ConfigError: trainer.accelerator=gpu without a GPU, or more devices than there are.
+    """
+    present = torch.cuda.device_count()
+    if config.accelerator is Accelerator.gpu and config.devices > present:
+        raise ConfigError(
+            f"trainer.accelerator=gpu with trainer.devices={config.devices}, but this machine has {present} GPUs that "
+            "torch can use. Choose trainer=cpu, or fewer devices."
+        )
+
+
+def fit(task: Fit) -> None:
+    """Train task.model in place; an interrupted run goes on from its newest good checkpoint.
+
+    Raises:
+        StoppedError: a signal came; the state is saved.
+        DivergedError: the loss is no longer finite.
+    """
+    checkpoints = task.folder / "checkpoints"
+    resume_from = newest_good(checkpoints)
+    micro_batch_size = task.trainer.micro_batch_size or task.data.batch_size // task.trainer.devices
+    batches = TrainingBatches(
+        task.train_rows.num_labels,
+        batch_size=task.data.batch_size,
+        micro_batch_size=micro_batch_size,
+        num_steps=task.trainer.max_steps,
+        seed=task.seed,
+        rank=process_rank(),
+        world_size=task.trainer.devices,
+    )
+    if resume_from:
+        batches.start_step = int(resume_from.name.split("-")[1])
+        log.info("going on from %s", resume_from)
+    held_out = EvaluationBatches(
+        task.held_out_rows.num_labels,
+        batch_size=micro_batch_size,
+        rank=process_rank(),
+        world_size=task.trainer.devices,
+    )
+    module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)
+    stop = StopFlag()
+    trainer = _lightning_trainer(task, checkpoints, held_out, stop, micro_batch_size=micro_batch_size)
+    with warnings.catch_warnings(), stop.watch():
+        _ignore_known_warnings()
+        trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
+
+
+def _lightning_trainer(
+    task: Fit, checkpoints: Path, held_out: EvaluationBatches, stop: StopFlag, *, micro_batch_size: int
+) -> pl.Trainer:
+    config = task.trainer
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
+    journal = Journal(task.folder, task.logger)
+    device = torch.device("cuda" if config.accelerator is not Accelerator.cpu and torch.cuda.is_available() else "cpu")
+    peak, peak_source = peak_flops(device)
+    flops = flops_per_token(
+        _multiplied_parameters(task.model), task.model_config, sequence_length=task.data.sequence_length
+    )
+    log.info("MFU is measured against %.3g FLOP/s (%s); a token takes %.3g FLOPs", peak, peak_source, flops)
+    meter = Meter(journal, every_steps=config.log_every_steps, flops_per_token=flops, peak_flops=peak)
+    validation = Validation(
+        _loader(task.held_out_rows, held_out, config),
+        task.held_out_rows,
+        journal=journal,
+        meter=meter,
+        every_steps=config.validate_every_steps,
+        sample=task.sample,
+    )
+    saving = Saving(
+        checkpoints, meter=meter, every_steps=config.checkpoint_every_steps, keep=config.keep_checkpoints, stop=stop
+    )
+    return pl.Trainer(
+        accelerator=config.accelerator.value,
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision=config.precision.value,
+        max_steps=config.max_steps,
+        max_epochs=1,
+        accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.devices),
+        callbacks=[meter, ProgressBar(meter, label=task.label), validation, saving],
+        plugins=[CheckpointFolders(), TorchElasticEnvironment() if launch_id() else LightningEnvironment()],
+        default_root_dir=task.folder,
+        logger=False,
+        enable_checkpointing=False,  # Lightning's own; Saving does it
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+
+
+def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: TrainerConfig) -> DataLoader[Any]:
+    return DataLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=config.num_workers,
+        pin_memory=config.accelerator is not Accelerator.cpu and torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Collate for rows that come as a whole batch."""
+    return batch
+
+
+def _multiplied_parameters(model: nn.Module) -> int:
+    """Parameters that every token is multiplied with: all but position embeddings, which are looked up."""
+    positions = {"wpe.weight"}
+    return sum(p.numel() for name, p in model.named_parameters() if ".".join(name.split(".")[-2:]) not in positions)
+
+
+def _ignore_known_warnings() -> None:
+    """Warnings of Lightning about choices that are ours."""
+    for message in (
+        ".*does not have many workers.*",  # a memory-mapped read is faster without (16 against 89 M tokens/s)
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",  # TrainingBatches.start_step
+        ".*`training_step` and `validation_step`.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,109 @@
+"""Tokens, seconds, loss and throughput of the training steps; a record every log_every_steps."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from llm.errors import DivergedError
+from llm.trainer.journal import Journal
+from llm.trainer.module import NextTokenModule
+
+
+class Meter(pl.Callback):
+    """Counts steps as they end. Its counts are part of a checkpoint, so a resumed run goes on counting."""
+
+    def __init__(self, journal: Journal, *, every_steps: int, flops_per_token: float, peak_flops: float) -> None:
+        self._journal, self._every_steps = journal, every_steps
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self.tokens = 0  # labels trained on, over all ranks
+        self.latest: dict[str, Any] = {}  # the last record
+        self._seconds_before = 0.0  # of earlier attempts
+        self._started = self._mark = time.monotonic()
+        self._paused = 0.0  # since the last record: validation and saving are not training
+        self._nats: torch.Tensor | float = 0.0  # since the last record
+        self._interval_tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, earlier attempts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the block's time out of the throughput."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def place(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """What every record begins with."""
+        return {"step": trainer.global_step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._journal.open()
+        self._mark = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, NextTokenModule)
+        self._nats = self._nats + outputs["nats"]
+        if not ends_step(trainer, batch_idx):
+            return
+        self.tokens += batch["num_labels"]
+        self._interval_tokens += batch["num_labels"]
+        if is_due(trainer, self._every_steps):
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
+        nats = float(trainer.strategy.reduce(torch.as_tensor(self._nats), reduce_op="sum"))
+        loss = nats / self._interval_tokens
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"train/loss is {loss} at step {trainer.global_step}. Lower optimizer.learning_rate, or raise "
+                "optimizer.warmup_steps."
+            )
+        seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
+        speed = self._interval_tokens / seconds
+        assert module.gradient_norm is not None
+        self.latest = self.place(trainer) | {
+            "train/loss": loss,
+            "train/gradient_norm": float(module.gradient_norm),
+            "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
+            "throughput/tokens_per_second": speed,
+            "throughput/mfu": speed * self._flops_per_token / (self._peak_flops * trainer.world_size),
+        }
+        self._journal.write(self.latest)
+        self._mark, self._paused, self._nats, self._interval_tokens = time.monotonic(), 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "nats": float(self._nats),
+            "interval_tokens": self._interval_tokens,
+            "journal": self._journal.sizes(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
+        self._nats, self._interval_tokens = state_dict["nats"], state_dict["interval_tokens"]
+        self._journal.open(state_dict["journal"])
+
+
+def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def is_due(trainer: pl.Trainer, every_steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the last, happens now."""
+    return trainer.global_step % every_steps == 0 or trainer.global_step == trainer.max_steps

@@ -1,0 +1,57 @@
+"""The progress bar: step, loss, tokens per second, time left; where there is no terminal, plain log lines."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from llm.run import console, log
+from llm.trainer.meter import Meter, ends_step, is_due
+
+LINES = 10  # about how many log lines a run gets where there is no terminal
+
+
+class ProgressBar(pl.Callback):
+    """Shows what the meter measured last."""
+
+    def __init__(self, meter: Meter, *, label: str) -> None:
+        self._meter, self._label = meter, label
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and console().is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console(),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self._label, total=trainer.max_steps, completed=trainer.global_step, shown=""
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not ends_step(trainer, batch_idx) or not trainer.is_global_zero:
+            return
+        if self._bar:
+            self._bar.update(self._task, completed=trainer.global_step, shown=self._shown())
+        elif is_due(trainer, max(1, trainer.max_steps // LINES)):
+            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, self._shown())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _shown(self) -> str:
+        latest = self._meter.latest
+        if not latest:
+            return ""
+        return f"loss {latest['train/loss']:.3f}  {latest['throughput/tokens_per_second']:,.0f} tokens/s"

@@ -1,0 +1,103 @@
+"""The held-out rows -> loss per token and bits per byte of raw text, and samples from fixed prompts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from llm.data import Rows
+from llm.model import next_token_nats
+from llm.run import log
+from llm.trainer.journal import Journal
+from llm.trainer.meter import Meter, ends_step, is_due
+
+NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of held-out text."""
+
+    loss: float  # nats per label
+    bits_per_byte: float  # of raw UTF-8 text, lost bytes charged
+
+
+def bits_per_byte(nats: float, *, raw_bytes: int, lost_bytes: int) -> float:
+    """(nats of all labels + the lost bytes at 8 bits each) / ln 2 / bytes of the raw text."""
+    return (nats + lost_bytes * NATS_PER_LOST_BYTE) / math.log(2) / raw_bytes
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    rows: Rows,
+    *,
+    device: torch.device,
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
+) -> Evaluation:
+    """The model on every held-out row; `add_up` sums a number over the ranks that share the rows."""
+    was_training = model.training
+    model.eval()
+    nats = torch.zeros((), dtype=torch.float64, device="cpu")
+    for batch in loader:
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        nats += next_token_nats(model, moved).double().cpu()
+    model.train(was_training)
+    total = float(add_up(nats))
+    return Evaluation(
+        loss=total / int(rows.num_labels.sum()),
+        bits_per_byte=bits_per_byte(total, raw_bytes=rows.raw_bytes, lost_bytes=rows.lost_bytes),
+    )
+
+
+class Validation(pl.Callback):
+    """Before the first step, every so many steps, and at the last."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        rows: Rows,
+        *,
+        journal: Journal,
+        meter: Meter,
+        every_steps: int,
+        sample: Callable[[], list[dict[str, str]]],
+    ) -> None:
+        self._loader, self._rows = loader, rows
+        self._journal, self._meter, self._every_steps, self._sample = journal, meter, every_steps, sample
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._validate(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if ends_step(trainer, batch_idx) and is_due(trainer, self._every_steps):
+            self._validate(trainer, pl_module)
+
+    def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        def add_up(nats: torch.Tensor) -> torch.Tensor:
+            reduced = trainer.strategy.reduce(nats.to(module.device), reduce_op="sum")
+            return torch.as_tensor(reduced)
+
+        with self._meter.pause():
+            with trainer.precision_plugin.forward_context():
+                result = evaluate(module.model, self._loader, self._rows, device=module.device, add_up=add_up)
+            place = self._meter.place(trainer)
+            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
+            if trainer.is_global_zero:
+                self._journal.write_samples([{"step": place["step"], **sample} for sample in self._sample()])
+        log.info(
+            "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
+            trainer.global_step,
+            trainer.max_steps,
+            result.loss,
+            result.bits_per_byte,
+        )
