@@ -50,7 +50,7 @@ class Corpus:
                 seen += 1
                 yield record
         if not seen:
-            raise DataError(self._explain_none(total, held_out=held_out))
+            raise DataError(self._explain_none(total, dropped.total(), held_out=held_out))
         self.dropped = dropped
 
     def texts(self, *, held_out: bool) -> Iterator[str]:
@@ -63,8 +63,12 @@ class Corpus:
             log.warning("data=%s: dropped %d records: %s", self._config.name, times, reason)
         return dict(self.dropped)
 
-    def _explain_none(self, total: int, *, held_out: bool) -> str:
+    def _explain_none(self, total: int, dropped: int, *, held_out: bool) -> str:
         where = self._config.path or f"data={self._config.name}"
+        if dropped and not total:
+            return (
+                f"{where}: all {dropped} records are bad. Set data.bad_records=refuse to see what is wrong with them."
+            )
         if not total:
             return f"{where}: there is no record in it. Give data.path=<files with text>."
         side = "held out" if held_out else "left to train on"

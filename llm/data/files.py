@@ -45,7 +45,9 @@ class Files:
 
 def _paths(path: str, kind: DataKind) -> list[Path]:
     suffixes = (".txt", ".jsonl") if kind is DataKind.text else (".jsonl",)
-    if Path(path).is_dir():
+    if Path(path).is_file():  # before glob: a file's name may hold a bracket
+        found = [Path(path)]
+    elif Path(path).is_dir():
         found = [p for p in Path(path).rglob("*") if p.suffix in suffixes and p.is_file()]
     else:
         found = [Path(p) for p in glob(path, recursive=True) if Path(p).is_file()]
@@ -57,67 +59,67 @@ def _paths(path: str, kind: DataKind) -> list[Path]:
     return sorted(found)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str] | Fault]:
+def _lines(path: Path) -> Iterator[tuple[int, str | Fault]]:
+    """(line number from 1, the line or what is wrong with its bytes)."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 fix = f"Convert the file, from CP949 for instance: iconv -f cp949 -t utf-8 {path}"
-                yield Fault(f"{path}:{number}", f"not UTF-8 (byte 0x{raw[error.start]:02x})", fix)
-                continue
-            yield number, text.rstrip("\r\n")
+                yield number, Fault(f"{path}:{number}", f"not UTF-8 (byte 0x{raw[error.start]:02x})", fix)
 
 
 def _paragraphs(path: Path) -> Iterator[Document | Fault]:
-    """Documents of a text file: what stands between blank lines."""
-    start, lines = 1, []
-    for item in _lines(path):
-        if isinstance(item, Fault):
-            yield item
-            continue
-        number, line = item
-        if line.strip():
-            if not lines:
-                start = number
-            lines.append(line)
+    """Documents of a text file: what stands between blank lines; one with a bad line is one fault."""
+    lines: list[tuple[int, str | Fault]] = []
+    for number, line in _lines(path):
+        if isinstance(line, Fault) or line.strip():
+            lines.append((number, line))
         elif lines:
-            yield Document("\n".join(lines), f"{path}:{start}")
+            yield _paragraph(lines, path)
             lines = []
     if lines:
-        yield Document("\n".join(lines), f"{path}:{start}")
+        yield _paragraph(lines, path)
+
+
+def _paragraph(lines: list[tuple[int, str | Fault]], path: Path) -> Document | Fault:
+    for _, line in lines:
+        if isinstance(line, Fault):
+            return line
+    text, origin = "\n".join(str(line) for _, line in lines), f"{path}:{lines[0][0]}"
+    if fault := _text_fault(text, "text"):
+        return Fault(origin, *fault)
+    return Document(text, origin)
 
 
 def _json_lines(
     path: Path, read: Callable[[Any, str], Document | Conversation | Fault]
 ) -> Iterator[Document | Conversation | Fault]:
-    for item in _lines(path):
-        if isinstance(item, Fault):
-            yield item
-            continue
-        number, line = item
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            yield Fault(origin, "not JSON", f"Each line must be one JSON object ({error})")
-            continue
-        except RecursionError:
-            yield Fault(origin, "not JSON", "Each line must be one JSON object; this one is nested too deeply")
-            continue
-        if not isinstance(record, dict):
-            yield Fault(
-                origin, "not a JSON object", f'Each line must be an object such as {{"text": "..."}}, not {line[:20]}'
-            )
-            continue
-        yield read(record, origin)
+    for number, line in _lines(path):
+        if isinstance(line, Fault):
+            yield line
+        elif line.strip():
+            record = _json_object(line, f"{path}:{number}")
+            yield record if isinstance(record, Fault) else read(record, f"{path}:{number}")
+
+
+def _json_object(line: str, origin: str) -> dict[str, Any] | Fault:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return Fault(origin, "not JSON", f"Each line must be one JSON object ({error})")
+    except RecursionError:
+        return Fault(origin, "not JSON", "Each line must be one JSON object; this one is nested too deeply")
+    if not isinstance(record, dict):
+        fix = f'Each line must be an object such as {{"text": "..."}}, not {line[:20]}'
+        return Fault(origin, "not a JSON object", fix)
+    return record
 
 
 def _document(record: dict[str, Any], origin: str, text_field: str) -> Document | Fault:
     if text_field not in record:
-        fix = f"It has: {', '.join(record)}. Set data.text_field to one of these"
+        fix = f"It has: {', '.join(record) or 'nothing'}. Set data.text_field={next(iter(record), '<its key>')}"
         return Fault(origin, f'field "{text_field}" is missing', fix)
     text = record[text_field]
     if fault := _text_fault(text, text_field):
@@ -161,4 +163,6 @@ def _text_fault(text: Any, what: str) -> tuple[str, str] | None:
         return f"{what} is empty", "Remove the record, or set data.bad_records=drop"
     if re.search("[\ud800-\udfff]", text):
         return f"{what} holds half a character (a lone surrogate)", "Repair it, or set data.bad_records=drop"
+    if "\0" in text:
+        return f"{what} holds a NUL", "Convert it to UTF-8, or set data.bad_records=drop"
     return None

@@ -64,51 +64,57 @@ class TrainingBatches:
     def rows_of(self, step: int) -> Array:
         """(batch_size,): the rows of a step, over all ranks."""
         places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        size = len(self._num_labels)
-        return np.array(
-            [permuted(place % size, size, seed=self._seed, epoch=place // size) for place in places.tolist()]
-        )
+        epochs, indices = np.divmod(places, len(self._num_labels))
+        return permuted(indices, len(self._num_labels), seed=self._seed, epochs=epochs)
 
 
 class EvaluationBatches:
-    """Every row once, in order, shared out among the ranks; each rank has as many batches, the last ones may be empty."""
+    """Every row once, in order; the ranks take batches in turn, so one rank can have a batch more than another."""
 
     def __init__(self, num_labels: Array, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self._num_labels, self._batch_size = num_labels, batch_size
         self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self._num_labels) // (self._batch_size * self._world_size))
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        rows = np.arange(len(self._num_labels))
-        for index in range(len(self)):
-            begin = (index * self._world_size + self._rank) * self._batch_size
-            mine = rows[begin : begin + self._batch_size]
-            if len(mine):
-                yield MicroBatch(index, mine, int(self._num_labels[mine].sum()))
+        for begin in self._starts():
+            rows = np.arange(begin, min(begin + self._batch_size, len(self._num_labels)))
+            yield MicroBatch(begin // self._batch_size, rows, int(self._num_labels[rows].sum()))
+
+    def _starts(self) -> range:
+        """The first row of each of this rank's batches."""
+        first, step = self._rank * self._batch_size, self._world_size * self._batch_size
+        return range(first, len(self._num_labels), step)
 
 
-def permuted(index: int, size: int, *, seed: int, epoch: int) -> int:
-    """Where a permutation of range(size), chosen by seed and epoch, sends `index`: no table, the same on every machine.
+def permuted(indices: Array, size: int, *, seed: int, epochs: Array) -> Array:
+    """Where permutations of range(size) send `indices`: no table, the same on every machine.
 
-    A balanced Feistel network over the next even power of two, walked until it lands below `size`.
+    Each epoch has a permutation of its own: a balanced Feistel network over the next even power of two, walked until
+    it lands below `size`.
     """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    key = _mix(_mix(seed) ^ epoch)
-    while True:
-        left, right = index >> half_bits, index & mask
-        for round_number in range(ROUNDS):
-            left, right = right, left ^ (_mix(key ^ (right << 8) ^ round_number) & mask)
-        index = left << half_bits | right
-        if index < size:
-            return index
+    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    # 64 bits of the seed in an array of one: numpy wraps arrays around in silence, as the mixing wants, not scalars
+    keys = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) ^ epochs.astype(np.uint64))
+    result = indices.astype(np.uint64)
+    outside = np.ones(len(result), dtype=bool)
+    while outside.any():
+        left, right = result[outside] >> half_bits, result[outside] & mask
+        for number in range(ROUNDS):
+            mixed = _mix(keys[outside] ^ (right << np.uint64(8)) ^ np.uint64(number))
+            left, right = right, left ^ (mixed & mask)
+        result[outside] = left << half_bits | right
+        outside = result >= size
+    return result.astype(np.int64)
 
 
-def _mix(value: int) -> int:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014): 64 well-mixed bits."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ (value >> 31)
+def _mix(values: Array) -> Array:
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): 64 well-mixed bits of each uint64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = values ^ (values >> np.uint64(31))
+    return mixed

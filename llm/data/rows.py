@@ -5,7 +5,6 @@ Hugging Face model (without an attention mask and without a cache) not to attend
 once per epoch, but a document's first one (bos), which nothing foretells.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,10 +60,13 @@ class TokenRows:
         return len(self.num_labels)
 
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
-        columns = [self._row(int(row)) for row in micro_batch.rows]
-        input_ids, labels, position_ids = (
-            torch.from_numpy(np.stack(column).astype(np.int64)) for column in zip(*columns, strict=True)
-        )  # (rows, seq) each
+        rows = np.asarray(micro_batch.rows)
+        batch = np.empty((3, len(rows), self.sequence_length), dtype=np.int64)
+        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            batch[:, here] = self._read(int(shard), rows[here] - self._first_rows[shard])
+        input_ids, labels, position_ids = torch.from_numpy(batch)  # (rows, seq) each
         return {
             "input_ids": input_ids,
             "labels": labels,
@@ -72,21 +74,18 @@ class TokenRows:
             "num_labels": micro_batch.num_labels,
         }
 
-    def _row(self, row: int) -> tuple[Array, Array, Array]:
-        length = self.sequence_length
-        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        begin = (row - int(self._first_rows[shard])) * length
-        window = self._tokens[shard][begin : begin + length + 1].astype(np.int64)  # the last is a label only
-        starts = self._starts[shard]
-        inside = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + length + 1)] - begin
-        input_ids = np.full(length, self._pad_id, dtype=np.int64)
-        input_ids[: len(window)] = window[:length]
-        labels = np.full(length, IGNORED, dtype=np.int64)
-        labels[: len(window) - 1] = window[1:]
-        labels[inside[inside > 0] - 1] = IGNORED
-        segment_starts = np.zeros(length, dtype=np.int64)
-        segment_starts[inside[inside < length]] = inside[inside < length]
-        return input_ids, labels, np.arange(length) - np.maximum.accumulate(segment_starts)
+    def _read(self, shard: int, rows: Array) -> tuple[Array, Array, Array]:
+        """input_ids, labels, position_ids, (rows, seq) each, of the given rows of one shard."""
+        tokens, starts = self._tokens[shard], self._starts[shard]
+        begins = rows[:, None] * self.sequence_length  # (rows, 1)
+        places = begins + np.arange(self.sequence_length + 1)  # (rows, seq + 1): the last is a label only
+        ids = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
+        document_starts = starts[np.searchsorted(starts, places, side="right") - 1]
+        ids[places >= len(tokens)] = self._pad_id
+        is_label = (places < len(tokens)) & (places > document_starts)
+        labels = np.where(is_label, ids, IGNORED)[:, 1:]
+        position_ids = (places - np.maximum(document_starts, begins))[:, :-1]
+        return ids[:, :-1], labels, position_ids
 
 
 def _count_labels(num_tokens: int, starts: Array, length: int) -> Array:

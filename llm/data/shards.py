@@ -1,6 +1,6 @@
 """Documents and a tokenizer -> shards of token ids on disk with a manifest, and back as memory-mapped arrays.
 
-manifest.json                 dtype, special ids, and for each split its counts and its shards with their SHA-256
+manifest.json                 dtype, special ids, for each split its counts and its shards with their SHA-256; its own
 train-00000.bin               token ids: for each document bos, its tokens, eos
 train-00000.documents.npy     int64 (documents, 2): tokens with bos and eos; bytes of the raw UTF-8 text
 """
@@ -8,17 +8,18 @@ train-00000.documents.npy     int64 (documents, 2): tokens with bos and eos; byt
 import json
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from llm.data.corpus import Corpus
 from llm.errors import DamagedError
-from llm.run import sha256_of, whole_folder, write_json
+from llm.run import digest_of, sha256_of, whole_folder, write_json
 from llm.tokenizer import Special, lost_bytes
 
 BATCH = 2000  # documents encoded at once
@@ -85,7 +86,7 @@ def write_shards(corpus: Corpus, tokenizer: Tokenizer, special: Special, folder:
             eos_id=special.eos_id,
             **splits,
         )
-        write_json(temporary / "manifest.json", asdict(manifest))
+        write_json(temporary / "manifest.json", asdict(manifest) | {"sha256": digest_of(asdict(manifest))})
     return manifest
 
 
@@ -97,7 +98,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = dict(json.loads(path.read_text(encoding="utf-8")))
+        if value.pop("sha256") != digest_of(value):
+            raise ValueError("its SHA-256 is another")
         splits = {
             name: Split(**value[name] | {"shards": [Shard(**shard) for shard in value[name]["shards"]]})
             for name in ("train", "held_out")
@@ -130,26 +133,28 @@ def _write_split(
     dtype: np.dtype[Any],
     count_lost: bool,
 ) -> Split:
-    writer = _ShardWriter(folder, name, dtype)
     counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     lost = 0
-    while batch := list(islice(texts, BATCH)):
-        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        if count_lost:
-            decoded = tokenizer.decode_batch([encoding.ids for encoding in encodings])
-            lost += sum(map(lost_bytes, batch, decoded))
-        for text, encoding in zip(batch, encodings, strict=True):
-            ids = np.array([special.bos_id, *encoding.ids, special.eos_id], dtype=dtype)
-            counts += np.bincount(ids[1:], minlength=len(counts))  # what a model is asked to predict
-            writer.add(ids, len(text.encode()))
-    shards = writer.close()
-    raw_bytes = writer.raw_bytes
+    with closing(_ShardWriter(folder, name, dtype)) as writer:
+        while batch := list(islice(texts, BATCH)):
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            if count_lost:
+                decoded = tokenizer.decode_batch([encoding.ids for encoding in encodings])
+                lost += sum(map(lost_bytes, batch, decoded))
+            documents = [
+                np.array([special.bos_id, *encoding.ids, special.eos_id], dtype=dtype) for encoding in encodings
+            ]
+            for text, ids in zip(batch, documents, strict=True):
+                writer.add(ids, len(text.encode()))
+            predicted = np.concatenate([ids[1:] for ids in documents])  # what a model is asked for: all but bos
+            counts += np.bincount(predicted, minlength=len(counts))
+        shards = writer.finish()
     return Split(
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
-        raw_bytes=raw_bytes,
+        raw_bytes=writer.raw_bytes,
         lost_bytes=lost,
-        unigram_bits_per_byte=_entropy_bits(counts) / raw_bytes,
+        unigram_bits_per_byte=_entropy_bits(counts) / writer.raw_bytes,
         shards=shards,
     )
 
@@ -173,25 +178,29 @@ class _ShardWriter:
 
     def add(self, ids: Array, raw_bytes: int) -> None:
         if self._tokens and self._tokens + len(ids) > SHARD_TOKENS:
-            self._finish()
+            self._finish_shard()
             self._file = self._open()
         self._file.write(ids.tobytes())
         self._documents.append((len(ids), raw_bytes))
         self._tokens += len(ids)
         self.raw_bytes += raw_bytes
 
-    def close(self) -> list[Shard]:
-        self._finish()
+    def finish(self) -> list[Shard]:
+        """End the last shard."""
+        self._finish_shard()
         return self._shards
+
+    def close(self) -> None:
+        self._file.close()
 
     @property
     def _stem(self) -> str:
         return f"{self._name}-{len(self._shards):05d}"
 
-    def _open(self) -> Any:
+    def _open(self) -> BinaryIO:
         return (self._folder / f"{self._stem}.bin").open("wb")
 
-    def _finish(self) -> None:
+    def _finish_shard(self) -> None:
         self._file.close()
         tokens_file, documents_file = f"{self._stem}.bin", f"{self._stem}.documents.npy"
         np.save(self._folder / documents_file, np.array(self._documents, dtype=np.int64).reshape(-1, 2))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from llm.config import TokenizerConfig
 from llm.errors import DamagedError
 from llm.run import digest_of
+from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +45,7 @@ def save(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast  # 2.6 s to import
 
     end = config.special_tokens[0]
-    unknown = _unknown_token(tokenizer)
+    unknown = unknown_token(tokenizer)
     roles = {"bos_token": end, "eos_token": end, "pad_token": config.pad_token or end}
     if unknown is not None and tokenizer.token_to_id(unknown) is not None:
         roles["unk_token"] = unknown
@@ -58,7 +59,9 @@ def load(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises bare Exception
-        raise DamagedError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+        raise DamagedError(
+            f"{folder / 'tokenizer.json'} cannot be read ({error}). Remove its run's folder to make it again."
+        ) from None
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -84,11 +87,7 @@ def digest(folder: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _unknown_token(tokenizer: Tokenizer) -> str | None:
-    model = json.loads(tokenizer.to_str())["model"]
-    if model["type"] == "Unigram":
-        return str(model["vocab"][model["unk_id"]][0]) if model["unk_id"] is not None else None
-    return model.get("unk_token")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}). Remove its run's folder to make it again.") from None

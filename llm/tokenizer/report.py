@@ -1,6 +1,5 @@
 """What a tokenizer keeps of held-out text, and what it loses."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from itertools import islice
 from unicodedata import normalize
 
 from tokenizers import Tokenizer
+
+from llm.tokenizer.training import unknown_token
 
 BATCH = 1000  # texts encoded at once: enough for every core, small enough to hold
 
@@ -22,7 +23,7 @@ class Report:
     tokens: int
     tokens_per_eojeol: float  # an eojeol: what stands between white space
     bytes_per_token: float
-    exact_round_trip: float  # share of lines that decode to exactly themselves
+    exact_round_trip: float  # share of non-empty lines that decode to exactly themselves
     nfc_round_trip: float  # the same with both in NFC: equal to a reader, if not to the byte
     first_failing_line: str | None  # the first line that does not come back, not even in NFC
     lost_bytes: int
@@ -32,29 +33,16 @@ class Report:
 
 def report(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
     """Measure a tokenizer, as llm.tokenizer.load gives it, on held-out documents."""
-    unknown = json.loads(tokenizer.to_str())["model"].get("unk_token")
-    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+    unknown = unknown_token(tokenizer)
+    unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
     count: Counter[str] = Counter()
     first_failing = None
     for texts in _batched(iter(documents)):
-        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        decoded = tokenizer.decode_batch(ids)
-        count["documents"] += len(texts)
-        count["tokens"] += sum(map(len, ids))
-        count["unknown"] += sum(line.count(unknown_id) for line in ids) if unknown_id is not None else 0
-        count["raw_bytes"] += sum(len(text.encode()) for text in texts)
-        count["eojeols"] += sum(len(text.split()) for text in texts)
-        count["lost_bytes"] += sum(map(lost_bytes, texts, decoded))
-        lines = [line for text in texts for line in text.split("\n")]
-        back = tokenizer.decode_batch(
-            [encoding.ids for encoding in tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
-        )
-        count["lines"] += len(lines)
-        count["exact"] += sum(line == again for line, again in zip(lines, back, strict=True))
-        pairs = zip(lines, back, strict=True)
-        nfc_fails = [line for line, again in pairs if normalize("NFC", line) != normalize("NFC", again)]
-        count["nfc"] += len(lines) - len(nfc_fails)
-        first_failing = first_failing or next(iter(nfc_fails), None)
+        count += _count_tokens(tokenizer, texts, unknown_id)
+        lines = [line for text in texts for line in text.split("\n") if line]
+        counted, failing = _count_lines(lines, _there_and_back(tokenizer, lines)[1])
+        count += counted
+        first_failing = failing if first_failing is None else first_failing
     return Report(
         vocab_size=tokenizer.get_vocab_size(),
         documents=count["documents"],
@@ -69,6 +57,31 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
         lost_bytes_share=count["lost_bytes"] / max(count["raw_bytes"], 1),
         unknown_rate=count["unknown"] / max(count["tokens"], 1),
     )
+
+
+def _there_and_back(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return ids, tokenizer.decode_batch(ids)
+
+
+def _count_tokens(tokenizer: Tokenizer, texts: list[str], unknown_id: int | None) -> Counter[str]:
+    ids, decoded = _there_and_back(tokenizer, texts)
+    return Counter(
+        documents=len(texts),
+        tokens=sum(map(len, ids)),
+        unknown=0 if unknown_id is None else sum(line.count(unknown_id) for line in ids),
+        raw_bytes=sum(len(text.encode()) for text in texts),
+        eojeols=sum(len(text.split()) for text in texts),
+        lost_bytes=sum(map(lost_bytes, texts, decoded)),
+    )
+
+
+def _count_lines(lines: list[str], decoded: list[str]) -> tuple[Counter[str], str | None]:
+    """How many lines came back, and the first that did not even in NFC."""
+    pairs = list(zip(lines, decoded, strict=True))
+    failing = [line for line, back in pairs if normalize("NFC", line) != normalize("NFC", back)]
+    exact = sum(line == back for line, back in pairs)
+    return Counter(lines=len(lines), exact=exact, nfc=len(lines) - len(failing)), next(iter(failing), None)
 
 
 def lost_bytes(text: str, decoded: str) -> int:
