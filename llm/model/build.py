@@ -12,6 +12,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from transformers.utils.logging import disable_progress_bar
+
 from llm.config import Architecture, ModelConfig
 from llm.tokenizer import Special
 
@@ -27,11 +29,13 @@ def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrain
 
 def load(folder: Path) -> PreTrainedModel:
     """The model in a folder of Hugging Face format, in fp32."""
+    disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32")
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json, generation_config.json and model.safetensors."""
+    disable_progress_bar()
     model.save_pretrained(folder)
 
 

@@ -46,6 +46,13 @@ class NextTokenModule(pl.LightningModule):
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.gradient_norm = nn.utils.clip_grad_norm_(trainable, self._config.gradient_clip_norm)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the micro-batches of the steps that are done as this launch cuts them: it may have other devices."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            counts.update(ready=done, started=done, processed=done, completed=done - 1)  # saved as the last one ended
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and the buffers."""
         frozen = {name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad}

@@ -1,0 +1,30 @@
+# make demo: the whole pipeline on real Korean text. make test: lint, types, tests. Both set up .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+.DELETE_ON_ERROR:
+.PHONY: demo test lint test-gpu clean
+
+.venv/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("ttukttak needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch $@
+
+demo: .venv/.installed
+	$(BIN)/python train.py experiment=demo
+	$(BIN)/python train.py experiment=demo_chat
+	$(BIN)/python -m llm.demo
+
+test: lint
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
