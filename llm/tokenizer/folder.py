@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from llm.config import TokenizerConfig
 from llm.errors import DamagedError
-from llm.run import digest_of
+from llm.run import digest_of, write_text
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def save(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(folder)
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))  # transformers had added a post-processor
 
 
 def load(folder: Path) -> Tokenizer:
@@ -75,9 +76,15 @@ def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
 
 def special(folder: Path) -> Special:
     """The special tokens of a saved tokenizer."""
-    config = _read(folder / "tokenizer_config.json")
-    added = {token["content"]: token["id"] for token in _read(folder / "tokenizer.json")["added_tokens"]}
-    bos, eos, pad = (added[config[role]] for role in ("bos_token", "eos_token", "pad_token"))
+    config, state = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
+    try:
+        added = {token["content"]: token["id"] for token in state["added_tokens"]}
+        bos, eos, pad = (added[config[role]] for role in ("bos_token", "eos_token", "pad_token"))
+    except KeyError as error:
+        raise DamagedError(
+            f"{folder / 'tokenizer_config.json'} cannot be read: {error} is missing. Remove its run's folder to make "
+            "it again."
+        ) from None
     return Special(bos_id=bos, eos_id=eos, pad_id=pad, tokens=tuple(added))
 
 
@@ -88,6 +95,9 @@ def digest(folder: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}). Remove its run's folder to make it again.") from None
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path} cannot be read (no JSON object). Remove its run's folder to make it again.")
+    return value
