@@ -1,11 +1,12 @@
-"""What a user can cause, and the exit code that goes with it: one line on the terminal, no traceback."""
+"""What can go wrong that is no bug, and its exit code: the user gets one line on stderr instead of a traceback."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import ClassVar
+
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
 
 class UserError(ValueError):
@@ -36,33 +37,51 @@ class DamagedError(UserError):
     exit_code: ClassVar[int] = 74  # EX_IOERR
 
 
-class StoppedError(UserError):
-    """A signal asked the run to stop; it saved its state, and the same command goes on from there."""
+class StoppedError(BaseException):
+    """A signal asked the run to stop; it saved its state, and the same command goes on from there.
+
+    Like KeyboardInterrupt it is no Exception: a sweep catches those of a job and starts the next one.
+    """
 
     exit_code: ClassVar[int] = 75  # EX_TEMPFAIL
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can cause into one line on stderr and its exit code; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """Turn what is no bug into one line on stderr and its exit code; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:
         yield
-    except (UserError, OSError) as error:
+    except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
         if tracebacks_wanted():
             raise
-        if isinstance(error, UserError):
-            fail(str(error), error.exit_code)
-        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
-
-
-@cache
-def tracebacks_wanted() -> bool:
-    """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+        if isinstance(error, KeyboardInterrupt):
+            fail("interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE)
+        if isinstance(error, OSError):
+            fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
+        fail(str(error), error.exit_code)
 
 
 def fail(message: str, exit_code: int) -> None:
     """Say one line on stderr and end the process."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say_error(message)
     raise SystemExit(exit_code)
+
+
+def say_error(message: str) -> None:
+    """Say one line on stderr, after what is on its way to stdout."""
+    sys.stdout.flush()
+    print("error:", *message.splitlines(), file=sys.stderr, flush=True)
+
+
+def tracebacks_wanted() -> bool:
+    """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _OURS not in os.environ
+
+
+def have_hydra_raise() -> None:
+    """Have Hydra raise what it would print, here and in child processes, without that counting as the user's wish."""
+    if not tracebacks_wanted():
+        os.environ |= {"HYDRA_FULL_ERROR": "1", _OURS: "1"}
+
+
+_OURS = "TTUKTTAK_SETS_HYDRA_FULL_ERROR"

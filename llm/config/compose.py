@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,6 +49,17 @@ def run_hydra(main: Callable[[], Any]) -> None:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error), ConfigError.exit_code)
+
+
+def job_overrides() -> list[str]:
+    """The overrides of the job that runs here, those of its place in a sweep included."""
+    return [str(override) for override in HydraConfig.get().overrides.task]
+
+
+def num_devices(config: StageConfig) -> int:
+    """Devices on which a stage runs: more than one only where it has a trainer."""
+    trainer = getattr(config, "trainer", None)
+    return int(trainer.devices) if trainer else 1
 
 
 def explain(error: BaseException) -> str:

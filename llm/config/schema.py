@@ -206,7 +206,7 @@ class TrainerConfig:
     precision: Precision = Precision.fp32
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: all at once
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as many as suit the device
     num_workers: int = field(default=0, metadata=HOW)
     log_every_steps: int = field(default=10, metadata=HOW)
     validate_every_steps: int = field(default=200, metadata=HOW)
