@@ -2,16 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.errors import ConfigError, one_line_errors
+from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, DamagedError, fail, one_line_errors
 from llm.run import Run, candidates, load, log, start_logging
 
+if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
+    from llm.model import Sampling
+
 STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned model is meant
+Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -22,52 +28,118 @@ class Talker:
     words: Any  # tokenizers.Tokenizer
     chat: Any  # the same as transformers sees it
     special: tokenizer.Special
-    sampling: Any  # llm.model.Sampling
+    sampling: "Sampling"
+    positions: int  # tokens that prompt and answer may take together
 
-    def answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
-        """The answer to the last message, in pieces of whole characters."""
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.positions - self.sampling.max_new_tokens
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins.
+
+        Raises:
+            ConfigError: the last message has the text of a special token, or alone is longer than the model's room.
+        """
+        _check_text(messages[-1]["content"], self.special)
+        ids = self._ids(messages)
+        dropped = 0
+        while len(ids) > self.room and len(messages) > 1:
+            messages, dropped = messages[2:], dropped + 1
+            ids = self._ids(messages)
+        if len(ids) > self.room:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, but of the model's {self.positions} there are {self.room} beside "
+                f"--max-new-tokens={self.sampling.max_new_tokens}. Shorten it{self._or_lower(len(ids))}."
+            )
+        if dropped:
+            log.info("the oldest %d turns are left out: a prompt may have %d tokens", dropped, self.room)
+        return ids
+
+    def answer(self, messages: list[Message]) -> Iterator[str]:
+        """The answer to the last message, in pieces of whole characters; each turn has a seed of its own."""
         from llm.model import stream
 
-        ids = self.chat.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-        room = self.model.config.max_position_embeddings - self.sampling.max_new_tokens
-        if len(ids) > room:
-            log.warning("the prompt has %d tokens, of which the last %d fit", len(ids), room)
-        return stream(self.model, ids, self.words, sampling=self.sampling, pad_id=self.special.pad_id)
+        sampling = replace(self.sampling, seed=self.sampling.seed + len(messages) // 2)
+        return stream(self.model, self.encode(messages), self.words, sampling=sampling, pad_id=self.special.pad_id)
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        return list(self.chat.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+
+    def _or_lower(self, num_tokens: int) -> str:
+        left = self.positions - num_tokens
+        return f" or set --max-new-tokens={left} or less" if left > 0 else ""
 
 
 def find_run(outputs: str, name_or_folder: str) -> Run:
-    """A finished run to talk to, tuned or pretrained, by name or folder.
+    """A finished run to talk to, tuned or pretrained, by folder, folder's name or name.
 
     Raises:
         ConfigError: no such run, several, or one that is not done.
     """
-    if (Path(name_or_folder) / "run.json").is_file():
-        found = [load(Path(name_or_folder))]
-    else:
-        runs = [run for stage in STAGES for run in candidates(outputs, stage)]
-        found = [r for r in runs if name_or_folder in (r.path.name, r.record["name"])]
-        found = [run for run in found if run.stage == found[0].stage]
-        if not found:
-            names = ", ".join(run.path.name for run in runs if run.is_done) or "none yet; make one with train.py"
-            raise ConfigError(f"there is no run {name_or_folder} under {outputs}/ to talk to. Finished ones: {names}.")
-    if len(found) > 1:
-        folders = ", ".join(str(run.path) for run in found)
-        raise ConfigError(f"{len(found)} runs are named {name_or_folder}: {folders}. Give one of these.")
-    run = found[0]
+    folders = [path for path in (Path(name_or_folder), Path(outputs, name_or_folder)) if (path / "run.json").is_file()]
+    matches = [load(folders[0])] if folders else _named(outputs, name_or_folder)
+    done = [run for run in matches if run.is_done] or matches
+    if {run.stage for run in done} == set(STAGES):
+        done = [run for run in done if run.stage == STAGES[0]]
+        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one answers", name_or_folder)
+    if len(done) > 1:
+        paths = ", ".join(str(run.path) for run in done)
+        raise ConfigError(f"{len(done)} {done[0].stage} runs are named {name_or_folder}: {paths}. Give one of these.")
+    run = done[0]
     if run.stage not in STAGES:
-        raise ConfigError(f"{run.path} is a {run.stage} run; only pretrain and finetune runs can talk.")
+        raise ConfigError(f"{run.path} is a {run.stage} run. Only pretrain and finetune runs can talk.")
     if not run.is_done:
         raise ConfigError(f"{run.path} is {run.state}, not done. Start it again to finish it.")
     return run
 
 
-def open_talker(run: Run, sampling: Any) -> Talker:
-    """The run's model, with its adapter where it has one."""
+def _named(outputs: str, name: str) -> list[Run]:
+    runs = [run for stage in STAGES for run in candidates(outputs, stage)]
+    if matches := [r for r in runs if r.path.name == name] or [r for r in runs if r.record["name"] == name]:
+        return matches
+    finished = ", ".join(f"{run.stage}/{run.path.name}" for run in runs if run.is_done)
+    listed = f"Finished ones: {finished}." if finished else "There is none yet: make one with python train.py."
+    raise ConfigError(f"there is no pretrain or finetune run {name} under {outputs}/. {listed}")
+
+
+def base_of(run: Run) -> Run:
+    """The pretrained run whose weights a run talks with.
+
+    Raises:
+        DamagedError: the base was made anew, with other weights than the adapter was trained on.
+    """
+    if run.stage == "pretrain":
+        return run
+    base = run.parent("base")
+    if base.record.get("digest") != run.record["identity"]["parents"]["base"]:
+        raise DamagedError(
+            f"{run.path} was tuned on other weights than {base.path} holds now. Run the fine-tuning again."
+        )
+    return base
+
+
+def usable_positions(base: Run) -> int:
+    """Tokens that prompt and answer may take: gpt2 learns a vector for each position, and only for those it saw."""
+    learned = base.config["model"]["architecture"] == "gpt2"
+    return int(base.config["data"]["sequence_length"] if learned else base.config["model"]["max_position_embeddings"])
+
+
+def open_talker(run: Run, sampling: "Sampling") -> Talker:
+    """The run's model, with its adapter where it has one.
+
+    Raises:
+        DamagedError: the weights are missing.
+    """
     from llm import model as models
 
-    folder = (run.parent("base") if run.stage == "finetune" else run).path / "model"
+    base = base_of(run)
+    folder = base.path / "model"
+    _check_file(folder / "model.safetensors")
     model = models.load(folder)
     if run.stage == "finetune":
+        _check_file(run.path / "adapter" / "adapter_model.safetensors")
         model = models.load_adapter(model, run.path / "adapter")
     return Talker(
         model=model.eval(),
@@ -75,79 +147,148 @@ def open_talker(run: Run, sampling: Any) -> Talker:
         chat=tokenizer.load_chat(folder),
         special=tokenizer.special(folder),
         sampling=sampling,
+        positions=usable_positions(base),
     )
 
 
-def say(talker: Talker, messages: list[dict[str, str]]) -> str:
+def say(talker: Talker, messages: list[Message]) -> str:
     """Write the answer to stdout as it is made, and return it."""
-    pieces = []
+    text = ""
     for piece in talker.answer(messages):
-        print(piece.lstrip() if not pieces else piece, end="", flush=True)
-        pieces.append(piece)
+        piece = piece if text else piece.lstrip()  # an answer starts after a space
+        print(piece, end="", flush=True)
+        text += piece
     print(flush=True)
-    return "".join(pieces).strip()
+    if not text:
+        log.info("the model ended its answer at once")
+    return text.rstrip()
 
 
-def converse(talker: Talker) -> None:
-    """Read turns from the terminal until Ctrl-D or /quit; /new forgets what was said."""
+def converse(talker: Talker, read: Callable[[str], str] = input) -> None:
+    """Take turns with a person until Ctrl-D or /quit; /new forgets what was said."""
     log.info("Write a message. /new begins anew, /quit or Ctrl-D ends.")
-    messages: list[dict[str, str]] = []
-    while True:
-        try:
-            text = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if text == "/quit":
-            return
+    messages: list[Message] = []
+    while (text := _next_message(read)) is not None:
         if text == "/new":
             messages = []
-        elif found := special_in(text, talker.special):
-            log.warning("%s is a control token of this model and cannot be said", found)
+            log.info("begun anew")
         elif text:
-            messages.append({"role": "user", "content": text})
-            messages.append({"role": "assistant", "content": say(talker, messages)})
+            question = {"role": "user", "content": text}
+            try:
+                answer = say(talker, [*messages, question])
+            except ConfigError as error:  # of this message: the next one may be right
+                log.warning("%s", error)
+                continue
+            messages += [question, {"role": "assistant", "content": answer}]
 
 
-def special_in(text: str, special: tokenizer.Special) -> str | None:
-    """The first control token that stands in a text, if any."""
-    return next((token for token in special.tokens if token in text), None)
+def _next_message(read: Callable[[str], str]) -> str | None:
+    """What the person writes; None where it is the end."""
+    try:
+        text = read("> " if sys.stdout.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+    except UnicodeDecodeError:  # half a syllable, after a deletion in a terminal that deletes bytes
+        log.warning("the line is not UTF-8; write it again")
+        return ""
+    return None if text == "/quit" else text
 
 
-def main() -> None:
+def read_prompt(arguments: argparse.Namespace) -> str | None:
+    """The prompt of the command line, else what stdin holds; None where a person sits there.
+
+    Raises:
+        ConfigError: it is empty or no UTF-8.
+    """
+    prompt: str | None = arguments.prompt
+    try:
+        if prompt is None and not sys.stdin.isatty():
+            prompt = sys.stdin.read()
+        if prompt is None:
+            return None
+        prompt.encode()  # a command line's broken bytes come as lone surrogates
+    except UnicodeError:
+        raise ConfigError("the prompt is not UTF-8. Convert it, for example with iconv -f cp949 -t utf-8.") from None
+    if not prompt.strip():
+        raise ConfigError('the prompt is empty. Write one: --prompt "..."')
+    return prompt.strip()
+
+
+def _check_text(text: str, special: tokenizer.Special) -> None:
+    for token in special.tokens:
+        if token in text:
+            raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing. Run the stage again with reuse=never to make it.")
+
+
+def _check_settings(arguments: argparse.Namespace, base: Run) -> None:
+    """Refuse, before the model is loaded, what it cannot do."""
+    if not 0 <= arguments.temperature < float("inf"):
+        raise ConfigError(f"--temperature={arguments.temperature} is out of range. Set it to 0 or more, such as 0.7.")
+    if not 0 < arguments.top_p <= 1:
+        raise ConfigError(f"--top-p={arguments.top_p} is out of range. Set it above 0 and up to 1, such as 0.95.")
+    if not 0 < arguments.max_new_tokens < (positions := usable_positions(base)):
+        raise ConfigError(
+            f"--max-new-tokens={arguments.max_new_tokens} is out of range: prompt and answer share {positions} tokens "
+            f"in {base.path.name}. Set it to {positions // 2} or less."
+        )
+
+
+def _silence_libraries() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llm.chat", description=__doc__)
     parser.add_argument("run", help="name or folder of a fine-tuning or pretraining run")
-    parser.add_argument("--prompt", help="answer this and end; without it, talk (or read stdin where that is no terminal)")
+    parser.add_argument("--prompt", help="answer this and end; without it, talk, or read stdin if that is no terminal")
     parser.add_argument("--outputs", default="outputs", help="where runs are looked for")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token each time")
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def _talk(arguments: argparse.Namespace) -> None:
+    run = find_run(arguments.outputs, arguments.run)
+    _check_settings(arguments, base_of(run))
+    prompt = read_prompt(arguments)
+    log.info("talking to %s", run.path)
+    from llm.model import Sampling
+
+    _silence_libraries()
+    sampling = Sampling(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    talker = open_talker(run, sampling)
+    if prompt is not None:
+        say(talker, [{"role": "user", "content": prompt}])
+        return
+    with suppress(ImportError):  # not on every platform; it edits lines and recalls them
+        import_module("readline")
+    converse(talker)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parse(argv)
     start_logging()
     with one_line_errors():
-        run = find_run(arguments.outputs, arguments.run)
-        log.info("talking to %s", run.path)
-        prompt = arguments.prompt
-        if prompt is None and not sys.stdin.isatty():
-            prompt = sys.stdin.read().strip()
-        if prompt is not None and not prompt.strip():
-            raise ConfigError("the prompt is empty. Give --prompt a question.")
-        from llm.model import Sampling
-
-        sampling = Sampling(
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-        )
-        talker = open_talker(run, sampling)
-        if prompt is None:
-            converse(talker)
-            return
-        if found := special_in(prompt, talker.special):
-            raise ConfigError(f"{found} is a control token of this model and cannot stand in a prompt. Remove it.")
-        say(talker, [{"role": "user", "content": prompt}])
+        try:
+            _talk(arguments)
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED_EXIT_CODE)
 
 
 if __name__ == "__main__":
