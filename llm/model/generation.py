@@ -1,6 +1,7 @@
 """A prompt -> text, as it is made: whole Korean syllables at every moment."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from queue import Queue
 from threading import Thread
@@ -8,14 +9,18 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
+    """How the next token is chosen; temperature 0 takes the likeliest.
+
+    A prompt that leaves no room for max_new_tokens loses its beginning, but keeps half of the model's positions.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -29,16 +34,13 @@ def generate(
 ) -> str:
     """The continuation of a prompt, without special tokens."""
     ids = _generate_ids(model, prompt_ids, sampling=sampling, pad_id=pad_id)
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    return "".join(_pieces(ids, prompt_ids, tokenizer))
 
 
 def stream(
     model: PreTrainedModel, prompt_ids: list[int], tokenizer: Tokenizer, *, sampling: Sampling, pad_id: int
 ) -> Iterator[str]:
-    """The same continuation in pieces, as soon as each is a whole character.
-
-    Tokens are decoded with the library's DecodeStream: decoding one at a time gives broken syllables.
-    """
+    """The same continuation in pieces, each as soon as it is whole characters; closing the iterator ends it."""
     streamer = _TokenQueue()
     error: list[BaseException] = []
 
@@ -52,13 +54,39 @@ def stream(
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    decoder = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
-    while (token := streamer.tokens.get()) is not None:
-        if piece := decoder.step(tokenizer, token):
-            yield piece
-    thread.join()
+    try:
+        yield from _pieces(iter(streamer.tokens.get, None), prompt_ids, tokenizer)
+    finally:
+        streamer.is_closed = True
+        thread.join()
     if error:
         raise error[0]
+
+
+def _pieces(ids: Iterable[int | None], prompt_ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of `ids`, each piece as soon as later tokens cannot change it, and what is left at the end.
+
+    The prompt's last token tells whether the first word goes on with it. The library's DecodeStream does not do: it
+    raises on bytes that make no character, and holds back what stands unfinished at the end.
+    """
+    decoded = prompt_ids[-1:]
+    shown = tokenizer.decode(decoded)
+    if _is_unfinished(shown, decoded, tokenizer):
+        decoded, shown = [], ""
+    for token in ids:
+        assert token is not None
+        decoded = [*decoded, token]
+        text = tokenizer.decode(decoded)
+        if len(text) > len(shown) and not _is_unfinished(text, decoded, tokenizer):
+            yield text[len(shown) :]
+            shown = text
+    if rest := tokenizer.decode(decoded)[len(shown) :]:
+        yield rest
+
+
+def _is_unfinished(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
+    """Whether more tokens could change the text: its last character lacks bytes, or a run of byte tokens may go on."""
+    return text.endswith("\ufffd") or (bool(ids) and bool(BYTE_TOKEN.fullmatch(tokenizer.id_to_token(ids[-1]) or "")))
 
 
 def _generate_ids(
@@ -69,8 +97,9 @@ def _generate_ids(
     pad_id: int,
     streamer: BaseStreamer | None = None,
 ) -> list[int]:
-    room = model.config.max_position_embeddings - sampling.max_new_tokens
-    prompt = torch.tensor([prompt_ids[-max(room, 1) :]], device=model.device)  # (1, seq)
+    positions = model.config.max_position_embeddings
+    max_new_tokens = min(sampling.max_new_tokens, max(positions - len(prompt_ids), positions // 2))
+    prompt = torch.tensor([prompt_ids[max_new_tokens - positions :]], device=model.device)  # (1, seq)
     chosen: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
         chosen |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -79,7 +108,7 @@ def _generate_ids(
         output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
             pad_token_id=pad_id,
             streamer=streamer,
@@ -89,13 +118,16 @@ def _generate_ids(
 
 
 class _TokenQueue(BaseStreamer):
-    """Hands the tokens over as they are made; None is the end."""
+    """Hands the tokens over as they are made; None is the end. Once closed, it ends the generation."""
 
     def __init__(self) -> None:
+        self.is_closed = False
         self.tokens: Queue[int | None] = Queue()
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
+        if self.is_closed:
+            raise InterruptedError("nobody reads on")
         if self._is_prompt:  # the first call repeats the prompt
             self._is_prompt = False
             return

@@ -1,0 +1,420 @@
+"""The model: its sizes, its loss, what keeps packed documents apart, LoRA, and text from a prompt."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llm import tokenizer
+from llm.config import Alphabet, Architecture, LoraConfig, ModelConfig
+from llm.model import (
+    Sampling,
+    add_lora,
+    build,
+    count_parameters,
+    generate,
+    load,
+    load_adapter,
+    next_token_nats,
+    save,
+    stream,
+)
+from llm.model.loss import IGNORED
+from llm.tokenizer import Special
+from tests.korean import save_preset
+
+VOCAB = 50
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=("<|endoftext|>", "<|pad|>"))
+ARCHITECTURES = list(Architecture)
+
+
+def config(architecture: Architecture, **changes: object) -> ModelConfig:
+    small = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "max_position_embeddings": 64}
+    return ModelConfig(name="small", architecture=architecture, **(small | changes))
+
+
+def model_of(architecture: Architecture, *, vocab_size: int = VOCAB, **changes: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = build(config(architecture, **changes), vocab_size=vocab_size, special=SPECIAL)
+    with torch.no_grad():  # what starts at zero or one would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def preset(name: str) -> ModelConfig:
+    settings = yaml.safe_load((Path("conf/model") / f"{name}.yaml").read_text(encoding="utf-8"))
+    return ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
+
+
+def ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: torch.nn.Module, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+
+
+# Size
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_gives_one_score_a_token_of_the_vocabulary(architecture: Architecture) -> None:
+    assert logits(model_of(architecture), ids(3, 7)).shape == (3, 7, VOCAB)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("inner", [None, 24])
+def test_gpt2_has_the_parameters_of_its_formula(tie: bool, inner: int | None) -> None:
+    layers, h, positions, f = 2, 16, 64, inner or 64
+    block = (h * 3 * h + 3 * h) + (h * h + h) + (h * f + f) + (f * h + h) + 4 * h
+    expected = VOCAB * h * (1 if tie else 2) + positions * h + layers * block + 2 * h
+    model = model_of(Architecture.gpt2, tie_word_embeddings=tie, intermediate_size=inner)
+    assert count_parameters(model) == expected
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize(("key_value_heads", "inner"), [(None, None), (1, 40)])
+def test_llama_has_the_parameters_of_its_formula(tie: bool, key_value_heads: int | None, inner: int | None) -> None:
+    layers, heads, h = 2, 2, 16
+    f = inner or 64  # 8/3 x 16 = 42.7, rounded up to a multiple of 32
+    block = 2 * h * h + 2 * h * (h // heads) * (key_value_heads or heads) + 3 * h * f + 2 * h
+    expected = VOCAB * h * (1 if tie else 2) + layers * block + h
+    model = model_of(
+        Architecture.llama, tie_word_embeddings=tie, num_key_value_heads=key_value_heads, intermediate_size=inner
+    )
+    assert count_parameters(model) == expected
+
+
+@pytest.mark.parametrize("name", ["gpt2_tiny", "llama_tiny"])
+def test_the_tiny_presets_have_one_to_three_million_parameters(name: str) -> None:
+    with torch.device("meta"):
+        assert 1_000_000 <= count_parameters(build(preset(name), vocab_size=8192, special=SPECIAL)) <= 3_000_000
+
+
+def test_gpt2_small_has_the_parameters_of_gpt2() -> None:
+    with torch.device("meta"):
+        model = build(preset("gpt2_small"), vocab_size=50257, special=SPECIAL)
+    assert count_parameters(model) == 124_439_808
+
+
+def test_llama_small_is_about_as_large_as_gpt2_small() -> None:
+    with torch.device("meta"):
+        sizes = [
+            count_parameters(build(preset(name), vocab_size=50257, special=SPECIAL))
+            for name in ("gpt2_small", "llama_small")
+        ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_knows_the_special_tokens_of_its_tokenizer(architecture: Architecture) -> None:
+    model = model_of(architecture)
+    for kept in (model.config, model.generation_config):
+        assert (kept.bos_token_id, kept.eos_token_id, kept.pad_token_id) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_acts_in_training_only(architecture: Architecture) -> None:
+    model = model_of(architecture, dropout=0.5)
+    assert torch.equal(logits(model, ids(1, 8)), logits(model, ids(1, 8)))
+    model.train()
+    assert not torch.equal(logits(model, ids(1, 8)), logits(model, ids(1, 8)))
+
+
+# Loss
+
+
+def batch_of(input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nats_are_minus_the_log_probability_of_each_label(architecture: Architecture) -> None:
+    model = model_of(architecture)
+    input_ids, labels = ids(2, 9), ids(2, 9, seed=1)
+    labels[0, 3:6] = labels[1, 0] = IGNORED
+    scores = logits(model, input_ids).double()
+    expected = 0.0
+    for row in range(2):
+        for place in range(9):
+            if labels[row, place] != IGNORED:
+                expected -= float(torch.log_softmax(scores[row, place], 0)[labels[row, place]])
+    assert next_token_nats(model, batch_of(input_ids, labels)).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nats_per_label_are_the_loss_of_hugging_face(architecture: Architecture) -> None:
+    model = model_of(architecture)
+    tokens = ids(3, 10)
+    with torch.no_grad():
+        nats = next_token_nats(model, batch_of(tokens[:, :-1], tokens[:, 1:]))
+        expected = model(input_ids=tokens, labels=tokens).loss
+    assert nats.item() / 27 == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_nats_of_no_label_are_zero() -> None:
+    model = model_of(Architecture.gpt2)
+    assert next_token_nats(model, batch_of(ids(1, 5), torch.full((1, 5), IGNORED))).item() == 0
+
+
+# Packed documents
+
+
+LENGTHS = (5, 9, 3)
+PACKED_POSITIONS = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_documents_score_as_they_do_alone(architecture: Architecture) -> None:
+    model = model_of(architecture)
+    tokens = ids(1, sum(LENGTHS))
+    alone = torch.cat([logits(model, document) for document in tokens.split(LENGTHS, dim=1)], dim=1)
+    torch.testing.assert_close(logits(model, tokens, PACKED_POSITIONS), alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("changed", range(len(LENGTHS)))
+def test_a_document_does_not_see_its_neighbours(architecture: Architecture, changed: int) -> None:
+    model = model_of(architecture)
+    tokens = ids(1, sum(LENGTHS))
+    other = tokens.clone()
+    begin = sum(LENGTHS[:changed])
+    other[:, begin : begin + LENGTHS[changed]] = (tokens[:, begin : begin + LENGTHS[changed]] + 7) % VOCAB
+    difference = (logits(model, tokens, PACKED_POSITIONS) - logits(model, other, PACKED_POSITIONS)).abs()
+    parts = difference.split(LENGTHS, dim=1)
+    for document, part in enumerate(parts):
+        assert (part.max() > 0.01) if document == changed else (part.max() <= 1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_loss_of_packed_documents_is_the_sum_of_theirs_alone(architecture: Architecture) -> None:
+    model = model_of(architecture).train()
+    tokens, labels = ids(1, sum(LENGTHS)), ids(1, sum(LENGTHS), seed=1)
+    packed = {"input_ids": tokens, "labels": labels, "position_ids": PACKED_POSITIONS}
+    alone = sum(
+        next_token_nats(model, batch_of(a, b)).item()
+        for a, b in zip(tokens.split(LENGTHS, dim=1), labels.split(LENGTHS, dim=1), strict=True)
+    )
+    assert next_token_nats(model, packed).item() == pytest.approx(alone, rel=1e-6)
+
+
+# Folder
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_saved_model_scores_the_same_under_transformers(
+    architecture: Architecture, tie: bool, tmp_path: Path
+) -> None:
+    model = model_of(architecture, tie_word_embeddings=tie)
+    save(model, tmp_path)
+    for again in (load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)):
+        assert torch.equal(logits(again.eval(), ids(2, 12)), logits(model, ids(2, 12)))
+        assert count_parameters(again) == count_parameters(model)
+        assert (again.config.eos_token_id, again.generation_config.pad_token_id) == (0, 1)
+
+
+# LoRA
+
+
+def lora(base: PreTrainedModel, architecture: Architecture, **settings: object) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return add_lora(base, LoraConfig(**({"rank": 2, "alpha": 4} | settings)), architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lora_changes_nothing_at_first(architecture: Architecture) -> None:
+    base = model_of(architecture)
+    before = logits(base, ids(2, 8))
+    assert torch.equal(logits(lora(base, architecture), ids(2, 8)), before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_adapters_are_trained(architecture: Architecture) -> None:
+    base = model_of(architecture)
+    frozen = count_parameters(base)
+    model = lora(base, architecture)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert count_parameters(model) - count_parameters(model, trainable=True) == frozen
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "expected"),
+    [
+        (Architecture.gpt2, None, {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
+        (
+            Architecture.llama,
+            None,
+            {f"self_attn.{x}_proj" for x in "qkvo"} | {f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+        ),
+        (Architecture.gpt2, ["c_attn"], {"attn.c_attn"}),
+        (Architecture.llama, ["q_proj", "v_proj"], {"self_attn.q_proj", "self_attn.v_proj"}),
+    ],
+)
+def test_adapters_lie_on_every_linear_layer_or_on_those_named(
+    architecture: Architecture, targets: list[str] | None, expected: set[str]
+) -> None:
+    model = lora(model_of(architecture), architecture, target_modules=targets)
+    names = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    assert {".".join(name.split(".lora_A")[0].split(".")[-2:]) for name in names} == expected
+    assert len(names) == 2 * len(expected)  # in both layers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_loaded_adapter_scores_as_the_trained_one(architecture: Architecture, tmp_path: Path) -> None:
+    base = model_of(architecture)
+    plain = logits(base, ids(2, 8))
+    save(base, tmp_path / "base")
+    model = lora(base, architecture).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapter")
+    again = load_adapter(load(tmp_path / "base"), tmp_path / "adapter").eval()
+    assert torch.equal(logits(again, ids(2, 8)), logits(model, ids(2, 8)))
+    assert not torch.allclose(logits(again, ids(2, 8)), plain, atol=0.1)
+
+
+# Text
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return tokenizer.load(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
+
+
+def talker(words: Tokenizer, architecture: Architecture) -> PreTrainedModel:
+    return model_of(architecture, vocab_size=words.get_vocab_size())
+
+
+SAMPLINGS = [Sampling(max_new_tokens=24), Sampling(max_new_tokens=24, temperature=1.5, top_p=1.0, seed=3)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+def test_the_streamed_pieces_make_the_generated_text(
+    words: Tokenizer, architecture: Architecture, sampling: Sampling
+) -> None:
+    model = talker(words, architecture)
+    prompt = [0, *words.encode("나는 오늘").ids]
+    text = generate(model, prompt, words, sampling=sampling, pad_id=1)
+    pieces = list(stream(model, prompt, words, sampling=sampling, pad_id=1))
+    assert len(text) > 0
+    assert "".join(pieces) == text
+
+
+def said(*tokens: int) -> SimpleNamespace:
+    """A model that continues every prompt with these tokens."""
+
+    def answer(*, input_ids: torch.Tensor, streamer: object = None, **_: object) -> torch.Tensor:
+        if streamer is not None:
+            for piece in (input_ids, *torch.tensor(tokens)[:, None]):
+                streamer.put(piece)
+        return torch.cat([input_ids, torch.tensor([tokens])], dim=1)
+
+    return SimpleNamespace(
+        config=SimpleNamespace(max_position_embeddings=1000), device=torch.device("cpu"), generate=answer
+    )
+
+
+@pytest.mark.parametrize("text", ["뷁 햏", " 앞에 공백", "웃음 🙂 끝", "긴 글 大韓民國 支援이다", "첫 줄\n둘째 줄"])
+def test_the_stream_gives_whole_characters_of_byte_tokens(words: Tokenizer, text: str) -> None:
+    model = said(*words.encode(text, add_special_tokens=False).ids)
+    pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
+    assert len(pieces) > 1
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == generate(model, [0, 5], words, sampling=Sampling(), pad_id=1) == text
+
+
+def test_a_text_cut_inside_a_character_streams_as_it_is_generated(words: Tokenizer) -> None:
+    cut = words.encode("햏 뷁", add_special_tokens=False).ids[:-1]
+    model = said(*cut)
+    pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
+    assert "".join(pieces) == generate(model, [0, 5], words, sampling=Sampling(), pad_id=1)
+
+
+@pytest.mark.parametrize(("token", "text"), [("##서", "서"), ("나는", " 나는")])
+def test_a_continuation_starts_in_the_word_of_the_prompt_or_after_it(token: str, text: str, tmp_path: Path) -> None:
+    blog = tokenizer.load(save_preset("blog", tmp_path, vocab_size=2000))
+    model = said(blog.token_to_id(token))
+    prompt = blog.encode("학교에").ids
+    assert generate(model, prompt, blog, sampling=Sampling(), pad_id=1) == text
+    assert list(stream(model, prompt, blog, sampling=Sampling(), pad_id=1)) == [text]
+
+
+def test_a_stream_that_is_closed_ends_the_generation(words: Tokenizer) -> None:
+    model = talker(words, Architecture.gpt2)
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    model.generation_config.eos_token_id = None
+    pieces = stream(model, [5], words, sampling=Sampling(max_new_tokens=63, temperature=1.0), pad_id=1)
+    next(pieces)
+    pieces.close()
+    assert len(steps) < 63
+    done = len(steps)
+    generate(model, [5], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
+    assert len(steps) == done + 3  # nothing goes on beside it
+
+
+def test_an_error_while_streaming_reaches_the_reader(words: Tokenizer) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("no memory")
+
+    model = said(5)
+    model.generate = fail
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(stream(model, [0], words, sampling=Sampling(), pad_id=1))
+
+
+def drawn(words: Tokenizer, model: PreTrainedModel, seed: int) -> str:
+    sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, seed=seed)
+    return generate(model, [0], words, sampling=sampling, pad_id=1)
+
+
+def test_sampling_follows_its_seed(words: Tokenizer) -> None:
+    model = talker(words, Architecture.gpt2)
+    assert drawn(words, model, 1) == drawn(words, model, 1) != drawn(words, model, 2)
+
+
+@pytest.mark.parametrize("read", [generate, stream])
+def test_sampling_leaves_the_global_random_numbers_alone(words: Tokenizer, read: object) -> None:
+    model = talker(words, Architecture.gpt2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    made = read(model, [0], words, sampling=SAMPLINGS[1], pad_id=1)
+    if isinstance(made, Iterator):
+        list(made)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prompt_longer_than_the_room_loses_its_beginning(words: Tokenizer, architecture: Architecture) -> None:
+    model = talker(words, architecture)  # 64 positions
+    prompt = [2 + i % 300 for i in range(100)]
+    sampling = Sampling(max_new_tokens=20)
+    whole, end = (generate(model, line, words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
+    assert whole == end
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_more_tokens_than_there_are_positions_are_not_asked_for(words: Tokenizer, architecture: Architecture) -> None:
+    model = talker(words, architecture)
+    model.generation_config.eos_token_id = None
+    lengths = []
+    model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: lengths.append(int(kwargs["position_ids"].max()) + 1), with_kwargs=True
+    )
+    generate(model, [5, 6, 7], words, sampling=Sampling(max_new_tokens=200), pad_id=1)
+    assert max(lengths) == 63  # and the 64th token is made, but not read
