@@ -9,6 +9,7 @@ The newest good one is where a run goes on; one that is not what its manifest sa
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,20 @@ def newest_good(checkpoints: Path) -> Path | None:
     if not checkpoints.is_dir():
         return None
     clear_temporaries(checkpoints)
-    bad = sorted(path.name for path in checkpoints.glob("bad-*"))
+    bad = {path.name for path in checkpoints.glob("bad-*")}
     for path in sorted(checkpoints.glob(f"{PREFIX}*"), reverse=True):
         if fault := find_fault(path):
             aside = path.with_name(f"bad-{path.name}")
             log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            bad.append(aside.name)
+            bad.add(aside.name)
             continue
         return path
     if bad:
-        raise DamagedError(f"{checkpoints}: no checkpoint is good ({', '.join(bad)}). Set reuse=never to begin again.")
+        raise DamagedError(
+            f"{checkpoints}: no checkpoint is good ({', '.join(sorted(bad))}). Set reuse=never to begin again."
+        )
     return None
 
 
@@ -103,10 +106,13 @@ def keep_newest(checkpoints: Path, number: int) -> None:
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> Any:
     """JSON for a tree of plain values; tensors go to `tensors` under their place, shared ones (tied weights) once."""
     if isinstance(value, torch.Tensor):
-        shared = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        name = seen.setdefault(shared, place) if value.numel() else place
-        if name == place:
-            tensors[place] = value.detach().contiguous()
+        new = f"{len(tensors)}:{place}"  # two places can read alike: {1: ...} and {"1": ...}
+        storage = value.untyped_storage().data_ptr()
+        shared = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
+        name = seen.setdefault(shared, new) if value.numel() else new
+        if name == new:
+            is_part = seen.setdefault(storage, new) != new  # safetensors takes no two tensors that overlap
+            tensors[new] = value.detach().clone().contiguous() if is_part else value.detach().contiguous()
         return {"$tensor": name}
     if isinstance(value, dict):
         items = [[key, _pack(item, f"{place}/{key}", tensors, seen)] for key, item in value.items()]
@@ -116,6 +122,8 @@ def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[A
     if isinstance(value, list | tuple):
         packed = [_pack(item, f"{place}/{index}", tensors, seen) for index, item in enumerate(value)]
         return packed if isinstance(value, list) else {"$tuple": packed}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a checkpoint holds numbers, not {value} (at {place})")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {place})")

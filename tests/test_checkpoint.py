@@ -1,0 +1,266 @@
+"""Checkpoints: what goes in comes out, damage is found, and an older good one takes over."""
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.errors import DamagedError
+from llm.trainer import checkpoint
+from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep_newest, newest_good
+
+ALL_FILES = (*FILES, "manifest.json")
+
+
+def write(checkpoints: Path, step: int) -> Path:
+    path = folder_of(checkpoints, step)
+    CheckpointFolders().save_checkpoint({"step": step, "weight": torch.full((3, 5), float(step))}, path)
+    return path
+
+
+def back(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    CheckpointFolders().save_checkpoint(state, folder / "state")
+    return CheckpointFolders().load_checkpoint(folder / "state")
+
+
+# Round trip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**80,
+        "",
+        "한국어\n\u2028 \ud55c",
+        [],
+        (),
+        {},
+        [[], (), {}],
+        (1, [2, (3, {"a": (4,)})]),
+        {0: "int key", 1: {2: (3,)}},
+        {"$tensor": "no tensor", "$items": 1, "$tuple": []},
+        {None: 1, True: 2, 1.5: 3, "x": 4},
+        0.1,
+        -0.0,
+        5e-324,
+        sys.float_info.max,
+        1 / 3,
+    ],
+    ids=repr,
+)
+def test_plain_values_come_back_as_they_were(value: Any, tmp_path: Path) -> None:
+    again = back({"value": value}, tmp_path)["value"]
+    assert again == value
+    assert repr(again) == repr(value)  # types, too: True is not 1, a tuple no list, -0.0 not 0.0
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)])
+def test_tensors_come_back_bit_for_bit(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100).to(dtype)
+    again = back({"a": {"b": [tensor]}}, tmp_path)["a"]["b"][0]
+    assert (again.dtype, again.shape) == (dtype, shape)
+    assert torch.equal(again, tensor)
+
+
+def test_special_floats_in_tensors_come_back(tmp_path: Path) -> None:
+    tensor = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-45])
+    again = back({"x": tensor}, tmp_path)["x"]
+    assert torch.equal(again.view(torch.int32), tensor.view(torch.int32))
+
+
+def test_a_bool_tensor_comes_back(tmp_path: Path) -> None:
+    assert back({"x": torch.tensor([True, False])}, tmp_path)["x"].tolist() == [True, False]
+
+
+def test_a_transposed_tensor_comes_back(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    assert torch.equal(back({"x": tensor}, tmp_path)["x"], tensor)
+
+
+def test_parts_of_one_tensor_come_back_each_by_itself(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    state = {"whole": whole, "row": whole[0], "column": whole[:, 0], "same size": whole.view(4, 3), "again": whole}
+    again = back(state, tmp_path)
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
+def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
+    weight = torch.randn(100, 100)
+    again = back({"embedding": weight, "head": weight}, tmp_path)
+    assert again["embedding"].data_ptr() == again["head"].data_ptr()
+    assert (tmp_path / "state" / FILES[0]).stat().st_size < 50_000
+
+
+def test_one_tensor_under_two_types_comes_back_as_both(tmp_path: Path) -> None:
+    floats = torch.randn(4)
+    again = back({"floats": floats, "bits": floats.view(torch.int32)}, tmp_path)
+    assert torch.equal(again["bits"], floats.view(torch.int32))
+    assert torch.equal(again["floats"], floats)
+
+
+def test_keys_with_slashes_are_kept_apart(tmp_path: Path) -> None:
+    state = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}}
+    again = back(state, tmp_path)
+    assert (again["a/b"].item(), again["a"]["b"].item()) == (0, 1)
+
+
+def test_keys_of_two_types_are_kept_apart(tmp_path: Path) -> None:
+    again = back({"x": {1: torch.zeros(1), "1": torch.ones(1)}}, tmp_path)["x"]
+    assert (again[1].item(), again["1"].item()) == (0, 1)
+
+
+def test_the_state_of_adamw_comes_back(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    again = back({"optimizer_states": [optimizer.state_dict()]}, tmp_path)["optimizer_states"][0]
+    assert again["param_groups"] == optimizer.state_dict()["param_groups"]
+    for number, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(again["state"][number][name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", Path("x"), 1j, math.nan, math.inf])
+def test_what_is_no_plain_value_is_refused_with_its_place(value: Any, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"/callbacks/1/state"):
+        back({"callbacks": [0, {"state": value}]}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert {file.name for file in path.iterdir()} == set(ALL_FILES)
+    assert (path / "tensors.safetensors").read_bytes()[8:9] == b"{"
+    for name in ("state.json", "manifest.json"):
+        assert (path / name).read_text(encoding="utf-8").startswith("{")
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_anywhere_is_found(name: str, share: float, bit: int, tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert find_fault(path) is None
+    content = bytearray((path / name).read_bytes())
+    content[int(share * len(content))] ^= 1 << bit
+    (path / name).write_bytes(content)
+    assert find_fault(path)
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+@pytest.mark.parametrize("length", [0, 1, 20, -2])
+def test_a_file_that_was_cut_is_found(name: str, length: int, tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    (path / name).write_bytes((path / name).read_bytes()[:length])
+    assert find_fault(path)
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_a_missing_file_is_found_and_named(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    (path / name).unlink()
+    assert name in str(find_fault(path))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"tensors.safetensors": 1, "state.json": 2}'])
+def test_a_manifest_of_another_form_is_found(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    (path / "manifest.json").write_text(text, encoding="utf-8")
+    assert "manifest.json" in str(find_fault(path))
+
+
+# Falling back
+
+
+def damage(path: Path) -> None:
+    (path / "state.json").write_text("{}", encoding="utf-8")
+
+
+def test_the_newest_checkpoint_is_taken(tmp_path: Path) -> None:
+    write(tmp_path, 9)
+    newest = write(tmp_path, 10)
+    write(tmp_path, 2)
+    assert newest_good(tmp_path) == newest
+
+
+def test_without_any_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert newest_good(tmp_path / "absent") is None
+    assert newest_good(tmp_path) is None
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = write(tmp_path, 5), write(tmp_path, 10)
+    damage(bad)
+    assert newest_good(tmp_path) == good
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-step-00000010", "step-00000005"]
+    assert "step-00000010 is damaged (state.json is not what the manifest says)" in caplog.text
+    assert CheckpointFolders().load_checkpoint(good)["step"] == 5
+
+
+def test_a_checkpoint_damaged_a_second_time_is_set_aside_too(tmp_path: Path) -> None:
+    good = write(tmp_path, 5)
+    for _ in range(2):
+        damage(write(tmp_path, 10))
+        assert newest_good(tmp_path) == good
+
+
+def test_when_all_are_damaged_the_run_stops_and_never_begins_again(tmp_path: Path) -> None:
+    for step in (5, 10):
+        damage(write(tmp_path, step))
+    for _ in range(2):  # and the second time as well
+        with pytest.raises(
+            DamagedError, match=r"no checkpoint is good \(bad-step-00000005, bad-step-00000010\). Set reuse=never"
+        ):
+            newest_good(tmp_path)
+
+
+def test_what_a_dead_process_left_under_a_temporary_name_is_removed(tmp_path: Path) -> None:
+    good = write(tmp_path, 5)
+    shutil.copytree(good, tmp_path / ".tmp-step-00000010-123")
+    assert newest_good(tmp_path) == good
+    assert list(tmp_path.iterdir()) == [good]
+
+
+# Saving
+
+
+@pytest.mark.parametrize("broken", ["save_file", "write_json", "sha256_of"])
+@pytest.mark.parametrize("step", [5, 10], ids=["over the old one", "beside it"])
+def test_an_error_while_saving_leaves_the_older_checkpoint(
+    broken: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = write(tmp_path, 5)
+    content = {file.name: file.read_bytes() for file in good.iterdir()}
+
+    def no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(checkpoint, broken, no_space)
+        write(tmp_path, step)
+    assert list(tmp_path.iterdir()) == [good]
+    assert {file.name: file.read_bytes() for file in good.iterdir()} == content
+    assert newest_good(tmp_path) == good
+
+
+@pytest.mark.parametrize(("number", "kept"), [(1, [12]), (2, [9, 12]), (9, [3, 6, 9, 12])])
+def test_the_newest_checkpoints_are_kept(number: int, kept: list[int], tmp_path: Path) -> None:
+    for step in (3, 6, 9, 12):
+        write(tmp_path, step)
+    keep_newest(tmp_path, number)
+    assert sorted(tmp_path.iterdir()) == [folder_of(tmp_path, step) for step in kept]
