@@ -232,7 +232,8 @@ def _check_settings(arguments: argparse.Namespace, base: Run) -> None:
         raise ConfigError(f"--temperature={arguments.temperature} is out of range. Set it to 0 or more, such as 0.7.")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p={arguments.top_p} is out of range. Set it above 0 and up to 1, such as 0.95.")
-    if not 0 < arguments.max_new_tokens < (positions := usable_positions(base)):
+    positions = usable_positions(base)
+    if not 0 < arguments.max_new_tokens < positions:
         raise ConfigError(
             f"--max-new-tokens={arguments.max_new_tokens} is out of range: prompt and answer share {positions} tokens "
             f"in {base.path.name}. Set it to {positions // 2} or less."

@@ -1,0 +1,423 @@
+"""Compare and demo: finished runs as tables, from their records alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from llm import compare as tool
+from llm import demo
+from llm.compare import Comparison, compare, find_runs, shown, tables, varying
+from llm.run import load
+
+LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
+
+
+def write_run(
+    outputs: Path,
+    folder: str,
+    *,
+    config: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    metrics: list[dict[str, Any]] | None = None,
+    samples: list[dict[str, Any]] | None = None,
+    **record: Any,
+) -> Path:
+    """A run's folder with the given content, done unless `record` says otherwise."""
+    path = outputs / folder
+    path.mkdir(parents=True)
+    name, key = path.name.rsplit("-", 1)
+    record = {
+        "stage": path.parent.name,
+        "name": name,
+        "key": key,
+        "status": "done",
+        "first_started_at": f"2026-01-01T00:00:00+00:00 {key}",
+        "ended_at": f"2026-01-01T01:00:00+00:00 {key}",
+        "seconds": 12.5,
+        "results": results or {},
+    } | record
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (path / "config.yaml").write_text(yaml.safe_dump(config or {}), encoding="utf-8")
+    for file, lines in (("metrics.jsonl", metrics), ("samples.jsonl", samples)):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines or [])
+        (path / file).write_text(text, encoding="utf-8")
+    return path
+
+
+def config(learning_rate: float, **groups: Any) -> dict[str, Any]:
+    return {
+        "stage": "pretrain",
+        "name": None,
+        "outputs": "outputs",
+        "reuse": "auto",
+        "seed": 0,
+        "optimizer": {"learning_rate": learning_rate, "warmup_steps": 10},
+    } | groups
+
+
+def write_sweep(outputs: Path) -> None:
+    """Three runs of one sweep: the better one is the newer, and one failed."""
+    worse, better = {"val/loss": 5.0, "val/bits_per_byte": 2.0}, {"val/loss": 4.0, "val/bits_per_byte": 1.5}
+    write_run(outputs, "pretrain/a-00000001", config=config(0.001), results={"parameters": 2_402_720, **worse})
+    write_run(outputs, "pretrain/a-00000002", config=config(0.01), results={"parameters": 2_402_720, **better})
+    metrics = [
+        {"step": 0, "tokens": 0, "seconds": 1.0, "val/loss": 9.0, "val/bits_per_byte": 2.5},
+        {"step": 5, "tokens": 500, "seconds": 3.25, "train/loss": float("nan")},
+    ]
+    write_run(
+        outputs,
+        "pretrain/a-00000003",
+        config=config(1.0),
+        metrics=metrics,
+        status="failed",
+        error="DivergedError: the loss is nan",
+    )
+
+
+def one_spaced(text: str) -> list[str]:
+    """The lines, with one space for each stretch of them."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def cells(comparison: Comparison) -> dict[str, list[str]]:
+    return {column: [row[i] for row in comparison.rows] for i, column in enumerate(comparison.columns)}
+
+
+# What is compared
+
+
+def test_the_best_run_comes_first_with_only_what_differs_and_what_came_out(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    assert cells(compare(find_runs(str(tmp_path), "a"))) == {
+        "run": ["a-00000002", "a-00000001", "a-00000003"],
+        "stage": ["pretrain"] * 3,
+        "state": ["done", "done", "failed"],
+        "optimizer.learning_rate": ["0.01", "0.001", "1.0"],
+        "val/bits_per_byte": ["1.5000", "2.0000", "2.5000"],
+        "val/loss": ["4.0000", "5.0000", "9.0000"],
+        "parameters": ["2,402,720", "2,402,720", "-"],
+        "seconds": ["12.5000", "12.5000", "3.2500"],
+        "train/loss": ["-", "-", "nan"],
+        "tokens": ["-", "-", "500"],
+        "error": ["-", "-", "DivergedError: the loss is nan"],
+    }
+
+
+def test_runs_without_bits_per_byte_are_ranked_by_their_loss_after_those_with(tmp_path: Path) -> None:
+    for key, results in {
+        "00000001": {"vocab_size": 300},
+        "00000002": {"val/loss": float("nan")},
+        "00000003": {"val/loss": 2.0},
+        "00000004": {"val/loss": 1.0},
+        "00000005": {"val/loss": 9.0, "val/bits_per_byte": 3.0},
+    }.items():
+        write_run(tmp_path, f"pretrain/a-{key}", results=results)
+    ranked = [name[-1] for name in cells(compare(find_runs(str(tmp_path), "a")))["run"]]
+    assert ranked == ["5", "4", "3", "1", "2"]
+
+
+def test_a_run_that_nobody_is_at_is_unfinished_and_shows_what_it_measured(tmp_path: Path) -> None:
+    metrics = [{"step": 3, "tokens": 30, "seconds": 2.0, "train/loss": 7.0}]
+    write_run(tmp_path, "pretrain/a-00000001", metrics=metrics, status="running")
+    assert cells(compare(find_runs(str(tmp_path), "a"))) == {
+        "run": ["a-00000001"],
+        "stage": ["pretrain"],
+        "state": ["unfinished"],
+        "train/loss": ["7.0000"],
+        "tokens": ["30"],
+        "seconds": ["2.0000"],
+    }
+
+
+def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
+    write_run(
+        tmp_path, "shards/a-00000001", results={"dtype": "uint16", "bos_id": 0, "vocab_size": 9, "train": {"a": 1}}
+    )
+    assert compare(find_runs(str(tmp_path), "a")).columns == ["run", "stage", "state", "vocab_size", "seconds"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        ([{"a": {"b": 1}}, {"a": {"b": 1}}], {}),
+        ([{"a": {"b": 1}}, {"a": {"b": 2}}], {"a.b": ["1", "2"]}),
+        ([{"a": {"b": None, "c": 0}}, {"a": {"c": 0}}], {"a.b": ["null", "-"]}),
+        ([{"a": {"b": "NFC"}}, {"a": {"b": {"type": "NFKC"}}}], {"a.b": ["NFC", "-"], "a.b.type": ["-", "NFKC"]}),
+        ([{"a": {"b": ["가", 1]}}, {"a": {"b": []}}], {"a.b": ['["가", 1]', "[]"]}),
+        ([{"model": {"b": 1}}, {"lora": {"rank": 8}}], {}),  # a whole group is absent
+        ([{"m": {"b": 1}}, {"m": {"b": 2}}, {}], {"m.b": ["1", "2", "-"]}),
+        ([{"name": "x", "outputs": "y", "reuse": "z", "stage": "s"}, {"name": "n"}], {}),
+    ],
+)
+def test_only_keys_that_vary_are_shown(configs: list[dict[str, Any]], expected: dict[str, list[str]]) -> None:
+    assert varying(configs) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2_402_720, "2,402,720"),
+        (1.23456, "1.2346"),
+        (-0.5, "-0.5000"),
+        (0.000123456, "0.0001235"),
+        (0.0, "0"),
+        (4077.97, "4,078.0"),
+        (123456.7, "123,457"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) -> None:
+    results = {"val/bits_per_byte": 1.0}
+    write_run(tmp_path, "pretrain/a-00000001", config={"data": {"source": "files", "path": "a"}}, results=results)
+    write_run(tmp_path, "finetune/a-00000002", config={"data": {"source": "files", "path": "b"}}, results=results)
+    write_run(tmp_path, "tokenizer/a-00000003", config={"data": {"source": "korean_law", "path": None}})
+    assert compare(find_runs(str(tmp_path), "a")).notes == [
+        "They were not measured on the same held-out text (stage, data.path differ): ranks mean little."
+    ]
+    assert compare(find_runs(str(tmp_path), "pretrain/*")).notes == []
+
+
+# Which runs
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a", ["a-00000001", "a-00000002", "a-00000003"]),
+        ("a-00000002", ["a-00000002"]),
+        ("pretrain/a-00000002", ["a-00000002"]),
+        ("pretrain/*", ["a-00000001", "a-00000002", "a-00000003"]),
+        ("*-0000000[13]", ["a-00000001", "a-00000003"]),
+        ("OUT/pretrain/a-00000003", ["a-00000003"]),
+    ],
+)
+def test_runs_are_found_by_name_folder_or_glob(tmp_path: Path, given: str, expected: list[str]) -> None:
+    write_sweep(tmp_path)
+    runs = find_runs(str(tmp_path), given.replace("OUT", str(tmp_path)))
+    assert [run.path.name for run in runs] == expected
+
+
+def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path)
+    tool.main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
+    assert capsys.readouterr().out.count("a-00000001") == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (".", "Runs: pretrain/a-00000001, pretrain/a-00000002, pretrain/a-00000003."),
+        ("empty", "There is none yet: make one with python train.py."),
+    ],
+)
+def test_a_missing_run_is_one_line_with_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, message: str
+) -> None:
+    write_sweep(tmp_path)
+    outputs = tmp_path / folder
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["b", "--outputs", str(outputs)])
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", f"error: there is no run b under {outputs}/. {message}\n")
+
+
+# How it looks
+
+
+def test_few_columns_give_a_row_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, loss in (("00000001", 2.0), ("00000002", 1.0)):
+        write_run(tmp_path, f"pretrain/a-{key}", results={"val/loss": loss})
+    tool.main(["a", "--outputs", str(tmp_path)])
+    lines = one_spaced(capsys.readouterr().out)
+    assert [line for line in lines if line.startswith(("┃", "│"))] == [
+        "┃ run ┃ stage ┃ state ┃ val/loss ┃ seconds ┃",
+        "│ a-00000002 │ pretrain │ done │ 1.0000 │ 12.5000 │",
+        "│ a-00000001 │ pretrain │ done │ 2.0000 │ 12.5000 │",
+    ]
+
+
+def test_many_columns_give_a_column_for_each_run_and_a_pipe_folds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in range(6):
+        write_run(
+            tmp_path, f"pretrain/{LONG}-0000000{key}", config=config(key), results={"val/loss": key, "a": 1, "b": 2}
+        )
+    tool.main(["pretrain/*", "--outputs", str(tmp_path)])
+    lines = one_spaced(capsys.readouterr().out)
+    assert lines[1] == " ".join(["┃ run", *(f"┃ {LONG}-0000000{key}" for key in range(6)), "┃"])
+    assert lines[5] == "│ optimizer.learning_rate │ 0 │ 1 │ 2 │ 3 │ 4 │ 5 │"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys(width: int) -> None:
+    key = "trainer.validate_every_steps"
+    columns = ["run", key, "b", "c", "d", "e", "f"]
+    rows = [[f"{LONG}-{i}", f"{i}0000.5", *"bcdef"] for i in range(5)]
+    console = Console(width=width)
+    with console.capture() as capture:
+        for table in tables(Comparison(columns, rows, []), width=width):
+            console.print(table)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    found = [line.split("│")[2:-1] for line in lines if key in line]
+    assert [cell.strip() for block in found for cell in block] == [row[1] for row in rows]
+    assert [len(block) for block in found] == [2, 2, 1] if width == 80 else [3, 2]
+
+
+def test_compare_and_demo_import_no_torch() -> None:
+    code = "import sys, llm.compare, llm.demo; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# The demo
+
+
+def write_demo(outputs: Path, key: str = "00000003") -> None:
+    """What the demo leaves, in miniature; the fine-tuning has the given key."""
+    if key == "00000003":
+        words = {"vocab_size": 4096, "exact_round_trip": 0.99953, "nfc_round_trip": 1.0, "tokens_per_eojeol": 1.9013}
+        tokenizer = write_run(outputs, "tokenizer/words-00000000", results=words)
+        shards = write_run(outputs, "shards/words-00000001")
+        (shards / "shards").mkdir()
+        write_base(outputs, {"tokenizer": str(tokenizer), "shards": str(shards)})
+    tuned = write_run(
+        outputs,
+        f"finetune/demo-{key}",
+        folders={"base": str(outputs / "pretrain" / "demo-00000002")},
+        results={"parameters": 2_500_000, "trainable_parameters": 61_440, "val/loss_before": 5.0, "val/loss": 4.0},
+        samples=[
+            {"step": 0, "prompt": "[b]무엇?", "text": " 처음"},
+            *({"step": 9, "prompt": f"질문 {i}?", "text": f" 답 {i} [/b]"} for i in range(3)),
+        ],
+    )
+    (tuned / "adapter").mkdir()
+
+
+def write_base(outputs: Path, folders: dict[str, str]) -> None:
+    results = {
+        "parameters": 2_402_720,
+        "tokens": 244_831,
+        "tokens_per_second_median": 4077.97,
+        "val/loss_before": 8.3,
+        "val/loss": 5.25,
+        "val/bits_per_byte_before": 2.2,
+        "val/bits_per_byte": 1.4,
+        "unigram_bits_per_byte": 1.739,
+    }
+    texts = [
+        {"step": step, "prompt": prompt, "text": f" {step} {prompt} 끝"}
+        for step in (0, 5, 10)
+        for prompt in ("가", "나", "다")
+    ]
+    base = write_run(outputs, "pretrain/demo-00000002", folders=folders, results=results, samples=texts)
+    (base / "model").mkdir()
+
+
+def shown_by_demo(outputs: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    demo.main(["--outputs", str(outputs)])
+    return one_spaced(capsys.readouterr().out)
+
+
+def test_the_demo_shows_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path)
+    lines = shown_by_demo(tmp_path, capsys)
+    assert [line for line in lines if line.startswith("│")] == [
+        "│ tokenizer │ vocabulary │ 4,096 tokens │",
+        "│ │ lines that round-trip │ 99.95% exactly, 100.00% in NFC │",
+        "│ │ tokens per eojeol │ 1.90 │",
+        "│ model │ parameters │ 2,402,720 │",
+        "│ │ tokens seen │ 244,831 at 4,078 tokens/s │",
+        "│ │ validation loss │ 8.300 -> 5.250 nats per token │",
+        "│ │ bits per byte │ 2.200 -> 1.400 │",
+        "│ │ unigram entropy │ 1.739 bits per byte (token counts alone) │",
+        "│ tuning │ trained by LoRA │ 61,440 of 2,500,000 parameters │",
+        "│ │ held-out answer loss │ 5.000 -> 4.000 (-20.0%) │",
+    ]
+
+
+def test_the_demo_shows_what_the_models_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path)
+    lines = shown_by_demo(tmp_path, capsys)
+    start = lines.index("The base model goes on from a beginning")
+    assert lines[start + 1 : start + 5] == [
+        "step 0 가 0 가 끝",
+        "step 10 가 10 가 끝",
+        "step 0 나 0 나 끝",
+        "step 10 나 10 나 끝",
+    ]
+    start = lines.index("The tuned model answers held-out questions")
+    answers = [line for i in range(3) for line in (f"질문 질문 {i}?", f"답변 답 {i} [/b]")]
+    assert lines[start + 1 : start + 7] == answers
+
+
+def test_a_long_question_is_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path)
+    question = "가나다라마바사아자차카타파하" * 20
+    sample = {"step": 1, "prompt": question, "text": "답"}
+    path = tmp_path / "finetune" / "demo-00000003" / "samples.jsonl"
+    path.write_text(json.dumps(sample) + "\n", encoding="utf-8")
+    assert question in "".join("".join(shown_by_demo(tmp_path, capsys)).split())
+
+
+def test_the_demo_says_where_everything_lies_and_what_to_type_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_demo(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    lines = shown_by_demo(tmp_path, capsys)
+    start = lines.index("Where everything lies")
+    assert lines[start + 1 :] == [
+        f"tokenizer {tmp_path}/tokenizer/words-00000000",
+        f"shards {tmp_path}/shards/words-00000001/shards",
+        f"model {tmp_path}/pretrain/demo-00000002/model",
+        f"adapter {tmp_path}/finetune/demo-00000003/adapter",
+        f"W&B {tmp_path}/wandb",
+        "",
+        "Talk to it",
+        f'python -m llm.chat demo --prompt "{demo.QUESTION}" --outputs {tmp_path}',
+    ]
+
+
+def test_of_several_demos_the_newest_is_shown_and_named_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_demo(tmp_path)
+    write_demo(tmp_path, "00000004")
+    assert demo.newest(str(tmp_path), "finetune").path.name == "demo-00000004"
+    assert shown_by_demo(tmp_path, capsys)[-1].startswith("python -m llm.chat demo-00000004 --prompt")
+
+
+@pytest.mark.parametrize("with_an_unfinished_one", [False, True])
+def test_without_a_finished_demo_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], with_an_unfinished_one: bool
+) -> None:
+    if with_an_unfinished_one:
+        write_run(tmp_path, "finetune/demo-00000001", status="failed", error="x")
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--outputs", str(tmp_path)])
+    assert stop.value.code == 2
+    message = f"error: there is no finished finetune run named demo under {tmp_path}/. Make it with make demo.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_missing_samples_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path)
+    path = tmp_path / "pretrain" / "demo-00000002" / "samples.jsonl"
+    path.unlink()
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--outputs", str(tmp_path)])
+    assert stop.value.code == 74
+    assert f"error: {path} is missing or empty" in capsys.readouterr().err
+    assert load(path.parent).is_done
