@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
@@ -56,12 +56,12 @@ def one_line_errors() -> Iterator[None]:
             raise
         if isinstance(error, KeyboardInterrupt):
             fail("interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE)
-        if isinstance(error, OSError):
-            fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
-        fail(str(error), error.exit_code)
+        if isinstance(error, UserError | StoppedError):
+            fail(str(error), error.exit_code)
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
 
 
-def fail(message: str, exit_code: int) -> None:
+def fail(message: str, exit_code: int) -> NoReturn:
     """Say one line on stderr and end the process."""
     say_error(message)
     raise SystemExit(exit_code)

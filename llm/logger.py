@@ -1,11 +1,11 @@
-"""Metrics and samples -> Weights & Biases, online when it can log in, else offline; a view of metrics.jsonl, never more."""
+"""Metrics and samples -> Weights & Biases, online when it can log in, else offline; a view of metrics.jsonl."""
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llm.config import LoggerConfig, WandbMode
 from llm.run import Run, log, process_rank
@@ -101,9 +101,11 @@ def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> RunLogger:
     return RunLogger(wandb_run)
 
 
-def _mode(config: LoggerConfig) -> tuple[str, str]:
-    if config.mode is not WandbMode.auto:
-        return config.mode.value, f"as logger.mode={config.mode.value} says"
+def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline"], str]:
+    if config.mode is WandbMode.online:
+        return "online", "as logger.mode says"
+    if config.mode is WandbMode.offline:
+        return "offline", "as logger.mode says"
     import wandb
 
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_TIMEOUT_SECONDS))

@@ -1,6 +1,5 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
@@ -15,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config import schema
 from llm.config.schema import STAGES, StageConfig
-from llm.errors import ConfigError, fail, tracebacks_wanted
+from llm.errors import ConfigError, fail, have_hydra_raise, tracebacks_wanted
 
 for _name, _schema in STAGES.items():
     ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")
@@ -41,10 +40,10 @@ def run_hydra(main: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    if tracebacks_wanted():  # asked before the next line changes the answer
+    if tracebacks_wanted():
         main()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that the one line can be ours
+    have_hydra_raise()
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -111,11 +110,17 @@ def _meaning(key: str) -> str:
     return {"base": " to the name or the folder of a pretraining run"}.get(key, "")
 
 
+def _schema_of(cfg: DictConfig) -> type:
+    found = OmegaConf.get_type(cfg)
+    assert found is not None and is_dataclass(found)
+    return found
+
+
 def _reject_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Hydra checks `key=value` against the schema but lets `+key=value` add any key; refuse those too."""
-    known = [f.name for f in fields(OmegaConf.get_type(cfg))]
+    known = [f.name for f in fields(_schema_of(cfg))]
     for key in map(str, cfg):
         if key not in known:
-            raise ConfigError(_unknown(key, OmegaConf.get_type(cfg), prefix))
+            raise ConfigError(_unknown(key, _schema_of(cfg), prefix))
         if not OmegaConf.is_missing(cfg, key) and is_dataclass(OmegaConf.get_type(cfg, key)):
             _reject_unknown_keys(cfg[key], f"{prefix}{key}.")

@@ -104,7 +104,7 @@ class TokenizerConfig:
             )
         if self.pad_token is not None and self.pad_token not in self.special_tokens:
             raise ConfigError(
-                f"tokenizer.pad_token={self.pad_token} is not in tokenizer.special_tokens={self.special_tokens}. Add it."
+                f"tokenizer.pad_token={self.pad_token} is not one of tokenizer.special_tokens. Add it there."
             )
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
@@ -131,9 +131,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source is DataSource.files and self.path is None:
-            raise ConfigError(
-                f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[self.kind]}> for data={self.name}."
-            )
+            raise ConfigError(f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[self.kind]}>.")
         if self.source is not DataSource.files and self.path is not None:
             raise ConfigError(f"data.path={self.path} is not used by data={self.name}. Choose data={self.kind.value}.")
         if not 0 < self.held_out_share < 1:
@@ -169,8 +167,8 @@ class ModelConfig:
         if self.architecture is Architecture.llama:
             if self.hidden_size // self.num_heads % 2:
                 raise ConfigError(
-                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of odd size "
-                    f"{self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
+                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
+                    f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
                 )
             if self.num_key_value_heads is not None:
                 _divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
@@ -206,7 +204,9 @@ class TrainerConfig:
     precision: Precision = Precision.fp32
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as many as suit the device
+    micro_batch_size: int | None = field(
+        default=None, metadata=HOW
+    )  # rows per forward pass; None: as many as suit the device
     num_workers: int = field(default=0, metadata=HOW)
     log_every_steps: int = field(default=10, metadata=HOW)
     validate_every_steps: int = field(default=200, metadata=HOW)
@@ -371,6 +371,6 @@ def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
         rows = data.batch_size // trainer.devices
         if rows % trainer.micro_batch_size:
             raise ConfigError(
-                f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices} gives {rows} rows, which do not "
-                f"divide by trainer.micro_batch_size={trainer.micro_batch_size}. Set it to a divisor of {rows}."
+                f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices} gives {rows} rows, which "
+                f"do not divide by trainer.micro_batch_size={trainer.micro_batch_size}. Set it to a divisor of {rows}."
             )

@@ -1,9 +1,9 @@
 """A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
 
-    build.py      config -> a model with random weights; a folder -> the model in it
-    lora.py       a frozen base -> the same model with low-rank adapters to train
-    loss.py       the next-token loss
-    generation.py a prompt -> text, piece by piece
+build.py      config -> a model with random weights; a folder -> the model in it
+lora.py       a frozen base -> the same model with low-rank adapters to train
+loss.py       the next-token loss
+generation.py a prompt -> text, piece by piece
 """
 
 from llm.model.build import build, count_parameters, load, save

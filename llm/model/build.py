@@ -1,6 +1,7 @@
 """A model config and a vocabulary -> a Hugging Face causal language model, and its folder."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import (
@@ -11,7 +12,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config import Architecture, ModelConfig
@@ -45,7 +45,11 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 
 def _hugging_face_config(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrainedConfig:
-    tokens = {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id, "pad_token_id": special.pad_id}
+    tokens: dict[str, Any] = {
+        "bos_token_id": special.bos_id,
+        "eos_token_id": special.eos_id,
+        "pad_token_id": special.pad_id,
+    }
     if config.architecture is Architecture.gpt2:
         return GPT2Config(
             vocab_size=vocab_size,

@@ -1,4 +1,4 @@
-"""What a person sees: log lines on the terminal and in log.txt, and the console that a progress bar shares with them."""
+"""What a person sees: log lines on the terminal and in log.txt, and the console that they share."""
 
 import logging
 import warnings

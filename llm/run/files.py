@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `path`, in place of what is there, when the block ends without an error."""
+    """A temporary folder that takes the name `path`, in place of what is there, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

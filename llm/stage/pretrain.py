@@ -1,4 +1,4 @@
-"""Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if they are missing."""
+"""Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if missing."""
 
 import shutil
 from pathlib import Path

@@ -30,8 +30,8 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
     report = tokenizer.report(tokenizer.load(run.path), corpus.texts(held_out=True))
     write_json(run.path / "report.json", asdict(report))
     log.info(
-        "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact (%.2f %% in NFC), "
-        "%.3f %% of bytes lost",
+        "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact "
+        "(%.2f %% in NFC), %.3f %% of bytes lost",
         report.vocab_size,
         report.tokens_per_eojeol,
         report.bytes_per_token,

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,16 @@ def fit(task: Fit) -> None:
     )
     module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)
     stop = StopFlag()
-    trainer = _lightning_trainer(task, checkpoints, held_out, stop, micro_batch_size=micro_batch_size)
-    with warnings.catch_warnings(), stop.watch():
+    journal = Journal(task.folder, task.logger)
+    trainer = _lightning_trainer(task, checkpoints, held_out, stop, journal, micro_batch_size=micro_batch_size)
+    _leave_signals_alone(trainer)
+    with warnings.catch_warnings(), stop.watch(), closing(journal):
         _ignore_known_warnings()
         trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
 
 
 def _micro_batch_size(task: Fit) -> int:
-    """Rows per forward pass: the user's; else all of a step's at once on a GPU, and few enough for the cache on a CPU."""
+    """Rows per forward pass: the user's; else all of a step's on a GPU, and few enough for the cache on a CPU."""
     rows = task.data.batch_size // task.trainer.devices
     if task.trainer.micro_batch_size is not None:
         return task.trainer.micro_batch_size
@@ -116,11 +119,16 @@ def _device(config: TrainerConfig) -> torch.device:
 
 
 def _lightning_trainer(
-    task: Fit, checkpoints: Path, held_out: EvaluationBatches, stop: StopFlag, *, micro_batch_size: int
+    task: Fit,
+    checkpoints: Path,
+    held_out: EvaluationBatches,
+    stop: StopFlag,
+    journal: Journal,
+    *,
+    micro_batch_size: int,
 ) -> pl.Trainer:
     config = task.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
-    journal = Journal(task.folder, task.logger)
     peak, peak_source = peak_flops(_device(config))
     flops = flops_per_token(
         _multiplied_parameters(task.model), task.model_config, sequence_length=task.data.sequence_length
@@ -160,8 +168,8 @@ def _lightning_trainer(
 
 def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: TrainerConfig) -> DataLoader[Any]:
     return DataLoader(
-        rows,
-        batch_sampler=batches,
+        rows,  # type: ignore[arg-type]  # has the __getitems__ that torch looks for
+        batch_sampler=batches,  # type: ignore[arg-type]  # gives what __getitems__ takes
         collate_fn=_as_it_is,
         num_workers=config.num_workers,
         pin_memory=_device(config).type == "cuda",
@@ -177,6 +185,11 @@ def _multiplied_parameters(model: nn.Module) -> int:
     """Parameters that every token is multiplied with: all but position embeddings, which are looked up."""
     positions = {"wpe.weight"}
     return sum(p.numel() for name, p in model.named_parameters() if ".".join(name.split(".")[-2:]) not in positions)
+
+
+def _leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keep Lightning from its own SIGTERM handler, which ends within a step, with exit code 0 and nothing saved."""
+    trainer._signal_connector.register_signal_handlers = lambda: None
 
 
 def _ignore_known_warnings() -> None:

@@ -10,8 +10,11 @@ import pytorch_lightning as pl
 import torch
 
 from llm.errors import DivergedError
+from llm.run import process_rank
 from llm.trainer.journal import Journal
 from llm.trainer.module import NextTokenModule
+
+DIVERGED_HINT = "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
 
 
 class Meter(pl.Callback):
@@ -63,19 +66,27 @@ class Meter(pl.Callback):
         if is_due(trainer, self._every_steps):
             self._write(trainer, pl_module)
 
+    def settle(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
+        """Sum the loss since the last record over the ranks, for rank zero to keep: a checkpoint holds what it has.
+
+        Raises:
+            DivergedError: the loss or the gradients are not finite; such a state is neither logged nor saved.
+        """
+        nats = torch.as_tensor(
+            trainer.strategy.reduce(torch.as_tensor(self._nats, device=module.device), reduce_op="sum")
+        )
+        for name, value in (("train/loss", nats), ("train/gradient_norm", module.gradient_norm)):
+            if value is not None and not math.isfinite(float(value)):
+                raise DivergedError(f"{name} is {float(value)} at step {trainer.global_step}. {DIVERGED_HINT}")
+        self._nats = nats if trainer.is_global_zero else 0.0
+
     def _write(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
-        nats = float(trainer.strategy.reduce(torch.as_tensor(self._nats), reduce_op="sum"))
-        loss = nats / self._interval_tokens
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"train/loss is {loss} at step {trainer.global_step}. Lower optimizer.learning_rate, or raise "
-                "optimizer.warmup_steps."
-            )
+        self.settle(trainer, module)
         seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
         speed = self._interval_tokens / seconds
         assert module.gradient_norm is not None
         self.latest = self.place(trainer) | {
-            "train/loss": loss,
+            "train/loss": float(self._nats) / self._interval_tokens,
             "train/gradient_norm": float(module.gradient_norm),
             "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
             "throughput/tokens_per_second": speed,
@@ -95,7 +106,8 @@ class Meter(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
-        self._nats, self._interval_tokens = state_dict["nats"], state_dict["interval_tokens"]
+        self._nats = state_dict["nats"] if process_rank() == 0 else 0.0
+        self._interval_tokens = state_dict["interval_tokens"]
         self._journal.open(state_dict["journal"])
 
 

@@ -30,8 +30,8 @@ class NextTokenModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
         """This micro-batch's part of the step's mean loss over labels.
 
-        Lightning divides by the micro-batches of a step and averages over ranks; both are undone, so that every label of
-        the step weighs the same, however unevenly labels fall on micro-batches and ranks.
+        Lightning divides by the micro-batches of a step and averages over ranks; both are undone, so that every label
+        of the step weighs the same, however unevenly labels fall on micro-batches and ranks.
         """
         nats = next_token_nats(self.model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -55,5 +55,7 @@ class NextTokenModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and the buffers."""
-        frozen = {name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+        frozen = {
+            name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
+        }
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}

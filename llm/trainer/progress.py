@@ -45,7 +45,13 @@ class ProgressBar(pl.Callback):
         elif is_due(trainer, max(1, trainer.max_steps // LINES)):
             log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, self._shown())
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from llm.errors import StoppedError
 from llm.trainer.checkpoint import folder_of, keep_newest
 from llm.trainer.meter import Meter, ends_step, is_due
+from llm.trainer.module import NextTokenModule
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -41,9 +42,7 @@ class StopFlag:
 class Saving(pl.Callback):
     """Saves every so many steps, at the last one, and when a signal asks the run to stop."""
 
-    def __init__(
-        self, checkpoints: Path, *, meter: Meter, every_steps: int, keep: int, stop: StopFlag
-    ) -> None:
+    def __init__(self, checkpoints: Path, *, meter: Meter, every_steps: int, keep: int, stop: StopFlag) -> None:
         self._checkpoints, self._meter = checkpoints, meter
         self._every_steps, self._keep, self._stop = every_steps, keep, stop
 
@@ -54,12 +53,14 @@ class Saving(pl.Callback):
             return
         stop = trainer.strategy.reduce_boolean_decision(self._stop.signal_name is not None, all=False)
         if stop or is_due(trainer, self._every_steps):
+            assert isinstance(pl_module, NextTokenModule)
+            self._meter.settle(trainer, pl_module)  # what diverged must not push out what was good
             with self._meter.pause():
                 trainer.save_checkpoint(folder_of(self._checkpoints, trainer.global_step))
                 if trainer.is_global_zero:
                     keep_newest(self._checkpoints, self._keep)
         if stop:
             raise StoppedError(
-                f"stopped by {self._stop.signal_name or 'another rank'} after step {trainer.global_step}, which is saved. "
-                "Start the same command again to go on."
+                f"stopped by {self._stop.signal_name or 'another rank'} after step {trainer.global_step}, which is "
+                "saved. Start the same command again to go on."
             )

@@ -21,7 +21,7 @@ def flops_per_token(num_parameters: int, config: PreTrainedConfig, *, sequence_l
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
-    """(FLOP/s, where the figure is from): the data sheet's for a GPU that is listed, else the best of a few products."""
+    """(FLOP/s, where the figure is from): the data sheet's for a GPU that is listed, else measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for listed, peak in PEAKS.items():

@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from llm.data import Rows
+from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run import log
 from llm.trainer.journal import Journal
-from llm.trainer.meter import Meter, ends_step, is_due
+from llm.trainer.meter import DIVERGED_HINT, Meter, ends_step, is_due
 
 NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
 
@@ -90,6 +91,8 @@ class Validation(pl.Callback):
         with self._meter.pause():
             with trainer.precision_plugin.forward_context():
                 result = evaluate(module.model, self._loader, self._rows, device=module.device, add_up=add_up)
+            if not math.isfinite(result.loss):
+                raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             place = self._meter.place(trainer)
             self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
             if trainer.is_global_zero:

@@ -1,0 +1,589 @@
+"""Training: numbers that are right, and a run that was stopped ends as one that was not."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from llm import optimizer
+from llm.config import (
+    Accelerator,
+    Architecture,
+    DataConfig,
+    DataKind,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainerConfig,
+)
+from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.errors import DamagedError, DivergedError, StoppedError
+from llm.logger import RunLogger
+from llm.model import add_lora, build, next_token_nats
+from llm.model.loss import IGNORED
+from llm.run import read_metrics
+from llm.tokenizer import Special
+from llm.trainer import Fit, bits_per_byte, evaluate, fit
+from llm.trainer.checkpoint import folder_of
+
+VOCAB, LENGTH = 24, 12
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+Uninterrupted = Callable[[str], tuple[Path, dict[str, torch.Tensor]]]
+TIMED = ("seconds", "throughput/tokens_per_second", "throughput/mfu")  # what no two runs share
+
+
+@dataclass
+class RandomRows:
+    """Rows of random tokens with very unequal numbers of labels; reading is all that is asked of them."""
+
+    count: int
+    seed: int = 0
+    raw_bytes: int = 1000
+    lost_bytes: int = 30
+
+    def __post_init__(self) -> None:
+        draw = np.random.default_rng(self.seed)
+        self._tokens = draw.integers(2, VOCAB, size=(self.count, LENGTH + 1))
+        self.num_labels = draw.integers(1, LENGTH + 1, size=self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, micro_batch: MicroBatch) -> dict[str, Any]:
+        tokens = torch.from_numpy(self._tokens[micro_batch.rows])
+        labels = tokens[:, 1:].clone()
+        for line, row in enumerate(micro_batch.rows):
+            labels[line, self.num_labels[row] :] = IGNORED
+        positions = torch.arange(LENGTH).expand(len(labels), LENGTH)
+        return {
+            "input_ids": tokens[:, :-1],
+            "labels": labels,
+            "position_ids": positions,
+            "num_labels": micro_batch.num_labels,
+        }
+
+
+def model_of(
+    architecture: Architecture = Architecture.gpt2, *, dropout: float = 0.0, lora: bool = False
+) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        name="small",
+        architecture=architecture,
+        num_layers=1,
+        num_heads=2,
+        hidden_size=16,
+        max_position_embeddings=LENGTH,
+        dropout=dropout,
+    )
+    model = build(config, vocab_size=VOCAB, special=SPECIAL)
+    if lora:
+        model = add_lora(model, LoraConfig(rank=2, alpha=4, dropout=dropout), architecture)
+    return model
+
+
+def task(
+    folder: Path,
+    *,
+    model: torch.nn.Module | None = None,
+    max_steps: int = 10,
+    rows: int = 21,
+    held_out: int = 5,
+    batch_size: int = 4,
+    sample: Callable[[], list[dict[str, str]]] = list,
+    optimizer: OptimizerConfig | None = None,
+    **trainer: Any,
+) -> Fit:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model or model_of()
+    settings = {"log_every_steps": 1, "validate_every_steps": 4, "checkpoint_every_steps": 4} | trainer
+    return Fit(
+        model=model,
+        model_config=model.config,
+        train_rows=RandomRows(rows),
+        held_out_rows=RandomRows(held_out, seed=1),
+        data=DataConfig(name="x", kind=DataKind.text, path="x", sequence_length=LENGTH, batch_size=batch_size),
+        optimizer=optimizer or OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
+        trainer=TrainerConfig(accelerator=Accelerator.cpu, max_steps=max_steps, **settings),
+        seed=7,
+        folder=folder,
+        logger=RunLogger(None),
+        sample=sample,
+        label="test",
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not measure the machine before every tiny training."""
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda _device: (1e9, "assumed"))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in metrics(folder)]
+
+
+def values(folder: Path, name: str) -> list[float]:
+    return [record[name] for record in metrics(folder) if name in record]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# Bits per byte
+
+
+@pytest.mark.parametrize(
+    ("nats", "raw_bytes", "lost_bytes", "expected"),
+    [
+        (100 * math.log(2), 50, 0, 2.0),  # 100 bits over 50 bytes
+        (100 * math.log(2), 50, 5, 2.8),  # and 5 x 8 bits for what was lost
+        (0.0, 10, 10, 8.0),  # a tokenizer that says nothing costs what no model does
+    ],
+)
+def test_bits_per_byte_of_raw_text(nats: float, raw_bytes: int, lost_bytes: int, expected: float) -> None:
+    assert bits_per_byte(nats, raw_bytes=raw_bytes, lost_bytes=lost_bytes) == pytest.approx(expected, rel=1e-12)
+
+
+def evaluated(model: torch.nn.Module, rows: RandomRows, batch_size: int) -> Any:
+    batches = EvaluationBatches(rows.num_labels, batch_size=batch_size)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=lambda batch: batch)
+    return evaluate(model, loader, rows, device=torch.device("cpu"))
+
+
+def test_evaluation_is_the_mean_over_all_labels_of_a_slow_loop() -> None:
+    model, rows = model_of(dropout=0.5).train(), RandomRows(7)
+    result = evaluated(model, rows, 3)
+    assert model.training  # as it was before
+    model.eval()
+    nats = 0.0
+    for row in range(7):
+        tokens = torch.from_numpy(rows._tokens[row])
+        with torch.no_grad():
+            scores = model(input_ids=tokens[None, :-1], use_cache=False).logits[0].double()
+        for place in range(rows.num_labels[row]):
+            nats -= float(torch.log_softmax(scores[place], 0)[tokens[place + 1]])
+    assert result.loss == pytest.approx(nats / rows.num_labels.sum(), rel=1e-6)
+    assert result.bits_per_byte == pytest.approx((nats / math.log(2) + 30 * 8) / 1000, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_evaluation_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+    model, rows = model_of(), RandomRows(7)
+    assert evaluated(model, rows, batch_size).loss == pytest.approx(evaluated(model, rows, 3).loss, rel=1e-6)
+
+
+# The loss of a step
+
+
+def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(tmp_path: Path) -> None:
+    ends = {}
+    # The gradient of attention's key bias is rounding noise around 0, which AdamW scales up to the learning rate.
+    slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+    for size in (4, 2, 1):
+        made = task(tmp_path / str(size), max_steps=5, micro_batch_size=size, optimizer=slow)
+        fit(made)
+        ends[size] = weights(made.model)
+    for size in (2, 1):
+        for name in ("train/loss", "train/gradient_norm"):
+            found, expected = values(tmp_path / str(size), name), values(tmp_path / "4", name)
+            assert found == pytest.approx(expected, rel=1e-6 if name == "train/loss" else 1e-5)
+        for name, weight in ends[4].items():
+            torch.testing.assert_close(ends[size][name], weight, rtol=0, atol=1e-5)
+
+
+def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
+    made = task(tmp_path, max_steps=6, micro_batch_size=2, optimizer=OptimizerConfig(warmup_steps=0))
+    fit(made)
+    model, rows = model_of(), RandomRows(21)
+    batches = TrainingBatches(rows.num_labels, batch_size=4, micro_batch_size=4, num_steps=6, seed=7)
+    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name and "wpe" not in name]
+    others = [p for p in model.parameters() if not any(p is q for q in decayed)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+    losses = []
+    for step, batch in enumerate(batches):
+        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * step / 5)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * cosine
+        loss = next_token_nats(model, rows.__getitems__(batch)) / batch.num_labels
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert values(tmp_path, "train/loss") == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights(model).items():
+        torch.testing.assert_close(weights(made.model)[name], weight, rtol=0, atol=1e-5)
+
+
+def test_tokens_are_the_labels_trained_on(tmp_path: Path) -> None:
+    fit(task(tmp_path, max_steps=12, log_every_steps=5, micro_batch_size=1))
+    rows = RandomRows(21)
+    batches = TrainingBatches(rows.num_labels, batch_size=4, micro_batch_size=4, num_steps=12, seed=7)
+    counts = np.cumsum([rows.num_labels[batches.rows_of(step)].sum() for step in range(12)])
+    logged = {r["step"]: r["tokens"] for r in metrics(tmp_path) if "train/loss" in r}
+    assert logged == {step: counts[step - 1] for step in (5, 10, 12)}
+
+
+def test_a_record_of_several_steps_has_their_mean_loss_over_labels(tmp_path: Path) -> None:
+    fit(task(tmp_path / "every", log_every_steps=1))
+    fit(task(tmp_path / "fifth", log_every_steps=5))
+    records = [r for r in metrics(tmp_path / "every") if "train/loss" in r]
+    tokens = np.diff([0] + [r["tokens"] for r in records])
+    losses = np.array([r["train/loss"] for r in records])
+    expected = [np.average(losses[i : i + 5], weights=tokens[i : i + 5]) for i in (0, 5)]
+    assert values(tmp_path / "fifth", "train/loss") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_small_model_learns_what_repeats(tmp_path: Path) -> None:
+    made = task(tmp_path, max_steps=60, rows=4, optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=5))
+    fit(made)
+    losses = values(tmp_path, "train/loss")
+    assert losses[0] == pytest.approx(math.log(VOCAB), rel=0.1)
+    assert losses[-1] < 0.5
+
+
+def test_two_workers_read_what_none_do(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        fit(task(tmp_path / str(workers), max_steps=3, num_workers=workers))
+    assert untimed(tmp_path / "2") == untimed(tmp_path / "0")
+
+
+def test_a_record_says_how_fast_it_was(tmp_path: Path) -> None:
+    fit(task(tmp_path))
+    assert len(values(tmp_path, "train/loss")) == 10
+    for name in ("throughput/tokens_per_second", "throughput/mfu"):
+        assert len(values(tmp_path, name)) == 10
+        assert all(value > 0 for value in values(tmp_path, name))
+    seconds = values(tmp_path, "seconds")
+    assert seconds == sorted(seconds)
+
+
+def test_mfu_is_the_flops_of_the_model_over_those_of_the_device(tmp_path: Path) -> None:
+    made = task(tmp_path, max_steps=2)
+    fit(made)
+    h, inner = 16, 64
+    block = 4 * h * h + 2 * h * inner + (3 * h + h + inner + h) + 4 * h
+    per_token = 6 * (VOCAB * h + block + 2 * h) + 12 * 1 * h * LENGTH
+    for record in metrics(tmp_path):
+        if "throughput/mfu" in record:
+            expected = record["throughput/tokens_per_second"] * per_token / 1e9
+            assert record["throughput/mfu"] == pytest.approx(expected, rel=1e-9)
+
+
+# Validation and samples
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"),
+    [(4, 10, [0, 4, 8, 10]), (5, 10, [0, 5, 10]), (100, 3, [0, 3]), (1, 2, [0, 1, 2])],
+)
+def test_validation_is_before_the_first_step_every_so_many_and_at_the_last(
+    every: int, steps: int, expected: list[int], tmp_path: Path
+) -> None:
+    fit(task(tmp_path, max_steps=steps, validate_every_steps=every))
+    assert [record["step"] for record in metrics(tmp_path) if "val/loss" in record] == expected
+
+
+def test_validation_before_the_first_step_is_of_the_model_that_came(tmp_path: Path) -> None:
+    fit(task(tmp_path))
+    expected = evaluated(model_of(), RandomRows(5, seed=1), 5)
+    assert values(tmp_path, "val/loss")[0] == pytest.approx(expected.loss, rel=1e-6)
+    assert values(tmp_path, "val/bits_per_byte")[0] == pytest.approx(expected.bits_per_byte, rel=1e-6)
+
+
+def test_each_validation_writes_its_samples_as_rows(tmp_path: Path) -> None:
+    calls = iter(range(100))
+    fit(task(tmp_path, sample=lambda: [{"prompt": p, "text": f"글 {next(calls)}"} for p in ("가", "나")]))
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    expected = [
+        {"step": step, "prompt": prompt, "text": f"글 {2 * i + j}"}
+        for i, step in enumerate((0, 4, 8, 10))
+        for j, prompt in enumerate("가나")
+    ]
+    assert rows == expected
+
+
+def test_sampling_and_validating_do_not_change_the_training(tmp_path: Path) -> None:
+    def sample() -> list[dict[str, str]]:
+        return [{"prompt": "가", "text": str(torch.rand(()).item())}]
+
+    fit(task(tmp_path / "often", model=model_of(dropout=0.3), validate_every_steps=1, sample=sample))
+    fit(task(tmp_path / "rarely", model=model_of(dropout=0.3), validate_every_steps=10))
+    assert values(tmp_path / "often", "train/loss") == values(tmp_path / "rarely", "train/loss")
+
+
+# Going on after a stop
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(step: int, how: str, patch: pytest.MonkeyPatch) -> None:
+    """Have a signal come, or an error be raised, once `step` optimizer steps are done."""
+    build_as_before = optimizer.build
+    started: list[int] = []
+
+    def count(*_: Any) -> None:
+        started.append(1)
+        if how == "error" and len(started) == step + 1:
+            raise Stop
+        if how == "signal" and len(started) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def build_and_count(*args: Any, **kwargs: Any) -> Any:
+        built, schedule = build_as_before(*args, **kwargs)
+        built.register_step_pre_hook(count)
+        return built, schedule
+
+    patch.setattr(optimizer, "build", build_and_count)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "llama": {"architecture": Architecture.llama},
+    "lora": {"lora": True},
+}
+
+
+def resumable(folder: Path, variant: str, **settings: Any) -> Fit:
+    """A task in which dropout, the order of rows over epochs (21 rows, 4 a step) and accumulation have to go on."""
+    model = model_of(**VARIANTS[variant], dropout=0.2)
+    settings = {"max_steps": 14, "micro_batch_size": 2, "log_every_steps": 3, "checkpoint_every_steps": 4} | settings
+    return task(folder, model=model, sample=lambda: [{"prompt": "가", "text": digest(model)}], **settings)
+
+
+def digest(model: torch.nn.Module) -> str:
+    return str(sum(float(p.detach().double().sum()) for p in model.parameters()))
+
+
+def run_interrupted(made: Fit, step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stopping(step, how, patch)
+        with pytest.raises(StoppedError if how == "signal" else Stop):
+            fit(made)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    made: dict[str, tuple[Path, dict[str, torch.Tensor]]] = {}
+
+    def get(variant: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        if variant not in made:
+            folder = tmp_path_factory.mktemp(variant)
+            whole = resumable(folder, variant)
+            fit(whole)
+            made[variant] = folder, weights(whole.model)
+        return made[variant]
+
+    return get
+
+
+def assert_same_as_uninterrupted(made: Fit, whole: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    folder, expected = whole
+    assert untimed(made.folder) == untimed(folder)
+    assert (made.folder / "samples.jsonl").read_bytes() == (folder / "samples.jsonl").read_bytes()
+    assert same(weights(made.model), expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [(step, "signal") for step in (1, 3, 4, 5, 13, 14)] + [(step, "error") for step in (0, 1, 3, 4, 5, 9, 13)],
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    step: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    run_interrupted(resumable(tmp_path, "gpt2"), step, how, monkeypatch)
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+@pytest.mark.parametrize("variant", ["llama", "lora"])
+@pytest.mark.parametrize(("step", "how"), [(6, "signal"), (9, "error")])
+def test_any_model_goes_on_where_it_was(
+    variant: str, step: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    run_interrupted(resumable(tmp_path, variant), step, how, monkeypatch)
+    again = resumable(tmp_path, variant)
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted(variant))
+
+
+def test_a_run_may_be_stopped_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    for how, step in (("signal", 2), ("error", 1), ("signal", 5), ("error", 3), ("signal", 1)):
+        run_interrupted(resumable(tmp_path, "gpt2"), step, how, monkeypatch)
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    run_interrupted(resumable(tmp_path, "gpt2"), 10, "error", monkeypatch)
+    (folder_of(tmp_path / "checkpoints", 8) / "state.json").write_text("{}", encoding="utf-8")
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+def test_a_run_without_a_good_checkpoint_does_not_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_interrupted(resumable(tmp_path, "gpt2"), 5, "error", monkeypatch)
+    (folder_of(tmp_path / "checkpoints", 4) / "state.json").write_text("{}", encoding="utf-8")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(DamagedError, match="no checkpoint is good"):
+        fit(resumable(tmp_path, "gpt2"))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_training_is_not_trained_on(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    fit(resumable(tmp_path, "gpt2"))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert same(weights(again.model), uninterrupted("gpt2")[1])
+
+
+def test_a_run_may_go_on_with_other_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    whole = task(tmp_path / "whole", micro_batch_size=4)
+    fit(whole)
+    run_interrupted(task(tmp_path / "cut", micro_batch_size=4), 5, "signal", monkeypatch)
+    again = task(tmp_path / "cut", micro_batch_size=1)
+    fit(again)
+    found, expected = ([r["step"] for r in metrics(tmp_path / name)] for name in ("cut", "whole"))
+    assert found == expected
+    assert values(tmp_path / "cut", "train/loss") == pytest.approx(values(tmp_path / "whole", "train/loss"), rel=1e-5)
+    for name, weight in weights(whole.model).items():
+        torch.testing.assert_close(weights(again.model)[name], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [10]), (2, [8, 10]), (9, [4, 8, 10])])
+def test_the_newest_checkpoints_are_kept(keep: int, kept: list[int], tmp_path: Path) -> None:
+    fit(task(tmp_path, keep_checkpoints=keep))
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [folder_of(tmp_path / "checkpoints", s) for s in kept]
+
+
+def test_a_checkpoint_of_lora_holds_no_frozen_weight(tmp_path: Path) -> None:
+    fit(task(tmp_path, model=model_of(lora=True), max_steps=2))
+    state = json.loads((folder_of(tmp_path / "checkpoints", 2) / "state.json").read_text(encoding="utf-8"))
+    assert state["state_dict"] and all("lora_" in name for name in state["state_dict"])
+
+
+def test_training_lora_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    made = task(tmp_path, model=model_of(lora=True), max_steps=3)
+    before = weights(made.model)
+    fit(made)
+    changed = {name for name, weight in weights(made.model).items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+
+
+def test_the_signals_mean_what_they_did_before_once_training_has_ended(tmp_path: Path) -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    fit(task(tmp_path, max_steps=1))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize("place", ["validation", "first micro-batch"])
+def test_a_signal_within_a_step_lets_it_end(place: str, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    made = resumable(tmp_path, "gpt2")
+    calls = []
+
+    def send(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == (1 if place == "validation" else 3 + 1):  # three batches of held-out rows come first
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    made.model.register_forward_pre_hook(send)
+    with pytest.raises(StoppedError, match="after step 1"):
+        fit(made)
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+def test_what_a_stop_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping(2, "signal", monkeypatch)
+    with pytest.raises(StoppedError, match=r"stopped by SIGTERM after step 2, which is saved. Start the same command"):
+        fit(task(tmp_path))
+    assert StoppedError.exit_code == 75
+
+
+SCRIPT = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from tests.test_trainer import fit, resumable, weights
+from llm.errors import one_line_errors
+with one_line_errors():
+    made = resumable(Path(sys.argv[1]), "gpt2")
+    fit(replace(made, sample=lambda: time.sleep(0.5) or made.sample()))  # long enough for the signal to come
+"""
+
+
+def test_a_process_that_gets_sigterm_saves_and_the_next_one_finishes(
+    tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not read_metrics(tmp_path / "metrics.jsonl") and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert "error: stopped by SIGTERM after step" in error
+    assert metrics(tmp_path)[-1]["step"] < 14
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("settings", [{}, {"log_every_steps": 100}, {"validate_every_steps": 1}])
+def test_a_loss_that_is_not_finite_ends_the_run(settings: dict[str, int], tmp_path: Path) -> None:
+    wild = OptimizerConfig(learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(DivergedError, match=r"is (nan|inf) at step \d+\. Lower optimizer.learning_rate, or raise"):
+        fit(task(tmp_path, optimizer=wild, **settings))
+    assert DivergedError.exit_code == 70
+    for record in metrics(tmp_path):
+        assert all(math.isfinite(value) for value in record.values())
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_gradients_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    model = model_of()
+    model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"train/gradient_norm is (nan|inf) at step 1"):
+        fit(task(tmp_path, model=model))
