@@ -5,19 +5,18 @@ from importlib import import_module
 import hydra
 from omegaconf import DictConfig
 
-from llm.config import from_hydra, job_overrides, num_devices, run_hydra
-from llm.errors import one_line_errors
+from llm.config import from_hydra, job_errors, job_overrides, run_hydra
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    with one_line_errors():
+    with job_errors():
         config = from_hydra(cfg)
-        if num_devices(config) > 1:
-            from llm.run.launch import is_launched, launch_ranks
+        if "trainer" in cfg and config.trainer.devices > 1:
+            from llm.run.launch import launch_ranks, needs_launch
 
-            if not is_launched():
-                launch_ranks(job_overrides(), devices=num_devices(config))
+            if needs_launch(config.trainer.devices):
+                launch_ranks(job_overrides(), devices=config.trainer.devices)
         stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
         objective: float | None = stage.run(config).objective
     return objective

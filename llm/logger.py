@@ -66,42 +66,63 @@ def open_logger(config: LoggerConfig, run: Run, *, outputs: Path) -> Iterator[Ru
 
 
 def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> RunLogger:
-    """One line says where W&B writes and why. The W&B id is the run's own, so a resumed run goes on in it."""
+    """One line says where W&B writes and why."""
     if config.mode is WandbMode.disabled:
         return RunLogger(None)
     import wandb
 
-    logging.getLogger("wandb").setLevel(logging.ERROR)
+    logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
     mode, reason = _mode(config)
-    folder = outputs.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        wandb_run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            id=f"{run.stage}-{run.path.name}",
-            name=run.path.name,
-            group=config.group or run.stage,
-            job_type=run.stage,
-            tags=config.tags,
-            config=run.config,
-            mode=mode,
-            resume="allow",
-            dir=folder,
-            settings=wandb.Settings(
-                x_transaction_log_flush_interval=1, finish_timeout=60, init_timeout=30, silent=True, console="off"
-            ),
-        )
-        wandb_run.define_metric("*", step_metric="tokens")
-    except Exception as error:  # an unreachable server must not stop a run
-        log.warning("wandb could not start (%s); the run goes on without it", error)
+    if mode == "online":
+        try:
+            wandb_run = _init(config, run, outputs, mode="online")
+        except Exception as error:  # an unreachable server must not stop a run
+            wandb.teardown()  # else its service says that the id is in use
+            mode, reason = "offline", f"for it could not start online ({_first_line(error)})"
+        else:
+            log.info("wandb is online, %s: %s", reason, wandb_run.url)
+            return RunLogger(wandb_run)
+    if mode == "disabled":
+        log.info("wandb is disabled, %s", reason)
         return RunLogger(None)
-    where = wandb_run.url if mode == "online" else f"{folder / 'wandb'} (upload: wandb sync {wandb_run.dir}/..)"
-    log.info("wandb is %s, %s: %s", mode, reason, where)
+    try:
+        wandb_run = _init(config, run, outputs, mode="offline")
+    except Exception as error:
+        log.warning("wandb could not start (%s); the run goes on without it", _first_line(error))
+        return RunLogger(None)
+    log.info("wandb is offline, %s. Upload: wandb sync %s", reason, Path(wandb_run.dir).parent)
     return RunLogger(wandb_run)
 
 
-def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline"], str]:
+def _init(config: LoggerConfig, run: Run, outputs: Path, *, mode: Literal["online", "offline"]) -> Any:
+    """A W&B run whose id is the run's own, so that a resumed run goes on in it."""
+    import wandb
+
+    folder = outputs.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    wandb_run = wandb.init(
+        project=config.project,
+        entity=config.entity,
+        id=f"{run.stage}-{run.path.name}",
+        name=run.path.name,
+        group=config.group or run.stage,
+        job_type=run.stage,
+        tags=config.tags,
+        config=run.config,
+        mode=mode,
+        resume="allow",
+        reinit="finish_previous",  # one that failed must not take the next run's records
+        dir=folder,
+        settings=wandb.Settings(
+            x_transaction_log_flush_interval=1, finish_timeout=60, init_timeout=30, silent=True, console="off"
+        ),
+    )
+    wandb_run.define_metric("*", step_metric="tokens")
+    return wandb_run
+
+
+def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"], str]:
+    """(mode, why)."""
     if config.mode is WandbMode.online:
         return "online", "as logger.mode says"
     if config.mode is WandbMode.offline:
@@ -110,9 +131,18 @@ def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline"], str]:
 
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_TIMEOUT_SECONDS))
     try:
+        chosen = wandb.setup().settings.mode  # WANDB_MODE, or wandb's own settings file
+        if chosen == "disabled":
+            return "disabled", "as wandb's own settings say"
+        if chosen != "online":
+            return "offline", "as wandb's own settings say"
         logged_in = wandb.login(prompt=False, verify=True, timeout=LOGIN_TIMEOUT_SECONDS)
     except Exception as error:
-        return "offline", f"for logging in failed ({str(error).splitlines()[0]})"
+        return "offline", f"for logging in failed ({_first_line(error)})"
     if logged_in:
         return "online", "for a login was found"
     return "offline", "for no login was found (wandb login changes that)"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -4,7 +4,7 @@ Hydra merges the YAML files and the command line into the schema, so a wrong key
 Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anything heavy.
 """
 
-from llm.config.compose import from_hydra, job_overrides, num_devices, run_hydra
+from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.schema import (
     ALPHABET_SIZES,
     LINEAR_LAYERS,
@@ -60,7 +60,7 @@ __all__ = [
     "WandbMode",
     "from_hydra",
     "identity_settings",
+    "job_errors",
     "job_overrides",
-    "num_devices",
     "run_hydra",
 ]

@@ -29,6 +29,11 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
         raise SystemExit(status)
 
 
+def needs_launch(devices: int) -> bool:
+    """Whether a run on so many devices has yet to be given its processes."""
+    return devices > 1 and not is_launched()
+
+
 def is_launched() -> bool:
     """Whether this process is one of a distributed launch, by torch's launcher or Slurm's srun."""
     return "RANK" in os.environ or "SLURM_PROCID" in os.environ

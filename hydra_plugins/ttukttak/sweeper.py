@@ -1,0 +1,70 @@
+"""A sweep's overrides -> its jobs, every one checked before the first one runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from llm.config import from_hydra
+from llm.errors import UserError, say_error, tracebacks_wanted
+
+
+class CheckedSweeper(Sweeper):
+    """Hydra's basic sweeper, which checks what the schema cannot say too, and leaves no multirun.yaml."""
+
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self._params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        assert self.config is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
+        [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        for number, job in enumerate(jobs):
+            self._check(number, job)
+        returns = self.launcher.launch(jobs, initial_job_idx=0)
+        report_failures(jobs, returns)
+        return returns
+
+    def _check(self, number: int, job: list[str]) -> None:
+        config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)  # for a name that holds ${hydra:job.num}
+        with open_dict(config):
+            del config["hydra"]
+        from_hydra(config)
+
+
+def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:
+    """Say one line for each job that failed; end with the exit code of the first, or with the traceback of a bug."""
+    failures = [
+        (job, returned._return_value)
+        for job, returned in zip(jobs, returns, strict=True)
+        if returned.status is JobStatus.FAILED
+    ]
+    for job, error in failures:
+        if not isinstance(error, UserError | OSError) or tracebacks_wanted():
+            raise error
+        say_error(f"{' '.join(job)}: {error}")
+    if failures:
+        raise SystemExit(getattr(failures[0][1], "exit_code", 1))

@@ -1,0 +1,124 @@
+"""What Hydra, OmegaConf or YAML raised while composing -> one line in the keys that the user typed."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from llm.config import schema
+from llm.config.schema import STAGES, StageConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def explain(error: BaseException) -> str:
+    """One line for what went wrong: the file or the key, what was expected there, and the nearest that exists."""
+    if isinstance(error, MissingConfigException):
+        return _explain_missing_choice(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}. Write key=value, and quote what your shell would change."
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem or 'this is no YAML'}."
+    message = str(error)
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    place = _place(message)
+    reason = _first_line(cause).removeprefix(_first_line(error) if place and cause is not error else "")
+    key = getattr(cause, "full_key", None) or ""
+    if place and cause is error:  # a YAML file: Hydra keeps the cause only in the message, from its second line on
+        reason = (message.splitlines()[1:] or [reason])[0].strip()
+        if written := re.search(r"^\s*full_key: (\S+)$", message, re.MULTILINE):
+            key = written[1]
+    if known := _explain_known(message, reason, key):
+        return place + known
+    return f"{place}{key}: {reason}" if key else f"{place}{reason}"
+
+
+def explain_unknown_key(key: str, config: type, prefix: str = "") -> str:
+    """What to type in place of a key that a dataclass of the schema does not have."""
+    known = [f.name for f in fields(config)]
+    if issubclass(config, StageConfig):
+        if belongs := _belongs(key):
+            stage = next(name for name, stage in STAGES.items() if stage is config)
+            return f"{key} is not part of stage={stage}, which takes {', '.join(known)}. {belongs}"
+        nested = [dotted for dotted in _dotted_keys(config) if dotted.endswith(f".{key}")]
+        if nested:
+            return f"unknown key {key}. Did you mean {nested[0]}?"
+    return f"unknown key {prefix}{key}. {_suggest(key, known, prefix)}"
+
+
+def explain_missing_value(key: str) -> str:
+    """What to set where the schema has no default and nobody gave a value."""
+    meanings = {"base": "the name or the folder of a pretraining run"}
+    return f"{key} is missing. Set {key}=<{meanings.get(key, 'value')}>."
+
+
+def _explain_known(message: str, reason: str, key: str) -> str | None:
+    """The cases that users run into; None leaves Hydra's own words."""
+    if unknown := re.match(r"Key '([^']+)' not in '(\w+)'", reason):
+        config = getattr(schema, unknown[2], None)
+        if config is not None:
+            return explain_unknown_key(unknown[1], config, key[: -len(unknown[1])])
+        return f"unknown key {key}."
+    if addition := re.search(r"^To append to your config use (\+(\S+?)=.*)$", message, re.MULTILINE):
+        return f"{addition[2]} is not there yet. Add it with {addition[1]}"
+    if group := re.search(r"Could not override '([^']+)'\. No match", message):
+        name = group[1].partition("@")[0]
+        groups = [f.name for stage in STAGES.values() for f in fields(stage)]
+        return f"{name} is not a group of this stage. {_belongs(name) or _suggest(name, dict.fromkeys(groups))}"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'$", message, re.MULTILINE):
+        name, value = ambiguous.groups()
+        return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {name}='\"{value}\"'."
+    if twice := re.match(r"(\S+) appears more than once in the final defaults list", reason):
+        return f"{twice[1]} is chosen twice. Write {twice[1]}=<choice> once, without a +."
+    if "Config group override must be a string or a list" in message:
+        return "a group cannot be null. Give a choice of it, or leave it out."
+    if re.search(r"field '\w+' is not Optional", reason):
+        return f"{key} cannot be null. Give it a value, or leave it out."
+    return None
+
+
+def _explain_missing_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file or "").lstrip("/").rpartition("/")
+    place = _place(str(error)) if not str(error).startswith("In 'config'") else ""
+    if not group:
+        return _first_line(error)
+    if error.options:
+        return f"{place}{group}={choice} is not a choice. {_suggest(choice, map(str, error.options), f'{group}=')}"
+    return f"{place}{group}={choice} is not a choice. There is none yet: a file conf/{group}/{choice}.yaml makes one."
+
+
+def _belongs(key: str) -> str | None:
+    stages = [f"stage={name}" for name, stage in STAGES.items() if key in (f.name for f in fields(stage))]
+    return f"It belongs to {', '.join(stages)}." if stages else None
+
+
+def _suggest(key: str, known: Iterable[str], prefix: str = "") -> str:
+    known = list(known)
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"Did you mean {prefix}{close[0]}?" if close else f"Known here: {', '.join(known)}."
+
+
+def _dotted_keys(config: Any, prefix: str = "") -> Iterable[str]:
+    for name, kind in get_type_hints(config).items():
+        if is_dataclass(kind):
+            yield from _dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _place(message: str) -> str:
+    """The YAML file that Hydra was reading, as the start of the line."""
+    if not (file := re.match(r"In '([^']+)'", message)):
+        return ""
+    path = f"{file[1]}.yaml"
+    return f"conf/{path}: " if (CONF / path).exists() else f"{path}: "
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,50 @@
+"""The layers: each part of llm/ imports only the parts on its left, and Hydra stays at the door."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer", "stage", "tool"]
+HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")
+FILES = sorted(path for path in (ROOT / "llm").rglob("*.py") if path != ROOT / "llm" / "__init__.py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, `from llm import x` as llm.x."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "llm":
+            yield from (f"llm.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def layer(part: str) -> int:
+    """A part's place; a module that is no part is a tool."""
+    return LAYERS.index(part) if part in LAYERS else LAYERS.index("tool")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    part = path.relative_to(ROOT / "llm").parts[0].removesuffix(".py")
+    wrong = [name for name in imports(path) if name.startswith("llm.") and layer(name.split(".")[1]) > layer(part)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_config_imports_hydra(path):
+    if path.is_relative_to(ROOT / "llm" / "config"):
+        return
+    assert not [name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")]
+
+
+def test_composing_imports_nothing_heavy():
+    code = f"import train, sys; print([name for name in {HEAVY} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,299 @@
+"""The logger: W&B as a view of metrics.jsonl, which nothing that W&B does can stop."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+
+from llm.config import LoggerConfig, WandbMode
+from llm.logger import RunLogger, open_logger
+from llm.run import Run
+
+CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny", "num_layers": 3}, "data": {"path": None}}
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No login of whoever runs the tests, no network, and no service that outlives a test."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_NAME", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("llm"), "propagate", True)
+    caplog.set_level(logging.INFO, "llm")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def run_of(outputs: Path, name: str = "first-0123abcd", stage: str = "pretrain") -> Run:
+    folder = outputs / stage / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    return Run(folder, {"stage": stage, "name": name.split("-")[0]})
+
+
+def inspected(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of a W&B run's file, by type, as wandb's own reader shows them."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    records: dict[str, list[dict[str, Any]]] = {}
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        records.setdefault(record["type"], []).append(record.get(record["type"]) or {})
+    return records
+
+
+def wandb_folders(outputs: Path) -> list[Path]:
+    return sorted(path for path in (outputs / "wandb").glob("*run-*") if not path.is_symlink())
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "llm"]
+
+
+# Modes
+
+
+def test_without_a_login_wandb_is_offline_and_one_line_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1, "tokens": 5, "train/loss": 2.0})
+    (folder,) = wandb_folders(tmp_path)
+    assert said(caplog) == [
+        f"wandb is offline, for no login was found (wandb login changes that). Upload: wandb sync {folder}"
+    ]
+    assert list(folder.glob("*.wandb"))  # what wandb sync is given is there
+    assert capfd.readouterr() == ("", "")  # and wandb says nothing by itself
+    assert {path.name for path in tmp_path.iterdir()} <= {"wandb", "pretrain", "wandb-config"}
+
+
+def test_a_login_that_fails_leaves_wandb_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path):
+        pass
+    (line,) = said(caplog)
+    assert line.startswith("wandb is offline, for logging in failed (")
+    assert len(wandb_folders(tmp_path)) == 1
+
+
+def test_online_without_a_server_falls_back_to_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_before = wandb.init
+
+    def refuse_online(**settings: Any) -> Any:
+        if settings["mode"] == "online":
+            raise wandb.errors.CommError("no server\nand many more lines")
+        return as_before(**settings)
+
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    with open_logger(LoggerConfig(mode=WandbMode.online), run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1, "tokens": 5})
+    (line,) = said(caplog)
+    assert line.startswith("wandb is offline, for it could not start online (no server). Upload: wandb sync /")
+    assert inspected(wandb_folders(tmp_path)[0])["history"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "line"),
+    [("offline", "wandb is offline, as wandb's own settings say."), ("disabled", "wandb is disabled, as wandb's own")],
+)
+def test_auto_does_as_wandb_mode_says(
+    chosen: str, line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", chosen)
+    with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1, "tokens": 5})
+    assert said(caplog)[0].startswith(line)
+    assert len(wandb_folders(tmp_path)) == (chosen == "offline")
+
+
+def test_offline_by_choice_asks_for_no_login(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb, "login", lambda **_: pytest.fail("login was asked for"))
+    with open_logger(LoggerConfig(mode=WandbMode.offline), run_of(tmp_path), outputs=tmp_path):
+        pass
+    assert said(caplog)[0].startswith("wandb is offline, as logger.mode says. Upload: wandb sync /")
+
+
+def test_a_wandb_that_cannot_start_does_not_stop_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with open_logger(LoggerConfig(mode=WandbMode.offline), run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1, "tokens": 5})
+    assert said(caplog) == ["wandb could not start (no space); the run goes on without it"]
+
+
+DISABLED = """
+import sys
+from pathlib import Path
+from llm.config import LoggerConfig, WandbMode
+from llm.logger import open_logger
+from llm.run import Run
+with open_logger(LoggerConfig(mode=WandbMode.disabled), Run(Path("x"), {}), outputs=Path("outputs")) as logger:
+    logger.log({"step": 1})
+    logger.log_samples([{"step": 1}])
+    logger.summarize({"a": 1})
+print("wandb" in sys.modules, Path("outputs").exists())
+"""
+
+
+def test_disabled_imports_no_wandb_and_writes_nothing(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{DISABLED}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False False\n"
+
+
+def test_ranks_above_zero_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1})
+    assert not (tmp_path / "wandb").exists()
+
+
+# What is logged
+
+
+OFFLINE = LoggerConfig(mode=WandbMode.offline, project="blog", tags=["first", "korean"])
+
+
+def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Path) -> None:
+    metrics = [{"step": s, "tokens": 10 * s, "seconds": 0.5, "train/loss": 3.0 / s} for s in (1, 2, 3)]
+    with open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path) as logger:
+        for record in metrics:
+            logger.log(record)
+        logger.log_samples([{"step": 3, "prompt": "대한민국은", "text": " 민주공화국이다"}])
+        logger.summarize({"val/bits_per_byte": 1.5})
+    records = inspected(wandb_folders(tmp_path)[0])
+    logged = [without_internal(record["item"]) for record in records["history"]]
+    assert logged[:3] == metrics
+    assert list(logged[3]) == ["samples"]
+    (table,) = tmp_path.glob("wandb/*/files/media/table/*.json")
+    assert json.loads(table.read_text(encoding="utf-8")) == {
+        "columns": ["step", "prompt", "text"],
+        "data": [[3, "대한민국은", " 민주공화국이다"]],
+    }
+    assert any("val/bits_per_byte" in json.dumps(record) for record in records["summary"])
+    assert records["exit"][0].get("exit_code", 0) == 0
+
+
+def without_internal(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if not name.startswith("_")}
+
+
+def test_tokens_are_the_x_axis(tmp_path: Path) -> None:
+    with open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path) as logger:
+        logger.log({"step": 1, "tokens": 5, "train/loss": 1.0})
+    metrics = inspected(wandb_folders(tmp_path)[0])["metric"]
+    assert any(metric.get("glob_name") == "*" and metric.get("step_metric") == "tokens" for metric in metrics)
+
+
+def test_two_runs_of_one_process_are_two_wandb_runs_with_their_config(tmp_path: Path) -> None:
+    for number, (stage, name) in enumerate([("pretrain", "first-01234567"), ("finetune", "second-89abcdef")]):
+        with open_logger(OFFLINE, run_of(tmp_path, name, stage), outputs=tmp_path) as logger:
+            logger.log({"step": number, "tokens": number})
+    described = []
+    for folder in wandb_folders(tmp_path):
+        records = inspected(folder)
+        (run,) = records["run"]
+        names = ("project", "run_id", "display_name", "run_group", "job_type", "tags")
+        described.append([run[name] for name in names])
+        assert without_internal(run["config"]["update"]) == CONFIG
+        assert len(records["history"]) == 1
+    assert sorted(described) == [
+        ["blog", "finetune-second-89abcdef", "second-89abcdef", "finetune", "finetune", ["first", "korean"]],
+        ["blog", "pretrain-first-01234567", "first-01234567", "pretrain", "pretrain", ["first", "korean"]],
+    ]
+
+
+def test_the_group_can_be_chosen(tmp_path: Path) -> None:
+    config = LoggerConfig(mode=WandbMode.offline, group="tokenizers")
+    with open_logger(config, run_of(tmp_path), outputs=tmp_path):
+        pass
+    assert inspected(wandb_folders(tmp_path)[0])["run"][0]["run_group"] == "tokenizers"
+
+
+def test_a_run_that_failed_is_marked_as_failed(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path):
+        raise KeyError
+    assert inspected(wandb_folders(tmp_path)[0])["exit"][0]["exit_code"] == 1
+
+
+# What cannot stop a run
+
+
+class Broken:
+    """A W&B run that fails at whatever it is asked for."""
+
+    summary = property(lambda self: self.log())
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def log(self, *_: Any) -> Any:
+        self.calls += 1
+        raise ConnectionError("the server is gone")
+
+    def finish(self, **_: Any) -> None:
+        self.log()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda logger: logger.log({"step": 1}),
+        lambda logger: logger.log_samples([{"step": 1, "prompt": "가", "text": "나"}]),
+        lambda logger: logger.summarize({"val/loss": 1.0}),
+        lambda logger: logger.finish(failed=False),
+    ],
+    ids=["log", "log_samples", "summarize", "finish"],
+)
+def test_what_wandb_raises_is_said_once_and_stops_nothing(action: Any, caplog: pytest.LogCaptureFixture) -> None:
+    broken = Broken()
+    logger = RunLogger(broken)
+    for _ in range(3):
+        action(logger)
+    assert said(caplog) == ["wandb: the server is gone; the run goes on without it, metrics.jsonl has everything"]
+    assert broken.calls == 1
+
+
+def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.Run, "log", Broken().log)
+        with open_logger(OFFLINE, run_of(tmp_path, "first-01234567"), outputs=tmp_path) as logger:
+            logger.log({"step": 1, "tokens": 1})
+    with open_logger(OFFLINE, run_of(tmp_path, "second-01234567"), outputs=tmp_path) as logger:
+        logger.log({"step": 2, "tokens": 2})
+    found = {
+        records["run"][0]["display_name"]: [without_internal(r["item"]) for r in records.get("history", [])]
+        for records in map(inspected, wandb_folders(tmp_path))
+    }
+    assert found == {"first-01234567": [], "second-01234567": [{"step": 2, "tokens": 2}]}
