@@ -26,17 +26,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem or 'this is no YAML'}."
     message = str(error)
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    place = _place(message)
-    reason = _first_line(cause).removeprefix(_first_line(error) if place and cause is not error else "")
-    key = getattr(cause, "full_key", None) or ""
-    if place and cause is error:  # a YAML file: Hydra keeps the cause only in the message, from its second line on
-        reason = (message.splitlines()[1:] or [reason])[0].strip()
-        if written := re.search(r"^\s*full_key: (\S+)$", message, re.MULTILINE):
-            key = written[1]
+    reason, key = _reason_and_key(error)
     if known := _explain_known(message, reason, key):
-        return place + known
-    return f"{place}{key}: {reason}" if key else f"{place}{reason}"
+        return _place(message) + known
+    return f"{_place(message)}{key}: {reason}" if key else f"{_place(message)}{reason}"
 
 
 def explain_unknown_key(key: str, config: type, prefix: str = "") -> str:
@@ -76,6 +69,8 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
         return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {name}='\"{value}\"'."
     if twice := re.match(r"(\S+) appears more than once in the final defaults list", reason):
         return f"{twice[1]} is chosen twice. Write {twice[1]}=<choice> once, without a +."
+    if re.match(r"Merge error: \w+ is not a subclass of \w+Stage", reason):
+        return "a stage brings its own schema. Choose another stage instead."
     if "Config group override must be a string or a list" in message:
         return "a group cannot be null. Give a choice of it, or leave it out."
     if re.search(r"field '\w+' is not Optional", reason):
@@ -83,14 +78,24 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
     return None
 
 
+def _reason_and_key(error: BaseException) -> tuple[str, str]:
+    """OmegaConf's own line and the key that it is about: in the cause, or, for a YAML file, in the rest of the text."""
+    _, composing, rest = str(error).partition(" raised while composing config:\n")
+    if composing:
+        key = re.search(r"^\s*full_key: (\S*)$", rest, re.MULTILINE)
+        return rest.splitlines()[0], key[1] if key else ""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return re.sub(r"^In '[^']+': ", "", _first_line(cause)), getattr(cause, "full_key", None) or ""
+
+
 def _explain_missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file or "").lstrip("/").rpartition("/")
-    place = _place(str(error)) if not str(error).startswith("In 'config'") else ""
     if not group:
         return _first_line(error)
-    if error.options:
-        return f"{place}{group}={choice} is not a choice. {_suggest(choice, map(str, error.options), f'{group}=')}"
-    return f"{place}{group}={choice} is not a choice. There is none yet: a file conf/{group}/{choice}.yaml makes one."
+    choices = sorted(map(str, error.options or (path.stem for path in (CONF / group).glob("*.yaml"))))
+    if not choices:
+        return f"{group}={choice} is not a choice. There is none yet: a file conf/{group}/{choice}.yaml makes one."
+    return f"{group}={choice} is not a choice. {_suggest(choice, choices, f'{group}=')}"
 
 
 def _belongs(key: str) -> str | None:
