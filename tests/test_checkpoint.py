@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm.errors import DamagedError
+from llm.run import log
 from llm.trainer import checkpoint
 from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep_newest, newest_good
 

@@ -193,13 +193,14 @@ def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Pat
     records = inspected(wandb_folders(tmp_path)[0])
     logged = [without_internal(record["item"]) for record in records["history"]]
     assert logged[:3] == metrics
-    assert list(logged[3]) == ["samples"]
+    assert {name.split(".")[0] for name in logged[3]} == {"samples", "tokens"}
+    assert logged[3]["tokens"] == 30  # at their place on the x axis
     (table,) = tmp_path.glob("wandb/*/files/media/table/*.json")
     assert json.loads(table.read_text(encoding="utf-8")) == {
         "columns": ["step", "prompt", "text"],
         "data": [[3, "대한민국은", " 민주공화국이다"]],
     }
-    assert any("val/bits_per_byte" in json.dumps(record) for record in records["summary"])
+    assert {"val/bits_per_byte": 1.5} in [record["update"] for record in records["summary"]]
     assert records["exit"][0].get("exit_code", 0) == 0
 
 
