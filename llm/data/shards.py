@@ -18,7 +18,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from llm.data.corpus import Corpus
-from llm.errors import DamagedError
+from llm.data.records import Conversation, Document
+from llm.errors import DamagedError, DataError
 from llm.run import digest_of, sha256_of, whole_folder, write_json
 from llm.tokenizer import Special, lost_bytes
 
@@ -64,12 +65,16 @@ class Manifest:
 
 
 def write_shards(corpus: Corpus, tokenizer: Tokenizer, special: Special, folder: Path) -> Manifest:
-    """Encode both sides of a corpus into `folder`, which appears only when it is whole."""
+    """Encode both sides of a corpus into `folder`, which appears only when it is whole.
+
+    Raises:
+        DataError: a record cannot be used, or its text would be read as a special token.
+    """
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
     with whole_folder(folder) as temporary:
         splits = {
             name: _write_split(
-                corpus.texts(held_out=held_out),
+                corpus.records(held_out=held_out),
                 tokenizer,
                 special,
                 temporary,
@@ -124,7 +129,7 @@ def open_shard(folder: Path, shard: Shard, dtype: str) -> tuple[Array, Array]:
 
 
 def _write_split(
-    texts: Iterator[str],
+    records: Iterator[Document | Conversation],
     tokenizer: Tokenizer,
     special: Special,
     folder: Path,
@@ -136,15 +141,15 @@ def _write_split(
     counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     lost = 0
     with closing(_ShardWriter(folder, name, dtype)) as writer:
-        while batch := list(islice(texts, BATCH)):
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        while batch := list(islice(records, BATCH)):
+            texts = [record.text for record in batch]
+            encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            for record, token_ids in zip(batch, encoded, strict=True):
+                _refuse_special(record, token_ids, special)
             if count_lost:
-                decoded = tokenizer.decode_batch([encoding.ids for encoding in encodings])
-                lost += sum(map(lost_bytes, batch, decoded))
-            documents = [
-                np.array([special.bos_id, *encoding.ids, special.eos_id], dtype=dtype) for encoding in encodings
-            ]
-            for text, ids in zip(batch, documents, strict=True):
+                lost += sum(map(lost_bytes, texts, tokenizer.decode_batch(encoded)))
+            documents = [np.array([special.bos_id, *token_ids, special.eos_id], dtype=dtype) for token_ids in encoded]
+            for text, ids in zip(texts, documents, strict=True):
                 writer.add(ids, len(text.encode()))
             predicted = np.concatenate([ids[1:] for ids in documents])  # what a model is asked for: all but bos
             counts += np.bincount(predicted, minlength=len(counts))
@@ -157,6 +162,16 @@ def _write_split(
         unigram_bits_per_byte=_entropy_bits(counts) / writer.raw_bytes,
         shards=shards,
     )
+
+
+def _refuse_special(record: Document | Conversation, token_ids: list[int], special: Special) -> None:
+    """Unigram and WordLevel look a special token's text up in their vocabulary like any other piece."""
+    for token in special.tokens:
+        if token in record.text and not {special.bos_id, special.eos_id, special.pad_id}.isdisjoint(token_ids):
+            raise DataError(
+                f"{record.origin}: the text holds {token}, which this tokenizer takes for a control token. "
+                "Remove or rewrite it, or choose tokenizer=byte_bpe."
+            )
 
 
 def _entropy_bits(counts: Array) -> float:
