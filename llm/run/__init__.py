@@ -11,9 +11,10 @@ from llm.run.environment import launch_id, process_rank
 from llm.run.files import clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.metrics import MetricsLog, history, read_metrics
-from llm.run.runs import Outcome, Run, candidates, find, load, make
+from llm.run.runs import NOT_MINE, Outcome, Run, candidates, find, load, make
 
 __all__ = [
+    "NOT_MINE",
     "MetricsLog",
     "Outcome",
     "Plan",

@@ -33,6 +33,9 @@ class Outcome:
     objective: float | None = None  # what a search minimises
 
 
+NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and what its run.json says."""

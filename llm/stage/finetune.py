@@ -8,7 +8,7 @@ from llm import tokenizer
 from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage
 from llm.data import Conversation, ConversationRows, Corpus, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
-from llm.run import Outcome, Plan, Run, digest_of, find, log, make, sha256_of, whole_folder
+from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, process_rank, sha256_of, whole_folder
 from llm.stage import corpus_notes
 from llm.stage.pretrain import copy_tokenizer, training_results
 
@@ -76,6 +76,8 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
                 label="finetune",
             )
         )
+        if process_rank() > 0:
+            return NOT_MINE
         with whole_folder(run.path / "adapter") as target:
             model.save_pretrained(target)
             copy_tokenizer(folder, target)

@@ -6,7 +6,20 @@ from pathlib import Path
 from llm import tokenizer
 from llm.config import Accelerator, PretrainStage, ShardsStage
 from llm.data import TokenRows, read_manifest
-from llm.run import Outcome, Plan, Run, digest_of, history, log, make, read_metrics, sha256_of, whole_folder
+from llm.run import (
+    NOT_MINE,
+    Outcome,
+    Plan,
+    Run,
+    digest_of,
+    history,
+    log,
+    make,
+    process_rank,
+    read_metrics,
+    sha256_of,
+    whole_folder,
+)
 from llm.stage import shards as shards_stage
 
 FORMAT_VERSION = 1
@@ -75,6 +88,8 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
                 label="pretrain",
             )
         )
+        if process_rank() > 0:
+            return NOT_MINE
         with whole_folder(run.path / "model") as target:
             models.save(model, target)
             copy_tokenizer(tokenizer_folder, target)
