@@ -1,5 +1,8 @@
 """Every file in conf/ composes, and what cannot be composed or go together is one line that names the key."""
 
+import os
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, from_hydra, identity_settings
 from llm.config.explain import explain
@@ -19,15 +23,15 @@ GROUPS = ("tokenizer", "data", "model", "optimizer", "trainer", "logger")
 STAGE_OF = {"korean_law_qa": "finetune", "conversations": "finetune", "adamw_lora": "finetune"}
 
 
-def config_of(*overrides):
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+def config_of(*overrides, conf=CONF):
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         return from_hydra(compose("config", list(overrides)))
 
 
-def refused(*overrides):
+def refused(*overrides, conf=CONF):
     """The one line that these overrides give."""
-    with pytest.raises((ConfigError, HydraException)) as caught:
-        config_of(*overrides)
+    with pytest.raises((HydraException, ValueError)) as caught:  # Hydra raises ValueError for a group that is null
+        config_of(*overrides, conf=conf)
     return str(caught.value) if isinstance(caught.value, ConfigError) else explain(caught.value)
 
 
@@ -97,13 +101,47 @@ def test_stages_mirror_modules():
         (["model=llama_tiny", "model.hidden_size=12"], "rotary positions need an even one"),
         (["model=llama_tiny", "model.num_key_value_heads=3"], "model.num_heads=4 does not divide by"),
         (["model.num_key_value_heads=2"], "model.num_key_value_heads is a setting of llama"),
+        (["name=-x"], "name='-x' cannot name a folder. Start with a letter or digit"),
+        ([f"name={'x' * 65}"], "cannot name a folder"),
+        (["name=.."], "name='..' cannot name a folder"),
+        (["seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
+        (["model.intermediate_size=0"], "model.intermediate_size=0 is too small. Set it to 1 or more."),
         (["model.dropout=1"], "model.dropout=1.0 is out of range"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0 must be a number above 0"),
         (["optimizer.learning_rate=nan"], "optimizer.learning_rate=nan must be a number above 0"),
+        (["optimizer.min_learning_rate_ratio=2"], "optimizer.min_learning_rate_ratio=2.0 is out of range"),
+        (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1 is out of range. Set a value from 0 to 1."),
+        (["optimizer.beta2=1"], "optimizer.beta2=1.0 is out of range. Set a value from 0 up to 1."),
+        (["optimizer.gradient_clip_norm=0"], "optimizer.gradient_clip_norm=0.0 must be above 0. Set it to inf not"),
+        (["optimizer.warmup_steps=-1"], "optimizer.warmup_steps=-1 is too small"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 is too small. Set it to 1 or more."),
+        (["trainer.num_workers=-1"], "trainer.num_workers=-1 is too small. Set it to 0 or more."),
+        (["tokenizer.special_tokens=[a,a,'<|pad|>']"], "names one twice. Remove it."),
+        (["tokenizer.limit_alphabet=0"], "tokenizer.limit_alphabet=0 is too small. Set it to 1 or more."),
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size=100 is too small"),
         (["tokenizer.special_tokens=[]"], "tokenizer.special_tokens is empty"),
         (["tokenizer.pad_token=x"], "tokenizer.pad_token=x is not one of tokenizer.special_tokens"),
         (["tokenizer.model=null"], "tokenizer.model is null"),
+        (
+            ["stage=finetune", "base=x", "lora.dropout=1"],
+            "lora.dropout=1.0 is out of range. Set a value from 0 up to 1.",
+        ),
+        (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is too small. Set it to 1 or more."),
+        (["experiment=nope"], "experiment=nope is not a choice. Known here: demo"),
+        (["experiment=demoo"], "experiment=demoo is not a choice. Did you mean experiment=demo?"),
+        (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate."),
+        (["optimizer=null"], "a group cannot be null. Give a choice of it, or leave it out."),
+        (["seed=null"], "seed cannot be null. Give it a value, or leave it out."),
+        (["+optimizer=adamw"], "optimizer is chosen twice. Write optimizer=<choice> once, without a +."),
+        (["learning_rate=1"], "unknown key learning_rate. Did you mean optimizer.learning_rate?"),
+        (["hydra.foo=1"], "unknown key hydra.foo."),
+        (["~stage"], "no stage is chosen. Set stage to one of tokenizer, shards, pretrain, finetune."),
+        (["~optimizer"], "optimizer is missing. Set optimizer=<value>."),
+        (["tokenizer.model.foo=1"], "tokenizer.model.foo is not there yet. Add it with +tokenizer.model.foo=1"),
+        (["stage=tokenizer,shards"], "stage=tokenizer,shards is a sweep, or a value with a comma. Add -m to sweep, or"),
+        (["+schema=tokenizer"], "a stage brings its own schema. Choose another stage instead."),
+        (["name=${oc.env:TTUKTTAK_NOT_SET}"], "Environment variable 'TTUKTTAK_NOT_SET' not found"),
+        (["trainer.sample_prompts=3"], "trainer.sample_prompts: Invalid value assigned"),
         (["stage=finetune", "base=x", "lora.rank=0"], "lora.rank=0 is too small"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -114,36 +152,145 @@ def test_what_cannot_be_is_one_line_that_names_the_key(overrides, line):
     assert "\n" not in message
 
 
-def test_a_typo_in_a_yaml_names_the_file(tmp_path):
-    import shutil
-
+@pytest.mark.parametrize(
+    ("file", "text", "overrides", "line"),
+    [
+        (
+            "model/gpt2_tiny.yaml",
+            "name: gpt2_tiny\narchitecture: gpt2\nnum_layer: 2\n",
+            [],
+            "conf/model/gpt2_tiny.yaml: unknown key model.num_layer. Did you mean model.num_layers?",
+        ),
+        (
+            "optimizer/mine.yaml",
+            "learning_rate: abc\n",
+            ["optimizer=mine"],
+            "optimizer/mine.yaml: optimizer.learning_rate: Value 'abc' of type 'str' could not be converted to Float",
+        ),
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\ntrainr:\n  max_steps: 2\n",
+            ["experiment=mine"],
+            "experiment/mine.yaml: unknown key trainr. Did you mean trainer?",
+        ),
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\ndefaults:\n  - override /modle: gpt2_tiny\n",
+            ["experiment=mine"],
+            "experiment/mine.yaml: modle is not a group of this stage. Did you mean model?",
+        ),
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\ndefaults:\n  - override /model: gpt2_tin\n",
+            ["experiment=mine"],
+            "model=gpt2_tin is not a choice. Did you mean model=gpt2_tiny?",
+        ),
+    ],
+)
+def test_a_mistake_in_a_yaml_names_the_file_and_the_key(file, text, overrides, line, tmp_path):
     shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf" / "model" / "gpt2_tiny.yaml").write_text("name: gpt2_tiny\narchitecture: gpt2\nnum_layer: 2\n")
-    with (
-        initialize_config_dir(version_base="1.3", config_dir=str(tmp_path / "conf")),
-        pytest.raises(HydraException) as caught,
-    ):
-        compose("config")
-    line = "conf/model/gpt2_tiny.yaml: unknown key model.num_layer. Did you mean model.num_layers?"
-    assert explain(caught.value) == line
+    (tmp_path / "conf" / file).write_text(text)
+    assert refused(*overrides, conf=tmp_path / "conf") == line
 
 
-@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "multirun"])
-def test_a_wrong_key_ends_in_one_line_and_exit_code_2_with_nothing_written(flags, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *flags, "optimizer.learning_rat=1", f"outputs={tmp_path}/out"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.stderr == "error: unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?\n"
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert not flags or not list(tmp_path.rglob("run.json"))
-    assert flags or not list(tmp_path.iterdir())
+def test_a_yaml_that_cannot_be_read_names_file_and_line(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text("learning_rate: [\n")
+    with pytest.raises(YAMLError) as caught:
+        config_of("optimizer=mine", conf=tmp_path / "conf")
+    place = tmp_path / "conf" / "optimizer" / "mine.yaml"
+    assert explain(caught.value) == f"{place}:2: expected the node content, but found '<stream end>'."
+
+
+def test_a_group_without_a_choice_says_how_to_make_one(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("learning_rate.yaml"))
+    line = refused("sweep=mine", conf=tmp_path / "conf")
+    assert line.startswith("sweep=mine is not a choice. ")
+
+
+def train(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optimizer.learning_rat=1"], "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?"),
+        (["name=a/b"], "name='a/b' cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
+                       "'_', '+' and '-', 64 in all."),
+        (["optimizer=null"], "a group cannot be null. Give a choice of it, or leave it out."),
+        (["-m", "modle.num_heads=1,2"], "unknown key modle. Did you mean model?"),
+        (["-m", "model.num_heads=4,7"], "model.hidden_size=160 does not divide by model.num_heads=7. "
+                                        "Set model.num_heads to a divisor of 160."),
+        (["-m", "name=${hydra:job.num}", "optimizer.learning_rate=1e-3,abc"],
+         "optimizer.learning_rate: Value 'abc' of type 'str' could not be converted to Float"),
+        (["sweep=learning_rate", "seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_wrong_config_is_one_line_and_exit_code_2_with_nothing_written(arguments, line, tmp_path):
+    ended = train(*arguments, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {line}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "optimizer.learning_rat=1"]
-    ended = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={"HYDRA_FULL_ERROR": "1", "PATH": "/usr/bin"}
+    ended = train("optimizer.learning_rat=1", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert ended.stderr.startswith("Traceback")
+
+
+def test_the_other_jobs_of_a_sweep_go_on_and_its_end_names_what_failed(tmp_path):
+    for name in "ac":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {number}" for number in range(40)))
+    small = [
+        "stage=tokenizer",
+        "tokenizer=byte_bpe",
+        "tokenizer.vocab_size=300",
+        "data=text",
+        "data.held_out_share=0.5",
+    ]
+    ended = train("-m", *small, "data.path=a.txt,b.txt,c.txt", "name=${hydra:job.num}", cwd=tmp_path)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert [error.split(":")[1] for error in errors] == [" data.path=b.txt"]
+    assert ended.returncode == 2
+    assert sorted(path.parent.name[:2] for path in tmp_path.glob("outputs/tokenizer/*/run.json")) == ["0-", "2-"]
+
+
+def test_help_lists_groups_settings_and_examples(tmp_path):
+    shown = train("--help", cwd=tmp_path).stdout
+    for line in (
+        "model: gpt2_small, gpt2_tiny, llama_small, llama_tiny",
+        "  learning_rate: 0.001",
+        "  python train.py",
+    ):
+        assert f"\n{line}" in shown
+
+
+def test_completion_of_a_group_answers_with_its_choices(tmp_path):
+    line = "train.py model=gpt"
+    ended = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert ended.stdout.split() == ["model=gpt2_small", "model=gpt2_tiny"]
+    assert "complete" in train("-sc", "install=bash", cwd=tmp_path).stdout
+
+
+def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
+    def seconds(*command):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    compose_job, import_hydra = (
+        min(seconds(*command) for _ in range(3))
+        for command in ([str(ROOT / "train.py"), "--cfg", "job"], ["-c", "import hydra"])
     )
-    assert "Traceback" in ended.stderr
+    assert compose_job <= 3 * import_hydra
 
 
 @pytest.mark.parametrize(

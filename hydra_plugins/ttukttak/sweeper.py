@@ -65,6 +65,7 @@ def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn])
     for job, error in failures:
         if not isinstance(error, UserError | OSError) or tracebacks_wanted():
             raise error
-        say_error(f"{' '.join(job)}: {error}")
+        swept = [override for override in job if any(override not in other for other in jobs)]
+        say_error(f"{' '.join(swept)}: {error}")
     if failures:
         raise SystemExit(getattr(failures[0][1], "exit_code", 1))

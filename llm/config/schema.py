@@ -12,9 +12,7 @@ from llm.errors import ConfigError
 # A field is part of a run's identity unless its metadata names the stages whose result it changes.
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
-TEXT = {
-    "identity": ("tokenizer", "shards", "finetune")
-}  # which text there is; a pretraining run has it from its shards
+TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
 
 
 class Reuse(Enum):
@@ -106,6 +104,11 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.pad_token={self.pad_token} is not one of tokenizer.special_tokens. Add it there."
             )
+        if len(set(self.special_tokens)) < len(self.special_tokens):
+            raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
+        if self.limit_alphabet is not None:
+            _at_least("tokenizer.limit_alphabet", self.limit_alphabet, 1)
+        _at_least("tokenizer.min_frequency", self.min_frequency, 0)
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:
@@ -174,8 +177,9 @@ class ModelConfig:
                 _divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
         elif self.num_key_value_heads is not None:
             raise ConfigError("model.num_key_value_heads is a setting of llama; gpt2 has none. Remove it.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout} is out of range. Set a value from 0 up to 1.")
+        if self.intermediate_size is not None:
+            _at_least("model.intermediate_size", self.intermediate_size, 1)
+        _below_one("model.dropout", self.dropout)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -193,6 +197,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be a number above 0, such as 1e-3.")
+        for key in ("min_learning_rate_ratio", "weight_decay"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
+        for key in ("beta1", "beta2"):
+            _below_one(f"optimizer.{key}", getattr(self, key))
+        if not self.gradient_clip_norm > 0:
+            raise ConfigError(
+                f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be above 0. Set it to inf not to clip."
+            )
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
 
 
@@ -204,9 +217,7 @@ class TrainerConfig:
     precision: Precision = Precision.fp32
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
-    micro_batch_size: int | None = field(
-        default=None, metadata=HOW
-    )  # rows per forward pass; None: as many as suit the device
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device
     num_workers: int = field(default=0, metadata=HOW)
     log_every_steps: int = field(default=10, metadata=HOW)
     validate_every_steps: int = field(default=200, metadata=HOW)
@@ -247,6 +258,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _at_least("lora.rank", self.rank, 1)
         _at_least("lora.alpha", self.alpha, 1)
+        _below_one("lora.dropout", self.dropout)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -259,8 +271,11 @@ class StageConfig:
     reuse: Reuse = field(default=Reuse.auto, metadata=HOW)
 
     def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):
-            raise ConfigError(f"name={self.name!r} cannot name a folder. Use letters, digits, '.', '_', '+' and '-'.")
+        if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,63}", self.name):
+            raise ConfigError(
+                f"name={self.name!r} cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
+                "'_', '+' and '-', 64 in all."
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -295,6 +310,7 @@ class PretrainStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        _at_least("seed", self.seed, 0)
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
         if self.data.sequence_length > self.model.max_position_embeddings:
@@ -306,7 +322,7 @@ class PretrainStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class FinetuneStage(StageConfig):
-    base: str = MISSING  # a pretraining run: its name, or its folder
+    base: str = field(default=MISSING, metadata=HOW)  # a pretraining run: its name or folder; its digest is identity
     seed: int = 0
     data: DataConfig = MISSING
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -316,6 +332,7 @@ class FinetuneStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        _at_least("seed", self.seed, 0)
         if self.data.kind is not DataKind.conversations:
             raise ConfigError(
                 f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
@@ -350,6 +367,11 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
 def _at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{key}={value} is too small. Set it to {least} or more.")
+
+
+def _below_one(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key}={value} is out of range. Set a value from 0 up to 1.")
 
 
 def _divides(key: str, value: int, by_key: str, by: int) -> None:
