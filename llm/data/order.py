@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-ROUNDS = 4  # of the Feistel network: a permutation that passes for random from three on (Luby and Rackoff 1988)
+# Of the Feistel network. Three make it pass for random (Luby and Rackoff 1988) when it is large; for 10 rows, where an
+# epoch sends a row was measured to be uneven with 4 and 6 (chi-square, z = 96 and 5) and even with 8 (1.4).
+ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)

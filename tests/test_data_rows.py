@@ -1,0 +1,310 @@
+"""Rows of tokens, and which of them a step takes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from llm.data import EvaluationBatches, Manifest, MicroBatch, TokenRows, TrainingBatches
+from llm.data.order import ROUNDS, permuted
+from llm.data.rows import IGNORED
+from llm.data.shards import Shard, Split
+
+BOS = EOS = 0
+
+
+def write_rows(
+    folder: Path, shards: list[list[list[int]]], *, sequence_length: int, dtype: str = "uint16"
+) -> TokenRows:
+    """TokenRows over documents of given tokens, shard by shard; each document gets its bos and eos here."""
+    made = []
+    for number, documents in enumerate(shards):
+        whole = [[BOS, *document, EOS] for document in documents]
+        tokens_file, documents_file = f"{number}.bin", f"{number}.npy"
+        np.concatenate(whole).astype(dtype).tofile(folder / tokens_file)
+        np.save(folder / documents_file, np.array([[len(d), 3 * len(d)] for d in whole], dtype=np.int64))
+        size = sum(map(len, whole))
+        made.append(
+            Shard(tokens_file=tokens_file, documents_file=documents_file, tokens=size, documents=len(whole), sha256={})
+        )
+    split = Split(
+        documents=sum(s.documents for s in made),
+        tokens=sum(s.tokens for s in made),
+        raw_bytes=1,
+        lost_bytes=0,
+        unigram_bits_per_byte=0.0,
+        shards=made,
+    )
+    manifest = Manifest(dtype=dtype, vocab_size=2**16, bos_id=BOS, eos_id=EOS, train=split, held_out=split)
+    return TokenRows(folder, manifest, split, sequence_length=sequence_length)
+
+
+def slow_rows(shards: list[list[list[int]]], length: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """(input_ids, labels, position_ids) of each row, one token at a time."""
+    rows = []
+    for documents in shards:
+        stream = [
+            (token, place) for document in documents for place, token in enumerate([BOS, *document, EOS])
+        ]  # a token and its place in its document
+        start = 0
+        while start == 0 or start < len(stream) - 1:
+            input_ids, labels, position_ids = [], [], []
+            for at in range(start, start + length):
+                inside = at < len(stream)
+                input_ids.append(stream[at][0] if inside else EOS)
+                follows = at + 1 < len(stream) and stream[at + 1][1] > 0
+                labels.append(stream[at + 1][0] if follows else IGNORED)
+                starts_here = inside and stream[at][1] == 0
+                position_ids.append(0 if at == start or starts_here else position_ids[-1] + 1)
+            rows.append((input_ids, labels, position_ids))
+            start += length
+    return rows
+
+
+def all_rows(rows: TokenRows) -> list[tuple[list[int], list[int], list[int]]]:
+    batch = rows.__getitems__(MicroBatch(0, np.arange(len(rows)), 0))
+    columns = (batch[name].tolist() for name in ("input_ids", "labels", "position_ids"))
+    return list(zip(*columns, strict=True))
+
+
+def random_shards(seed: int) -> tuple[list[list[list[int]]], int]:
+    """Shards of documents with 0 to 4 x length tokens, and a length."""
+    rng = np.random.default_rng(seed)
+    length = int(rng.integers(2, 12))
+    sizes = [rng.integers(0, 4 * length if rng.random() < 0.5 else 3, rng.integers(1, 9)) for _ in range(3)]
+    return [[rng.integers(1, 2**16, size).tolist() for size in shard] for shard in sizes], length
+
+
+# TokenRows
+
+
+def test_rows_worked_by_hand(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, [[[5, 6], [7], []]], sequence_length=4)  # 0 5 6 0 | 0 7 0 0 | 0
+    assert all_rows(rows) == [
+        ([0, 5, 6, 0], [5, 6, 0, IGNORED], [0, 1, 2, 3]),
+        ([0, 7, 0, 0], [7, 0, IGNORED, 0], [0, 1, 2, 0]),
+    ]
+    assert rows.num_labels.tolist() == [3, 3]
+
+
+def test_the_last_row_is_padded(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, [[[5, 6, 7, 8]]], sequence_length=4)  # 0 5 6 7 | 8 0
+    assert all_rows(rows) == [
+        ([0, 5, 6, 7], [5, 6, 7, 8], [0, 1, 2, 3]),
+        ([8, 0, EOS, EOS], [0, IGNORED, IGNORED, IGNORED], [0, 1, 2, 3]),
+    ]
+    assert rows.num_labels.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_rows_equal_a_slow_loop(tmp_path: Path, seed: int) -> None:
+    shards, length = random_shards(seed)
+    rows = write_rows(tmp_path, shards, sequence_length=length, dtype="uint16" if seed % 2 else "uint32")
+    expected = slow_rows(shards, length)
+    assert all_rows(rows) == expected
+    assert len(rows) == len(rows.num_labels) == len(expected)
+    assert rows.num_labels.tolist() == [sum(label != IGNORED for label in labels) for _, labels, _ in expected]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_token_but_bos_is_a_label_exactly_once(tmp_path: Path, seed: int) -> None:
+    shards, length = random_shards(seed)
+    rows = write_rows(tmp_path, shards, sequence_length=length)
+    labels = [label for _, row, _ in all_rows(rows) for label in row if label != IGNORED]
+    assert labels == [token for shard in shards for document in shard for token in [*document, EOS]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_positions_start_again_with_each_document_and_row(tmp_path: Path, seed: int) -> None:
+    shards, length = random_shards(seed)
+    shards = [[[1] * len(document) for document in shard] for shard in shards]  # so that 0 is bos, or eos before it
+    for input_ids, labels, position_ids in all_rows(write_rows(tmp_path, shards, sequence_length=length)):
+        for at in range(1, length):
+            begins = labels[at - 1] == IGNORED and labels[at] != IGNORED
+            assert position_ids[at] == (0 if begins else position_ids[at - 1] + 1)
+            assert not begins or input_ids[at] == BOS
+        assert position_ids[0] == 0
+
+
+def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    shards, length = random_shards(2)
+    rows = write_rows(tmp_path, shards, sequence_length=length)
+    every, order = all_rows(rows), np.random.default_rng(0).permutation(len(rows))
+    batch = rows.__getitems__(MicroBatch(3, order, 17))
+    assert batch["input_ids"].tolist() == [every[row][0] for row in order]
+    assert batch["labels"].tolist() == [every[row][1] for row in order]
+    assert batch["num_labels"] == 17
+    assert {batch[name].dtype for name in ("input_ids", "labels", "position_ids")} == {torch.int64}
+
+
+# The order
+
+
+def slow_permuted(index: int, size: int, *, seed: int, epoch: int) -> int:
+    """The permutation in plain integers, as the paper's figure has it."""
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half_bits) - 1
+    key = slow_mix(slow_mix(seed) ^ epoch)
+    while True:
+        left, right = index >> half_bits, index & mask
+        for number in range(ROUNDS):
+            left, right = right, left ^ (slow_mix(key ^ (right << 8) ^ number) & mask)
+        index = left << half_bits | right
+        if index < size:
+            return index
+
+
+def slow_mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+    return value ^ (value >> 31)
+
+
+@pytest.mark.parametrize("size", [*range(1, 71), 4096, 99_991])
+def test_an_epoch_is_every_row_once(size: int) -> None:
+    order = permuted(np.arange(size), size, seed=3, epochs=np.full(size, 2))
+    assert sorted(order.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 1000, 2**20 + 1, 2**40 + 3])
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 12345678901234567890])
+def test_the_order_equals_plain_integer_arithmetic(size: int, seed: int) -> None:
+    rng = np.random.default_rng(0)
+    indices, epochs = rng.integers(0, size, 200), rng.integers(0, 5, 200)
+    pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
+    expected = [slow_permuted(index, size, seed=seed, epoch=epoch) for index, epoch in pairs]
+    assert permuted(indices, size, seed=seed, epochs=epochs).tolist() == expected
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(permuted(np.arange(100), 100, seed=seed, epochs=np.full(100, epoch)).tolist())
+        for seed in range(5)
+        for epoch in range(5)
+    }
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize("size", [3, 10, 100])
+def test_an_epoch_may_send_a_row_anywhere(size: int) -> None:
+    """20 rows over 20,000 epochs each: the sum of their chi-squares is within 4 standard deviations of its mean."""
+    cells, total = min(size, 10), 0.0
+    for seed in range(20):
+        places = permuted(np.full(20_000, seed % size), size, seed=seed, epochs=np.arange(20_000))
+        counts = np.bincount(places * cells // size, minlength=cells)
+        total += ((counts - 20_000 * _share(size, cells)) ** 2 / (20_000 * _share(size, cells))).sum()
+    freedom = 20 * (cells - 1)
+    assert abs(total - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def _share(size: int, cells: int) -> Any:
+    return np.bincount(np.arange(size) * cells // size, minlength=cells) / size
+
+
+# Training batches
+
+NUM_LABELS = np.random.default_rng(0).integers(1, 9, 37)
+
+
+def batches(**settings: Any) -> TrainingBatches:
+    return TrainingBatches(
+        NUM_LABELS, **({"batch_size": 8, "micro_batch_size": 2, "num_steps": 13, "seed": 5} | settings)
+    )
+
+
+def plain(micro_batches: Any) -> list[tuple[int, list[int], int]]:
+    return [(batch.step, batch.rows.tolist(), batch.num_labels) for batch in micro_batches]
+
+
+def test_epochs_follow_one_another_without_a_gap() -> None:
+    rows = [row for step in range(37) for row in batches().rows_of(step).tolist()]
+    assert len(rows) == 8 * 37
+    for epoch in range(8):
+        assert sorted(rows[37 * epoch : 37 * (epoch + 1)]) == list(range(37))
+
+
+def test_micro_batches_only_cut_a_step() -> None:
+    for micro_batch_size in (1, 2, 4, 8):
+        made = plain(batches(micro_batch_size=micro_batch_size))
+        assert all(len(rows) == micro_batch_size for _, rows, _ in made)
+        for step in range(13):
+            rows = [row for at, some, _ in made if at == step for row in some]
+            assert rows == batches().rows_of(step).tolist()
+
+
+def test_num_labels_is_that_of_the_whole_step() -> None:
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            for step, _, num_labels in plain(batches(rank=rank, world_size=world_size)):
+                assert num_labels == sum(NUM_LABELS[row] for row in batches().rows_of(step))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_ranks_share_out_the_rows_of_a_step(world_size: int) -> None:
+    shares = [plain(batches(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for step in range(13):
+        rows = [[row for at, some, _ in share if at == step for row in some] for share in shares]
+        assert len({len(share) for share in rows}) == 1
+        assert [row for share in rows for row in share] == batches().rows_of(step).tolist()
+    assert [len(share) for share in shares] == [len(batches(world_size=world_size))] * world_size
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 6, 12, 13])
+def test_a_resumed_run_takes_the_batches_that_were_left(start_step: int) -> None:
+    resumed = batches()
+    resumed.start_step = start_step
+    assert plain(resumed) == [batch for batch in plain(batches()) if batch[0] >= start_step]
+    assert len(resumed) == 13 * 4
+
+
+def test_a_longer_run_begins_like_a_shorter_one() -> None:
+    assert plain(batches(num_steps=20))[: 13 * 4] == plain(batches())
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path, num_workers: int) -> None:
+    shards, length = random_shards(7)
+    rows = write_rows(tmp_path, shards, sequence_length=length)
+
+    def load(workers: int) -> list[dict[str, Any]]:
+        order = TrainingBatches(rows.num_labels, batch_size=4, micro_batch_size=2, num_steps=9, seed=1)
+        return list(DataLoader(rows, batch_sampler=order, collate_fn=as_it_is, num_workers=workers))  # type: ignore[arg-type]
+
+    alone, together = load(0), load(num_workers)
+    assert len(alone) == len(together) == 18
+    for one, other in zip(alone, together, strict=True):
+        assert one["num_labels"] == other["num_labels"]
+        for name in ("input_ids", "labels", "position_ids"):
+            assert torch.equal(one[name], other[name])
+
+
+# Evaluation batches
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(1, 4), (7, 1), (8, 4), (37, 4), (37, 64)])
+def test_evaluation_takes_every_row_once(num_rows: int, batch_size: int, world_size: int) -> None:
+    num_labels = NUM_LABELS[:num_rows]
+    ranks = [
+        EvaluationBatches(num_labels, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    made = [plain(rank) for rank in ranks]
+    assert sorted(row for share in made for _, rows, _ in share for row in rows) == list(range(num_rows))
+    assert [len(rank) for rank in ranks] == [len(share) for share in made]
+    assert max(map(len, made)) - min(map(len, made)) <= 1
+    for _, rows, total in (batch for share in made for batch in share):
+        assert 1 <= len(rows) <= batch_size
+        assert total == num_labels[rows].sum()
+
+
+def test_an_evaluation_on_one_rank_is_in_order() -> None:
+    assert [row for _, rows, _ in plain(EvaluationBatches(NUM_LABELS, batch_size=5)) for row in rows] == list(range(37))
