@@ -204,7 +204,10 @@ def test_without_any_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert newest_good(tmp_path) is None
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)  # which a test before this one may have ended
     good, bad = write(tmp_path, 5), write(tmp_path, 10)
     damage(bad)
     assert newest_good(tmp_path) == good
