@@ -39,27 +39,40 @@ def encode_conversations(
     """Encode with the chat template; what is longer than `sequence_length` is dropped and counted, by reason.
 
     Raises:
-        DataError: a turn holds the text of a special token, or the template marks no answer.
+        DataError: a turn holds the text of a special token, or the template does not say where an answer begins.
     """
     kept: list[Encoded] = []
     dropped: Counter[str] = Counter()
     for conversation in conversations:
         _refuse_special(conversation, special)
-        row = tokenizer.apply_chat_template(
-            conversation.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        input_ids, is_answer = np.array(row["input_ids"]), np.array(row["assistant_masks"], dtype=bool)
-        if not is_answer.any():
-            raise DataError(
-                f"{conversation.origin}: the chat template marks no token as the assistant's. Put {{% generation %}} "
-                "around the assistant's turn in it."
-            )
-        if len(input_ids) > sequence_length:
+        encoded = _encode(conversation, tokenizer)
+        if len(encoded.input_ids) > sequence_length:
             dropped[f"longer than data.sequence_length={sequence_length} tokens"] += 1
-            continue
-        answers = (m["content"] for m in conversation.messages if m["role"] == "assistant")
-        kept.append(Encoded(input_ids, is_answer, sum(len(answer.encode()) for answer in answers)))
+        else:
+            kept.append(encoded)
     return kept, dropped
+
+
+def _encode(conversation: Conversation, tokenizer: "PreTrainedTokenizerFast") -> Encoded:
+    """By the places of tokens in the text: transformers' own mask (return_assistant_tokens_mask) stays empty from the
+    first answer on whose first character has no token, as a space has none where white space is split off.
+    """
+    messages = conversation.messages
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    row = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = np.array([start for start, _ in row["offset_mapping"]])  # (seq,): each token's first character in text
+    is_answer = np.zeros(len(starts), dtype=bool)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt, whole = (tokenizer.apply_chat_template(messages[:end], tokenize=False) for end in (turn, turn + 1))
+            if not (text.startswith(whole) and whole.startswith(prompt) and len(prompt) < len(whole)):
+                raise DataError(
+                    f"{conversation.origin}: the chat template does not put one turn after another, so that it is not "
+                    "known where an answer begins. Use the template that the tokenizer was saved with."
+                )
+            is_answer |= (starts >= len(prompt)) & (starts < len(whole))
+    answers = (message["content"] for message in messages if message["role"] == "assistant")
+    return Encoded(np.array(row["input_ids"]), is_answer, sum(len(answer.encode()) for answer in answers))
 
 
 class ConversationRows:
