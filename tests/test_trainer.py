@@ -265,6 +265,12 @@ def test_a_small_model_learns_what_repeats(tmp_path: Path) -> None:
     assert losses[-1] < 0.5
 
 
+def test_a_model_that_comes_in_eval_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
+    fit(task(tmp_path / "eval", model=model_of(dropout=0.3).eval(), max_steps=2))
+    fit(task(tmp_path / "train", model=model_of(dropout=0.3).train(), max_steps=2))
+    assert untimed(tmp_path / "eval") == untimed(tmp_path / "train")
+
+
 def test_two_workers_read_what_none_do(tmp_path: Path) -> None:
     for workers in (0, 2):
         fit(task(tmp_path / str(workers), max_steps=3, num_workers=workers))

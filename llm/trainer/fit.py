@@ -92,6 +92,7 @@ def fit(task: Fit) -> None:
         rank=process_rank(),
         world_size=task.trainer.devices,
     )
+    task.model.train()  # a loaded model comes in eval mode, without its dropout
     module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)
     stop = StopFlag()
     journal = Journal(task.folder, task.logger)
