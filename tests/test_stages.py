@@ -1,0 +1,465 @@
+"""The stages end to end, as the command line runs them, on a little Korean text."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import wandb
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm import model as models
+from llm import tokenizer
+from llm.config import from_hydra
+from llm.data import (
+    Conversation,
+    ConversationRows,
+    MicroBatch,
+    Rows,
+    TokenRows,
+    encode_conversations,
+    open_corpus,
+    read_manifest,
+)
+from llm.data.split import is_held_out
+from llm.errors import ConfigError, DataError
+from llm.run import Run, digest_of, log, read_metrics, sha256_of, start_logging
+from tests.korean import documents
+
+TINY = [
+    "tokenizer.initial_alphabet=none",
+    "tokenizer.vocab_size=600",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.hidden_size=16",
+    "data.held_out_share=0.1",
+    "data.sequence_length=64",
+    "data.batch_size=4",
+    *(steps := ["trainer.max_steps=4", "trainer.log_every_steps=1", "trainer.sample_tokens=4", "logger=local"]),
+]
+CHAT = [*steps, "data=conversations", "data.held_out_share=0.2", "data.sequence_length=64", "data.batch_size=4"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_peak() -> Iterator[None]:
+    """Do not measure the machine before every tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda _device: (1e9, "assumed"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    start_logging()  # which does nothing the second time
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+    yield
+
+
+def compose(stage: str, *overrides: str) -> Any:
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return from_hydra(hydra.compose("config", overrides=[f"stage={stage}", *overrides]))
+
+
+def run(stage: str, *overrides: str) -> Run:
+    """What `python train.py stage=... ...` does, in this process."""
+    config = compose(stage, *overrides)
+    finished = import_module(f"llm.stage.{config.stage}").run(config)
+    assert isinstance(finished, Run)
+    return finished
+
+
+def write_text(path: Path, *, seed: int = 0) -> Path:
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(400, seed=seed)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_conversations(path: Path, count: int = 60) -> Path:
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        place, thing = draw.choice(["학교", "시장", "바닷가"]), draw.choice(["책", "꽃", "옷"])
+        question, answer = f"{number}번째로 {place}에서 무엇을 샀나요?", f"{place}에서 {thing}을 샀다."
+        rows.append(json.dumps({"question": question, "answer": answer}, ensure_ascii=False))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time of change and content of every file, by name."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def runs(outputs: Path, stage: str) -> list[Path]:
+    return sorted((outputs / stage).glob("*"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Run]:
+    """(the folder of outputs, the text, the finished pretraining run); tests only read them, or work on a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    text = write_text(folder / "text.jsonl")
+    finished = run("pretrain", "data=text", f"data.path={text}", f"outputs={folder / 'outputs'}", "name=base", *TINY)
+    return folder / "outputs", text, finished
+
+
+@pytest.fixture
+def outputs(made: tuple[Path, Path, Run], tmp_path: Path) -> Path:
+    """A copy of the outputs, with all that refers to their place."""
+    target = tmp_path / "outputs"
+    shutil.copytree(made[0], target)
+    for record in target.rglob("run.json"):
+        record.write_text(record.read_text(encoding="utf-8").replace(str(made[0]), str(target)), encoding="utf-8")
+    return target
+
+
+def pretrain(outputs: Path, text: Path, *overrides: str) -> Run:
+    return run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", *TINY, *overrides)
+
+
+# Pretraining
+
+
+def test_pretraining_makes_tokenizer_and_shards_on_the_way(made: tuple[Path, Path, Run]) -> None:
+    outputs, _, finished = made
+    assert {path.name for path in outputs.iterdir()} == {"tokenizer", "shards", "pretrain"}
+    assert [len(runs(outputs, stage)) for stage in ("tokenizer", "shards", "pretrain")] == [1, 1, 1]
+    assert finished.path == runs(outputs, "pretrain")[0]
+    assert finished.path.name == f"base-{finished.key}"
+    assert {path.name for path in finished.path.iterdir()} == {
+        *("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "log.txt", "checkpoints", "model", ".lock")
+    }
+
+
+def test_the_record_of_a_pretraining_says_what_it_is_made_of_and_what_came_out(made: tuple[Path, Path, Run]) -> None:
+    outputs, _, finished = made
+    record = json.loads((finished.path / "run.json").read_text(encoding="utf-8"))
+    shards = runs(outputs, "shards")[0]
+    assert (record["stage"], record["status"], record["name"]) == ("pretrain", "done", "base")
+    assert record["key"] == digest_of(record["identity"])[:8]
+    assert record["folders"] == {"shards": str(shards), "tokenizer": str(runs(outputs, "tokenizer")[0])}
+    assert record["identity"]["parents"] == {
+        "shards": json.loads((shards / "run.json").read_text(encoding="utf-8"))["digest"]
+    }
+    assert record["versions"]["torch"] and record["command"] and record["seconds"] > 0
+    assert "logger" not in record["identity"]["settings"]
+    metrics = read_metrics(finished.path / "metrics.jsonl")
+    validated = [r for r in metrics if "val/loss" in r]
+    manifest = json.loads((shards / "shards" / "manifest.json").read_text(encoding="utf-8"))
+    vocab, h = 600, 16
+    speeds = sorted(r["throughput/tokens_per_second"] for r in metrics if "train/loss" in r)
+    assert record["results"] == {
+        "parameters": vocab * h + 1024 * h + (12 * h * h + 13 * h) + 2 * h,
+        "val/loss_before": validated[0]["val/loss"],
+        "val/loss": validated[-1]["val/loss"],
+        "val/bits_per_byte_before": validated[0]["val/bits_per_byte"],
+        "val/bits_per_byte": validated[-1]["val/bits_per_byte"],
+        "tokens": metrics[-1]["tokens"],
+        "tokens_per_second_median": speeds[len(speeds) // 2],
+        "unigram_bits_per_byte": manifest["train"]["unigram_bits_per_byte"],
+    }
+    assert finished.objective == record["objective"] == validated[-1]["val/bits_per_byte"]
+
+
+def test_transformers_load_the_model_that_was_validated(made: tuple[Path, Path, Run]) -> None:
+    outputs, text, finished = made
+    loaded = AutoModelForCausalLM.from_pretrained(finished.path / "model", local_files_only=True).eval()
+    words = AutoTokenizer.from_pretrained(finished.path / "model", local_files_only=True)
+    assert loaded.config.vocab_size == len(words)
+    folder = runs(outputs, "shards")[0] / "shards"
+    manifest = read_manifest(folder)
+    rows = TokenRows(folder, manifest, manifest.held_out, sequence_length=64)
+    assert loss_of(loaded, rows) == pytest.approx(finished.results["val/loss"], rel=1e-6)
+    texts = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
+    held_out = [text for text in texts if is_held_out(text, 0.1)]
+    labels = sum(len(words(text, add_special_tokens=False)["input_ids"]) + 1 for text in held_out)  # and the end
+    bits = finished.results["val/loss"] * labels / math.log(2)
+    expected = bits / sum(len(text.encode()) for text in held_out)
+    assert finished.results["val/bits_per_byte"] == pytest.approx(expected, rel=1e-9)
+
+
+def loss_of(model: torch.nn.Module, rows: Rows) -> float:
+    """Nats per label, one row after the other."""
+    nats = labels = 0.0
+    for row in range(len(rows)):
+        batch = rows.__getitems__(MicroBatch(0, np.array([row]), 1))
+        with torch.no_grad():
+            output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        scores = torch.log_softmax(output.logits[0].double(), -1)
+        for place, label in enumerate(batch["labels"][0].tolist()):
+            if label >= 0:
+                nats -= float(scores[place, label])
+                labels += 1
+    return nats / labels
+
+
+def test_samples_are_texts_of_the_prompts_at_each_validation(made: tuple[Path, Path, Run]) -> None:
+    rows = read_metrics(made[2].path / "samples.jsonl")
+    assert [(row["step"], row["prompt"]) for row in rows] == [
+        (step, prompt) for step in (0, 4) for prompt in ("대한민국은", "이 법은")
+    ]
+    assert all(isinstance(row["text"], str) for row in rows)
+
+
+def test_the_same_command_again_reuses_every_run(
+    outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = files_of(outputs)
+    again = pretrain(outputs, made[1], "name=base")
+    assert files_of(outputs) == before
+    assert again.results == made[2].results
+    for stage in ("tokenizer", "shards", "pretrain"):
+        assert f"reused {runs(outputs, stage)[0]}" in caplog.text
+
+
+def test_another_model_reuses_tokenizer_and_shards(outputs: Path, made: tuple[Path, Path, Run]) -> None:
+    before = {stage: files_of(outputs / stage) for stage in ("tokenizer", "shards")}
+    other = pretrain(outputs, made[1], "model=llama_tiny", "name=base")
+    assert {stage: files_of(outputs / stage) for stage in ("tokenizer", "shards")} == before
+    assert len(runs(outputs, "pretrain")) == 2
+    assert other.path.name == f"base-{other.key}" != made[2].path.name
+
+
+def test_other_settings_of_how_do_not_make_another_run(
+    outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    again = pretrain(outputs, made[1], "name=base", "trainer.micro_batch_size=1", "logger.project=other")
+    assert again.path == runs(outputs, "pretrain")[0]
+    assert "trainer.micro_batch_size=1 is not applied" in caplog.text
+
+
+def test_text_is_known_by_its_content_not_by_its_name(outputs: Path, made: tuple[Path, Path, Run]) -> None:
+    folder = outputs.parent / "elsewhere"
+    folder.mkdir()
+    renamed = folder / "other-name.jsonl"
+    shutil.copy(made[1], renamed)
+    assert pretrain(outputs, renamed, "name=base").path == runs(outputs, "pretrain")[0]
+    changed = write_text(folder / "text.jsonl", seed=1)
+    assert pretrain(outputs, changed, "name=base").key != made[2].key
+    assert [len(runs(outputs, stage)) for stage in ("tokenizer", "shards", "pretrain")] == [2, 2, 2]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_one_another(
+    outputs: Path, made: tuple[Path, Path, Run]
+) -> None:
+    again = pretrain(outputs, made[1], "name=base", "reuse=never")
+    assert again.digest == made[2].digest
+    assert again.results["val/loss"] == made[2].results["val/loss"]
+    other = pretrain(outputs, made[1], "name=base", "seed=1")
+    assert other.digest != made[2].digest
+
+
+@pytest.mark.parametrize("place", ["in training", "after training"])
+def test_a_pretraining_that_died_goes_on(
+    place: str,
+    outputs: Path,
+    made: tuple[Path, Path, Run],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = ["name=died", "trainer.max_steps=6", "trainer.checkpoint_every_steps=2"]
+    whole = pretrain(outputs, made[1], *settings[1:], "name=whole")
+    shutil.move(whole.path, outputs.parent / "whole")
+
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+        if place == "in training":
+            patch.setattr("llm.trainer.saving.keep_newest", die)
+        else:
+            patch.setattr(models, "save", die)
+        pretrain(outputs, made[1], *settings)
+    folder = next((outputs / "pretrain").glob("died-*"))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["error"]) == ("failed", "RuntimeError: the power went")
+    assert not (folder / "model").exists()
+    caplog.clear()
+    finished = pretrain(outputs, made[1], *settings)
+    assert f"going on from {folder}/checkpoints/step-0000000{2 if place == 'in training' else 6}" in caplog.text
+    assert finished.path == folder
+    assert finished.digest == whole.digest
+    timed = ("seconds", "throughput/tokens_per_second", "throughput/mfu")
+    found, expected = (
+        [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(f / "metrics.jsonl")]
+        for f in (folder, outputs.parent / "whole")
+    )
+    assert found == expected
+
+
+def test_reuse_require_refuses_to_train(outputs: Path, made: tuple[Path, Path, Run]) -> None:
+    with pytest.raises(ConfigError, match="reuse=require, but there is no finished run"):
+        pretrain(outputs, made[1], "seed=5", "reuse=require")
+
+
+def test_pretraining_logs_to_wandb_offline(
+    outputs: Path, made: tuple[Path, Path, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    finished = pretrain(outputs, made[1], "name=base", "seed=2", "logger=wandb", "logger.mode=offline")
+    wandb.teardown()
+    (file,) = (outputs / "wandb").glob(f"offline-run-*/run-pretrain-{finished.path.name}.wandb")
+    assert file.stat().st_size > 0
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_conversations(tmp_path_factory.mktemp("conversations") / "chat.jsonl")
+
+
+def finetune(outputs: Path, path: Path, *overrides: str) -> Run:
+    return run("finetune", f"outputs={outputs}", *CHAT, f"data.path={path}", "base=base", *overrides)
+
+
+def test_fine_tuning_leaves_an_adapter_and_the_base_as_it_was(
+    outputs: Path, made: tuple[Path, Path, Run], conversations: Path
+) -> None:
+    base = runs(outputs, "pretrain")[0]
+    before = files_of(base)
+    finished = finetune(outputs, conversations, "lora.rank=2")
+    assert files_of(base) == before
+    assert {path.name for path in (finished.path / "adapter").iterdir()} >= {
+        *("adapter_config.json", "adapter_model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    }
+    assert finished.path.name == f"base-conversations-{finished.key}"
+    assert finished.record["folders"] == {"base": str(base)}
+    assert finished.record["identity"]["parents"]["base"] == made[2].digest
+    h, rank = 16, 2
+    sizes = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
+    adapters = sum(rank * (a + b) for a, b in sizes)
+    results = finished.results
+    assert (results["trainable_parameters"], results["parameters"]) == (
+        adapters,
+        made[2].results["parameters"] + adapters,
+    )
+    assert results["train_records"] + results["held_out_records"] == 60
+    validated = [r["val/loss"] for r in read_metrics(finished.path / "metrics.jsonl") if "val/loss" in r]
+    assert (results["val/loss_before"], results["val/loss"]) == (validated[0], validated[-1])
+    assert results["val/loss"] < results["val/loss_before"]
+    assert finished.objective == results["val/loss"]
+    config = json.loads((finished.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(base / "model")
+
+
+def test_the_adapter_of_a_run_is_the_one_that_was_validated(outputs: Path, conversations: Path) -> None:
+    finished = finetune(outputs, conversations, "lora.rank=2")
+    folder = runs(outputs, "pretrain")[0] / "model"
+    config = compose("finetune", f"outputs={outputs}", *CHAT, f"data.path={conversations}", "base=base")
+    held_out = [c for c in open_corpus(config.data).records(held_out=True) if isinstance(c, Conversation)]
+    special = tokenizer.special(folder)
+    encoded, _ = encode_conversations(held_out, tokenizer.load_chat(folder), special, sequence_length=64)
+    rows = ConversationRows(encoded, pad_id=special.pad_id)
+    before = loss_of(models.load(folder).eval(), rows)
+    after = loss_of(models.load_adapter(models.load(folder), finished.path / "adapter").eval(), rows)
+    assert before == pytest.approx(finished.results["val/loss_before"], rel=1e-6)
+    assert after == pytest.approx(finished.results["val/loss"], rel=1e-6)
+
+
+def test_a_fine_tuning_is_reused_and_one_that_died_goes_on(
+    outputs: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune(outputs, conversations, "name=tuned")
+    before = files_of(whole.path)
+    assert finetune(outputs, conversations, "name=tuned").results == whole.results
+    assert files_of(whole.path) == before
+
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the power went")
+
+    settings = ["name=tuned", "reuse=never", "trainer.checkpoint_every_steps=2"]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+        patch.setattr("llm.trainer.saving.keep_newest", die)
+        finetune(outputs, conversations, *settings)
+    finished = finetune(outputs, conversations, "name=tuned")
+    assert finished.path == whole.path
+    assert finished.digest == whole.digest
+
+
+def test_answers_to_held_out_questions_are_sampled(outputs: Path, conversations: Path) -> None:
+    finished = finetune(outputs, conversations)
+    rows = read_metrics(finished.path / "samples.jsonl")
+    assert [row["step"] for row in rows] == [0, 0, 0, 4, 4, 4]
+    questions = {json.loads(line)["question"] for line in conversations.read_text(encoding="utf-8").splitlines()}
+    assert {row["prompt"] for row in rows} <= questions
+
+
+def test_conversations_that_are_too_long_are_counted(outputs: Path, conversations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    long = json.dumps({"question": "길게 말해 줘", "answer": "아주 " * 200}, ensure_ascii=False)
+    path.write_text(conversations.read_text(encoding="utf-8") + long + "\n", encoding="utf-8")
+    finished = finetune(outputs, path)
+    ((reason, times),) = finished.record["notes"]["dropped_after_encoding"].items()
+    assert times == 1
+    assert reason.endswith(": longer than data.sequence_length=64 tokens")
+
+
+def test_a_base_that_is_not_there_lists_those_that_are(outputs: Path, conversations: Path) -> None:
+    name = runs(outputs, "pretrain")[0].name
+    with pytest.raises(ConfigError, match=rf"there is no pretrain run bose\. Finished ones: {name}\."):
+        finetune(outputs, conversations, "base=bose")
+
+
+def test_a_base_can_be_given_by_its_folder(outputs: Path, conversations: Path) -> None:
+    base = runs(outputs, "pretrain")[0]
+    assert finetune(outputs, conversations, f"base={base}").record["folders"] == {"base": str(base)}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("c_atn", r"Did you mean c_attn\?"), ("xyz", r"It has: c_attn, c_proj, c_fc\.")],
+)
+def test_a_layer_that_the_base_does_not_have_is_refused(
+    name: str, hint: str, outputs: Path, conversations: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"lora.target_modules: base-\w+ has no layer {name}\. {hint}"):
+        finetune(outputs, conversations, f"lora.target_modules=[{name}]")
+    assert not (outputs / "finetune").exists()
+
+
+def test_rows_longer_than_the_positions_that_gpt2_learned_are_refused(outputs: Path, conversations: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"data.sequence_length=65 is longer than 64: base-\w+ learned no position past that\. "
+        r"Set data.sequence_length=64 or less\.",
+    ):
+        finetune(outputs, conversations, "data.sequence_length=65")
+    assert not (outputs / "finetune").exists()
+
+
+def test_conversations_that_are_all_too_long_are_refused(outputs: Path, conversations: Path) -> None:
+    with pytest.raises(DataError, match=r"every train conversation is longer than data.sequence_length=4 tokens"):
+        finetune(outputs, conversations, "data.sequence_length=4")
+
+
+# Accelerators
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(
+    stage: str, outputs: Path, made: tuple[Path, Path, Run], conversations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    before = files_of(outputs)
+    with pytest.raises(ConfigError, match=r"trainer.accelerator=gpu with trainer.devices=1, but this machine has 0"):
+        if stage == "pretrain":
+            pretrain(outputs, made[1], "trainer=gpu", "seed=9")
+        else:
+            finetune(outputs, conversations, "trainer=gpu", "seed=9")
+    assert files_of(outputs) == before
