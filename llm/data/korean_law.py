@@ -29,9 +29,10 @@ _HEADING = re.compile(r"# .*|제\d+[편장절관] .*|### 부칙")  # of what fol
 _DATE = r"\d{4}\.\s*\d{1,2}\.\s*\d{1,2}"
 _NOTES = [  # of amendments, in the order in which they must go, for one can stand inside another
     re.compile(rf"[<\[][^<>\[\]\n]*{_DATE}[^<>\[\]\n]*[>\]]"),  # <개정 2014. 7. 23.> [본조신설 2013. 1. 1.]
+    re.compile(rf"[〈＜]{_DATE}\.?[〉＞]"),
     re.compile(
-        rf"[〈＜][^〈〉＜＞\n]*(?:개정|신설|삭제)[^〈〉＜＞\n]*{_DATE}[^〈〉＜＞\n]*[〉＞]|[〈＜]{_DATE}\.?[〉＞]"
-    ),
+        r"[<〈＜][^<>〈〉＜＞]{0,9}(?:개정|신설|삭제)[^<>〈〉＜＞]{0,200}\d\.?\s*[>〉＞]"
+    ),  # a date cut or misspelt
     re.compile(rf"\((?:개정|신설|삭제|단서|폐지)[^()\n]*{_DATE}[^()\n]*\)"),  # (개정 2016. 7. 29.)
     re.compile(r"\[[^\[\]\n]*(?:이동|신설|개정)\s*\]"),  # [제5조에서 이동 <2013. 1. 1.>] without its date
     re.compile(r"(?<=삭제) ?\([\d. ]{6,14}\)"),
@@ -44,7 +45,7 @@ _LAWS_MEANT = "해석대상 법령 조문 및 관련법령:"  # a form's field a
 _FORM = re.compile(
     r"※ 법원은 .*기속되지 않음을 알려 ?드립니다\.?|답변유형 ?:.*|(?:\d\. ?)?귀.{0,6}질의에 대한 (?:회신|답변)입니다\.?"
 )
-_BULLET = re.compile(r"(?:[□☐⃞○◦◇◆◈◎▪▸▶•‣∎∙★☞△]|ㅇ(?=[ 「｢‘“(가-힣]|$))\s*")
+_BULLET = re.compile(r"(?:([□☐⃞○◦◇◆◈◎▪▸▶•‣∎∙★☞△])(?!\1)|ㅇ(?=[ 「｢‘“(가-힣]|$))\s*")
 # A word processor's text whose every run of one font stands on lines of its own: a bullet, or a comma, alone.
 _CUT_UP = re.compile(r"^[ \xa0]*(?:[.,)」｣’”]|[□☐ㅇ◦]\s*\n)", re.MULTILINE)
 _ELSEWHERE = re.compile(r"[^\n]{0,30}(?:이유|내용|첨부|파일)[^\n]{0,16}(?:참조|참고|확인|같음)[^\n]{0,14}")
@@ -125,10 +126,10 @@ def statute_articles(markdown: str, name: str) -> Iterator[Document]:
 
 def statute_text(markdown: str) -> str:
     """Readable text of a piece of a statute: no front matter, amendment notes, tags, table rows, or indentation."""
-    text = unescape(_FRONT_MATTER.sub("", markdown))
+    text = re.sub(r"<삭 ?제>", "삭제", unescape(_FRONT_MATTER.sub("", markdown)))
     for note in _NOTES:
         text = note.sub("", text)
-    text = re.sub(r"<삭 ?제>", "삭제", _TAG.sub(" ", text))
+    text = _TAG.sub(" ", text)
     text = re.sub(r"^(### .*)\(\)", r"\1", text, flags=re.MULTILINE)  # an article without a title
     lines = (" ".join(line.split()).lstrip("# ") for line in text.splitlines() if not _TABLE.search(line))
     return "\n".join(line for line in lines if line)
