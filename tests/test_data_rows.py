@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import llm.data.order as order_module
 from llm.data import EvaluationBatches, Manifest, MicroBatch, TokenRows, TrainingBatches
 from llm.data.order import ROUNDS, permuted
 from llm.data.rows import IGNORED
@@ -259,6 +260,13 @@ def test_a_resumed_run_takes_the_batches_that_were_left(start_step: int) -> None
     resumed.start_step = start_step
     assert plain(resumed) == [batch for batch in plain(batches()) if batch[0] >= start_step]
     assert len(resumed) == 13 * 4
+
+
+def test_the_order_does_not_depend_on_how_many_steps_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [(step, batches().rows_of(step).tolist()) for step in range(13)]
+    for steps in (1, 5, 13, 64):
+        monkeypatch.setattr(order_module, "STEPS_AT_ONCE", steps)
+        assert [(step, rows) for step, rows, _ in plain(batches(micro_batch_size=8))] == expected
 
 
 def test_a_longer_run_begins_like_a_shorter_one() -> None:
