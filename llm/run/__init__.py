@@ -10,8 +10,9 @@ from llm.run.console import console, log, log_to, start_logging
 from llm.run.environment import launch_id, process_rank
 from llm.run.files import clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
 from llm.run.identity import Plan, differences
+from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.metrics import MetricsLog, history, read_metrics
-from llm.run.runs import NOT_MINE, Outcome, Run, candidates, find, load, make
+from llm.run.runs import Run, candidates, find, load
 
 __all__ = [
     "NOT_MINE",

@@ -17,7 +17,7 @@ log = logging.getLogger("llm")
 @cache
 def console() -> Console:
     """The terminal (stderr), shared so that log lines and a progress bar do not overwrite each other."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -26,28 +26,41 @@ class _ConsoleHandler(logging.Handler):
 
 
 def start_logging() -> None:
-    """Send the log to the terminal: rank zero all of it, the other ranks what is wrong."""
-    if log.handlers:
+    """Send the log to the terminal: rank zero all but debugging, the other ranks what is wrong."""
+    if any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
         return
     handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
     log.addHandler(handler)
-    log.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Keep the log, and the warnings of libraries, in a file too for as long as the block runs."""
+    """Keep the log in a file too for as long as the block runs, and have the warnings of libraries in the log.
+
+    What is for debugging, such as a traceback, is in the file alone.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    python_warnings = logging.getLogger("py.warnings")
     log.addHandler(handler)
-    python_warnings.addHandler(handler)
     try:
         with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
             yield
     finally:
         log.removeHandler(handler)
-        python_warnings.removeHandler(handler)
         handler.close()
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    log.warning("%s:%d: %s: %s", filename, lineno, category.__name__, message)

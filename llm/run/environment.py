@@ -1,6 +1,15 @@
-"""The only place where environment variables are read: which process of a launch this is."""
+"""What the environment says: which process of a launch this is, and what it keeps secret."""
 
 import os
+import re
+
+from llm.errors import ConfigError
+
+# Names of credentials. Those that end in _token are, but for the tokens of a vocabulary: pad_token, mask_token, ...
+SECRET_NAME = re.compile(
+    r"(?i)(api|access|private|secret)_?key$|passw(or)?d$|secret$|credentials?$"
+    r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
+)
 
 
 def process_rank() -> int:
@@ -10,8 +19,15 @@ def process_rank() -> int:
 
 def launch_id() -> str | None:
     """What the processes of one distributed launch share, and another launch of the same run does not."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") == "none":  # torch's default, the same for every launch
+        raise ConfigError("this launch has no id of its own. Add --standalone or --rdzv-id to torch.distributed.run.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"{os.environ['TORCHELASTIC_RUN_ID']}:{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if "SLURM_PROCID" in os.environ:
         return f"{os.environ.get('SLURM_JOB_ID')}:{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return None
+
+
+def secrets() -> list[str]:
+    """The values of environment variables that are named like credentials."""
+    return [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]

@@ -15,11 +15,14 @@ TEMPORARY = ".tmp-"  # what is left under this prefix belongs to a process that 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole: a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -30,7 +33,11 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `path`, in place of what is there, when the block ends well."""
+    """A temporary folder that takes the name `path`, in place of what is there, when the block ends well.
+
+    An error in the block leaves what is there. A folder cannot be replaced in one step: a crash between the two
+    renames leaves none, never a part of one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,10 +47,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in sorted(temporary.rglob("*")):
             sync_folder(file) if file.is_dir() else sync_file(file)
         sync_folder(temporary)
+        earlier = path.with_name(f"{TEMPORARY}earlier-{path.name}-{os.getpid()}")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(earlier)
         temporary.rename(path)
         sync_folder(path.parent)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -63,7 +72,15 @@ sync_folder = sync_file  # a folder's entries are synced by the same calls
 def clear_temporaries(folder: Path) -> None:
     """Remove what a process that died had under temporary names in `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link but not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sha256_of(path: Path) -> str:

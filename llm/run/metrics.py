@@ -1,8 +1,11 @@
 """metrics.jsonl: one JSON object a line with step, tokens, seconds and what was measured; the truth about a run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from llm.errors import DamagedError
 
 Record = dict[str, Any]
 
@@ -11,9 +14,18 @@ class MetricsLog:
     """The metrics of one run, appended line by line, so that another process can follow them."""
 
     def __init__(self, path: Path, *, size: int = 0) -> None:
-        """Go on after the first `size` bytes; what an interrupted run wrote past its checkpoint is cut off."""
+        """Go on after the first `size` bytes; what an interrupted run wrote past its checkpoint is cut off.
+
+        Raises:
+            DamagedError: the file is shorter than that.
+        """
         self._file = path.open("a+b")
+        there = self._file.seek(0, os.SEEK_END)
+        if there < size:
+            self._file.close()
+            raise DamagedError(f"{path} has {there} bytes, but the checkpoint counts on {size}. Run with reuse=never.")
         self._file.truncate(size)
+        self._file.seek(size)
 
     def append(self, record: Record) -> None:
         self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
@@ -21,7 +33,8 @@ class MetricsLog:
 
     @property
     def size(self) -> int:
-        """Bytes written so far: what a checkpoint keeps, to go on from there."""
+        """Bytes that are on the disk: what a checkpoint keeps, to go on from there."""
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
@@ -29,13 +42,29 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Every whole record; a last line that is still being written is left out. Empty if there is no file."""
+    """Every whole record; a last line that is still being written is left out. Empty if there is no file.
+
+    Raises:
+        DamagedError: a line before the last is no JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    *lines, _ = path.read_bytes().split(b"\n")  # not splitlines: Korean text may hold U+2028 and the like
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        number = next(number for number, line in enumerate(lines, 1) if not _is_json(line))
+        raise DamagedError(f"{path}:{number}: this is no JSON. Run with reuse=never to make it again.") from None
 
 
 def history(records: list[Record], metric: str) -> list[tuple[int, float]]:
     """(step, value) of each record that has the metric."""
     return [(record["step"], record[metric]) for record in records if metric in record]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

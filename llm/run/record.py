@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm.run.environment import SECRET_NAME, secrets
+
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")
 
 
@@ -19,11 +22,25 @@ def provenance() -> dict[str, Any]:
     return {
         "started_at": now(),
         "commit": commit(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(without_secrets(argument) for argument in sys.argv),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
+
+
+# Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
+_KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
+
+
+def without_secrets(argument: str) -> str:
+    """A command-line argument with *** in place of what looks like a credential, by its key or by its value."""
+    key, equals, _ = argument.partition("=")
+    if equals and SECRET_NAME.search(key):
+        return f"{key}=***"
+    for secret in secrets():
+        argument = argument.replace(secret, "***")
+    return _KEY.sub("***", argument)
 
 
 def now() -> str:

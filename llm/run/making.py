@@ -1,0 +1,225 @@
+"""Make a run, or find it: finished ones are reused, unfinished ones go on, and two processes never write one run."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import Timeout
+
+from llm.config import Reuse
+from llm.errors import ConfigError, DamagedError, StoppedError, UserError
+from llm.run.console import log, log_to, start_logging
+from llm.run.environment import launch_id, process_rank
+from llm.run.files import clear_temporaries, remove, write_json, write_text
+from llm.run.identity import Plan, differences
+from llm.run.record import commit, now, provenance
+from llm.run.runs import Run, candidates, lock_of, read_record
+
+WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage says of a run that it finished."""
+
+    results: dict[str, Any]
+    digest: str  # of what it made: what is downstream keys on it
+    notes: dict[str, Any] = field(default_factory=dict)  # rights, counts of dropped records, and the like
+    objective: float | None = None  # what a search minimises
+
+
+NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
+
+
+def make(plan: Plan, work: Callable[[Run], Outcome], *, wait: bool = False) -> Run:
+    """The finished run of `plan`: an existing one, or the one that `work` makes of a new or an unfinished folder.
+
+    `wait` says what to do while another process makes this very run: wait for it, or refuse.
+
+    Raises:
+        ConfigError: another process is at it, or reuse=require and there is no finished run.
+    """
+    start_logging()
+    folder = _folder_of(plan)
+    if process_rank() > 0:
+        return _join(plan, folder, work, wait=wait)
+    if finished := _reusable(plan, folder):
+        return finished
+    if plan.config.reuse is Reuse.require:
+        raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
+    with _owned(folder, wait=wait) as has_waited:
+        if has_waited and (finished := _finished(folder)):
+            return finished
+        if finished := _reusable(plan, folder):  # by a process that was faster
+            return finished
+        return _carry_out(plan, folder, work)
+
+
+@contextmanager
+def _owned(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a run while the block runs; gives whether another process held it first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_of(folder)
+    has_waited = False
+    try:
+        lock.acquire(timeout=WAIT_SECONDS)  # not 0: somebody who looks whether it is held holds it for a moment
+    except Timeout:
+        if not wait:
+            raise ConfigError(f"{folder} is being made by {_owner(folder)}. Wait for it, or end it first.") from None
+        log.info("waiting for %s, which %s makes", folder, _owner(folder))
+        lock.acquire()
+        has_waited = True
+    try:
+        yield has_waited
+    finally:
+        lock.release()
+
+
+def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
+    if plan.config.reuse is Reuse.never:
+        _clear(folder)
+    clear_temporaries(folder)
+    record = _begin(plan, folder)
+    started = time.monotonic()
+    with log_to(folder / "log.txt"):
+        try:
+            outcome = work(Run(folder, record))
+            ended = {"ended_at": now(), "seconds": round(time.monotonic() - started, 1)}
+            done = Run(folder, record | ended | asdict(outcome) | {"status": "done"})
+            write_json(folder / "run.json", done.record)
+        except StoppedError as stop:
+            write_json(folder / "run.json", record | {"ended_at": now(), "stopped": str(stop)})
+            raise
+        except BaseException as error:
+            if not isinstance(error, UserError):
+                log.debug("%s", traceback.format_exc())
+            write_json(folder / "run.json", record | {"status": "failed", "ended_at": now(), "error": _one_line(error)})
+            raise
+        log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)
+    return done
+
+
+def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The record of a run that starts or goes on, as it is on disk too."""
+    earlier = read_record(folder) or {}
+    _say_started(plan, folder, is_resumed=bool(earlier))
+    record = {
+        "stage": plan.stage,
+        "name": plan.name,
+        "key": plan.key,
+        "status": "running",
+        **provenance(),
+        "first_started_at": earlier.get("first_started_at", now()),
+        "launch": launch_id(),
+        "identity": plan.identity,
+        "folders": plan.folders,
+    }
+    write_text(folder / "config.yaml", yaml.safe_dump(_plain(asdict(plan.config)), allow_unicode=True, sort_keys=False))
+    write_json(folder / "run.json", record)
+    return record
+
+
+def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: bool) -> Run:
+    """What ranks above zero do: wait for rank zero to make the run, or to start it, and then work beside it."""
+    launch = launch_id()
+    if launch is None:
+        raise ConfigError(
+            "RANK is set, but not by torch.distributed.run or srun. Unset it, or start with one of these."
+        )
+    while True:
+        record = read_record(folder) or {}
+        of_this_launch = record.get("launch") == launch
+        if record.get("status") == "done" and (of_this_launch or plan.config.reuse is not Reuse.never):
+            return Run(folder, record)
+        if of_this_launch and record["status"] == "failed":
+            raise DamagedError(f"{folder}: rank 0 failed: {record['error']}")
+        if of_this_launch and "stopped" in record:
+            raise StoppedError(record["stopped"])
+        if of_this_launch and not wait:  # a run that all ranks make; the others are made by rank zero alone
+            work(Run(folder, record))
+            return Run(folder, record)
+        time.sleep(WAIT_SECONDS)
+
+
+def _reusable(plan: Plan, folder: Path) -> Run | None:
+    """The finished run in a folder, unless it is to be made again; says that it is reused."""
+    if plan.config.reuse is Reuse.never or not (run := _finished(folder)):
+        return None
+    _say_reused(run, plan)
+    return run
+
+
+def _folder_of(plan: Plan) -> Path:
+    """The run's folder; where the user gave no name, a finished run with the same key serves whatever its name."""
+    stage_folder = Path(plan.config.outputs) / plan.stage
+    folder = stage_folder / f"{plan.name}-{plan.key}"
+    if plan.config.name is None and not folder.exists():
+        return next((path for path in sorted(stage_folder.glob(f"*-{plan.key}")) if _finished(path)), folder)
+    return folder
+
+
+def _finished(folder: Path) -> Run | None:
+    record = read_record(folder)
+    return Run(folder, record) if record and record["status"] == "done" else None
+
+
+def _owner(folder: Path) -> str:
+    record = read_record(folder)
+    return f"process {record['pid']} on {record['host']}" if record else "another process, which has just started"
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            remove(path)
+
+
+def _say_reused(run: Run, plan: Plan) -> None:
+    made_by, here = run.record.get("commit"), commit()
+    other = f" by commit {made_by}, this is {here}" if made_by != here else ""
+    log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
+    for key, old, new in differences(run.config, _plain(asdict(plan.config))):
+        if key.split(".")[0] not in ("name", "outputs", "reuse", "logger"):
+            log.info("  %s=%s is not applied (it was %s); it changes no content. reuse=never runs again", key, new, old)
+
+
+def _say_started(plan: Plan, folder: Path, *, is_resumed: bool) -> None:
+    if is_resumed:
+        log.info("%s goes on in %s", plan.stage, folder)
+        return
+    log.info("%s starts in %s", plan.stage, folder)
+    siblings = [
+        list(differences(run.record.get("identity", {}), plan.identity))
+        for run in candidates(plan.config.outputs, plan.stage)
+        if run.record["name"] == plan.name and run.path != folder
+    ]
+    if siblings:
+        changed = ", ".join(
+            f"{key.removeprefix('settings.')}={_short(new)} (was {_short(old)})"
+            for key, old, new in min(siblings, key=len)
+        )
+        log.info("  a new run, for it differs from the nearest of that name in %s", changed)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:8]}…"
+
+
+def _one_line(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def _plain(value: Any) -> Any:
+    """Nested config values with enums as their names: what JSON and YAML can hold."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

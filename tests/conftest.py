@@ -1,0 +1,24 @@
+"""What every test may rely on: no launch or credential of the machine reaches it, and the log is as new."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from llm.run import log
+
+
+@pytest.fixture(autouse=True)
+def _no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "WANDB_API_KEY")
+    for name in list(os.environ):
+        if name in names or name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_is_left() -> Iterator[None]:
+    handlers, level, propagate = [*log.handlers], log.level, log.propagate
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)

@@ -1,0 +1,629 @@
+"""Runs: what is found again, reused, resumed or refused, and files that are whole or absent."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm.config import DataConfig, DataKind, DataSource, Reuse, TokenizerConfig, TokenizerStage
+from llm.errors import (
+    ConfigError,
+    DamagedError,
+    DataError,
+    DivergedError,
+    StoppedError,
+    one_line_errors,
+)
+from llm.run import (
+    MetricsLog,
+    Outcome,
+    Plan,
+    candidates,
+    clear_temporaries,
+    differences,
+    digest_of,
+    find,
+    history,
+    launch_id,
+    load,
+    log,
+    make,
+    process_rank,
+    read_metrics,
+    whole_folder,
+    write_json,
+    write_text,
+)
+from llm.run.record import commit as commit_of_this_tree
+from llm.run.record import without_secrets
+
+ROOT = Path(__file__).parents[1]
+OUTCOME = Outcome(results={"loss": 0.5}, digest="d" * 64, objective=0.5)
+
+
+def plan(outputs, *, name=None, reuse=Reuse.auto, parents=None, format_version=1, data=None, **tokenizer):
+    config = TokenizerStage(
+        stage="tokenizer",
+        name=name,
+        outputs=str(outputs),
+        reuse=reuse,
+        tokenizer=TokenizerConfig(**{"name": "bpe", "model": "BPE"} | tokenizer),
+        data=DataConfig(**{"name": "law", "kind": DataKind.text, "source": DataSource.korean_law} | (data or {})),
+    )
+    return Plan(config=config, default_name="bpe-law", format_version=format_version, parents=parents or {})
+
+
+def succeed(run):
+    return OUTCOME
+
+
+def never(run):
+    raise AssertionError("this run was to be reused")
+
+
+def failing(error):
+    def work(run):
+        (run.path / "half.txt").write_text("half")
+        raise error
+
+    return work
+
+
+@pytest.fixture(autouse=True)
+def _same_commit(monkeypatch):
+    for module in ("record", "making"):
+        monkeypatch.setattr(f"llm.run.{module}.commit", lambda: "aaaa")
+
+
+@pytest.fixture
+def lines():
+    """The log lines of the test."""
+    found = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: found.append(record.getMessage())
+    log.addHandler(handler)
+    yield found
+    log.removeHandler(handler)
+
+
+# A run's folder
+
+
+def test_a_run_is_kept_under_its_name_and_key_with_all_that_made_it(tmp_path):
+    made = plan(tmp_path, parents={"data": "abc"})
+    run = make(made, succeed)
+    assert run.path == tmp_path / "tokenizer" / f"bpe-law-{made.key}"
+    assert load(run.path) == run
+    assert (run.state, run.results, run.digest, run.objective) == ("done", {"loss": 0.5}, "d" * 64, 0.5)
+    assert run.record["identity"]["parents"] == {"data": "abc"}
+    assert (run.record["host"], run.record["pid"]) == (socket.gethostname(), os.getpid())
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["tokenizer"]["name"] == "bpe"
+    assert {path.name for path in run.path.iterdir()} - {".lock"} == {"run.json", "config.yaml", "log.txt"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "mine"},
+        {"outputs": Path("elsewhere")},
+        {"reuse": Reuse.never},
+        {"data": {"sequence_length": 8}},
+        {"data": {"batch_size": 8}},
+    ],
+    ids=str,
+)
+def test_how_and_where_a_run_is_made_is_not_in_its_key(change):
+    assert plan(**{"outputs": Path("outputs")} | change).key == plan(Path("outputs")).key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 9000}, {"parents": {"data": "x"}}, {"format_version": 2}, {"data": {"held_out_share": 0.5}}],
+    ids=str,
+)
+def test_what_changes_a_run_is_in_its_key(change):
+    assert plan(Path("outputs"), **change).key != plan(Path("outputs")).key
+
+
+def test_a_parent_is_loaded_from_where_it_lies(tmp_path):
+    parent = make(plan(tmp_path), succeed)
+    child = make(replace(plan(tmp_path, vocab_size=9000), folders={"base": str(parent.path)}), succeed)
+    assert child.parent("base") == parent
+
+
+# Reuse
+
+
+def test_a_finished_run_is_returned_and_a_line_says_so(tmp_path, lines):
+    run = make(plan(tmp_path), succeed)
+    lines.clear()
+    assert make(plan(tmp_path), never) == run
+    assert lines == [f"reused {run.path} (made {run.record['ended_at']})"]
+
+
+def test_reuse_names_another_commit_and_the_settings_that_are_not_applied(tmp_path, lines, monkeypatch):
+    run = make(plan(tmp_path), succeed)
+    monkeypatch.setattr("llm.run.making.commit", lambda: "bbbb")
+    lines.clear()
+    make(plan(tmp_path, data={"batch_size": 8}), never)
+    assert lines == [
+        f"reused {run.path} (made {run.record['ended_at']} by commit aaaa, this is bbbb)",
+        "  data.batch_size=8 is not applied (it was 32); it changes no content. reuse=never runs again",
+    ]
+
+
+def test_without_a_name_a_finished_run_of_any_name_serves(tmp_path):
+    run = make(plan(tmp_path, name="mine"), succeed)
+    assert make(plan(tmp_path), never) == run
+
+
+def test_reuse_never_makes_it_again_and_touches_nothing_else(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept.txt").write_text("kept")
+    sibling = make(plan(tmp_path, vocab_size=9000), succeed)
+    run = make(plan(tmp_path), succeed)
+    (run.path / "old").mkdir()
+    (run.path / "old" / "file.txt").write_text("old")
+    (run.path / "link").symlink_to(outside)
+    before = {path: path.read_bytes() for path in sibling.path.iterdir()}
+    seen = []
+    make(plan(tmp_path, reuse=Reuse.never), lambda run: seen.append(sorted(run.path.iterdir())) or OUTCOME)
+    assert {path.name for path in seen[0]} - {".lock"} == {"config.yaml", "run.json", "log.txt"}
+    assert {path: path.read_bytes() for path in sibling.path.iterdir()} == before
+    assert (outside / "kept.txt").read_text() == "kept"
+
+
+def test_reuse_never_holds_where_one_would_wait_too(tmp_path):
+    make(plan(tmp_path), succeed)
+    again = []
+    make(plan(tmp_path, reuse=Reuse.never), lambda run: again.append(1) or OUTCOME, wait=True)
+    assert again == [1]
+
+
+def test_reuse_require_refuses_to_make_and_writes_nothing(tmp_path):
+    with pytest.raises(ConfigError, match=r"reuse=require, but there is no finished run .*Set reuse=auto to make it"):
+        make(plan(tmp_path, reuse=Reuse.require), never)
+    assert list(tmp_path.iterdir()) == []
+    run = make(plan(tmp_path), succeed)
+    assert make(plan(tmp_path, reuse=Reuse.require), never) == run
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("broken\nin two lines"), "RuntimeError: broken"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (DivergedError("the loss is nan"), "DivergedError: the loss is nan"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_ends_the_work_is_recorded_and_the_same_command_goes_on(error, said, tmp_path, lines):
+    with pytest.raises(type(error)):
+        make(plan(tmp_path), failing(error))
+    [run] = candidates(tmp_path)
+    assert (run.state, run.record["error"]) == ("failed", said)
+    log_text = (run.path / "log.txt").read_text()
+    assert ("Traceback" in log_text) == (not isinstance(error, DivergedError))
+    lines.clear()
+    again = make(plan(tmp_path), succeed)
+    assert lines[0] == f"tokenizer goes on in {run.path}"
+    assert (again.state, again.path, again.record["first_started_at"]) == (
+        "done",
+        run.path,
+        run.record["first_started_at"],
+    )
+    assert "error" not in again.record
+    assert (run.path / "half.txt").read_text() == "half"
+
+
+def test_a_stopped_run_stays_resumable_and_says_why_it_stopped(tmp_path):
+    with pytest.raises(StoppedError):
+        make(plan(tmp_path), failing(StoppedError("stopped by SIGTERM")))
+    [run] = candidates(tmp_path)
+    assert (run.record["status"], run.state, run.record["stopped"]) == ("running", "unfinished", "stopped by SIGTERM")
+    assert make(plan(tmp_path), succeed).state == "done"
+
+
+def test_results_that_json_cannot_hold_fail_the_run(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        make(plan(tmp_path), lambda run: Outcome(results={"loss": float("nan")}, digest="d"))
+    assert candidates(tmp_path)[0].state == "failed"
+
+
+def test_a_new_run_says_how_it_differs_from_the_nearest_of_its_name(tmp_path, lines):
+    make(plan(tmp_path, name="mine", vocab_size=5000, min_frequency=7), succeed)
+    make(plan(tmp_path, name="mine", vocab_size=6000), succeed)
+    make(plan(tmp_path, name="other", vocab_size=7001), succeed)
+    lines.clear()
+    make(plan(tmp_path, name="mine", vocab_size=7000), succeed)
+    assert (
+        lines[1] == "  a new run, for it differs from the nearest of that name in tokenizer.vocab_size=7000 (was 6000)"
+    )
+
+
+def test_temporaries_of_a_dead_process_are_cleared(tmp_path):
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path), failing(RuntimeError()))
+    [run] = candidates(tmp_path)
+    (run.path / ".tmp-model-1").mkdir()
+    make(plan(tmp_path), succeed)
+    assert not list(run.path.glob(".tmp-*"))
+
+
+def test_the_log_and_the_warnings_of_libraries_are_kept_with_the_run(tmp_path):
+    def work(run):
+        log.info("한 줄")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.warn("a library warns", UserWarning, stacklevel=1)
+        return OUTCOME
+
+    text = (make(plan(tmp_path), work).path / "log.txt").read_text(encoding="utf-8")
+    assert "INFO 한 줄\n" in text
+    assert "UserWarning: a library warns" in text
+
+
+# Two processes
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from tests.test_run import OUTCOME, plan
+from llm.run import make
+outputs, mode = Path(sys.argv[1]), sys.argv[2]
+
+def work(run):
+    rank = os.environ.get("RANK", "0")
+    (outputs / f"working-{os.getpid()}-{rank}").touch()
+    print("working", flush=True)
+    if mode == "fail" and rank == "0":
+        raise RuntimeError("no luck")
+    while mode == "hold" and not (outputs / "release").exists():
+        time.sleep(0.02)
+    return OUTCOME
+
+print(make(plan(outputs), work, wait=mode == "wait").state, flush=True)
+"""
+
+
+def start(outputs, mode, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(outputs), mode],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def end(process):
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out.split(), err
+
+
+def test_a_run_with_a_living_owner_is_refused_or_waited_for_and_a_killed_one_goes_on(tmp_path):
+    owner = start(tmp_path, "hold")
+    assert owner.stdout.readline() == "working\n"
+    try:
+        with pytest.raises(ConfigError) as caught:
+            make(plan(tmp_path), never)
+        [run] = candidates(tmp_path)
+        assert str(caught.value) == (
+            f"{run.path} is being made by process {owner.pid} on {socket.gethostname()}. Wait for it, or end it first."
+        )
+        assert run.state == "running"
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert run.state == "unfinished"
+
+    owner = start(tmp_path, "hold")
+    assert owner.stdout.readline() == "working\n"
+    waiting = start(tmp_path, "wait")
+    time.sleep(1.2)  # past its first try for the lock, or before it: the outcome is the same
+    (tmp_path / "release").touch()
+    assert end(owner)[:2] == (0, ["done"])
+    assert end(waiting)[:2] == (0, ["done"])  # and no "working"
+
+
+def test_processes_that_start_at_once_make_a_run_once(tmp_path):
+    ended = [end(process) for process in [start(tmp_path, "wait") for _ in range(3)]]
+    assert [code for code, _, _ in ended] == [0, 0, 0]
+    assert sorted(words for _, words, _ in ended) == [["done"], ["done"], ["working", "done"]]
+
+
+def test_the_ranks_of_a_launch_work_on_one_run_that_rank_zero_records(tmp_path):
+    ranks = [start(tmp_path, "hold", RANK=str(rank), TORCHELASTIC_RUN_ID="one") for rank in (1, 0)]
+    assert [rank.stdout.readline() for rank in ranks] == ["working\n", "working\n"]
+    (tmp_path / "release").touch()
+    assert [end(rank)[0] for rank in ranks] == [0, 0]
+    [run] = candidates(tmp_path)
+    assert (run.state, run.record["pid"], run.record["launch"]) == ("done", ranks[1].pid, "one:0")
+
+
+def test_the_other_ranks_end_when_rank_zero_failed(tmp_path):
+    code, _, _ = end(start(tmp_path, "fail", RANK="0", TORCHELASTIC_RUN_ID="one"))
+    assert code == 1
+    code, words, err = end(start(tmp_path, "go", RANK="1", TORCHELASTIC_RUN_ID="one"))
+    assert (code, words) == (1, [])
+    assert "rank 0 failed: RuntimeError: no luck" in err
+
+
+def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match=r"RANK is set, but not by torch.distributed.run or srun"):
+        make(plan(tmp_path), never)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "launch"),
+    [
+        ({}, 0, None),
+        ({"RANK": "3", "TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "2"}, 3, "a:2"),
+        ({"SLURM_PROCID": "1", "SLURM_JOB_ID": "77"}, 1, "77:0"),
+        ({"SLURM_PROCID": "1", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}, 1, "77:1"),
+    ],
+)
+def test_rank_and_launch_come_from_the_launcher(environment, rank, launch, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (process_rank(), launch_id()) == (rank, launch)
+
+
+def test_a_launch_without_an_id_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ConfigError, match=r"Add --standalone or --rdzv-id to torch.distributed.run"):
+        launch_id()
+
+
+# Finding
+
+
+def test_a_run_is_found_by_name_by_folder_name_and_by_path(tmp_path):
+    run = make(plan(tmp_path, name="mine"), succeed)
+    make(plan(tmp_path, name="other", vocab_size=9000), succeed)
+    assert [find(tmp_path, "tokenizer", given) for given in ("mine", run.path.name, str(run.path))] == [run] * 3
+
+
+def test_an_unfinished_run_does_not_hide_the_finished_one_of_its_name(tmp_path):
+    run = make(plan(tmp_path, name="mine"), succeed)
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path, name="mine", vocab_size=9000), failing(RuntimeError()))
+    assert find(tmp_path, "tokenizer", "mine") == run
+
+
+def test_what_cannot_be_found_lists_the_candidates(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no tokenizer run x\. There is no finished tokenizer run under"):
+        find(tmp_path, "tokenizer", "x")
+    one = make(plan(tmp_path, name="mine"), succeed)
+    two = make(plan(tmp_path, name="mine", vocab_size=9000), succeed)
+    both = rf"({one.path.name}, {two.path.name}|{two.path.name}, {one.path.name})"  # by time, to the second
+    with pytest.raises(ConfigError, match=rf"there is no tokenizer run x\. Finished ones: {both}\.$"):
+        find(tmp_path, "tokenizer", "x")
+    with pytest.raises(ConfigError, match=rf"2 tokenizer runs are named mine: {both}\. Give one of these\."):
+        find(tmp_path, "tokenizer", "mine")
+    with pytest.raises(ConfigError, match=r"is a tokenizer run, but a pretrain run is needed\. There is no finished"):
+        find(tmp_path, "pretrain", str(one.path))
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path, name="broken"), failing(RuntimeError()))
+    with pytest.raises(ConfigError, match=r"broken-\w+ is failed, not done\. Start it again to finish it"):
+        find(tmp_path, "tokenizer", "broken")
+
+
+def test_a_folder_without_a_record_is_no_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"is no run: it has no run\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"stage": "tok', "", "[]", "{}"])
+def test_a_torn_record_is_one_line_and_hides_no_other_run(text, tmp_path, lines):
+    torn = make(plan(tmp_path), succeed)
+    whole = make(plan(tmp_path, vocab_size=9000), succeed)
+    (torn.path / "run.json").write_text(text)
+    for read in (lambda: load(torn.path), lambda: make(plan(tmp_path), never)):
+        with pytest.raises(DamagedError, match=r"run\.json .*Remove the folder to make the run again\.$"):
+            read()
+    lines.clear()
+    assert candidates(tmp_path) == [whole]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"left out: {torn.path}")
+    assert make(plan(tmp_path, reuse=Reuse.never), succeed).state == "done"
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("argument", "kept"),
+    [
+        ("logger.api_key=abc", "logger.api_key=***"),
+        ("+hydra.job.env_set.WANDB_API_KEY=abc", "+hydra.job.env_set.WANDB_API_KEY=***"),
+        ("hub.token=abc", "hub.token=***"),
+        ("hf_token=abc", "hf_token=***"),
+        ("+token=abc", "+token=***"),
+        ("db.password=abc", "db.password=***"),
+        ("client_secret=abc", "client_secret=***"),
+        ("name=hf_abcdefghijkl", "name=***"),
+        ("name=sk-proj-abcdefghijkl", "name=***"),
+        ("name=" + "0123456789" * 4, "name=***"),
+        ("name=x-in-the-environment", "name=x-***"),
+        ("tokenizer=byte_bpe", "tokenizer=byte_bpe"),
+        ("tokenizer.pad_token=<|pad|>", "tokenizer.pad_token=<|pad|>"),
+        ("+x.mask_token=m", "+x.mask_token=m"),
+        ("tokenizer.special_tokens=[a]", "tokenizer.special_tokens=[a]"),
+        ("trainer.sample_tokens=5", "trainer.sample_tokens=5"),
+        ("base=outputs/pretrain/bpe-law-0123abcd", "base=outputs/pretrain/bpe-law-0123abcd"),
+    ],
+)
+def test_credentials_on_the_command_line_are_not_recorded(argument, kept, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "in-the-environment")
+    assert without_secrets(argument) == kept
+
+
+def test_the_recorded_command_is_without_credentials(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "logger.api_key=abc", "name=a b"])
+    run = make(plan(tmp_path), succeed)
+    assert run.record["command"] == "train.py 'logger.api_key=***' 'name=a b'"
+
+
+# Files
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "첫")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {"a.txt": "첫"}
+    write_text(path, "둘")
+    assert path.read_text(encoding="utf-8") == "둘"
+
+
+def test_json_is_written_readable_and_without_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"글": 1})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "글": 1\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", float("inf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "in" / "model"
+    with pytest.raises(RuntimeError), whole_folder(path) as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    assert list((tmp_path / "in").iterdir()) == []
+    for text in ("old", "new"):
+        with whole_folder(path) as folder:
+            assert folder.parent == path.parent
+            (folder / "deep").mkdir()
+            (folder / "deep" / text).write_text(text)
+            assert not (path / "deep" / text).exists()
+    with pytest.raises(RuntimeError), whole_folder(path) as folder:
+        raise RuntimeError
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()] == ["in/model/deep/new"]
+
+
+def test_clearing_temporaries_leaves_the_rest_and_what_links_point_to(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".tmp-a").mkdir()
+    (tmp_path / ".tmp-b").touch()
+    (tmp_path / ".tmp-c").symlink_to(tmp_path / "kept")
+    clear_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_digest_is_of_the_value_not_of_its_order():
+    assert digest_of({"b": [1, 2], "a": "글"}) == digest_of({"a": "글", "b": [1, 2]})
+    assert digest_of([1, 2]) != digest_of([2, 1])
+    assert digest_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
+
+
+def test_differences_are_leaf_by_leaf():
+    old = {"a": {"b": 1, "c": 2}, "gone": 3}
+    new = {"a": {"b": 1, "c": 4}, "new": [5]}
+    assert list(differences(old, new)) == [("a.c", 2, 4), ("gone", 3, None), ("new", None, [5])]
+
+
+# Metrics
+
+
+def test_metrics_are_read_back_without_a_torn_last_line(tmp_path):
+    metrics = MetricsLog(tmp_path / "m.jsonl")
+    records = [{"step": 1, "train/loss": 2.5}, {"step": 2, "text": "줄\u2028바꿈", "val/loss": 2.0}]
+    for record in records:
+        metrics.append(record)
+    metrics.close()
+    with (tmp_path / "m.jsonl").open("ab") as file:
+        file.write('{"step": 3, "text": "잘'.encode()[:-1])
+    assert read_metrics(tmp_path / "m.jsonl") == records
+    assert history(records, "val/loss") == [(2, 2.0)]
+
+
+def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
+    path = tmp_path / "m.jsonl"
+    metrics = MetricsLog(path)
+    metrics.append({"step": 1})
+    size = metrics.size
+    metrics.append({"step": 2})
+    metrics.close()
+    metrics = MetricsLog(path, size=size)
+    assert metrics.size == size
+    metrics.append({"step": 22})
+    assert metrics.size == path.stat().st_size
+    metrics.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 22}]
+
+
+def test_metrics_shorter_than_their_checkpoint_are_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_text("{}\n")
+    with pytest.raises(DamagedError, match=r"m\.jsonl has 3 bytes, but the checkpoint counts on 9\. Run with reuse="):
+        MetricsLog(tmp_path / "m.jsonl", size=9)
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(DamagedError, match=r"m\.jsonl:2: this is no JSON\. Run with reuse=never"):
+        read_metrics(tmp_path / "m.jsonl")
+
+
+def test_no_metrics_yet_are_no_error(tmp_path):
+    assert read_metrics(tmp_path / "m.jsonl") == []
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("a=1 is wrong"), 2, "a=1 is wrong"),
+        (ConfigError("two\nlines"), 2, "two lines"),
+        (DataError("a.jsonl:1: bad"), 65, "a.jsonl:1: bad"),
+        (DivergedError("nan"), 70, "nan"),
+        (DamagedError("torn"), 74, "torn"),
+        (StoppedError("stopped by SIGTERM"), 75, "stopped by SIGTERM"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), 74, "x.txt: No such file or directory"),
+        (OSError("no space"), 74, "input or output: no space"),
+        (KeyboardInterrupt(), 130, "interrupted. The same command goes on from what was saved."),
+    ],
+)
+def test_what_is_no_bug_ends_in_one_line_and_its_exit_code(error, code, line, capsys):
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        raise error
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError
+
+
+def test_hydra_full_error_keeps_every_traceback(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigError), one_line_errors():
+        raise ConfigError("a=1 is wrong")
+
+
+def test_a_run_record_is_json(tmp_path):
+    run = make(plan(tmp_path), succeed)
+    assert json.loads((run.path / "run.json").read_text(encoding="utf-8")) == run.record
+
+
+def test_the_commit_is_that_of_this_source_tree():
+    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("this source tree is no git checkout")
+    assert commit_of_this_tree() in (head.stdout.strip(), head.stdout.strip() + "+")
