@@ -76,7 +76,9 @@ def test_without_a_login_wandb_is_offline_and_one_line_says_why(
         f"wandb is offline, for no login was found (wandb login changes that). Upload: wandb sync {folder}"
     ]
     assert list(folder.glob("*.wandb"))  # what wandb sync is given is there
-    assert capfd.readouterr() == ("", "")  # and wandb says nothing by itself
+    printed = capfd.readouterr()
+    ours = [line for line in printed.err.splitlines() if " wandb is " in line]  # where an earlier test began to log
+    assert (printed.out, printed.err.splitlines()) == ("", ours)  # and wandb says nothing by itself
     assert {path.name for path in tmp_path.iterdir()} <= {"wandb", "pretrain", "wandb-config"}
 
 
