@@ -225,6 +225,9 @@ class TrainerConfig:
     keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
     sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
     sample_tokens: int = field(default=48, metadata=HOW)
+    sample_temperature: float = field(
+        default=0.7, metadata=HOW
+    )  # 0: the likeliest token; the draw is the same each time
 
     def __post_init__(self) -> None:
         for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
@@ -233,6 +236,8 @@ class TrainerConfig:
         _at_least("trainer.num_workers", self.num_workers, 0)
         if self.micro_batch_size is not None:
             _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+        if not 0 <= self.sample_temperature < float("inf"):
+            raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,14 +6,15 @@ from typing import Any
 
 from llm import tokenizer
 from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage
-from llm.data import Conversation, ConversationRows, Corpus, encode_conversations, open_corpus
+from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
-from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, process_rank, sha256_of, whole_folder
+from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, sha256_of
 from llm.stage import corpus_notes
-from llm.stage.pretrain import copy_tokenizer, training_results
+from llm.stage.training import copy_tokenizer, train
 
 FORMAT_VERSION = 1
-SAMPLES = 3  # held-out questions that are answered at each validation
+SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
+SAMPLE_CHARACTERS = 160
 
 
 def run(config: FinetuneStage) -> Run:
@@ -39,8 +40,6 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
-    from llm import trainer
-    from llm.logger import open_logger
 
     folder = base.path / "model"
     special = tokenizer.special(folder)
@@ -52,43 +51,37 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
     trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
     log.info("LoRA: %d of %d parameters are trained (%.2f %%)", trainable, total, 100 * trainable / total)
     words, chat = tokenizer.load(folder), tokenizer.load_chat(folder)
-    sampling = models.Sampling(max_new_tokens=config.trainer.sample_tokens)
+    sampling = models.Sampling(
+        max_new_tokens=config.trainer.sample_tokens, temperature=config.trainer.sample_temperature
+    )
 
     def sample() -> list[dict[str, str]]:
         ids = [chat.apply_chat_template(q, tokenize=True, return_dict=True)["input_ids"] for q in questions]
         texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
         return [{"prompt": q[-1]["content"], "text": text} for q, text in zip(questions, texts, strict=True)]
 
-    with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
-        trainer.fit(
-            trainer.Fit(
-                model=model,
-                model_config=base_model.config,
-                train_rows=rows["train"],
-                held_out_rows=rows["held_out"],
-                data=config.data,
-                optimizer=config.optimizer,
-                trainer=config.trainer,
-                seed=config.seed,
-                folder=run.path,
-                logger=logger,
-                sample=sample,
-                label="finetune",
-            )
-        )
-        if process_rank() > 0:
-            return NOT_MINE
-        with whole_folder(run.path / "adapter") as target:
-            model.save_pretrained(target)
-            copy_tokenizer(folder, target)
-        results = {
+    def save(target: Path) -> None:
+        model.save_pretrained(target)
+        copy_tokenizer(folder, target)
+
+    results = train(
+        run,
+        config,
+        model=model,
+        model_config=base_model.config,
+        rows=rows,
+        sample=sample,
+        save=save,
+        save_as="adapter",
+        facts={
             "parameters": total,
             "trainable_parameters": trainable,
             "train_records": len(rows["train"]),
             "held_out_records": len(rows["held_out"]),
-            **training_results(run.path),
-        }
-        logger.summarize(results)
+        },
+    )
+    if results is None:
+        return NOT_MINE
     adapter = [sha256_of(run.path / "adapter" / name) for name in ("adapter_model.safetensors", "adapter_config.json")]
     return Outcome(
         results=results,
@@ -100,10 +93,12 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
 
 def _read(
     config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
-) -> tuple[dict[str, ConversationRows], list[list[dict[str, str]]], dict[str, int]]:
+) -> tuple[dict[str, Rows], list[list[dict[str, str]]], dict[str, int]]:
     """(rows of both splits, the first held-out questions, what was dropped by reason)."""
     chat = tokenizer.load_chat(folder)
-    rows, questions, dropped = {}, [], {}
+    rows: dict[str, Rows] = {}
+    questions: list[list[dict[str, str]]] = []
+    dropped: dict[str, int] = {}
     for split in ("train", "held_out"):
         conversations = [c for c in corpus.records(held_out=split == "held_out") if isinstance(c, Conversation)]
         encoded, counts = encode_conversations(
@@ -118,8 +113,12 @@ def _read(
             log.warning("data=%s: dropped %d %s conversations: %s", config.data.name, times, split, reason)
             dropped[f"{split}: {reason}"] = times
         rows[split] = ConversationRows(encoded, pad_id=special.pad_id)
-        questions = [c.messages[:-1] for c in conversations[:SAMPLES]]
+        questions = [c.messages[:-1] for c in sorted(conversations, key=_is_long)[:SAMPLES]]
     return rows, questions, dropped
+
+
+def _is_long(conversation: Conversation) -> bool:
+    return sum(len(message["content"]) for message in conversation.messages[:-1]) > SAMPLE_CHARACTERS
 
 
 def _check_against_base(config: FinetuneStage, base: Run) -> None:

@@ -1,26 +1,13 @@
 """Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if missing."""
 
-import shutil
 from pathlib import Path
 
 from llm import tokenizer
 from llm.config import Accelerator, PretrainStage, ShardsStage
-from llm.data import TokenRows, read_manifest
-from llm.run import (
-    NOT_MINE,
-    Outcome,
-    Plan,
-    Run,
-    digest_of,
-    history,
-    log,
-    make,
-    process_rank,
-    read_metrics,
-    sha256_of,
-    whole_folder,
-)
+from llm.data import Rows, TokenRows, read_manifest
+from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
+from llm.stage.training import copy_tokenizer, train
 
 FORMAT_VERSION = 1
 
@@ -48,8 +35,6 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
-    from llm import trainer
-    from llm.logger import open_logger
 
     folder = shards.path / "shards"
     manifest = read_manifest(folder)
@@ -58,12 +43,14 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     torch.manual_seed(config.seed)
     model = models.build(config.model, vocab_size=manifest.vocab_size, special=special)
     log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
-    rows = {
+    rows: dict[str, Rows] = {
         split: TokenRows(folder, manifest, getattr(manifest, split), sequence_length=config.data.sequence_length)
         for split in ("train", "held_out")
     }
     words = tokenizer.load(tokenizer_folder)
-    sampling = models.Sampling(max_new_tokens=config.trainer.sample_tokens)
+    sampling = models.Sampling(
+        max_new_tokens=config.trainer.sample_tokens, temperature=config.trainer.sample_temperature
+    )
 
     def sample() -> list[dict[str, str]]:
         prompts = config.trainer.sample_prompts
@@ -71,52 +58,27 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
-    with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
-        trainer.fit(
-            trainer.Fit(
-                model=model,
-                model_config=model.config,
-                train_rows=rows["train"],
-                held_out_rows=rows["held_out"],
-                data=config.data,
-                optimizer=config.optimizer,
-                trainer=config.trainer,
-                seed=config.seed,
-                folder=run.path,
-                logger=logger,
-                sample=sample,
-                label="pretrain",
-            )
-        )
-        if process_rank() > 0:
-            return NOT_MINE
-        with whole_folder(run.path / "model") as target:
-            models.save(model, target)
-            copy_tokenizer(tokenizer_folder, target)
-        results = {
+    def save(target: Path) -> None:
+        models.save(model, target)
+        copy_tokenizer(tokenizer_folder, target)
+
+    results = train(
+        run,
+        config,
+        model=model,
+        model_config=model.config,
+        rows=rows,
+        sample=sample,
+        save=save,
+        save_as="model",
+        facts={
             "parameters": models.count_parameters(model),
-            **training_results(run.path),
             "unigram_bits_per_byte": manifest.train.unigram_bits_per_byte,
-        }
-        logger.summarize(results)
+        },
+    )
+    if results is None:
+        return NOT_MINE
     return Outcome(results=results, digest=model_digest(run.path / "model"), objective=results["val/bits_per_byte"])
-
-
-def training_results(folder: Path) -> dict[str, float]:
-    """The first and the last of what validation measured, and the last of what training did."""
-    metrics = read_metrics(folder / "metrics.jsonl")
-    results: dict[str, float] = {}
-    for name in ("val/loss", "val/bits_per_byte"):
-        values = [value for _, value in history(metrics, name)]
-        results |= {f"{name}_before": values[0], name: values[-1]}
-    speeds = sorted(value for _, value in history(metrics, "throughput/tokens_per_second"))
-    return results | {"tokens": metrics[-1]["tokens"], "tokens_per_second_median": speeds[len(speeds) // 2]}
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Put the tokenizer beside a model, so that AutoTokenizer finds it there."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(source / name, target / name)
 
 
 def model_digest(folder: Path) -> str:
