@@ -10,7 +10,7 @@ from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conver
 from llm.errors import ConfigError, DataError
 from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, sha256_of
 from llm.stage import corpus_notes
-from llm.stage.training import copy_tokenizer, train
+from llm.stage._training import copy_tokenizer, train
 
 FORMAT_VERSION = 1
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are

@@ -7,7 +7,7 @@ from llm.config import Accelerator, PretrainStage, ShardsStage
 from llm.data import Rows, TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
-from llm.stage.training import copy_tokenizer, train
+from llm.stage._training import copy_tokenizer, train
 
 FORMAT_VERSION = 1
 
