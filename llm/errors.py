@@ -37,6 +37,12 @@ class DamagedError(UserError):
     exit_code: ClassVar[int] = 74  # EX_IOERR
 
 
+class StorageError(UserError):
+    """The disk has no room for what a run would write."""
+
+    exit_code: ClassVar[int] = 74
+
+
 class StoppedError(BaseException):
     """A signal asked the run to stop; it saved its state, and the same command goes on from there.
 

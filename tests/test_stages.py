@@ -279,7 +279,7 @@ def test_a_pretraining_that_died_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
         if place == "in training":
-            patch.setattr("llm.trainer.saving.keep_newest", die)
+            patch.setattr("llm.trainer.saving.keep", die)
         else:
             patch.setattr(models, "save", die)
         pretrain(outputs, made[1], *settings)
@@ -385,7 +385,7 @@ def test_a_fine_tuning_is_reused_and_one_that_died_goes_on(
 
     settings = ["name=tuned", "reuse=never", "trainer.checkpoint_every_steps=2"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
-        patch.setattr("llm.trainer.saving.keep_newest", die)
+        patch.setattr("llm.trainer.saving.keep", die)
         finetune(outputs, conversations, *settings)
     finished = finetune(outputs, conversations, "name=tuned")
     assert finished.path == whole.path

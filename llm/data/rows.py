@@ -36,6 +36,10 @@ class Rows(Protocol):
         """
         ...
 
+    def describe(self, rows: Array) -> list[str]:
+        """Where what stands in these rows is from, a few words for each document: for messages."""
+        ...
+
 
 class TokenRows:
     """The documents of a split in rows of `sequence_length` tokens, memory-mapped."""
@@ -46,6 +50,7 @@ class TokenRows:
         self._pad_id = manifest.eos_id
         self._tokens: list[Array] = []
         self._starts: list[Array] = []  # where each document begins
+        self._names = [shard.tokens_file for shard in split.shards]
         num_labels = []
         for shard in split.shards:
             tokens, documents = open_shard(folder, shard, manifest.dtype)
@@ -73,6 +78,20 @@ class TokenRows:
             "position_ids": position_ids,
             "num_labels": micro_batch.num_labels,
         }
+
+    def describe(self, rows: Array) -> list[str]:
+        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return [
+            self._describe(int(shard), int(row - self._first_rows[shard]))
+            for shard, row in zip(shards, rows, strict=True)
+        ]
+
+    def _describe(self, shard: int, row: int) -> str:
+        """The documents of one row, counted from 0 within their shard."""
+        begin = row * self.sequence_length
+        first, last = np.searchsorted(self._starts[shard], [begin, begin + self.sequence_length], side="right") - 1
+        numbers = f"document {first}" if first == last else f"documents {first}-{last}"
+        return f"{self._names[shard]} {numbers}"
 
     def _read(self, shard: int, rows: Array) -> tuple[Array, Array, Array]:
         """input_ids, labels, position_ids, (rows, seq) each, of the given rows of one shard."""
