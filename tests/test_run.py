@@ -43,8 +43,8 @@ from llm.run import (
     write_json,
     write_text,
 )
+from llm.run.environment import without_secrets
 from llm.run.record import commit as commit_of_this_tree
-from llm.run.record import without_secrets
 
 ROOT = Path(__file__).parents[1]
 OUTCOME = Outcome(results={"loss": 0.5}, digest="d" * 64, objective=0.5)
@@ -178,7 +178,7 @@ def test_reuse_never_makes_it_again_and_touches_nothing_else(tmp_path):
     before = {path: path.read_bytes() for path in sibling.path.iterdir()}
     seen = []
     make(plan(tmp_path, reuse=Reuse.never), lambda run: seen.append(sorted(run.path.iterdir())) or OUTCOME)
-    assert {path.name for path in seen[0]} - {".lock"} == {"config.yaml", "run.json", "log.txt"}
+    assert {path.name for path in seen[0]} - {".lock", ".owner.json"} == {"config.yaml", "run.json", "log.txt"}
     assert {path: path.read_bytes() for path in sibling.path.iterdir()} == before
     assert (outside / "kept.txt").read_text() == "kept"
 

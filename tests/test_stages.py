@@ -167,6 +167,8 @@ def test_the_record_of_a_pretraining_says_what_it_is_made_of_and_what_came_out(m
         "val/loss": validated[-1]["val/loss"],
         "val/bits_per_byte_before": validated[0]["val/bits_per_byte"],
         "val/bits_per_byte": validated[-1]["val/bits_per_byte"],
+        "val/loss_best": min(r["val/loss"] for r in validated),
+        "best_step": min(validated, key=lambda r: r["val/loss"])["step"],
         "tokens": metrics[-1]["tokens"],
         "tokens_per_second_median": speeds[len(speeds) // 2],
         "unigram_bits_per_byte": manifest["train"]["unigram_bits_per_byte"],

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from llm import tokenizer
 from llm.config import ShardsStage, TokenizerStage
 from llm.data import Corpus, open_corpus, write_shards
-from llm.run import Outcome, Plan, Run, digest_of, log, make
+from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
 
@@ -30,6 +30,7 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
 
 
 def _write(run: Run, corpus: Corpus, trained: Run) -> Outcome:
+    check_files(trained, under="tokenizer")
     manifest = write_shards(corpus, tokenizer.load(trained.path), tokenizer.special(trained.path), run.path / "shards")
     for name, split in (("train", manifest.train), ("held out", manifest.held_out)):
         log.info(

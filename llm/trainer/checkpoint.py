@@ -22,6 +22,7 @@ from llm.errors import ConfigError, DamagedError
 from llm.run import clear_temporaries, differences, log, sha256_of, whole_folder, write_json
 
 PREFIX = "step-"
+BAD_PREFIX = "bad-"
 FILES = ("tensors.safetensors", "state.json")
 
 
@@ -68,10 +69,10 @@ def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Pa
     if not checkpoints.is_dir():
         return None
     clear_temporaries(checkpoints)
-    bad = {path.name for path in checkpoints.glob("bad-*")}
+    bad = {path.name for path in checkpoints.glob(f"{BAD_PREFIX}*")}
     for path in sorted(checkpoints.glob(f"{PREFIX}*"), reverse=True):
         if fault := find_fault(path):
-            aside = path.with_name(f"bad-{path.name}")
+            aside = path.with_name(f"{BAD_PREFIX}{path.name}")
             log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)

@@ -20,14 +20,14 @@ from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
-from llm.run import launch_id, log, process_rank
+from llm.run import SIGNALS, launch_id, log, on_signal, process_rank
 from llm.trainer.checkpoint import CheckpointFolders, newest_good
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
 from llm.trainer.module import NextTokenModule
 from llm.trainer.progress import ProgressBar
-from llm.trainer.saving import SIGNALS, Saving, StopFlag
+from llm.trainer.saving import Saving, StopFlag
 from llm.trainer.space import require_space
 from llm.trainer.throughput import flops_per_token, peak_flops
 from llm.trainer.validation import Validation
@@ -104,7 +104,7 @@ def fit(task: Fit) -> None:
     journal = Journal(task.folder, task.logger)
     trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_batch_size)
     _leave_signals_alone(trainer)
-    with warnings.catch_warnings(), stop.watch(), closing(journal):
+    with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
         _ignore_known_warnings()
         trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
 

@@ -1,11 +1,7 @@
 """Checkpoints at step boundaries, and an orderly stop: a signal sets a flag, the step ends, the state is saved."""
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,29 +14,15 @@ from llm.trainer.meter import Meter, ends_step, is_due
 from llm.trainer.module import NextTokenModule
 from llm.trainer.validation import Validation
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
 
 class StopFlag:
-    """Set by the first signal; the second one ends the process at once, as it would have without us."""
+    """Set by the first signal that comes while steps are under way."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Listen for signals while the block runs."""
-        before = {number: signal.signal(number, self._catch) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+    def raise_flag(self, name: str) -> None:
+        self.signal_name = name
 
 
 class Saving(pl.Callback):
