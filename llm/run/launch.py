@@ -51,6 +51,7 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
     finally:
         for rank in ranks:
             rank.kill()  # does nothing to one that has ended
+            rank.wait()
     if first_failed is not None:
         _raise_for(first_failed, ranks[first_failed].returncode)
 
@@ -98,14 +99,16 @@ def _pass_on(name: str, ranks: "list[subprocess.Popen[bytes]]") -> None:
 
 
 def _wait(ranks: "list[subprocess.Popen[bytes]]") -> int | None:
-    """The first rank that failed, once all have ended or their grace is over; None if none failed."""
+    """The rank that failed first, once all have ended or their grace is over; None if none failed."""
     first_failed, deadline = None, float("inf")
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        failed = [number for number, rank in enumerate(ranks) if rank.returncode]
-        if failed and first_failed is None:
-            first_failed, deadline = failed[0], time.monotonic() + GRACE_SECONDS
+    while True:
+        statuses = [rank.poll() for rank in ranks]
+        if first_failed is None and any(statuses):
+            first_failed = next(rank for rank, status in enumerate(statuses) if status)
+            deadline = time.monotonic() + GRACE_SECONDS
+        if None not in statuses or time.monotonic() >= deadline:
+            return first_failed
         time.sleep(LOOK_SECONDS)
-    return next((n for n, rank in enumerate(ranks) if rank.returncode), None) if first_failed is None else first_failed
 
 
 def _raise_for(rank: int, status: int) -> None:
