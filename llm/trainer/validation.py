@@ -98,9 +98,9 @@ class Validation(pl.Callback):
             if result.loss < self._best_loss:
                 self._best_loss, self.best_step = result.loss, trainer.global_step
             place = self._meter.place(trainer)
-            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
             if trainer.is_global_zero:
                 self._journal.write_samples([{"step": place["step"], **sample} for sample in self._sample()])
+            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
         log.info(
             "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
             trainer.global_step,
