@@ -94,7 +94,7 @@ class Running:
 
     def failure(self, what: str) -> str:
         """What to say of a launch that did not do as it should."""
-        return f"{what}: {' '.join(self._launch.overrides)}\n{said(self._launch.folder)}"
+        return f"{what}: {' '.join(self._launch.overrides)}\n{said(self._launch.folder)[-3000:]}"
 
 
 def said(folder: Path) -> str:
@@ -191,7 +191,7 @@ def kill_again_and_again(
             code = strike(launch(command, workspace), moment)
             history.append((moment, code))
             kills -= code == -signal.SIGKILL
-            what = f"seed {seed}, run {number}: {history}\n{said(workspace)}"
+            what = f"seed {seed}, run {number}: {history}\n{said(workspace)[-1500:]}"
             assert code in (0, -signal.SIGKILL), what
             assert faults_of_checkpoints(workspace) == {}, what
             assert unfinished(run_folder(workspace, command), workspaces.remains_of(command)) == [], what
