@@ -55,6 +55,7 @@ class Launch:
     folder: Path  # where it is typed: outputs/ lies here
     environment: dict[str, str] = field(default_factory=dict)
     pauses: dict[str, float] = field(default_factory=dict)  # moment -> seconds that it is made to last longer
+    waits_at: str | None = None  # the moment at which it waits to be told to go on, each time
     limits: dict[int, int] = field(default_factory=dict)  # of the resource module, from the first checkpoint's end on
     keep_rows: bool = False  # write the digest of every row that is trained on to rows-<rank>.jsonl
 
@@ -94,6 +95,8 @@ def _telling(moment: str, call: Callable[..., Any], launch: Launch, told: Connec
     @wraps(call)
     def telling(*args: Any, **kwargs: Any) -> Any:
         told.send(moment)
+        if moment == launch.waits_at:
+            told.recv()
         time.sleep(launch.pauses.get(moment, 0.0))
         return call(*args, **kwargs)
 

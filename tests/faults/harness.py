@@ -55,7 +55,7 @@ class Running:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        self._told, telling = _forks.Pipe(duplex=False)
+        self._told, telling = _forks.Pipe()
         self._process = _forks.Process(target=main, args=(launch, telling))
         self._process.start()
         telling.close()  # ours: the end of the process is then the end of the pipe
@@ -74,6 +74,10 @@ class Running:
                 times -= self._told.recv() == moment
             return True
         return False
+
+    def go_on(self) -> None:
+        """Let it pass the moment that it waits at."""
+        self._told.send("go on")
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
