@@ -57,12 +57,13 @@ class Launch:
     pauses: dict[str, float] = field(default_factory=dict)  # moment -> seconds that it is made to last longer
     waits_at: str | None = None  # the moment at which it waits to be told to go on, each time
     limits: dict[int, int] = field(default_factory=dict)  # of the resource module, from the first checkpoint's end on
+    console_name: str = "console.txt"
     keep_rows: bool = False  # write the digest of every row that is trained on to rows-<rank>.jsonl
 
     @property
     def console(self) -> Path:
         """What its processes say on stdout and stderr."""
-        return self.folder / "console.txt"
+        return self.folder / self.console_name
 
 
 def main(launch: Launch, told: Connection) -> None:

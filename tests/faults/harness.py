@@ -21,7 +21,6 @@ from tests.faults.child import TRAIN, Launch, main
 from tests.korean import documents
 
 MOST_SECONDS = 120.0  # for one launch, on a machine that does much else
-TRAINING_BEGINS = "MFU is measured"
 TIMED = ("seconds", "throughput/tokens_per_second", "throughput/mfu")  # what no two runs share
 
 TEXT = ["data=text", "data.path=text.jsonl", "data.held_out_share=0.2"]
@@ -107,6 +106,12 @@ def said(folder: Path) -> str:
     return console.read_text(encoding="utf-8") if console.exists() else ""
 
 
+def is_told_in_one_line(folder: Path, code: int) -> bool:
+    """Whether a failure of input or output ended as it should: exit code 74, one line on stderr, no traceback."""
+    lines = said(folder).splitlines()
+    return code == 74 and lines[-1:] == [line for line in lines if line.startswith(("error: ", "Traceback"))]
+
+
 def run(command: str, folder: Path, **settings: Any) -> int:
     """The exit code of a launch that nothing befalls."""
     return Running(launch(command, folder, **settings)).exit_code()
@@ -153,14 +158,16 @@ def strike_fork(launch: Launch, moment: Moment, number: signal.Signals = signal.
     return running.exit_code()
 
 
-def strike_command(launch: Launch, moment: Moment, number: signal.Signals = signal.SIGKILL) -> int:
-    """The same for a process of its own, as a shell starts it; its one moment is when the trainer is there."""
-    earlier = said(launch.folder).count(TRAINING_BEGINS)
+def strike_command(
+    launch: Launch, moment: Moment, number: signal.Signals = signal.SIGKILL, *, awaited: str = "MFU is measured"
+) -> int:
+    """The same for a process of its own, as a shell starts it: so long after it said what is awaited, or started."""
+    earlier = said(launch.folder).count(awaited) if awaited else -1
     arguments = [sys.executable, str(TRAIN), *launch.overrides]
     with launch.console.open("a") as console:
         process = subprocess.Popen(arguments, cwd=launch.folder, stdout=console, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + MOST_SECONDS
-    while process.poll() is None and said(launch.folder).count(TRAINING_BEGINS) == earlier:
+    while process.poll() is None and said(launch.folder).count(awaited) == earlier:
         assert time.monotonic() < deadline, said(launch.folder)
         time.sleep(0.005)
     time.sleep(moment.seconds)
@@ -218,14 +225,14 @@ def run_folder(folder: Path, command: str) -> Path:
 def remains(run: Path) -> dict[str, Any]:
     """All that a finished run holds and that two runs of one command must share, to the last bit.
 
-    Times differ; so do the files that count bytes of them, and the checkpoints before the last, for a signal adds one.
+    Times differ; so do a checkpoint's files that count bytes of them, and which checkpoints there were before the last.
     """
     found: dict[str, Any] = {}
     checkpoints = sorted((run / "checkpoints").glob("step-*"))
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
-        if path.name in (".lock", "log.txt", "config.yaml") or (checkpoints and path.parent in checkpoints):
-            continue
-        found[str(path.relative_to(run))] = sha256_of(path)
+        name = path.relative_to(run)
+        if path.name not in (".lock", "log.txt", "config.yaml") and name.parts[0] != "checkpoints":
+            found[str(name)] = sha256_of(path)
     found["run.json"] = _untimed_record(run)
     if checkpoints:
         found["metrics.jsonl"] = [

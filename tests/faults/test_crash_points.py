@@ -13,6 +13,7 @@ from tests.faults.harness import (
     Moment,
     Workspaces,
     faults_of_checkpoints,
+    is_told_in_one_line,
     launch,
     leftovers,
     remains,
@@ -79,29 +80,73 @@ def assert_good_checkpoint_and_same_end(folder: Path, what: str, workspaces: Wor
 
 
 @needs_strace
-def test_a_kill_at_any_file_call_of_a_save_leaves_verified_checkpoints_alone(
-    interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
+@pytest.mark.parametrize(
+    "part",
+    [
+        "all but removal",
+        pytest.param(
+            "removal",
+            marks=pytest.mark.xfail(strict=True, reason="what is removed half bears its final name: step-00000003"),
+        ),
+    ],
+)
+def test_a_kill_at_any_file_call_of_a_save_leaves_every_checkpoint_whole(
+    part: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
-    for call in some(calls, times(few=4, storm=len(calls))):
+    meant = [call for call in calls if (call in removing(calls)) == (part == "removal")]
+    for call in some(meant, times(few=4, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         assert with_fault(interrupted, folder, call, "signal=SIGKILL") == -signal.SIGKILL, call
         assert faults_of_checkpoints(folder) == {}, call
         assert_good_checkpoint_and_same_end(folder, str(call), workspaces)
 
 
+def removing(calls: list[Call]) -> list[Call]:
+    """The calls that remove the oldest checkpoint, each after the first: when some of it is gone already."""
+    saved = max(i for i, call in enumerate(calls) if call.name == "rename" and f'/{NEXT}"' in call.shown)
+    found = [call for call in calls[saved:] if call.name in ("unlink", "unlinkat", "rmdir")]
+    assert len(found) == 4, found
+    return found[1:]
+
+
 @needs_strace
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "all but tensors",
+        pytest.param(
+            "tensors",
+            marks=pytest.mark.xfail(
+                strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
+            ),
+        ),
+    ],
+)
 def test_an_error_of_any_file_call_of_a_save_ends_in_one_line_or_in_a_whole_run(
-    error: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
+    part: str,
+    error: str,
+    interrupted: Path,
+    calls: list[Call],
+    workspaces: Workspaces,
+    tmp_path: Path,
+    times: Times,
 ) -> None:
     meant = [call for call in calls if error == "EIO" or call.name in CHANGING]
+    meant = [call for call in meant if (call in writing_tensors(calls)) == (part == "tensors")]
     for call in some(meant, times(few=4, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         code = with_fault(interrupted, folder, call, f"error={error}")
-        lines = said(folder).splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
         assert "(INJECTED)" in (folder / "trace").read_text(encoding="utf-8", errors="replace"), call
-        assert code in (0, 74) and len(errors) == (code == 74), (call, code, lines[-30:])
-        assert not any("Traceback" in line for line in lines), (call, lines[-30:])
+        assert code == 0 or is_told_in_one_line(folder, code), (call, code, said(folder)[-3000:])
         assert faults_of_checkpoints(folder) == {}, call
         assert_good_checkpoint_and_same_end(folder, str(call), workspaces)
+
+
+def writing_tensors(calls: list[Call]) -> list[Call]:
+    """The calls of safetensors that write: after the temporary folder is made, before the other files."""
+    begin = max(index for index, call in enumerate(calls) if call.name == "mkdir")
+    end = next(index for index, call in enumerate(calls) if "state.json" in call.shown)
+    found = [call for call in calls[begin + 1 : end] if call.name in CHANGING]
+    assert {"openat", "write"} <= {call.name for call in found}
+    return found
