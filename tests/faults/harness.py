@@ -43,7 +43,15 @@ COMMANDS = {
         *("lora.rank=2", "lora.dropout=0.2", *TRAINING),
     ],
 }
-NEEDS = {"tokenizer": [], "shards": ["tokenizer"], "gpt2": ["shards"], "llama": ["shards"], "lora": ["shards", "gpt2"]}
+COMMANDS["no dropout"] = [*COMMANDS["gpt2"], "model.dropout=0.0"]  # whose draws differ with the number of ranks
+NEEDS = {
+    "no dropout": ["shards"],
+    "tokenizer": [],
+    "shards": ["tokenizer"],
+    "gpt2": ["shards"],
+    "llama": ["shards"],
+    "lora": ["shards", "gpt2"],
+}
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.faults.child"])
