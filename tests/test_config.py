@@ -91,6 +91,7 @@ def test_stages_mirror_modules():
         (["data.path=x"], "data.path=x is not used by data=korean_law"),
         (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range"),
         (["data.batch_size=0"], "data.batch_size=0 is too small"),
+        (["data.num_workers=0"], "data.num_workers=0 is too small. Set it to 1 or more."),
         (["data.batch_size=3", "trainer.devices=2"], "data.batch_size=3 does not divide by trainer.devices=2"),
         (["data.batch_size=8", "trainer.micro_batch_size=3"], "divide by trainer.micro_batch_size=3"),
         (
@@ -295,7 +296,10 @@ def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "outputs=elsewhere", "trainer.devices=2", "trainer.log_every_steps=1", "logger.mode=disabled"],
+    [
+        *("name=other", "outputs=elsewhere", "trainer.devices=2", "trainer.log_every_steps=1", "logger.mode=disabled"),
+        "data.num_workers=1",
+    ],
 )
 def test_how_a_run_is_carried_out_is_not_its_identity(override):
     assert identity_settings(config_of(override), "pretrain") == identity_settings(config_of(), "pretrain")

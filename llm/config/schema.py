@@ -129,6 +129,7 @@ class DataConfig:
     text_field: str = field(default="text", metadata=TEXT)  # of a jsonl record, for kind text
     held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
     bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
+    num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
     sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
 
@@ -143,6 +144,8 @@ class DataConfig:
             )
         _at_least("data.sequence_length", self.sequence_length, 2)
         _at_least("data.batch_size", self.batch_size, 1)
+        if self.num_workers is not None:
+            _at_least("data.num_workers", self.num_workers, 1)
 
 
 _FILES_OF = {DataKind.text: "txt or jsonl", DataKind.conversations: "jsonl with messages or question and answer"}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from llm.data.order import MicroBatch
 from llm.data.shards import Manifest, Split, open_shard
@@ -66,6 +65,8 @@ class TokenRows:
         for shard in np.unique(shards):
             here = shards == shard
             batch[:, here] = self._read(int(shard), rows[here] - self._first_rows[shard])
+        import torch  # takes seconds, which the stages before training need not wait for
+
         input_ids, labels, position_ids = torch.from_numpy(batch)  # (rows, seq) each
         return {
             "input_ids": input_ids,
