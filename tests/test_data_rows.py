@@ -29,7 +29,15 @@ def write_rows(
         np.save(folder / documents_file, np.array([[len(d), 3 * len(d)] for d in whole], dtype=np.int64))
         size = sum(map(len, whole))
         made.append(
-            Shard(tokens_file=tokens_file, documents_file=documents_file, tokens=size, documents=len(whole), sha256={})
+            Shard(
+                tokens_file=tokens_file,
+                documents_file=documents_file,
+                tokens=size,
+                documents=len(whole),
+                raw_bytes=3 * size,
+                lost_bytes=0,
+                sha256={},
+            )
         )
     split = Split(
         documents=sum(s.documents for s in made),
