@@ -42,6 +42,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     special = tokenizer.special(tokenizer_folder)
     torch.manual_seed(config.seed)
     model = models.build(config.model, vocab_size=manifest.vocab_size, special=special)
+    models.require_isolation(model, vocab_size=manifest.vocab_size, architecture=config.model.architecture.value)
     log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
     length = config.data.sequence_length
     train_rows = TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=config.data.packing)
