@@ -51,6 +51,12 @@ class StorageError(UserError):
     exit_code: int = 74
 
 
+class WorkerError(UserError):
+    """A process that works for this one was killed; the same command goes on from what was saved."""
+
+    exit_code = 74  # as EX_IOERR: the machine's fault, not the data's
+
+
 class StoppedError(BaseException):
     """A signal asked the run to stop; it saved its state, and the same command goes on from there.
 

@@ -91,6 +91,16 @@ def test_stages_mirror_modules():
         (["data.path=x"], "data.path=x is not used by data=korean_law"),
         (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range"),
         (["data.batch_size=0"], "data.batch_size=0 is too small"),
+        (
+            ["stage=finetune", "base=x", "data.packing=best_fit"],
+            "data.packing=best_fit is for text: a conversation has a row of its own. Leave it out.",
+        ),
+        (
+            ["stage=finetune", "base=x", "data.num_workers=2"],
+            "data.num_workers=2 is for text, which becomes shards; data=korean_law_qa does not. Leave it out.",
+        ),
+        (["data.packing=bestfit"], "data.packing: Invalid value 'bestfit', expected one of [concatenate, best_fit,"),
+        (["data.num_workers=0"], "data.num_workers=0 is too small. Set it to 1 or more."),
         (["data.batch_size=3", "trainer.devices=2"], "data.batch_size=3 does not divide by trainer.devices=2"),
         (["data.batch_size=8", "trainer.micro_batch_size=3"], "divide by trainer.micro_batch_size=3"),
         (
@@ -295,13 +305,19 @@ def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "outputs=elsewhere", "trainer.devices=2", "trainer.log_every_steps=1", "logger.mode=disabled"],
+    [
+        *("name=other", "outputs=elsewhere", "trainer.devices=2", "trainer.log_every_steps=1", "logger.mode=disabled"),
+        "data.num_workers=1",
+    ],
 )
 def test_how_a_run_is_carried_out_is_not_its_identity(override):
     assert identity_settings(config_of(override), "pretrain") == identity_settings(config_of(), "pretrain")
 
 
-@pytest.mark.parametrize("override", ["seed=1", "optimizer.learning_rate=1", "data.batch_size=2", "model.num_layers=1"])
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "optimizer.learning_rate=1", "data.batch_size=2", "model.num_layers=1", "data.packing=padded"],
+)
 def test_what_changes_the_weights_is_part_of_the_identity(override):
     assert identity_settings(config_of(override), "pretrain") != identity_settings(config_of(), "pretrain")
 
@@ -312,4 +328,8 @@ def test_rows_are_no_part_of_a_tokenizers_identity():
         for override in ("data.sequence_length=8", "data.sequence_length=9")
     ]
     assert settings[0] == settings[1]
+    shards = [
+        identity_settings(config_of("stage=shards", f"data.packing={p}"), "shards") for p in ("padded", "best_fit")
+    ]
+    assert shards[0] == shards[1]
     assert settings[0]["tokenizer"]["initial_alphabet"] == Alphabet.ks_x_1001.name

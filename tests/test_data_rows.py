@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import llm.data.order as order_module
+from llm.config import Packing
 from llm.data import EvaluationBatches, Manifest, MicroBatch, TokenRows, TrainingBatches
 from llm.data.order import ROUNDS, permuted
 from llm.data.rows import IGNORED
@@ -18,7 +19,12 @@ BOS = EOS = 0
 
 
 def write_rows(
-    folder: Path, shards: list[list[list[int]]], *, sequence_length: int, dtype: str = "uint16"
+    folder: Path,
+    shards: list[list[list[int]]],
+    *,
+    sequence_length: int,
+    dtype: str = "uint16",
+    packing: Packing = Packing.concatenate,
 ) -> TokenRows:
     """TokenRows over documents of given tokens, shard by shard; each document gets its bos and eos here."""
     made = []
@@ -29,7 +35,15 @@ def write_rows(
         np.save(folder / documents_file, np.array([[len(d), 3 * len(d)] for d in whole], dtype=np.int64))
         size = sum(map(len, whole))
         made.append(
-            Shard(tokens_file=tokens_file, documents_file=documents_file, tokens=size, documents=len(whole), sha256={})
+            Shard(
+                tokens_file=tokens_file,
+                documents_file=documents_file,
+                tokens=size,
+                documents=len(whole),
+                raw_bytes=3 * size,
+                lost_bytes=0,
+                sha256={},
+            )
         )
     split = Split(
         documents=sum(s.documents for s in made),
@@ -40,7 +54,7 @@ def write_rows(
         shards=made,
     )
     manifest = Manifest(dtype=dtype, vocab_size=2**16, bos_id=BOS, eos_id=EOS, train=split, held_out=split)
-    return TokenRows(folder, manifest, split, sequence_length=sequence_length)
+    return TokenRows(folder, manifest, split, sequence_length=sequence_length, packing=packing)
 
 
 def slow_rows(shards: list[list[list[int]]], length: int) -> list[tuple[list[int], list[int], list[int]]]:
@@ -277,21 +291,30 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_any_number_of_workers_and_ranks_gives_the_same_rows(
+    tmp_path: Path, num_workers: int, packing: Packing
+) -> None:
     shards, length = random_shards(7)
-    rows = write_rows(tmp_path, shards, sequence_length=length)
+    rows = write_rows(tmp_path, shards, sequence_length=length, packing=packing)
 
-    def load(workers: int) -> list[dict[str, Any]]:
-        order = TrainingBatches(rows.num_labels, batch_size=4, micro_batch_size=2, num_steps=9, seed=1)
+    def load(workers: int, *, rank: int = 0, world_size: int = 1) -> list[dict[str, Any]]:
+        order = TrainingBatches(
+            rows.num_labels, batch_size=4, micro_batch_size=2, num_steps=9, seed=1, rank=rank, world_size=world_size
+        )
         return list(DataLoader(rows, batch_sampler=order, collate_fn=as_it_is, num_workers=workers))  # type: ignore[arg-type]
 
     alone, together = load(0), load(num_workers)
+    shares = [load(num_workers, rank=rank, world_size=2) for rank in range(2)]
     assert len(alone) == len(together) == 18
-    for one, other in zip(alone, together, strict=True):
-        assert one["num_labels"] == other["num_labels"]
+    for step, (one, other) in enumerate(zip(alone, together, strict=True)):
+        of_rank = shares[step % 2][step // 2]  # the first half of a step's rows are rank 0's
+        assert one["num_labels"] == other["num_labels"] == of_rank["num_labels"]
         for name in ("input_ids", "labels", "position_ids"):
             assert torch.equal(one[name], other[name])
+            assert torch.equal(one[name], of_rank[name])
 
 
 # Evaluation batches

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-import llm.data.shards as shards_module
+import llm.data.encoding as encoding_module
+import llm.data.sharding as sharding_module
 from llm.config import DataConfig, TokenizerConfig
 from llm.config.schema import DataKind
 from llm.data import Corpus, Manifest, open_corpus, read_manifest, write_shards
 from llm.data.shards import Split, open_shard
 from llm.errors import DamagedError, DataError
-from llm.tokenizer import Special, load, lost_bytes, save, special, train
+from llm.tokenizer import load, lost_bytes, save, special, train
 from tests.korean import HARD_TEXTS, documents, save_preset
 
 PRESETS = ("blog", "byte_bpe", "char_bpe")
@@ -33,6 +35,14 @@ def corpus_of(texts: list[str], folder: Path) -> Corpus:
     return open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(path), held_out_share=0.3))
 
 
+def write(corpus: Corpus, tokenizer: Path, folder: Path, *, made_from: str = "it", num_workers: int = 1) -> Manifest:
+    return write_shards(corpus, tokenizer, folder, made_from=made_from, num_workers=num_workers)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
 @pytest.fixture
 def texts() -> list[str]:
     return [*documents(120, seed=4), *(text for text in HARD_TEXTS.values() if text.strip())]
@@ -40,8 +50,8 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 300)
-    monkeypatch.setattr(shards_module, "BATCH", 7)
+    monkeypatch.setattr(sharding_module, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(encoding_module, "CHUNK_CHARACTERS", 200)
 
 
 def read_back(folder: Path, manifest: Manifest, split: Split) -> Iterator[tuple[list[int], int]]:
@@ -62,7 +72,7 @@ def test_every_document_is_there_once_with_its_ends_and_bytes(
     folders: dict[str, Path], tmp_path: Path, name: str, texts: list[str]
 ) -> None:
     corpus, tokenizer, tokens = corpus_of(texts, tmp_path), load(folders[name]), special(folders[name])
-    manifest = write_shards(corpus, tokenizer, tokens, tmp_path / "shards")
+    manifest = write(corpus, folders[name], tmp_path / "shards")
     total = 0
     for held_out, split in ((False, manifest.train), (True, manifest.held_out)):
         expected = []
@@ -75,6 +85,8 @@ def test_every_document_is_there_once_with_its_ends_and_bytes(
         assert split.documents == len(expected)
         assert split.tokens == sum(len(ids) for ids, _ in expected)
         assert split.raw_bytes == sum(raw for _, raw in expected)
+        for total_of in ("documents", "tokens", "raw_bytes", "lost_bytes"):
+            assert getattr(split, total_of) == sum(getattr(shard, total_of) for shard in split.shards)
         total += split.documents
     assert total == len(texts)
 
@@ -84,7 +96,7 @@ def test_lost_bytes_and_the_unigram_entropy_equal_a_slow_loop(
     folders: dict[str, Path], tmp_path: Path, name: str, texts: list[str]
 ) -> None:
     corpus, tokenizer, tokens = corpus_of(texts, tmp_path), load(folders[name]), special(folders[name])
-    manifest = write_shards(corpus, tokenizer, tokens, tmp_path / "shards")
+    manifest = write(corpus, folders[name], tmp_path / "shards")
     for held_out, split in ((False, manifest.train), (True, manifest.held_out)):
         counts: Counter[int] = Counter()
         lost = raw_bytes = 0
@@ -99,43 +111,39 @@ def test_lost_bytes_and_the_unigram_entropy_equal_a_slow_loop(
     assert (manifest.held_out.lost_bytes > 0) == (name == "blog")
 
 
-class Letters:
+def save_letters(folder: Path, vocab_size: int) -> Path:
     """A tokenizer of one token a character, with as large a vocabulary as wanted."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-
-    def get_vocab_size(self) -> int:
-        return self._vocab_size
-
-    def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> list[object]:
-        assert not add_special_tokens
-        return [type("Encoding", (), {"ids": [ord(character) for character in text]}) for text in texts]
-
-    def decode_batch(self, ids: list[list[int]]) -> list[str]:
-        return ["".join(map(chr, line)) for line in ids]
+    characters = sorted({character for text in documents(30) for character in text})
+    vocabulary = {"<|endoftext|>": vocab_size - 1} | {character: place for place, character in enumerate(characters)}
+    vocabulary |= {f"<{number}>": number for number in range(len(characters), vocab_size - 1)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    save(tokenizer, TokenizerConfig(name="letters", model="WordLevel", vocab_size=vocab_size), folder)
+    return folder
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype", "width"), [(2**16, "uint16", 2), (2**16 + 1, "uint32", 4)])
 def test_the_width_of_an_id_follows_the_vocabulary(tmp_path: Path, vocab_size: int, dtype: str, width: int) -> None:
-    ends = Special(bos_id=0, eos_id=vocab_size - 1, pad_id=1, tokens=())
+    letters = save_letters(tmp_path / "letters", vocab_size)
+    place_of = load(letters).token_to_id
     corpus = corpus_of(documents(30), tmp_path)
-    manifest = write_shards(corpus, Letters(vocab_size), ends, tmp_path / "shards")
+    manifest = write(corpus, letters, tmp_path / "shards")
     shard = manifest.train.shards[0]
     assert manifest.dtype == dtype
     assert (tmp_path / "shards" / shard.tokens_file).stat().st_size == width * shard.tokens
     for (ids, _), text in zip(
         read_back(tmp_path / "shards", manifest, manifest.train), corpus.texts(held_out=False), strict=True
     ):
-        assert ids == [0, *map(ord, text), vocab_size - 1]
+        assert ids == [vocab_size - 1, *map(place_of, text), vocab_size - 1]
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_two_runs_write_the_same_bytes(folders: dict[str, Path], tmp_path: Path, texts: list[str]) -> None:
     corpus = corpus_of(texts, tmp_path)
     for name in ("one", "two"):
-        write_shards(corpus, load(folders["byte_bpe"]), special(folders["byte_bpe"]), tmp_path / name)
-    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
+        write(corpus, folders["byte_bpe"], tmp_path / name)
+    one, two = (contents(tmp_path / name) for name in ("one", "two"))
     assert one == two
     assert len(one) > 6
 
@@ -146,10 +154,28 @@ def test_two_runs_write_the_same_bytes(folders: dict[str, Path], tmp_path: Path,
 @pytest.fixture
 def written(folders: dict[str, Path], tmp_path: Path, small_shards: None) -> Path:
     folder = tmp_path / "shards"
-    tokenizer, tokens = load(folders["byte_bpe"]), special(folders["byte_bpe"])
-    manifest = write_shards(corpus_of(documents(30), tmp_path), tokenizer, tokens, folder)
+    manifest = write(corpus_of(documents(30), tmp_path), folders["byte_bpe"], folder)
     assert read_manifest(folder) == manifest
     return folder
+
+
+def test_each_of_200_random_bit_flips_is_noticed(written: Path) -> None:
+    rng = np.random.default_rng(1)
+    files = sorted(written.iterdir())
+    places = [(file, place) for file in files for place in range(8 * file.stat().st_size)]
+    detected = 0
+    for number in rng.choice(len(places), 200, replace=False):
+        file, place = places[number]
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        with pytest.raises(DamagedError, match=rf"{file.name} (is not what its manifest|cannot be read)"):
+            read_manifest(written)
+        file.write_bytes(content)
+        detected += 1
+    assert detected == 200
+    read_manifest(written)
 
 
 def test_a_flipped_bit_anywhere_is_noticed_and_its_file_named(written: Path) -> None:
@@ -201,18 +227,8 @@ def test_an_error_midway_leaves_nothing(folders: dict[str, Path], tmp_path: Path
     with (tmp_path / "corpus.jsonl").open("a") as file:
         file.write("\n{torn")
     with pytest.raises(DataError, match="not JSON"):
-        write_shards(corpus, load(folders["byte_bpe"]), special(folders["byte_bpe"]), tmp_path / "shards")
+        write(corpus, folders["byte_bpe"], tmp_path / "shards")
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
-
-
-def test_an_error_midway_keeps_what_was_there(written: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    manifest = read_manifest(written)
-    with (tmp_path / "corpus.jsonl").open("a") as file:
-        file.write("\n{torn")
-    corpus = open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(tmp_path / "corpus.jsonl")))
-    with pytest.raises(DataError, match="not JSON"):
-        write_shards(corpus, load(folders["byte_bpe"]), special(folders["byte_bpe"]), written)
-    assert read_manifest(written) == manifest
 
 
 def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -> None:
@@ -222,4 +238,4 @@ def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -
     save(train(unigram, iter(documents(50))), unigram, tmp_path / "unigram")
     corpus = corpus_of(["글 <unk> 안", *documents(10), "글 <|endoftext|> 끝"], tmp_path)
     with pytest.raises(DataError, match=r"corpus.jsonl:12: the text holds <\|endoftext\|>, .* Remove or rewrite it"):
-        write_shards(corpus, load(tmp_path / "unigram"), special(tmp_path / "unigram"), tmp_path / "shards")
+        write(corpus, tmp_path / "unigram", tmp_path / "shards")

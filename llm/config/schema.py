@@ -12,6 +12,7 @@ from llm.errors import ConfigError
 # A field is part of a run's identity unless its metadata names the stages whose result it changes.
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
+TEXT_ROWS = {"identity": ("pretrain",)}  # the same, of text alone: a conversation has a row of its own
 TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
 
 
@@ -35,6 +36,12 @@ class DataSource(Enum):
 class BadRecords(Enum):
     refuse = "refuse"
     drop = "drop"
+
+
+class Packing(Enum):
+    concatenate = "concatenate"  # documents end to end, cut where a row is full
+    best_fit = "best_fit"  # only documents longer than a row are cut; the rest go where they fit best
+    padded = "padded"  # one document a row
 
 
 class Alphabet(Enum):
@@ -129,8 +136,10 @@ class DataConfig:
     text_field: str = field(default="text", metadata=TEXT)  # of a jsonl record, for kind text
     held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
     bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
+    num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
     sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
+    packing: Packing = field(default=Packing.concatenate, metadata=TEXT_ROWS)
 
     def __post_init__(self) -> None:
         if self.source is DataSource.files and self.path is None:
@@ -143,6 +152,21 @@ class DataConfig:
             )
         _at_least("data.sequence_length", self.sequence_length, 2)
         _at_least("data.batch_size", self.batch_size, 1)
+        if self.num_workers is not None:
+            _at_least("data.num_workers", self.num_workers, 1)
+        if self.kind is DataKind.conversations:
+            self._refuse_what_is_for_text()
+
+    def _refuse_what_is_for_text(self) -> None:
+        if self.packing is not Packing.concatenate:
+            raise ConfigError(
+                f"data.packing={self.packing.value} is for text: a conversation has a row of its own. Leave it out."
+            )
+        if self.num_workers is not None:
+            raise ConfigError(
+                f"data.num_workers={self.num_workers} is for text, which becomes shards; data={self.name} does not. "
+                "Leave it out."
+            )
 
 
 _FILES_OF = {DataKind.text: "txt or jsonl", DataKind.conversations: "jsonl with messages or question and answer"}

@@ -4,7 +4,10 @@ corpus.py        config -> documents or conversations, each with its origin, wha
 files.py         txt and jsonl
 korean_law.py    Korean statutes, and questions and answers about them, from a package
 split.py         which documents are held out: by hash of their text
-shards.py        documents -> memory-mapped shards with a manifest, and back
+encoding.py      documents -> token ids, by several processes, in order
+sharding.py      a corpus -> shards, going on where a killed attempt ended
+partial.py       what such an attempt left
+shards.py        a folder of shards: its manifest, its files, and how they are checked and read
 rows.py          shards -> packed rows of tokens that keep documents apart
 conversations.py messages -> rows whose labels are the assistant's tokens
 order.py         which rows a step takes: a function of seed, step and rank
@@ -12,9 +15,11 @@ order.py         which rows a step takes: a function of seed, step and rank
 
 from llm.data.conversations import ConversationRows, encode_conversations
 from llm.data.corpus import Conversation, Corpus, Document, open_corpus
+from llm.data.encoding import available_cores
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.data.rows import Rows, TokenRows
-from llm.data.shards import Manifest, read_manifest, write_shards
+from llm.data.sharding import write_shards
+from llm.data.shards import Manifest, read_manifest
 
 __all__ = [
     "Conversation",
@@ -27,6 +32,7 @@ __all__ = [
     "Rows",
     "TokenRows",
     "TrainingBatches",
+    "available_cores",
     "encode_conversations",
     "open_corpus",
     "read_manifest",

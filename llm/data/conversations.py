@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from llm.data.order import MicroBatch
 from llm.data.records import Conversation
@@ -92,6 +91,8 @@ class ConversationRows:
         return len(self._conversations)
 
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
+        import torch  # takes seconds, which the stages before training need not wait for
+
         rows = [self._conversations[row] for row in micro_batch.rows]
         width = max(len(row.input_ids) - 1 for row in rows)
         width += -width % PAD_TO

@@ -1,22 +1,21 @@
 """Shards -> rows of equal length for next-token training, which keep documents apart.
 
-Documents are laid end to end and cut into rows. `position_ids` start again at each document: that is what tells a
-Hugging Face model (without an attention mask and without a cache) not to attend across. Each token is a label exactly
-once per epoch, but a document's first one (bos), which nothing foretells.
+`position_ids` start again at each document: that is what tells a Hugging Face model (without an attention mask and
+without a cache) not to attend across. Which tokens a row has is packing.py's.
 """
 
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
+from llm.config import Packing
 from llm.data.order import MicroBatch
-from llm.data.shards import Manifest, Split, open_shard
+from llm.data.packing import IGNORED, lay_out
+from llm.data.shards import Array, Manifest, Split, open_shard
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+__all__ = ["IGNORED", "Array", "Batch", "Rows", "TokenRows"]
 
-Array = np.ndarray[Any, Any]
 Batch = dict[str, Any]
 
 
@@ -42,35 +41,49 @@ class Rows(Protocol):
 
 
 class TokenRows:
-    """The documents of a split in rows of `sequence_length` tokens, memory-mapped."""
+    """The documents of a split in rows of `sequence_length` tokens, memory-mapped; no row has tokens of two shards."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: Split, *, sequence_length: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: Split,
+        *,
+        sequence_length: int,
+        packing: Packing = Packing.concatenate,  # what held-out text is measured by, whatever a model is trained on
+    ) -> None:
         self.sequence_length = sequence_length
         self.raw_bytes, self.lost_bytes = split.raw_bytes, split.lost_bytes
         self._pad_id = manifest.eos_id
-        self._tokens: list[Array] = []
-        self._starts: list[Array] = []  # where each document begins
+        opened = [open_shard(folder, shard, manifest.dtype) for shard in split.shards]
+        self._tokens = [tokens for tokens, _ in opened]
+        self._layouts = [
+            lay_out(documents[:, 0], sequence_length=sequence_length, packing=packing) for _, documents in opened
+        ]
         self._names = [shard.tokens_file for shard in split.shards]
-        num_labels = []
-        for shard in split.shards:
-            tokens, documents = open_shard(folder, shard, manifest.dtype)
-            starts = np.concatenate([[0], np.cumsum(documents[:-1, 0])])
-            self._tokens.append(tokens)
-            self._starts.append(starts)
-            num_labels.append(_count_labels(len(tokens), starts, sequence_length))
+        self._starts = [np.cumsum(documents[:, 0]) - documents[:, 0] for _, documents in opened]
+        num_labels = [layout.num_labels for layout in self._layouts]
         self.num_labels = np.concatenate(num_labels)
         self._first_rows = np.cumsum([0, *map(len, num_labels)])  # the first row of each shard
 
     def __len__(self) -> int:
         return len(self.num_labels)
 
+    @property
+    def padding_share(self) -> float:
+        """Of the positions of all rows, those without a label: padding, and where a document ends."""
+        return 1 - float(self.num_labels.sum()) / (len(self) * self.sequence_length)
+
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
+        import torch  # takes seconds, which the stages before training need not wait for
+
         rows = np.asarray(micro_batch.rows)
         batch = np.empty((3, len(rows), self.sequence_length), dtype=np.int64)
         shards = np.searchsorted(self._first_rows, rows, side="right") - 1
         for shard in np.unique(shards):
             here = shards == shard
-            batch[:, here] = self._read(int(shard), rows[here] - self._first_rows[shard])
+            within = rows[here] - self._first_rows[shard]
+            batch[:, here] = self._layouts[shard].read(self._tokens[shard], within, pad_id=self._pad_id)
         input_ids, labels, position_ids = torch.from_numpy(batch)  # (rows, seq) each
         return {
             "input_ids": input_ids,
@@ -88,28 +101,6 @@ class TokenRows:
 
     def _describe(self, shard: int, row: int) -> str:
         """The documents of one row, counted from 0 within their shard."""
-        begin = row * self.sequence_length
-        first, last = np.searchsorted(self._starts[shard], [begin, begin + self.sequence_length], side="right") - 1
-        numbers = f"document {first}" if first == last else f"documents {first}-{last}"
-        return f"{self._names[shard]} {numbers}"
-
-    def _read(self, shard: int, rows: Array) -> tuple[Array, Array, Array]:
-        """input_ids, labels, position_ids, (rows, seq) each, of the given rows of one shard."""
-        tokens, starts = self._tokens[shard], self._starts[shard]
-        begins = rows[:, None] * self.sequence_length  # (rows, 1)
-        places = begins + np.arange(self.sequence_length + 1)  # (rows, seq + 1): the last is a label only
-        ids = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
-        document_starts = starts[np.searchsorted(starts, places, side="right") - 1]
-        ids[places >= len(tokens)] = self._pad_id
-        is_label = (places < len(tokens)) & (places > document_starts)
-        labels = np.where(is_label, ids, IGNORED)[:, 1:]
-        position_ids = (places - np.maximum(document_starts, begins))[:, :-1]
-        return ids[:, :-1], labels, position_ids
-
-
-def _count_labels(num_tokens: int, starts: Array, length: int) -> Array:
-    """(rows,): tokens of each row's label positions that do not begin a document."""
-    num_rows = max(1, -(-(num_tokens - 1) // length))
-    edges = np.minimum(np.arange(num_rows + 1) * length, num_tokens - 1)  # row r labels tokens edges[r]+1 .. edges[r+1]
-    before = np.searchsorted(starts, edges, side="right")
-    return (np.diff(edges) - np.diff(before)).astype(np.int64)
+        places = self._layouts[shard].places(row)
+        numbers = np.unique(np.searchsorted(self._starts[shard], places, side="right") - 1).tolist()
+        return f"{self._names[shard]} document{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -3,11 +3,13 @@
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train
 loss.py       the next-token loss
+isolation.py  documents that share a row do not see each other
 generation.py a prompt -> text, piece by piece
 """
 
 from llm.model.build import build, count_parameters, load, save
 from llm.model.generation import Sampling, generate, stream
+from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter
 from llm.model.loss import next_token_nats
 
@@ -20,6 +22,7 @@ __all__ = [
     "load",
     "load_adapter",
     "next_token_nats",
+    "require_isolation",
     "save",
     "stream",
 ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llm import tokenizer
 from llm.config import Accelerator, PretrainStage, ShardsStage
-from llm.data import Rows, TokenRows, read_manifest
+from llm.data import TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._training import copy_tokenizer, train
@@ -43,11 +43,18 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     special = tokenizer.special(tokenizer_folder)
     torch.manual_seed(config.seed)
     model = models.build(config.model, vocab_size=manifest.vocab_size, special=special)
+    models.require_isolation(model, vocab_size=manifest.vocab_size, architecture=config.model.architecture.value)
     log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
-    rows: dict[str, Rows] = {
-        split: TokenRows(folder, manifest, getattr(manifest, split), sequence_length=config.data.sequence_length)
-        for split in ("train", "held_out")
-    }
+    length = config.data.sequence_length
+    train_rows = TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=config.data.packing)
+    log.info(
+        "%d training rows of %d tokens (data.packing=%s), %.1f %% of them padding or the end of a document",
+        len(train_rows),
+        length,
+        config.data.packing.value,
+        100 * train_rows.padding_share,
+    )
+    held_out_rows = TokenRows(folder, manifest, manifest.held_out, sequence_length=length)
     words = tokenizer.load(tokenizer_folder)
     sampling = models.Sampling(
         max_new_tokens=config.trainer.sample_tokens, temperature=config.trainer.sample_temperature
@@ -68,7 +75,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         config,
         model=model,
         model_config=model.config,
-        rows=rows,
+        rows={"train": train_rows, "held_out": held_out_rows},
         sample=sample,
         save=save,
         save_as="model",

@@ -2,14 +2,13 @@
 
 from dataclasses import asdict
 
-from llm import tokenizer
 from llm.config import ShardsStage, TokenizerStage
-from llm.data import Corpus, open_corpus, write_shards
+from llm.data import Corpus, available_cores, open_corpus, write_shards
 from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: ShardsStage, *, wait: bool = False) -> Run:
@@ -26,12 +25,18 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
         parents={"data": corpus.digest(), "tokenizer": trained.digest},
         folders={"tokenizer": str(trained.path)},
     )
-    return make(plan, lambda run: _write(run, corpus, trained), wait=wait)
+    return make(plan, lambda run: _write(run, config, corpus, trained), wait=wait)
 
 
-def _write(run: Run, corpus: Corpus, trained: Run) -> Outcome:
+def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:
     check_files(trained, under="tokenizer")
-    manifest = write_shards(corpus, tokenizer.load(trained.path), tokenizer.special(trained.path), run.path / "shards")
+    manifest = write_shards(
+        corpus,
+        trained.path,
+        run.path / "shards",
+        made_from=digest_of(run.record["identity"]),
+        num_workers=config.data.num_workers or available_cores(),
+    )
     for name, split in (("train", manifest.train), ("held out", manifest.held_out)):
         log.info(
             "%s: %d documents, %.1f MB of text, %.2f million tokens, unigram entropy %.3f bits per byte",

@@ -1,0 +1,142 @@
+"""stage=shards as a process of its own, killed with kill -9 at random moments: the result is as if nothing had been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.korean import documents
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 60  # for what takes one or two
+DRIVER = """
+import sys
+from pathlib import Path
+import llm.data.encoding as encoding
+import llm.data.sharding as sharding
+from llm.config import DataConfig, DataKind, ShardsStage
+from llm.stage import shards
+from tests.korean import preset
+
+sharding.SHARD_TOKENS, encoding.CHUNK_CHARACTERS = 4000, 2000
+outputs, num_workers = Path(sys.argv[1]), int(sys.argv[2])
+path = str(outputs.with_name("text.jsonl"))
+data = DataConfig(name="text", kind=DataKind.text, path=path, held_out_share=0.1, num_workers=num_workers)
+shards.run(ShardsStage(stage="shards", outputs=str(outputs), tokenizer=preset("char_bpe"), data=data))
+"""
+
+
+class Process:
+    """A sharding process, in a session of its own."""
+
+    def __init__(self, outputs: Path, num_workers: int) -> None:
+        command = [sys.executable, "-c", DRIVER, str(outputs), str(num_workers)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.popen = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def end(self) -> int:
+        """The lines that it says until its good end."""
+        said = self.popen.communicate(timeout=WAIT_SECONDS)[1]
+        assert self.popen.returncode == 0, said
+        self._all_are_gone()
+        return len(said.splitlines())
+
+    def kill(self, *, after_lines: int, seconds: float) -> bool:
+        """Kill the parent alone, its workers not, so long after it said so much; whether it was still at it."""
+        assert self.popen.stderr is not None
+        with self.popen.stderr as said:
+            for _ in range(after_lines):
+                said.readline()
+            time.sleep(seconds)
+            self.popen.send_signal(signal.SIGKILL)
+            killed = self.popen.wait(WAIT_SECONDS) == -signal.SIGKILL
+        self._all_are_gone()
+        return killed
+
+    def _all_are_gone(self) -> None:
+        """Every process of the session ends by itself."""
+        until = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < until:
+            try:
+                os.killpg(self.popen.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.02)
+        os.killpg(self.popen.pid, signal.SIGKILL)
+        pytest.fail("a worker outlived its parent")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """(a folder with text.jsonl and the outputs of an uninterrupted run, the lines that one says)."""
+    folder = tmp_path_factory.mktemp("whole")
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(4000, seed=7)]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    Process(folder / "outputs", 1).end()  # which trains the tokenizer too
+    shutil.rmtree(folder / "outputs" / "shards")
+    return folder, Process(folder / "outputs", 1).end()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "shards").iterdir()}
+
+
+def is_as_whole(whole: Path, run: Path) -> bool:
+    """Whether a run has the shards, the results and the digest of the uninterrupted one, and nothing else is left."""
+    expected = whole / "outputs" / "shards" / run.name
+    records = [json.loads((path / "run.json").read_text(encoding="utf-8")) for path in (expected, run)]
+    return (
+        contents(run) == contents(expected)
+        and records[0]["digest"] == records[1]["digest"]
+        and records[0]["results"] == records[1]["results"]
+        and records[1]["status"] == "done"
+        and {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}
+    )
+
+
+def survive(whole: tuple[Path, int], outputs: Path, draw: random.Random) -> tuple[int, int, bool]:
+    """Kill a run once or twice and then let it end.
+
+    Gives (kills that came before its end, kills that left finished shards, whether the result is as whole).
+    """
+    folder, lines = whole
+    shutil.copytree(folder / "outputs" / "tokenizer", outputs / "tokenizer")
+    shutil.copy(folder / "text.jsonl", outputs.parent / "text.jsonl")
+    kills = halves = 0
+    for _ in range(draw.choice([1, 1, 2])):
+        process = Process(outputs, draw.choice([1, 2]))
+        kills += process.kill(after_lines=draw.randrange(lines), seconds=draw.uniform(0, 0.03))
+        halves += any(outputs.glob("shards/*/shards.partial.json"))
+    Process(outputs, draw.choice([1, 2])).end()
+    (run,) = (outputs / "shards").iterdir()
+    return kills, halves, is_as_whole(folder, run)
+
+
+def survive_kills(whole: tuple[Path, int], folder: Path, *, least: int, seed: int) -> None:
+    """Kill runs until `least` kills came in time; every run ends as if there had been none."""
+    draw = random.Random(seed)
+    kills = halves = good = number = 0
+    while kills < least:
+        came, half, same = survive(whole, folder / str(number) / "outputs", draw)
+        kills, halves, good, number = kills + came, halves + half, good + same, number + 1
+    print(
+        f"{kills} kills in {number} runs, {halves} of them amid the shards; {good} runs ended as the uninterrupted one"
+    )
+    assert good == number
+    assert halves
+
+
+def test_sharding_that_was_killed_ends_as_if_it_had_not_been(
+    whole: tuple[Path, int], tmp_path: Path, times: Callable[..., int]
+) -> None:
+    survive_kills(whole, tmp_path, least=times(few=3, storm=50), seed=1)

@@ -1,0 +1,69 @@
+"""stage=shards, and what pretraining makes of its shards, as the command line runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm.data import read_manifest
+from llm.run import Run, read_metrics
+from tests.test_stages import TINY, _log, _quick_peak, run, runs, write_text
+
+__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tokenizer and shards are made; tests add what they make of them."""
+    folder = tmp_path_factory.mktemp("made")
+    write_text(folder / "text.jsonl")
+    shards(folder / "outputs")
+    return folder / "outputs"
+
+
+def shards(outputs: Path, *overrides: str) -> Run:
+    settings = [setting for setting in TINY if setting.startswith(("tokenizer.", "data."))]
+    text = outputs.with_name("text.jsonl")
+    return run("shards", "data=text", f"data.path={text}", f"outputs={outputs}", *settings, *overrides)
+
+
+def pretrain(outputs: Path, *overrides: str) -> Run:
+    text = outputs.with_name("text.jsonl")
+    return run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", *TINY, *overrides)
+
+
+def test_the_record_of_shards_is_their_manifest(outputs: Path) -> None:
+    made = shards(outputs)
+    manifest = read_manifest(made.path / "shards")
+    assert made.results == json.loads((made.path / "run.json").read_text(encoding="utf-8"))["results"]
+    assert made.results["train"]["documents"] == manifest.train.documents > 300
+    assert {path.name for path in made.path.iterdir()} == {"config.yaml", "run.json", "log.txt", "shards", ".lock"}
+
+
+def test_workers_and_packing_make_no_other_shards(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = shards(outputs)
+    again = shards(outputs, "data.num_workers=2", "data.packing=best_fit")
+    assert (again.path, again.digest) == (first.path, first.digest)
+    assert "data.num_workers=2 is not applied" in caplog.text
+
+
+def test_reuse_never_makes_the_same_shards_by_other_workers(outputs: Path) -> None:
+    first = shards(outputs)
+    again = shards(outputs, "reuse=never", "data.num_workers=2")
+    assert again.record["started_at"] >= first.record["ended_at"]
+    assert again.digest == first.digest
+
+
+def test_each_packing_is_a_run_of_its_own_that_is_measured_by_the_same_rows(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = {packing: pretrain(outputs, f"data.packing={packing}") for packing in ("concatenate", "best_fit", "padded")}
+    assert len({run.key for run in made.values()}) == 3
+    assert len(runs(outputs, "shards")) == 1
+    before = {run.results["val/loss_before"] for run in made.values()}
+    assert len(before) == 1  # of the same weights on the same rows
+    assert len({run.results["val/loss"] for run in made.values()}) == 3
+    for packing in made:
+        assert f"(data.packing={packing})" in caplog.text
+    tokens = {packing: read_metrics(run.path / "metrics.jsonl")[-1]["tokens"] for packing, run in made.items()}
+    assert tokens["padded"] < tokens["best_fit"] <= 4 * 4 * 64
