@@ -6,6 +6,7 @@ to import, and a launch that is about to be killed takes one second in all.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import runpy
@@ -69,6 +70,7 @@ class Launch:
 def main(launch: Launch, told: Connection) -> None:
     """What the forked process does; it ends with the exit code that the shell would see."""
     _say_to(launch.console)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: what a command of its own has on Linux
     os.chdir(launch.folder)
     os.environ.update(launch.environment)
     import_module("llm.trainer.fit").peak_flops = lambda _device: (1e9, "assumed")  # type: ignore[attr-defined]

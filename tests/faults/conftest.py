@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,10 @@ def workspaces(tmp_path_factory: pytest.TempPathFactory) -> Workspaces:
 
 
 @pytest.fixture
-def times(request: pytest.FixtureRequest) -> Callable[..., int]:
-    """Which of two numbers is meant: a few, or with --storm many."""
+def times(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Which of two is meant: a few, or with --storm many."""
 
-    def choose(*, few: int, storm: int) -> int:
+    def choose(*, few: Any, storm: Any) -> Any:
         return storm if request.config.getoption("--storm") else few
 
     return choose

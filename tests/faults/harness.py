@@ -192,11 +192,13 @@ def kill_again_and_again(
     seed: int,
     course: dict[str, int] | None = None,
     within: float = 0.03,
+    names_are_final: bool = True,
     strike: Callable[[Launch, Moment], int] | None = None,
 ) -> None:
     """Kill launches of a command until so many were killed; each run ends as the uninterrupted one did.
 
-    A run is started again until it ends, and then a new one is begun; what each must hold is asserted on the way.
+    A run is started again until it ends, and then a new one is begun; what each must hold is asserted on the way:
+    no checkpoint is damaged, and what bears its final name is complete (`names_are_final`).
     """
     strike = strike or strike_fork
     draw, number = random.Random(seed), 0
@@ -213,7 +215,7 @@ def kill_again_and_again(
             what = f"seed {seed}, run {number}: {history}\n{said(workspace)[-1500:]}"
             assert code in (0, -signal.SIGKILL), what
             assert faults_of_checkpoints(workspace) == {}, what
-            assert unfinished(run_folder(workspace, command), workspaces.remains_of(command)) == [], what
+            assert not names_are_final or unfinished(workspace, command, workspaces) == [], what
         assert code == 0 or run(command, workspace) == 0, what
         assert leftovers(workspace) == [], what
         assert remains(run_folder(workspace, command)) == workspaces.remains_of(command), what
@@ -263,10 +265,11 @@ def faults_of_checkpoints(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): fault for path in paths if (fault := find_fault(path))}
 
 
-def unfinished(run: Path, whole: dict[str, Any]) -> list[str]:
+def unfinished(folder: Path, command: str, workspaces: "Workspaces") -> list[str]:
     """What bears its final name, or is missing in a folder that does, and is not to the last byte what it is to be."""
+    run, whole = run_folder(folder, command), workspaces.remains_of(command)
     made = {name: content for name, content in whole.items() if isinstance(content, str) and name != "samples.jsonl"}
-    there = [name for name in made if (run / name).exists() or (run / Path(name).parts[0]).exists()]
+    there = [name for name in made if (run / Path(name).parts[0]).exists()]
     return [name for name in there if not (run / name).exists() or sha256_of(run / name) != made[name]]
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,11 @@ from tests.faults.harness import (
     run_folder,
     said,
     strike_fork,
+    unfinished,
 )
 from tests.faults.tracing import CHANGING, Call, Traced, file_calls
 
-Times = Callable[..., int]
+Times = Callable[..., Any]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
 SAVED, NEXT = ["step-00000003", "step-00000006"], "step-00000009"
 
@@ -150,3 +152,26 @@ def writing_tensors(calls: list[Call]) -> list[Call]:
     found = [call for call in calls[begin + 1 : end] if call.name in CHANGING]
     assert {"openat", "write"} <= {call.name for call in found}
     return found
+
+
+# A tokenizer
+
+
+@needs_strace
+@pytest.mark.xfail(strict=True, reason="transformers writes tokenizer.json and what is beside it in place")
+def test_a_kill_while_a_tokenizer_is_saved_leaves_whole_files_or_none(
+    workspaces: Workspaces, tmp_path: Path, times: Times
+) -> None:
+    folder = workspaces.fresh("tokenizer", tmp_path / "calls")
+    assert Traced(launch("tokenizer", folder, waits_at="tokenizer saving"), folder / "trace").exit_code() == 0
+    calls = [call for call in file_calls(folder / "trace") if call.name in CHANGING]
+    writes = [call for call in calls if call.name == "write" and "log.txt" not in call.shown]
+    for call in times(few=writes, storm=calls):
+        folder = workspaces.fresh("tokenizer", tmp_path / f"{call.name}-{call.number}")
+        command = launch("tokenizer", folder, waits_at="tokenizer saving")
+        traced = Traced(command, folder / "trace", inject=call.injected("signal=SIGKILL"))
+        assert traced.exit_code() == -signal.SIGKILL, call
+        assert unfinished(folder, "tokenizer", workspaces) == [], call
+        assert run("tokenizer", folder) == 0, said(folder)[-1500:]
+        assert leftovers(folder) == [], call
+        assert remains(run_folder(folder, "tokenizer")) == workspaces.remains_of("tokenizer"), call
