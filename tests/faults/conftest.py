@@ -1,14 +1,11 @@
 """The workspaces that the tests of faults share, and how many faults there are in the short form and the long."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.faults.harness import Workspaces
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the launches: they are tiny, and many
 
 
 @pytest.fixture(scope="session")

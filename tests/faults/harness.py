@@ -44,13 +44,12 @@ COMMANDS = {
     ],
 }
 COMMANDS["no dropout"] = [*COMMANDS["gpt2"], "model.dropout=0.0"]  # whose draws differ with the number of ranks
-NEEDS = {
-    "no dropout": ["shards"],
-    "tokenizer": [],
-    "shards": ["tokenizer"],
-    "gpt2": ["shards"],
-    "llama": ["shards"],
-    "lora": ["shards", "gpt2"],
+BEFORE = {  # command -> the one that comes before it, whose workspace it goes on in
+    "shards": "tokenizer",
+    "gpt2": "shards",
+    "llama": "shards",
+    "no dropout": "shards",
+    "lora": "gpt2",
 }
 
 _forks = multiprocessing.get_context("forkserver")
@@ -109,7 +108,7 @@ class Running:
 
 
 def said(folder: Path) -> str:
-    """The end of what the launches in a folder said."""
+    """What the launches in a folder said so far."""
     console = folder / "console.txt"
     return console.read_text(encoding="utf-8") if console.exists() else ""
 
@@ -172,8 +171,13 @@ def strike_command(
     """The same for a process of its own, as a shell starts it: so long after it said what is awaited, or started."""
     earlier = said(launch.folder).count(awaited) if awaited else -1
     arguments = [sys.executable, str(TRAIN), *launch.overrides]
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1"} | launch.environment
+    )  # as the forks have: more would sum in another order
     with launch.console.open("a") as console:
-        process = subprocess.Popen(arguments, cwd=launch.folder, stdout=console, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            arguments, cwd=launch.folder, env=environment, stdout=console, stderr=subprocess.STDOUT
+        )
     deadline = time.monotonic() + MOST_SECONDS
     while process.poll() is None and said(launch.folder).count(awaited) == earlier:
         assert time.monotonic() < deadline, said(launch.folder)
@@ -193,14 +197,13 @@ def kill_again_and_again(
     course: dict[str, int] | None = None,
     within: float = 0.03,
     names_are_final: bool = True,
-    strike: Callable[[Launch, Moment], int] | None = None,
+    strike: Callable[[Launch, Moment], int] = strike_fork,
 ) -> None:
     """Kill launches of a command until so many were killed; each run ends as the uninterrupted one did.
 
     A run is started again until it ends, and then a new one is begun; what each must hold is asserted on the way:
     no checkpoint is damaged, and what bears its final name is complete (`names_are_final`).
     """
-    strike = strike or strike_fork
     draw, number = random.Random(seed), 0
     while kills:
         number += 1
@@ -228,7 +231,7 @@ def kill_again_and_again(
 def run_folder(folder: Path, command: str) -> Path:
     """The folder of the one run that a command makes in a workspace."""
     stage = COMMANDS[command][0].removeprefix("stage=")
-    (found,) = (folder / "outputs" / stage).iterdir()  # a command that was killed before leaves none: moments are later
+    (found,) = (folder / "outputs" / stage).iterdir()
     return found
 
 
@@ -310,9 +313,8 @@ class Workspaces:
         return folder
 
     def _before(self, command: str) -> Path:
-        needed = NEEDS[command]
-        if needed:
-            return self.after(needed[-1])
+        if command in BEFORE:
+            return self.after(BEFORE[command])
         folder = self._folder / "texts"
         if not folder.exists():
             folder.mkdir()
