@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.harness import Workspaces, kill_again_and_again, strike_command
 
-Times = Callable[..., int]
+Times = Callable[..., Any]
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ from tests.faults.harness import (
     strike_fork,
 )
 
-Times = Callable[..., int]
-RELATIVE = 1e-5  # how far apart sums of floats in another order may be
+Times = Callable[..., Any]
+RELATIVE = 1e-6  # sums of floats in another order; measured: 2e-7 of a loss, 2e-5 in a weight
 Rows = dict[int, list[str]]
 
 
@@ -36,8 +37,17 @@ Rows = dict[int, list[str]]
 def test_any_number_of_data_workers_gives_the_same_run(workers: int, workspaces: Workspaces, tmp_path: Path) -> None:
     folder = workspaces.fresh("gpt2", tmp_path / "w")
     command = launch("gpt2", folder, f"trainer.num_workers={workers}")
-    assert strike_fork(command, Moment("micro-batch", 11, 0.0)) == -signal.SIGKILL
     assert Running(command).exit_code() == 0, said(folder)[-1500:]
+    assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
+
+
+def test_a_run_killed_with_data_workers_goes_on_at_once_with_another_number_of_them(
+    workspaces: Workspaces, tmp_path: Path
+) -> None:
+    folder = workspaces.fresh("gpt2", tmp_path / "w")
+    killed = launch("gpt2", folder, "trainer.num_workers=2")
+    assert strike_fork(killed, Moment("micro-batch", 11, 0.0)) == -signal.SIGKILL
+    assert Running(launch("gpt2", folder, "trainer.num_workers=1")).exit_code() == 0, said(folder)[-1500:]
     assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
 
 
@@ -125,10 +135,10 @@ def test_two_ranks_then_one_then_two_train_on_the_same_rows_at_each_step(
 
 @pytest.mark.xfail(strict=True, reason="the launcher dies of the signal, and its ranks go on without it")
 def test_a_signal_to_a_launch_of_two_ranks_ends_in_75_and_one_rank_goes_on(
-    one_rank: tuple[Path, Rows], workspaces: Workspaces, tmp_path: Path, request: pytest.FixtureRequest
+    one_rank: tuple[Path, Rows], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
-    if not request.config.getoption("--storm"):
-        pytest.skip("three processes that load torch: pytest tests/faults --storm")
+    if times(few=True, storm=False):
+        pytest.skip("processes that load torch: pytest tests/faults --storm")
     folder = workspaces.fresh("no dropout", tmp_path / "w")
     two = launch("no dropout", folder, "trainer.devices=2", "trainer.micro_batch_size=1")
     assert strike_command(two, Moment("training", 1, 0.1), signal.SIGTERM) == 75, said(folder)[-3000:]
