@@ -176,7 +176,14 @@ def strike_command(
     )  # as the forks have: more would sum in another order
     with launch.console.open("a") as console:
         process = subprocess.Popen(
-            arguments, cwd=launch.folder, env=environment, stdout=console, stderr=subprocess.STDOUT
+            arguments,
+            cwd=launch.folder,
+            env=environment,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # which the tests may have been told to ignore
         )
     deadline = time.monotonic() + MOST_SECONDS
     while process.poll() is None and said(launch.folder).count(awaited) == earlier:
