@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -70,6 +71,8 @@ class Launch:
 def main(launch: Launch, told: Connection) -> None:
     """What the forked process does; it ends with the exit code that the shell would see."""
     _say_to(launch.console)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: what a command of its own has on Linux
     os.chdir(launch.folder)
     multiprocessing.set_start_method("fork", force=True)  # for data workers, as on the command line, not this server's
     os.environ.update(launch.environment)
