@@ -9,7 +9,7 @@ import pytest
 from llm.config import DataConfig
 from llm.config.schema import BadRecords, DataKind
 from llm.data import Conversation, Corpus, Document, open_corpus
-from llm.data.files import Files
+from llm.data.files import open_files
 from llm.data.records import Fault
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ def both_sides(corpus: Corpus) -> list[Document | Conversation]:
 
 
 def read(path: Path, kind: DataKind = TEXT, **settings: object) -> list[Document | Conversation | Fault]:
-    return list(Files(config(path, kind, **settings)).records())
+    return list(open_files(config(path, kind, **settings)).records())
 
 
 # What becomes a record

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from llm.config import BadRecords, DataConfig, DataSource
-from llm.data.files import Files
+from llm.data.files import open_files
 from llm.data.korean_law import Questions, Statutes
 from llm.data.records import Conversation, Document, Fault, Source
 from llm.data.split import is_held_out
@@ -88,4 +88,4 @@ def open_corpus(config: DataConfig) -> Corpus:
         return Corpus(config, Statutes())
     if config.source is DataSource.korean_law_qa:
         return Corpus(config, Questions())
-    return Corpus(config, Files(config))
+    return Corpus(config, open_files(config))

@@ -25,15 +25,14 @@ class Files:
 
     rights: str | None = None
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, places: list[Place]) -> None:
         self._config = config
         self.reading = Reading()  # of the last pass, and while it goes on
-        self.places = find(str(config.path))
-        _check(self.places, config)
+        self.places = places
 
     def digest(self) -> str:
         """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter."""
-        return digest_of([_digest(place) for place in self.places if not self._is_left_out(place.name)])
+        return digest_of([_digest(place) for place in self.places if not self.leaves_out(place.name)])
 
     def records(self) -> Iterator[Record]:
         self.reading = Reading()
@@ -46,7 +45,7 @@ class Files:
 
     def read(self, member: Member) -> Iterator[Record]:
         """The records of one member; nothing but a count, if it is not what the config asks for."""
-        if reason := self._is_left_out(member.name):
+        if reason := self.leaves_out(member.name):
             self.reading.skipped[reason] += 1
             return
         self.reading.members += 1
@@ -62,7 +61,7 @@ class Files:
         except damages() as error:
             yield damage(error, member.origin)
 
-    def _is_left_out(self, name: str) -> str | None:
+    def leaves_out(self, name: str) -> str | None:
         """Why a file or member is not read; None if it is."""
         layout, file = self._config.layout, PurePosixPath(name.replace("\\", "/"))
         if any(part.startswith("._") or part in ("__MACOSX", ".DS_Store", "Thumbs.db") for part in file.parts):
@@ -76,6 +75,17 @@ class Files:
         if format_of(file.name, layout) not in _FORMATS_OF[self._config.kind]:
             return f"files of another suffix ({file.suffix.lower() or 'none'})"
         return None
+
+
+def open_files(config: DataConfig) -> Files:
+    """The files that data.path names; nothing is read yet.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
+    places = find(str(config.path))
+    _check(places, config)
+    return Files(config, places)
 
 
 def _matches(file: PurePosixPath, pattern: str) -> bool:

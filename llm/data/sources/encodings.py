@@ -47,8 +47,8 @@ def _decodes(line: bytes, encoding: str) -> bool:
 def _is_cp949(lines: list[bytes]) -> bool:
     pairs = [pair for line in lines for pair in _PAIRS.findall(line)]
     hangul = sum(1 for pair in pairs if _HANGUL.match(pair))
-    right = sum(_decodes(line, "cp949") for line in lines)
-    return hangul >= HANGUL_SHARE * len(pairs) and (right * 2 > len(lines) or len(lines) == 1)
+    right = sum(_decodes(line, "cp949") or _decodes(line[:-1], "cp949") for line in lines)  # it may be cut in a pair
+    return hangul > 0 and hangul >= HANGUL_SHARE * len(pairs) and right * 2 > len(lines)
 
 
 def _utf16_without_mark(head: bytes) -> str | None:

@@ -166,6 +166,11 @@ def _json(stream: Any, origin: str, layout: LayoutConfig, reading: Reading) -> I
         yield Fault(f"{origin}:{value.line}", "not JSON", f"The file must be one JSON value{value.how}", size)
         return
     del text
+    yield from json_records(value, origin, layout, size=size)
+
+
+def json_records(value: Any, origin: str, layout: LayoutConfig, *, size: int) -> Iterator[Raw | Fault]:
+    """The records in the one JSON value of a file of `size` bytes."""
     found = values(value, layout.records) if layout.records else value if isinstance(value, list) else [value]
     if not found:
         has = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__

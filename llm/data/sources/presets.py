@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig
-from llm.data.records import Fault
+from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.fields import head, values
 from llm.data.sources.formats import Raw
 from llm.data.sources.layouts import columns, conversation, document
@@ -37,14 +37,14 @@ def fits(raw: Raw, config: DataConfig) -> int:
     if layout.require is not None and not values(raw.value, layout.require):
         return 0
     if config.kind is DataKind.text:
-        made = document(raw, config.text_field, layout)
+        made: Document | Conversation | Fault = document(raw, config.text_field, layout)
         paths = [config.text_field, layout.group, layout.require]
         if layout.group is not None and not values(raw.value, layout.group):
             return 0
     else:
-        made = conversation(raw.value, raw.origin, layout)  # type: ignore[assignment]
+        made = conversation(raw.value, raw.origin, layout)
         paths = [layout.messages, layout.question, layout.input, layout.answer, layout.require]
-    if (isinstance(made, Fault) and "is missing" in made.reason + made.fix) or isinstance(made, Fault):
+    if isinstance(made, Fault):
         return 0
     return sum(any(key in raw.value for key in head(path)) for path in paths if path is not None)
 

@@ -1,0 +1,158 @@
+"""Look at data before it is used: python -m llm.inspect data/my-set.zip says what it is, what fits and what is wrong.
+
+Only a sample is read, so that an archive of many gigabytes takes seconds; --leaks and --clean read all of it.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from llm.config import DataConfig
+from llm.data.records import Conversation, Document, Fault
+from llm.data.sources.places import find
+from llm.data.sources.presets import presets
+from llm.data.sources.survey import Survey, survey
+from llm.errors import ConfigError, DataError, one_line_errors
+
+SAMPLES = 3
+SAMPLE_CHARACTERS = 160
+SHOWN_FAULTS = 8
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What the sample says about a path."""
+
+    path: str
+    files: int
+    bytes: int
+    members: int
+    listed_all: bool
+    formats: dict[str, int]
+    encodings: dict[str, int]
+    repaired_names: list[str]
+    preset: str | None  # the one that fits best, or that was asked for
+    fits: float  # the share of the sampled records that it makes something of
+    also_fit: list[str] = field(default_factory=list)
+    records: int = 0  # sampled
+    usable: int = 0
+    text_bytes: int = 0  # of the usable ones
+    faults: dict[str, int] = field(default_factory=dict)  # reason -> records
+    first_faults: list[str] = field(default_factory=list)  # file:line and what to do, the first of each reason
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+
+def diagnose(path: str, *, name: str | None = None) -> Diagnosis:
+    """What lies at a path, and what the preset `name`, or the one that fits best, makes of a sample of it.
+
+    Raises:
+        ConfigError: nothing is there, or there is no such preset.
+    """
+    places = find(path)
+    if not places:
+        raise ConfigError(f"{path}: no file is there. Give a file, a folder, a quoted glob or a URL.")
+    if name is not None and name not in presets():
+        raise ConfigError(f"--data {name} is no choice that reads files. Choose one of {', '.join(presets())}.")
+    found = survey(places)
+    fitting = found.fitting()
+    best = name or (fitting[0][0] if fitting else None)
+    share = dict(fitting).get(best, 0.0) if best else 0.0
+    about = _about(path, found) | {"preset": best, "fits": share}
+    about["also_fit"] = [other for other, _ in fitting if other != best]
+    return Diagnosis(**about, **_yield(found, presets()[best] if best else None))
+
+
+def _about(path: str, found: Survey) -> dict[str, Any]:
+    return {
+        "path": path,
+        "files": found.files,
+        "bytes": found.bytes,
+        "members": found.members,
+        "listed_all": found.listed_all,
+        "formats": dict(found.formats.most_common()),
+        "encodings": dict(found.encodings.most_common()),
+        "repaired_names": found.repaired_names[:SHOWN_FAULTS],
+    }
+
+
+def _yield(found: Survey, config: DataConfig | None) -> dict[str, Any]:
+    """What the preset makes of the sample."""
+    records = list(found.records(config)) if config else []
+    usable = [record for record in records if not isinstance(record, Fault)]
+    faults = [*found.faults, *(record for record in records if isinstance(record, Fault))]
+    firsts = {fault.reason: fault for fault in reversed(faults)}
+    step = max(1, len(usable) // SAMPLES)
+    return {
+        "records": len(records),
+        "usable": len(usable),
+        "text_bytes": sum(len(_text(record).encode()) for record in usable),
+        "faults": dict(Counter(fault.reason for fault in faults).most_common()),
+        "first_faults": [f"{fault.origin}: {fault.reason}. {fault.fix}." for fault in firsts.values()],
+        "samples": [
+            {"origin": record.origin, "text": _text(record)[:SAMPLE_CHARACTERS]} for record in usable[::step][:SAMPLES]
+        ],
+    }
+
+
+def _text(record: Document | Conversation) -> str:
+    if isinstance(record, Document):
+        return record.text
+    return "\n".join(f"{message['role']}: {message['content']}" for message in record.messages)
+
+
+def show(found: Diagnosis) -> str:
+    """The diagnosis in lines for a person."""
+    lines = [
+        f"{found.path}: {found.files} files, {found.bytes / MB:.1f} MB, {'' if found.listed_all else 'at least '}"
+        f"{found.members} members ({_counts(found.formats)})"
+    ]
+    if found.encodings:
+        lines.append(f"encodings of the sample: {_counts(found.encodings)}")
+    if found.repaired_names:
+        lines.append(f"names repaired from cp949: {', '.join(found.repaired_names[:SAMPLES])}")
+    if found.preset is None:
+        lines.append("no preset fits. Say where the text is: data=text data.text_field=<path such as data[].text>")
+    else:
+        also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
+        lines.append(f"preset: {found.preset} (fits {100 * found.fits:.0f} % of the sampled records{also})")
+        lines.append(f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB")
+        lines.append(f"use it: python train.py data={found.preset} 'data.path=\"{found.path}\"'")
+    lines += [f"sample {sample['origin']}: {_one_line(sample['text'])}" for sample in found.samples]
+    lines += [f"wrong, {count} times: {reason}" for reason, count in found.faults.items()][:SHOWN_FAULTS]
+    lines += [f"  {line}" for line in found.first_faults[:SHOWN_FAULTS]]
+    return "\n".join(lines)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def _one_line(text: str) -> str:
+    return " / ".join(text.split("\n"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the tool on a command line."""
+    parser = argparse.ArgumentParser(prog="python -m llm.inspect", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("path", help="file, folder, glob, archive or URL")
+    parser.add_argument("--data", help="the choice of conf/data to read it with, instead of the one that fits best")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        found = diagnose(options.path, name=options.data)
+        print(json.dumps(asdict(found), ensure_ascii=False, indent=2) if options.json else show(found))
+        if not found.usable:
+            raise DataError(f"{found.path}: none of the sampled records can be used{_why(found)}")
+
+
+def _why(found: Diagnosis) -> str:
+    return f"; the first: {found.first_faults[0]}" if found.first_faults else ". Give files with text."
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
