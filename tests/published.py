@@ -202,7 +202,7 @@ SETS: dict[str, Callable[[], Made]] = {
                 ]
             }
         ],
-        [S[1]],
+        [S[0]],
     ),
     "text": lambda: ({"글.txt": "\n\n".join(D).encode("cp949")}, D),
 }

@@ -189,7 +189,7 @@ def _unpacked(member: Member) -> Member:
     def open_stream() -> BinaryIO:
         packed = member.open()
         raw: Any = Zstd(packed) if suffix == ".zst" else gzip.GzipFile(fileobj=packed)
-        return io.BufferedReader(Counted(raw, limit), BUFFER)
+        return io.BufferedReader(Counted(raw, limit, packed=packed), BUFFER)
 
     return Member(name, member.origin, None, open_stream, seekable=False, repaired=member.repaired)
 
@@ -217,7 +217,7 @@ class _Raw(io.RawIOBase):
         return int(self._stream.tell())
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
+        data = self._stream.read1(len(buffer))  # what is there: of a stream that is cut, all that comes before the cut
         buffer[: len(data)] = data
         return len(data)
 
@@ -229,9 +229,10 @@ class _Raw(io.RawIOBase):
 class Counted(_Raw):
     """A stream that stops with a BombError past `limit` bytes."""
 
-    def __init__(self, stream: Any, limit: int) -> None:
+    def __init__(self, stream: Any, limit: int, *, packed: BinaryIO | None = None) -> None:
         super().__init__(stream)
         self._limit, self._given = limit, 0
+        self._packed = packed  # closed with it
 
     def readinto(self, buffer: Any) -> int:
         count = super().readinto(buffer)
@@ -243,6 +244,11 @@ class Counted(_Raw):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._given = 0  # a reader that goes back reads again
         return super().seek(offset, whence)
+
+    def close(self) -> None:
+        super().close()
+        if self._packed is not None:
+            self._packed.close()
 
 
 class Zstd:
@@ -263,7 +269,7 @@ class Zstd:
     def tell(self) -> int:
         raise io.UnsupportedOperation("tell")
 
-    def read(self, size: int) -> bytes:
+    def read1(self, size: int) -> bytes:
         while self._offset == len(self._ready):
             packed = self._rest or self._packed.read(2**16)
             self._rest = b""
@@ -281,7 +287,7 @@ class Zstd:
         return data
 
     def close(self) -> None:
-        self._packed.close()
+        self._ready = self._rest = b""
 
 
 def _zstandard_errors() -> tuple[type[BaseException], ...]:

@@ -31,9 +31,11 @@ def detect(head: bytes, *, at_end: bool) -> str | None:
     wrong_utf8 = [line for line in lines if not _decodes(line, "utf-8")]
     if not at_end and len(lines) == 1 and wrong_utf8 and _decodes(lines[0][:-3], "utf-8"):
         return "utf-8"  # one long line, cut within a character
-    if wrong_utf8 and len(wrong_utf8) * 2 > len(lines) and _is_cp949(wrong_utf8):
-        return "cp949"
-    return (_utf16_without_mark(head) if wrong_utf8 else None) or "utf-8"
+    if not wrong_utf8:
+        return "utf-8"
+    if without_mark := _utf16_without_mark(head):
+        return without_mark
+    return "cp949" if len(wrong_utf8) * 2 > len(lines) and _is_cp949(wrong_utf8) else "utf-8"
 
 
 def _decodes(line: bytes, encoding: str) -> bool:
@@ -54,6 +56,6 @@ def _is_cp949(lines: list[bytes]) -> bool:
 def _utf16_without_mark(head: bytes) -> str | None:
     """Korean text in UTF-16 has its spaces and line feeds as 20 00 and 0A 00: NULs in every second place only."""
     even, odd = head[0::2].count(0), head[1::2].count(0)
-    if len(head) >= 16 and max(even, odd) * 20 > len(head) and min(even, odd) * 20 < max(even, odd):
+    if len(head) >= 16 and max(even, odd) * 20 > len(head) and min(even, odd) * 2 < max(even, odd):
         return "utf-16-le" if odd > even else "utf-16-be"
     return None

@@ -238,6 +238,8 @@ def text_fault(text: Any, what: str) -> tuple[str, str] | None:
         return f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record"
     if not text.strip():
         return f"{what} is empty", "Remove the record, or set data.bad_records=drop"
+    if len(text) < 8 and text.strip().lower() == "nan":  # what pandas writes for an empty cell
+        return f"{what} is nan", "Remove the record, or set data.bad_records=drop"
     if not encodes(text):
         return f"{what} holds half a character (a lone surrogate)", "Repair it, or set data.bad_records=drop"
     if "\0" in text:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from llm.data.sources.archives import damages
 from llm.data.sources.encodings import detect
 
 MAX_LINE = 32 * 2**20  # bytes; a longer line is no record of anybody's, and must not fill the memory
@@ -31,9 +32,9 @@ class Lines:
         self.bytes_read = 0
 
     def __iter__(self) -> Iterator[Line]:
-        head = _read_full(self._stream, HEAD)
+        head, error = _read_head(self._stream)
         self.encoding = detect(head, at_end=len(head) < HEAD)
-        stream: Any = _Headed(head, self._stream)
+        stream: Any = _Headed(head, self._stream, error)
         if self.encoding is not None and self.encoding.startswith("utf-16"):
             stream = io.BufferedReader(_Utf8(stream, self.encoding), HEAD)
         codec = "cp949" if self.encoding == "cp949" else "utf-8"
@@ -79,29 +80,39 @@ def _bounded(stream: Any) -> Iterator[tuple[bytes | None, int]]:
         yield None, size
 
 
-def _read_full(stream: Any, size: int) -> bytes:
-    """`size` bytes, fewer only at the stream's end."""
+def _read_head(stream: Any) -> tuple[bytes, BaseException | None]:
+    """(HEAD bytes, fewer only at the stream's end; what ended it before, if it is damaged)."""
     parts: list[bytes] = []
-    while size and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    size = HEAD
+    try:
+        while size and (part := stream.read1(size)):
+            parts.append(part)
+            size -= len(part)
+    except damages() as error:
+        return b"".join(parts), error
+    return b"".join(parts), None
 
 
 class _Headed:
-    """A stream whose first bytes were read before."""
+    """A stream whose first bytes were read before; what was wrong with it is raised when they are used up."""
 
-    def __init__(self, head: bytes, stream: Any) -> None:
-        self._head, self._stream = io.BytesIO(head), stream
+    def __init__(self, head: bytes, stream: Any, error: BaseException | None) -> None:
+        self._head, self._stream, self._error = io.BytesIO(head), stream, error
 
     def readline(self, limit: int) -> bytes:
         line = self._head.readline(limit)
         if len(line) == limit or line.endswith(b"\n"):
             return line
+        if self._error is not None:
+            raise self._error
         return line + bytes(self._stream.readline(limit - len(line)))
 
     def read(self, size: int) -> bytes:
-        return self._head.read(size) or bytes(self._stream.read(size))
+        if data := self._head.read(size):
+            return data
+        if self._error is not None:
+            raise self._error
+        return bytes(self._stream.read(size))
 
 
 class _Utf8(io.RawIOBase):
