@@ -331,10 +331,8 @@ def test_the_whole_fault_folder_goes_through_the_doctor_without_a_traceback(tmp_
 def test_what_comes_before_a_cut_is_kept(tmp_path: Path, name: str, pack: Any, size: int) -> None:
     data = lines(*noise(size))
     packed = pack(data) if pack else zip_bytes({"a.jsonl": data})
-    if pack:
-        packed = cut(packed)
-    else:  # damaged in the middle: a cut zip has no directory
-        packed = packed[: len(packed) // 2] + b"\xff" * 64 + packed[len(packed) // 2 + 64 :]
+    middle = len(packed) // 2  # of a zip, which has no directory when it is cut
+    packed = cut(packed) if pack else packed[:middle] + b"\xff" * 64 + packed[middle + 64 :]
     (tmp_path / name).write_bytes(packed)
     *kept, last = open_files(config(tmp_path / name, Case(name, b"", ""))).records()
     assert isinstance(last, Fault) and last.reason == "is damaged or cut"

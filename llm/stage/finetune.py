@@ -43,6 +43,7 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
 
     folder = base.path / "model"
     special = tokenizer.special(folder)
+    corpus.keep_left_out(run.path)
     rows, questions, dropped = _read(config, corpus, folder, special)
     torch.manual_seed(config.seed)
     base_model = models.load(folder)

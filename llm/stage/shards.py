@@ -30,6 +30,7 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
 
 
 def _write(run: Run, corpus: Corpus, trained: Run) -> Outcome:
+    corpus.keep_left_out(run.path)
     manifest = write_shards(corpus, tokenizer.load(trained.path), tokenizer.special(trained.path), run.path / "shards")
     for name, split in (("train", manifest.train), ("held out", manifest.held_out)):
         log.info(

@@ -24,6 +24,7 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
 
 
 def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
+    corpus.keep_left_out(run.path)
     trained = tokenizer.train(config.tokenizer, corpus.texts(held_out=False))
     notes = corpus_notes(corpus)
     tokenizer.save(trained, config.tokenizer, run.path)
