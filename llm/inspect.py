@@ -1,17 +1,22 @@
 """Look at data before it is used: python -m llm.inspect data/my-set.zip says what it is, what fits and what is wrong.
 
-Only a sample is read, so that an archive of many gigabytes takes seconds; --leaks and --clean read all of it.
+Only a sample is read, so that an archive of many gigabytes takes seconds; --leaks reads all of it.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llm.config import DataConfig
+from llm.config import CleaningConfig, CleaningLevel, DataConfig
+from llm.config.schema import BadRecords, DataKind
+from llm.data.cleaning import Cleaner, as_json, as_table
+from llm.data.corpus import open_corpus
+from llm.data.files import open_files
+from llm.data.leaks import LEAKED, N, Overlap, measure_overlap
 from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.places import find
 from llm.data.sources.presets import presets
@@ -45,10 +50,13 @@ class Diagnosis:
     faults: dict[str, int] = field(default_factory=dict)  # reason -> records
     first_faults: list[str] = field(default_factory=list)  # file:line and what to do, the first of each reason
     samples: list[dict[str, str]] = field(default_factory=list)
+    cleaning: dict[str, Any] = field(default_factory=dict)  # what each step does to the usable ones
 
 
-def diagnose(path: str, *, name: str | None = None) -> Diagnosis:
+def diagnose(path: str, *, name: str | None = None, level: CleaningLevel = CleaningLevel.off) -> Diagnosis:
     """What lies at a path, and what the preset `name`, or the one that fits best, makes of a sample of it.
+
+    `level`: what cleaning of that level does to the sample is counted, too.
 
     Raises:
         ConfigError: nothing is there, or there is no such preset.
@@ -64,7 +72,7 @@ def diagnose(path: str, *, name: str | None = None) -> Diagnosis:
     share = dict(fitting).get(best, 0.0) if best else 0.0
     about = _about(path, found) | {"preset": best, "fits": share}
     about["also_fit"] = [other for other, _ in fitting if other != best]
-    return Diagnosis(**about, **_yield(found, presets()[best] if best else None))
+    return Diagnosis(**about, **_yield(found, presets()[best] if best else None, level))
 
 
 def _about(path: str, found: Survey) -> dict[str, Any]:
@@ -80,13 +88,17 @@ def _about(path: str, found: Survey) -> dict[str, Any]:
     }
 
 
-def _yield(found: Survey, config: DataConfig | None) -> dict[str, Any]:
-    """What the preset makes of the sample."""
+def _yield(found: Survey, config: DataConfig | None, level: CleaningLevel) -> dict[str, Any]:
+    """What the preset, and then the cleaning, makes of the sample."""
     records = list(found.records(config)) if config else []
     usable = [record for record in records if not isinstance(record, Fault)]
     faults = [*found.faults, *(record for record in records if isinstance(record, Fault))]
     firsts = {fault.reason: fault for fault in reversed(faults)}
     step = max(1, len(usable) // SAMPLES)
+    cleaner = Cleaner(CleaningConfig(level=level))
+    for record in usable:
+        cleaner.clean(record)
+    cleaner.check()
     return {
         "records": len(records),
         "usable": len(usable),
@@ -96,7 +108,41 @@ def _yield(found: Survey, config: DataConfig | None) -> dict[str, Any]:
         "samples": [
             {"origin": record.origin, "text": _text(record)[:SAMPLE_CHARACTERS]} for record in usable[::step][:SAMPLES]
         ],
+        "cleaning": as_json(cleaner),
     }
+
+
+def leaks(path: str, name: str, level: CleaningLevel, evaluation: str | None) -> dict[str, Overlap]:
+    """How much of the held-out texts, and of those at `evaluation`, stands in the training text; all of it is read.
+
+    Raises:
+        ConfigError: a file cannot be found.
+        DataError: nothing is left to measure.
+    """
+    config = replace(presets()[name], path=path, bad_records=BadRecords.drop, cleaning=CleaningConfig(level=level))
+    corpus = open_corpus(config)
+    measured: dict[str, Iterable[Document | Conversation]] = {"held-out text": corpus.records(held_out=True)}
+    if evaluation is not None:
+        best = diagnose(evaluation).preset
+        if best is None:
+            raise ConfigError(f"--evaluation {evaluation}: no preset fits it. Give txt, or jsonl with text.")
+        read = open_files(replace(presets()[best], path=evaluation)).records()
+        measured[evaluation] = (record for record in read if not isinstance(record, Fault))
+    return measure_overlap(corpus.records(held_out=False), measured)
+
+
+def show_leaks(found: dict[str, Overlap]) -> str:
+    """The overlaps in lines for a person."""
+    lines = []
+    for name, overlap in found.items():
+        share = 100 * overlap.overlapping_ngrams / max(1, overlap.ngrams)
+        lines.append(
+            f"{name}: {overlap.overlapping_ngrams} of {overlap.ngrams} {N}-grams ({share:.2f} %) stand in the training "
+            f"text; {overlap.touched_documents} of {overlap.documents} documents have one, {overlap.leaked_documents} "
+            f"have {100 * LEAKED:.0f} % of theirs"
+        )
+        lines += [f"  {100 * w['share']:.0f} % {w['origin']}: {_one_line(w['text'])}" for w in overlap.worst]
+    return "\n".join(lines)
 
 
 def _text(record: Document | Conversation) -> str:
@@ -121,10 +167,13 @@ def show(found: Diagnosis) -> str:
         also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
         lines.append(f"preset: {found.preset} (fits {100 * found.fits:.0f} % of the sampled records{also})")
         lines.append(f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB")
-        lines.append(f"use it: python train.py data={found.preset} 'data.path=\"{found.path}\"'")
+        tunes = presets()[found.preset].kind is DataKind.conversations
+        stage = "stage=finetune base=<run> " if tunes else ""
+        lines.append(f"use it: python train.py {stage}data={found.preset} 'data.path=\"{found.path}\"'")
     lines += [f"sample {sample['origin']}: {_one_line(sample['text'])}" for sample in found.samples]
     lines += [f"wrong, {count} times: {reason}" for reason, count in found.faults.items()][:SHOWN_FAULTS]
     lines += [f"  {line}" for line in found.first_faults[:SHOWN_FAULTS]]
+    lines += [as_table(found.cleaning)] if found.cleaning else []
     return "\n".join(lines)
 
 
@@ -142,10 +191,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("path", help="file, folder, glob, archive or URL")
     parser.add_argument("--data", help="the choice of conf/data to read it with, instead of the one that fits best")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    levels = [level.name for level in CleaningLevel]
+    parser.add_argument("--clean", choices=levels, default="off", help="count what this cleaning does to the sample")
+    parser.add_argument("--leaks", action="store_true", help="count held-out text in the training text; reads it all")
+    parser.add_argument("--evaluation", help="a file whose texts are looked for in the training text, too")
     options = parser.parse_args(arguments)
+    level = CleaningLevel[options.clean]
     with one_line_errors():
-        found = diagnose(options.path, name=options.data)
-        print(json.dumps(asdict(found), ensure_ascii=False, indent=2) if options.json else show(found))
+        found = diagnose(options.path, name=options.data, level=level)
+        report, lines = asdict(found), show(found)
+        if found.usable and (options.leaks or options.evaluation):
+            overlaps = leaks(options.path, str(found.preset), level, options.evaluation)
+            report["leaks"] = {name: asdict(overlap) for name, overlap in overlaps.items()}
+            lines = "\n".join([lines, show_leaks(overlaps)])
+        print(json.dumps(report, ensure_ascii=False, indent=2) if options.json else lines)
         if not found.usable:
             raise DataError(f"{found.path}: none of the sampled records can be used{_why(found)}")
 

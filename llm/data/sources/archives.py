@@ -7,6 +7,7 @@ stream gives more than an archive of its size plausibly holds.
 import gzip
 import io
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ BUFFER = 2**20
 DEFLATE64 = 9  # in the zip format's list of methods (APPNOTE 4.4.5)
 WAY_OUT_OF_BOMB = "Look at it with care; if it is what it should be, unpack it and give data.path=<the folder>"
 
+_HANGUL = re.compile("[가-힣ᄀ-ᇿ]")  # conjoining, too: macOS writes names in NFD
 DAMAGE = (EOFError, OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
@@ -105,18 +107,15 @@ def _zip(member: Member, depth: int) -> Iterator[Member | Fault]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
-    """(the name, whether it was repaired): without the UTF-8 flag zipfile takes names for cp437, Korean Windows wrote
-    cp949, and macOS wrote UTF-8.
+    """(the name, whether it was repaired): without the UTF-8 flag zipfile takes names for cp437, where Korean Windows
+    wrote cp949 and macOS UTF-8. What has more Hangul is right: the bytes of 책 in cp949 are å in UTF-8.
     """
     if info.flag_bits & 0x800 or info.filename.isascii():
         return info.filename, False
     raw = info.filename.encode("cp437")
-    for encoding in ("utf-8", "cp949"):
-        try:
-            return raw.decode(encoding), True
-        except UnicodeDecodeError:
-            continue
-    return info.filename, False
+    names = [raw.decode(encoding, "ignore") for encoding in ("utf-8", "cp949")]
+    name = max(names, key=lambda name: len(_HANGUL.findall(name)))
+    return (name, True) if _HANGUL.search(name) else (info.filename, False)
 
 
 def _zip_fault(info: zipfile.ZipInfo, origin: str) -> Fault | None:
