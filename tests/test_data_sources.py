@@ -359,3 +359,75 @@ def test_a_name_in_a_zip_is_repaired_from_what_korean_windows_wrote(tmp_path: Pa
     (record,) = files.records()
     assert record.origin == f"{tmp_path}/a.zip!{name}:1"
     assert files.reading.repaired_names == korean
+
+
+# A json file that is too large to be read whole
+
+
+LARGE: dict[str, tuple[Any, str | None]] = {
+    "list": ([{"text": text} for text in TEXTS], None),
+    "path": ({"info": 1, "data": [{"text": text} for text in TEXTS]}, "data[]"),
+    "nested": ({"data": [{"p": [{"text": TEXTS[n]}, {"text": TEXTS[n + 1]}]} for n in range(0, 30, 2)]}, "data[].p[]"),
+    "strings": (TEXTS, None),
+}
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("name", LARGE)
+def test_read_in_pieces_it_gives_what_it_gives_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ascii_only: bool
+) -> None:
+    value, records = LARGE[name]
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(value, ensure_ascii=ascii_only).encode())
+    files = open_files(config(tmp_path, layout=LayoutConfig(records=records)))
+    whole = list(files.records())
+    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 300)
+    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 64)
+    assert list(files.records()) == whole == [Document(text, f"{tmp_path}/a.json[{n}]") for n, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason", "fix"),
+    [
+        ('{"text": }]', "not JSON", r"The records before it are read; .*unallowed token"),
+        ('{"text": "\\ud83d"}]', "holds half a character (a lone surrogate)", "Repair it"),
+        ('{"text": "\\ude00\\ud83d"}]', "holds half a character (a lone surrogate)", "Repair it"),
+        ('{"text": "' + "가" * 3000 + '"}]', "longer than 0 MiB", "Say where the records are"),
+        ('{"text": "', "not JSON", r"premature EOF"),
+    ],
+)
+def test_read_in_pieces_what_is_before_a_fault_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str, reason: str, fix: str
+) -> None:
+    import re
+
+    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 300)
+    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 64)
+    monkeypatch.setattr("llm.data.sources.large_json.MAX_RECORD", 5000)
+    good = json.dumps([{"text": text} for text in TEXTS], ensure_ascii=False)[:-1]
+    (tmp_path / "a.json").write_text(f"{good}, {rest}", encoding="utf-8")
+    *kept, fault = open_files(config(tmp_path)).records()
+    assert [record.text for record in kept if isinstance(record, Document)] == TEXTS
+    assert isinstance(fault, Fault)
+    assert (fault.origin, fault.reason) == (f"{tmp_path}/a.json[30]", reason)
+    assert re.search(fix, fault.fix)
+
+
+def test_read_in_pieces_whole_characters_and_backslashes_are_no_half_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{'x' * n}😀 \\ud83d \\\\ 끝" for n in range(40)]  # at every place of the buffer
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]), encoding="utf-8")
+    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 10)
+    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 32)
+    assert read(tmp_path)[0] == texts
+
+
+def test_read_in_pieces_a_path_that_finds_nothing_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"data": {"text": "가" * 100}}), encoding="utf-8")
+    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 10)
+    (fault,) = open_files(config(tmp_path, layout=LayoutConfig(records="items[]"))).records()
+    assert isinstance(fault, Fault) and (fault.origin, fault.reason) == (
+        f"{tmp_path}/a.json",
+        "items[] finds no record",
+    )

@@ -14,9 +14,11 @@ from llm.data.records import Document, Fault
 from llm.data.sources.archives import Member
 from llm.data.sources.encodings import detect
 from llm.data.sources.fields import values
+from llm.data.sources.large_json import large_json, prefix
 from llm.data.sources.lines import HEAD, MAX_LINE, Line, Lines, bad_byte, encodes
 
-MAX_JSON = 128 * 2**20  # bytes of a json file, which is read whole: it takes about five times that
+WHOLE_JSON = 32 * 2**20  # bytes of a json file that is read whole, at about five times its size in memory
+MAX_JSON = 128 * 2**20  # where it is not known how to read it in pieces
 
 FORMATS = {
     ".txt": FileFormat.txt,
@@ -28,6 +30,7 @@ FORMATS = {
     ".parquet": FileFormat.parquet,
     ".arrow": FileFormat.arrow,
 }
+UTF8 = ("utf-8", "utf-8-sig")
 ENCODING_NAMES = {"cp949": "CP949", "utf-8": "UTF-8", "utf-8-sig": "UTF-8"}
 
 
@@ -145,10 +148,19 @@ def _json_lines(lines: Lines, origin: str, reading: Reading) -> Iterator[Raw | F
 
 def _json(stream: Any, origin: str, layout: LayoutConfig, reading: Reading) -> Iterator[Raw | Fault]:
     """The records of a file that is one JSON value: where layout.records says, or the items of a list, or the whole."""
-    data = stream.read(MAX_JSON + 1)
+    data = stream.read(WHOLE_JSON + 1)
+    if len(data) > WHOLE_JSON:
+        encoding = detect(data[:HEAD], at_end=False) or "utf-8"
+        place = prefix(layout.records, data.removeprefix(b"\xef\xbb\xbf")) if encoding in UTF8 else None
+        if place is not None:
+            reading.encodings[encoding] += 1
+            for found in large_json(data.removeprefix(b"\xef\xbb\xbf"), stream, place, origin):
+                yield found if isinstance(found, Fault) else _as_raw(found[1], f"{origin}[{found[0]}]")
+            return
+        data += stream.read(MAX_JSON - WHOLE_JSON)
     size = len(data)
     if size > MAX_JSON:
-        fix = f"A json file is read whole; write one record a line: jq -c '.{layout.records or '[]'}' FILE > FILE.jsonl"
+        fix = "Say where its records are: data.layout.records, such as data[]; it must be in utf-8"
         size += sum(map(len, iter(lambda: stream.read(2**20), b"")))
         yield Fault(origin, f"longer than {MAX_JSON >> 20} MiB", fix, size)
         return
@@ -178,13 +190,15 @@ def json_records(value: Any, origin: str, layout: LayoutConfig, *, size: int) ->
         fix = f"It has: {has[:200]}. Set data.layout.records, or leave the file out with data.layout.skip"
         yield Fault(origin, what, fix, size)
     for index, record in enumerate(found):
-        place = f"{origin}[{index}]" if layout.records or isinstance(value, list) else origin
-        if isinstance(record, dict):
-            yield Raw(record, place)
-        elif isinstance(record, str):
-            yield Raw({"text": record}, place)
-        else:
-            yield Fault(place, "not a JSON object", f"A record must be an object, not {str(record)[:20]}")
+        yield _as_raw(record, f"{origin}[{index}]" if layout.records or isinstance(value, list) else origin)
+
+
+def _as_raw(record: Any, place: str) -> Raw | Fault:
+    if isinstance(record, dict):
+        return Raw(record, place)
+    if isinstance(record, str):
+        return Raw({"text": record}, place)
+    return Fault(place, "not a JSON object", f"A record must be an object, not {str(record)[:20]}")
 
 
 @dataclass(slots=True)
