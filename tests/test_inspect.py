@@ -121,3 +121,29 @@ def test_it_reads_no_more_than_its_sample_of_a_long_file(tmp_path: Path) -> None
     before = os.times().user
     assert diagnose(str(path)).usable == 100
     assert os.times().user - before < 5
+
+
+def test_a_table_in_an_archive_and_a_json_file_larger_than_the_sample_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set("fineweb2_korean", tmp_path)
+    (tmp_path / "a.zip").write_bytes(zip_bytes({"안/a.parquet": (tmp_path / "000.parquet").read_bytes()}))
+    found = diagnose(str(tmp_path / "a.zip"))
+    assert (found.preset, found.usable) == ("fineweb2_korean", 8)
+
+    texts = documents(200)
+    big = {"documents": [{"id": "1", "text": [[{"index": 0, "sentence": text}]]} for text in texts]}
+    (tmp_path / "b.json").write_text(json.dumps(big, ensure_ascii=False), encoding="utf-8")
+    monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 20_000)
+    found = diagnose(str(tmp_path / "b.json"))
+    assert (found.preset, found.faults) == ("aihub_document_summary", {})
+    assert 20 < found.usable < 100
+
+
+def test_json_lines_named_json_that_are_larger_than_the_sample_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_bytes(lines(*({"text": text} for text in documents(200))))
+    monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 20_000)
+    found = diagnose(str(tmp_path / "a.json"))
+    assert (found.preset, found.faults) == ("text", {}) and 20 < found.usable <= 100

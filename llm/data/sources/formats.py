@@ -82,7 +82,7 @@ def raw_records(
     with member.open() as stream:
         if not isinstance(stream, io.BufferedReader):
             stream = io.BufferedReader(stream, HEAD)  # type: ignore[type-var]
-        if file_format is FileFormat.json and not _is_json_lines(stream.peek()):
+        if file_format is FileFormat.json and not is_json_lines(stream.peek()):
             yield from _json(stream, member.origin, layout, reading)
             return
         lines = Lines(stream)
@@ -218,7 +218,7 @@ def _parse(text: str) -> Any:
         return _Wrong(f" ({error})")
 
 
-def _is_json_lines(head: bytes) -> bool:
+def is_json_lines(head: bytes) -> bool:
     """Whether a file named .json has an object on each line, as many have."""
     lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n")[:-1] if line.strip()]
     return bool(lines) and all(line.lstrip().startswith(b"{") and line.rstrip().endswith(b"}") for line in lines[:2])

@@ -17,7 +17,9 @@ from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.archives import Member, damage, damages, members
 from llm.data.sources.encodings import detect
 from llm.data.sources.fields import values
-from llm.data.sources.formats import Raw, Reading, format_of, json_records, raw_records
+from llm.data.sources.formats import Raw, Reading, format_of, is_json_lines, json_records, raw_records
+from llm.data.sources.large_json import large_json, prefix
+from llm.data.sources.layouts import to_records
 from llm.data.sources.places import File, Place
 from llm.data.sources.presets import fits, presets
 
@@ -37,7 +39,8 @@ class Sample:
     data: bytes
     whole: bool
     json: Any = None
-    rows: list[Raw | Document | Fault] = field(default_factory=list)  # of a table that has no lines
+    is_table: bool = False  # of a format that has no lines
+    rows: list[Raw | Document | Fault] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -65,7 +68,8 @@ class Survey:
         """The records of the sample under a config, with their faults."""
         reader = Files(config, [])
         for sample in self.samples:
-            yield from islice(reader.read(_again(sample)), SAMPLED_RECORDS)
+            if not reader.leaves_out(sample.member.name):
+                yield from islice(to_records(_raws(sample, config), config, Reading()), SAMPLED_RECORDS)
 
 
 def survey(places: list[Place]) -> Survey:
@@ -133,29 +137,24 @@ def _sample(member: Member, found: Survey) -> Sample | None:
     assert file_format is not None  # it was chosen for it
     if file_format in (FileFormat.parquet, FileFormat.arrow):
         raws = raw_records(member, file_format, LayoutConfig(), [], Reading())
-        return Sample(member, file_format, b"", True, rows=list(islice(raws, SAMPLED_RECORDS)))
+        return Sample(member, file_format, b"", True, is_table=True, rows=list(islice(raws, SAMPLED_RECORDS)))
     limit = SAMPLED_JSON if file_format is FileFormat.json else SAMPLED_BYTES
     with member.open() as stream:
         data = stream.read(limit + 1)
     whole = len(data) <= limit
-    if not whole:
+    if file_format is FileFormat.json and is_json_lines(data):
+        file_format = FileFormat.jsonl
+    if not whole and file_format is not FileFormat.json:
         data = data[: data.rfind(b"\n", 0, limit) + 1] or data[:limit]
     encoding = detect(data, at_end=whole) or "ascii"
     found.encodings[encoding] += 1
     sample = Sample(member, file_format, data, whole)
-    if file_format is FileFormat.json:
+    if file_format is FileFormat.json and whole:
         try:
             sample.json = json.loads(data.decode("utf-8" if encoding == "ascii" else encoding))
         except (ValueError, RecursionError):
             sample.json = None  # json lines, or the fault that reading it under a preset gives
     return sample
-
-
-def _again(sample: Sample) -> Member:
-    """The sampled member as one that gives what was read of it."""
-    if sample.format in (FileFormat.parquet, FileFormat.arrow):
-        return sample.member
-    return replace(sample.member, open=lambda: io.BufferedReader(io.BytesIO(sample.data)), size=len(sample.data))
 
 
 def _score(samples: list[Sample], config: DataConfig) -> tuple[float, float, int]:
@@ -181,13 +180,27 @@ def _score(samples: list[Sample], config: DataConfig) -> tuple[float, float, int
 
 
 def _raws(sample: Sample, config: DataConfig) -> Iterator[Raw | Document | Fault]:
+    """The raw records of a sample, from what was read of it: its member may be closed by now."""
     file_format = format_of(sample.member.name, config.layout)
-    if sample.rows:
+    if sample.is_table:
         yield from sample.rows
     elif file_format is FileFormat.json and sample.json is not None:
         yield from json_records(sample.json, sample.member.origin, config.layout, size=len(sample.data))
+    elif sample.format is FileFormat.json and not sample.whole:
+        yield from _first_records(sample, config.layout)
     elif file_format is not None:
-        yield from raw_records(_again(sample), file_format, config.layout, [], Reading())
+        member = replace(sample.member, open=lambda: io.BufferedReader(io.BytesIO(sample.data)), size=len(sample.data))
+        yield from raw_records(member, file_format, config.layout, [], Reading())
+
+
+def _first_records(sample: Sample, layout: LayoutConfig) -> Iterator[Raw | Fault]:
+    """The records that the beginning of a large json file holds whole."""
+    place = prefix(layout.records, sample.data)
+    for found in large_json(sample.data, io.BytesIO(), place, sample.member.origin) if place else ():
+        if isinstance(found, Fault):
+            return  # where the sample was cut
+        if isinstance(found[1], dict):
+            yield Raw(found[1], f"{sample.member.origin}[{found[0]}]")
 
 
 def _suffix(name: str) -> str:
