@@ -40,7 +40,7 @@ def only(*parts: str) -> list[str]:
 
 def test_both_languages_have_the_same_commands():
     assert commands("README.ko.md") == COMMANDS
-    assert len(COMMANDS) == 14 and len(PLAIN) == 5
+    assert len(COMMANDS) == 15 and len(PLAIN) == 5
 
 
 def test_the_readme_is_short_and_names_every_exit_code():
@@ -101,6 +101,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         ),
     }
     said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
+    said["inspect"] = run([*only("llm.inspect")[:-1], str(text)])
     said["compare"] = run([*only("llm.compare"), "--outputs", str(outputs)])
     return Ran(said, outputs)
 
@@ -161,6 +162,10 @@ def test_the_tuned_model_answers(ran):
     assert tuned["name"] == "first" and tuned["results"]["trainable_parameters"] > 0
     assert "the fine-tuned one answers" in ran.said["chat"].stderr + ran.said["chat"].stdout
     assert ran.said["chat"].stdout.strip()
+
+
+def test_inspect_names_the_choice_that_reads_the_text(ran):
+    assert "preset: text (fits 100 % of the sampled records" in ran.said["inspect"].stdout
 
 
 def test_compare_ranks_the_pretrained_runs(ran):
