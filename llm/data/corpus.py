@@ -48,22 +48,15 @@ class Corpus:
         seen = total = 0
         cleaner = Cleaner(self._config.cleaning)
         with closing(Quarantine(self._left_out)) as quarantine:
-            for record in self._source.records():
-                if isinstance(record, Fault):
-                    if self._config.bad_records is BadRecords.refuse:
-                        raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
-                    dropped[record.reason] += 1
+            for record in self._cleaned(cleaner):
+                if isinstance(record, Fault | Dropped):
+                    dropped[_named(record)] += 1
                     quarantine.add(record)
                     continue
-                cleaned = cleaner.clean(record)
-                if isinstance(cleaned, Dropped):
-                    dropped[f"cleaning, {cleaned.step}: {cleaned.reason}"] += 1
-                    quarantine.add(cleaned)
-                    continue
                 total += 1
-                if is_held_out(cleaned.text, self._config.held_out_share) is held_out:
+                if is_held_out(record.text, self._config.held_out_share) is held_out:
                     seen += 1
-                    yield cleaned
+                    yield record
             if not seen:
                 raise DataError(self._explain_none(total, dropped.total(), held_out=held_out))
             cleaner.check()
@@ -71,6 +64,15 @@ class Corpus:
         self.dropped, self.cleaning = dropped, as_json(cleaner)
         if self._left_out is not None and self.cleaning:
             write_json(self._left_out / "cleaning.json", self.cleaning)
+
+    def _cleaned(self, cleaner: Cleaner) -> Iterator[Document | Conversation | Dropped | Fault]:
+        for record in self._source.records():
+            if not isinstance(record, Fault):
+                yield cleaner.clean(record)
+            elif self._config.bad_records is BadRecords.refuse:
+                raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
+            else:
+                yield record
 
     def keep_left_out(self, folder: Path) -> None:
         """Have the passes that follow leave what they left out in `folder`: quarantine.jsonl and cleaning.json."""
@@ -105,6 +107,12 @@ class Corpus:
             f"{where}: of {total} records none is {side} at data.held_out_share={self._config.held_out_share}. "
             "Change the share, or split the text into more documents (a blank line parts them in a txt file)."
         )
+
+
+def _named(left_out: Fault | Dropped) -> str:
+    if isinstance(left_out, Fault):
+        return left_out.reason
+    return f"cleaning, {left_out.step}: {left_out.reason}"
 
 
 def open_corpus(config: DataConfig) -> Corpus:

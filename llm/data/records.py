@@ -40,7 +40,6 @@ class Fault:
     reason: str  # a few words: what dropped records are counted by
     fix: str  # what to do about it
     size: int = field(default=0, compare=False)
-    records: int = 1  # that it costs: 0 for what is no record, such as a file that is left out
 
 
 Record = Document | Conversation | Fault

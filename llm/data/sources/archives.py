@@ -74,7 +74,7 @@ def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
     if not is_archive(name):
         yield member
     elif depth == 0:
-        yield Fault(member.origin, f"lies in more than {DEPTH} archives", WAY_OUT_OF_BOMB, member.size or 0, records=0)
+        yield Fault(member.origin, f"lies in more than {DEPTH} archives", WAY_OUT_OF_BOMB, member.size or 0)
     else:
         try:
             if name.endswith(".zip"):
@@ -143,7 +143,7 @@ def _tar(member: Member, depth: int) -> Iterator[Member | Fault]:
             if info.isdir():
                 continue
             if not info.isfile():
-                yield Fault(origin, "is a link or a device in a tar", "Give data.path=<what it points to>", records=0)
+                yield Fault(origin, "is a link or a device in a tar", "Give data.path=<what it points to>")
                 continue
             if fault := _name_fault(name, origin, seen):
                 yield fault
@@ -172,9 +172,9 @@ def _name_fault(name: str, origin: str, seen: set[str]) -> Fault | None:
     """Names that no honest archive has; nothing is unpacked, but what else is wrong with such a file is not known."""
     plain = name.replace("\\", "/")
     if plain.startswith("/") or plain[1:2] == ":" or ".." in PurePosixPath(plain).parts:
-        return Fault(origin, "has a name that leads out of its archive", "Pack it anew under a plain name", records=0)
+        return Fault(origin, "has a name that leads out of its archive", "Pack it anew under a plain name")
     if plain in seen:
-        return Fault(origin, "has the name of an earlier member", "Pack it anew with one file of each name", records=0)
+        return Fault(origin, "has the name of an earlier member", "Pack it anew with one file of each name")
     seen.add(plain)
     return None
 

@@ -10,7 +10,7 @@ from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig
 from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.fields import head, values
 from llm.data.sources.formats import Raw
-from llm.data.sources.layouts import columns, conversation, document
+from llm.data.sources.layouts import conversation, document
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 
@@ -47,8 +47,3 @@ def fits(raw: Raw, config: DataConfig) -> int:
     if isinstance(made, Fault):
         return 0
     return sum(any(key in raw.value for key in head(path)) for path in paths if path is not None)
-
-
-def keys(config: DataConfig) -> list[str]:
-    """The top-level keys that a preset is known by."""
-    return list(dict.fromkeys(columns(config)))
