@@ -320,3 +320,27 @@ def test_a_text_falls_on_the_side_of_its_duplicates(tmp_path: Path) -> None:
 def test_a_share_or_a_length_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CleaningConfig(**settings)
+
+
+def test_a_run_keeps_what_it_left_out_and_counts_it(tmp_path: Path) -> None:
+    from llm.config.schema import TokenizerStage
+    from llm.stage import tokenizer as stage
+    from tests.korean import preset
+
+    corpus_of(tmp_path)
+    data = DataConfig(
+        name="text",
+        kind=DataKind.text,
+        path=str(tmp_path / "글.jsonl"),
+        held_out_share=0.3,
+        bad_records=BadRecords.drop,
+        cleaning=STRICT,
+    )
+    tokenizer = preset("byte_bpe", vocab_size=300)
+    run = stage.run(TokenizerStage(stage="tokenizer", outputs=str(tmp_path / "out"), tokenizer=tokenizer, data=data))
+    lines = (run.path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    counts = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["notes"]["dropped_records"]
+    assert sum(counts.values()) == len(lines)
+    assert counts["not JSON"] == 1 and counts["cleaning, repetition: repeats more than 0.3 of itself"] == 1
+    report = json.loads((run.path / "cleaning.json").read_text(encoding="utf-8"))
+    assert list(report) == list(STEPS) and report["characters"]["documents_in"] == len(MESSY)

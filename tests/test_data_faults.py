@@ -151,6 +151,13 @@ def arrow_bytes(rows: list[dict[str, Any]]) -> bytes:
     return target.getvalue()
 
 
+def wrong_offset(data: bytes) -> bytes:
+    """The second text ends before it begins: an offset of 18 becomes one of 2."""
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 9, 18, 27))
+    assert data.count(offsets) == 1
+    return data.replace(offsets, offsets.replace(b"\x12", b"\x02"))
+
+
 ZIP = zip_bytes({"글.jsonl": GOOD})
 ZEROS = b"0" * (100 * MIB)
 CASES = [
@@ -225,6 +232,8 @@ CASES = [
     Case("columns.parquet", parquet_bytes([{"body": "가"}]), r'columns.parquet\[0\]: field "text" is missing. It has: body'),
     Case("packed.parquet.gz", gzip.compress(parquet_bytes([{"text": "가"}])), "", kept=1, faults=0),
     Case("cut.arrow", cut(arrow_bytes([{"text": "가"}] * 50)), r"cut.arrow.*: is damaged or cut", kept=-1),
+    Case("offsets.arrow", wrong_offset(arrow_bytes([{"text": "가나다"}] * 3)), r"offsets.arrow: is damaged or cut. .*[Oo]ffset"),
+    Case("bytes.arrow", arrow_bytes([{"text": "가나다"}] * 3).replace("나".encode(), b"\xff\xfe\xfd", 1), r"bytes.arrow\[0\]: not UTF-8 \(byte 0xff\)", kept=2),
     # the file system
     Case("loop", loop, "loop/안/다시: the folder links back to one that was read. Remove the link", kept=4),
     Case("dangling", lambda path: (path.mkdir(), dangling(path / "x.jsonl"))[0], r"x.jsonl: cannot be read \(No such file"),

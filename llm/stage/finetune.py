@@ -12,7 +12,7 @@ from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, sh
 from llm.stage import corpus_notes
 from llm.stage._training import copy_tokenizer, train
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
 

@@ -9,7 +9,7 @@ from llm.run import Outcome, Plan, Run, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: ShardsStage, *, wait: bool = False) -> Run:

@@ -8,7 +8,7 @@ from llm.data import Corpus, open_corpus
 from llm.run import Outcome, Plan, Run, log, make, write_json
 from llm.stage import corpus_notes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: TokenizerStage, *, wait: bool = False) -> Run:

@@ -110,6 +110,7 @@ def arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> I
     try:
         with _seekable(member) as stream:
             for batch in _batches(stream, file_format, columns):
+                _validate(batch)
                 for row in range(batch.num_rows):
                     place = f"{member.origin}[{index}]"
                     index += 1
@@ -133,6 +134,21 @@ def _batches(stream: Any, file_format: FileFormat, columns: list[str]) -> Iterat
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream)
         yield from map(reader.get_batch, range(reader.num_record_batches))
+
+
+def _validate(batch: Any) -> None:
+    """Refuse offsets that lead out of their buffer: looking at such a value ends the process.
+
+    Text that is no UTF-8 passes, for that is found row by row; offsets are checked before text is.
+    """
+    import pyarrow
+
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            if "Invalid UTF8" not in str(error):
+                raise
 
 
 def _row(batch: Any, row: int, origin: str) -> Raw | Fault:
