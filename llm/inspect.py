@@ -27,6 +27,21 @@ SAMPLES = 3
 SAMPLE_CHARACTERS = 160
 SHOWN_FAULTS = 8
 MB = 1e6
+WAYS = {  # what to do about files that many sets have and nothing here reads
+    ".xlsx": "Save each sheet as csv",
+    ".xls": "Save each sheet as csv",
+    ".hwp": "Convert them to txt",
+    ".hwpx": "Convert them to txt",
+    ".pdf": "Convert them to txt",
+    ".docx": "Convert them to txt",
+    ".7z": "Unpack them with 7z x",
+    ".rar": "Unpack them with 7z x",
+    ".egg": "Unpack them on Windows",
+    ".alz": "Unpack them on Windows",
+    ".bz2": "Unpack them with bunzip2; extract a Wikipedia dump with WikiExtractor --json",
+    ".xz": "Unpack them with unxz",
+    ".xml": "Extract their text; that of a Wikipedia dump with WikiExtractor --json",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +185,9 @@ def show(found: Diagnosis) -> str:
         tunes = presets()[found.preset].kind is DataKind.conversations
         stage = "stage=finetune base=<run> " if tunes else ""
         lines.append(f"use it: python train.py {stage}data={found.preset} 'data.path=\"{found.path}\"'")
+    lines += [
+        f"not read: {found.formats[suffix]} {suffix}. {way}." for suffix, way in WAYS.items() if suffix in found.formats
+    ]
     lines += [f"sample {sample['origin']}: {_one_line(sample['text'])}" for sample in found.samples]
     lines += [f"wrong, {count} times: {reason}" for reason, count in found.faults.items()][:SHOWN_FAULTS]
     lines += [f"  {line}" for line in found.first_faults[:SHOWN_FAULTS]]

@@ -166,6 +166,27 @@ def test_near_duplicates_go_and_other_texts_of_the_same_words_stay() -> None:
     assert kept([*texts, *nearly], CleaningConfig(near_duplicates=True)) == texts
 
 
+def test_near_duplicates_are_those_that_an_exact_jaccard_similarity_finds() -> None:
+    def shingles(text: str) -> set[str]:
+        letters = "".join(text.split())
+        return {letters[at : at + 5] for at in range(len(letters) - 4)}
+
+    high = low = 0
+    for seed in range(60):
+        words = " ".join(sentences(12, seed=100 + seed)).split()
+        other = [f"딴말{place}" if place % (60 - seed) == 0 else word for place, word in enumerate(words)]
+        first, second = " ".join(words), " ".join(other)
+        similarity = len(shingles(first) & shingles(second)) / len(shingles(first) | shingles(second))
+        left = len(kept([first, second], CleaningConfig(near_duplicates=True)))  # at 0.8
+        if similarity > 0.92:
+            high += 1
+            assert left == 1, similarity
+        elif similarity < 0.65:
+            low += 1
+            assert left == 2, similarity
+    assert high >= 5 and low >= 5
+
+
 def test_the_levels_are_their_steps_and_a_step_can_be_turned_either_way() -> None:
     assert steps_of(CleaningConfig()) == []
     assert steps_of(LIGHT) == ["characters", "spaces", "personal_data", "exact_duplicates"]

@@ -192,6 +192,8 @@ CASES = [
     Case("parts by number", parts((0, 9, "0"), (9, 100, "1"), (100, 999, "2")), "", kept=4, faults=0),
     Case("many parts", parts(*((n, n + 15, str(n)) for n in range(0, len(ZIP), 15))), "", kept=4, faults=0),
     Case("parts missing", parts((0, 60, "0"), (100, 999, "100")), r"x.zip: parts of the split archive are missing. .*byte 60"),
+    Case("part.tar", tar_bytes({"안/x.zip.part0": b"x", "글.jsonl": GOOD}), "part.tar!안/x.zip.part0: is a part of a split archive inside", kept=4),
+    Case("version.zip", patched(ZIP, 4, 6, 227), "version.zip: is damaged or cut. .*zip file version 22.7"),
     # encodings
     Case("bom.jsonl", b"\xef\xbb\xbf" + GOOD + b"{\n", r"bom.jsonl:5: not JSON", kept=4),
     Case("nul.txt", "가\0나\n\n다".encode(), "nul.txt:1: text holds a NUL", kept=1),
@@ -228,6 +230,7 @@ CASES = [
     Case("sep.csv", 'sep=;\ntext;쪽\n"글; 하나";1\n\n글 둘;2\n'.encode("utf-8-sig"), "", kept=2, faults=0),
     Case("cut.parquet", cut(parquet_bytes([{"text": "가"}])), "cut.parquet: is damaged or cut"),
     Case("no.parquet", GOOD, "no.parquet: is damaged or cut"),
+    Case("name.parquet", parquet_bytes([{"text": "가"}]).replace(b"text", b"\xfftxt"), "name.parquet: is damaged or cut. .*utf-8"),
     Case("null.parquet", parquet_bytes([{"text": "가"}, {"text": None}]), r"null.parquet\[1\]: text is NoneType, not text", kept=1),
     Case("columns.parquet", parquet_bytes([{"body": "가"}]), r'columns.parquet\[0\]: field "text" is missing. It has: body'),
     Case("packed.parquet.gz", gzip.compress(parquet_bytes([{"text": "가"}])), "", kept=1, faults=0),

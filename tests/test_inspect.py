@@ -147,3 +147,12 @@ def test_json_lines_named_json_that_are_larger_than_the_sample_are_sampled(
     monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 20_000)
     found = diagnose(str(tmp_path / "a.json"))
     assert (found.preset, found.faults) == ("text", {}) and 20 < found.usable <= 100
+
+
+def test_what_nothing_here_reads_is_said_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("글", encoding="utf-8")
+    for name in ("b.xlsx", "c.xlsx", "d.hwp"):
+        (tmp_path / name).write_bytes(b"x")
+    shown = show(diagnose(str(tmp_path)))
+    assert "not read: 2 .xlsx. Save each sheet as csv." in shown
+    assert "not read: 1 .hwp. Convert them to txt." in shown

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from llm.data.records import Fault
-from llm.data.sources.places import File
+from llm.data.sources.places import PART, File
 
 DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
@@ -71,7 +71,10 @@ def damages() -> tuple[type[BaseException], ...]:
 
 def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
     name = member.name.lower()
-    if not is_archive(name):
+    if depth < DEPTH and PART.fullmatch(PurePosixPath(name).name):
+        fix = "Unpack the outer archive, and give data.path=<the folder>: the parts are joined there"
+        yield Fault(member.origin, "is a part of a split archive inside an archive", fix, member.size or 0)
+    elif not is_archive(name):
         yield member
     elif depth == 0:
         yield Fault(member.origin, f"lies in more than {DEPTH} archives", WAY_OUT_OF_BOMB, member.size or 0)
@@ -83,7 +86,7 @@ def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
                 yield from _tar(member, depth)
             else:
                 yield from _open(_unpacked(member), depth - 1)
-        except damages() as error:
+        except (*damages(), NotImplementedError, UnicodeDecodeError, OverflowError) as error:  # of zipfile and tarfile
             yield damage(error, member.origin, size=member.size or 0)
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from llm.errors import ConfigError
 
 _URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)  # two letters or more: C:\ is a drive
-_PART = re.compile(r"(?P<whole>.+\.(?:zip|tar|tgz|gz|zst))\.part(?P<offset>\d+)", re.IGNORECASE)
+PART = re.compile(r"(?P<whole>.+\.(?:zip|tar|tgz|gz|zst))\.part(?P<offset>\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _joined(paths: Iterable[Path]) -> list[Place]:
     whole: dict[str, dict[int, Path]] = {}
     places: list[Place] = []
     for path in paths:
-        if part := _PART.fullmatch(path.name):
+        if part := PART.fullmatch(path.name):
             whole.setdefault(str(path.with_name(part["whole"])), {})[int(part["offset"])] = path
         else:
             places.append(_local(path))

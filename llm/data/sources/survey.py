@@ -62,7 +62,7 @@ class Survey:
         """(preset, share of the sampled records that it makes something of), the best first."""
         scores = {name: _score(self.samples, config) for name, config in presets().items()}
         ranked = sorted(scores, key=lambda name: (*scores[name], name == "text"), reverse=True)
-        return [(name, scores[name][0]) for name in ranked if scores[name][0] > 0]
+        return [(name, scores[name][1]) for name in ranked if scores[name][0] > 0]
 
     def records(self, config: DataConfig) -> Iterator[Document | Conversation | Fault]:
         """The records of the sample under a config, with their faults."""
@@ -157,8 +157,8 @@ def _sample(member: Member, found: Survey) -> Sample | None:
     return sample
 
 
-def _score(samples: list[Sample], config: DataConfig) -> tuple[float, float, int]:
-    """(share of records that fit, keys of the preset that they have, how much else of it applies)."""
+def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float, int]:
+    """(records that fit, their share, how many keys of the preset each has, how much else of it applies)."""
     reader, layout = Files(config, []), config.layout
     records = left_out = fitting = keys = 0
     for sample in samples:
@@ -174,9 +174,9 @@ def _score(samples: list[Sample], config: DataConfig) -> tuple[float, float, int
             fitting += found > 0
             keys += found
     if left_out * 2 > records:
-        return 0.0, 0.0, 0
+        return 0, 0.0, 0.0, 0
     named = (layout.records is not None) + bool(layout.files) + (layout.require is not None)
-    return (fitting / (records - left_out), keys / fitting, named) if fitting else (0.0, 0.0, 0)
+    return (fitting, fitting / (records - left_out), keys / fitting, named) if fitting else (0, 0.0, 0.0, 0)
 
 
 def _raws(sample: Sample, config: DataConfig) -> Iterator[Raw | Document | Fault]:

@@ -115,7 +115,7 @@ def arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> I
                     place = f"{member.origin}[{index}]"
                     index += 1
                     yield _row(batch, row, place)
-    except (pyarrow.ArrowException, *damages()) as error:
+    except (pyarrow.ArrowException, MemoryError, ValueError, *damages()) as error:  # each of these was seen
         yield damage(error, f"{member.origin}[{index}]" if index else member.origin, size=member.size or 0)
 
 
