@@ -86,7 +86,7 @@ def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
                 yield from _tar(member, depth)
             else:
                 yield from _open(_unpacked(member), depth - 1)
-        except (*damages(), NotImplementedError, UnicodeDecodeError, OverflowError) as error:  # of zipfile and tarfile
+        except _of_archives() as error:
             yield damage(error, member.origin, size=member.size or 0)
 
 
@@ -290,6 +290,11 @@ class Zstd:
 
     def close(self) -> None:
         self._ready = self._rest = b""
+
+
+def _of_archives() -> tuple[type[BaseException], ...]:
+    """What zipfile and tarfile raise of a damaged list of members, too; each of these was seen."""
+    return (*damages(), NotImplementedError, UnicodeDecodeError, OverflowError)
 
 
 def _zstandard_errors() -> tuple[type[BaseException], ...]:
