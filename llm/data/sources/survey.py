@@ -25,7 +25,8 @@ from llm.data.sources.presets import fits, presets
 
 SAMPLED_MEMBERS = 24
 SAMPLED_BYTES = 4 * 2**20  # of each; a json file is read whole, up to
-SAMPLED_JSON = 32 * 2**20
+SAMPLED_JSON = 8 * 2**20
+SAMPLED_IN_ALL = 64 * 2**20  # bytes, which as parsed json take some five times that
 SAMPLED_RECORDS = 100  # of each
 LISTED_BYTES = 256 * 2**20  # of a stream that cannot be gone back in, such as a tar.gz
 
@@ -75,8 +76,8 @@ class Survey:
 def survey(places: list[Place]) -> Survey:
     """List everything at the places, and read a sample of it, spread evenly."""
     found = Survey()
-    names = list(_listed(places, found))
-    wanted = set(_spread(names))
+    known = [index for index, member in enumerate(_listed(places, found)) if _is_readable(member)]
+    wanted = set(known[:: max(1, -(-len(known) // SAMPLED_MEMBERS))])
     for index, member in enumerate(_members(places, Survey())):
         if index in wanted and isinstance(member, Member):
             try:
@@ -84,7 +85,8 @@ def survey(places: list[Place]) -> Survey:
                     found.samples.append(sample)
             except damages() as error:
                 found.faults.append(damage(error, member.origin))
-        if index == max(wanted, default=-1):
+        read = sum(len(sample.data) for sample in found.samples)
+        if index == max(wanted, default=-1) or read > SAMPLED_IN_ALL:
             break
     return found
 
@@ -121,15 +123,8 @@ def _members(places: list[Place], found: Survey) -> Iterator[Member | Fault]:
                     break
 
 
-def _spread(names: list[Member | Fault]) -> list[int]:
-    """Which members are read: of those whose format is known, evenly over the list."""
-    known = [
-        index
-        for index, member in enumerate(names)
-        if isinstance(member, Member) and format_of(member.name, LayoutConfig()) is not None and member.size != 0
-    ]
-    step = max(1, -(-len(known) // SAMPLED_MEMBERS))
-    return known[::step]
+def _is_readable(member: Member | Fault) -> bool:
+    return isinstance(member, Member) and member.size != 0 and format_of(member.name, LayoutConfig()) is not None
 
 
 def _sample(member: Member, found: Survey) -> Sample | None:
