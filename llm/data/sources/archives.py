@@ -104,7 +104,11 @@ def _zip(member: Member, depth: int) -> Iterator[Member | Fault]:
                 continue
 
             def open_member(info: zipfile.ZipInfo = info) -> BinaryIO:
-                return io.BufferedReader(Counted(archive.open(info), _plausible(info.compress_size)), BUFFER)
+                try:
+                    inside = archive.open(info)
+                except (NotImplementedError, UnicodeDecodeError, RuntimeError) as error:  # its two headers disagree
+                    raise zipfile.BadZipFile(str(error)) from error
+                return io.BufferedReader(Counted(inside, _plausible(info.compress_size)), BUFFER)
 
             yield from _open(Member(name, origin, info.file_size, open_member, repaired=repaired), depth - 1)
 

@@ -86,16 +86,24 @@ def raw_records(
             yield from _json(stream, member.origin, layout, reading)
             return
         lines = Lines(stream)
-        if file_format is FileFormat.txt:
-            yield from _paragraphs(lines, member.origin, reading)
-        elif file_format in (FileFormat.csv, FileFormat.tsv):
-            from llm.data.sources.tables import rows
+        try:
+            yield from _lined(lines, member.origin, file_format, layout, reading)
+        finally:  # of a stream that is damaged, what was read before
+            reading.bytes_read += lines.bytes_read
+            reading.encodings[lines.encoding or "ascii"] += 1
 
-            yield from rows(lines, member.origin, file_format, layout, reading)
-        else:
-            yield from _json_lines(lines, member.origin, reading)
-        reading.bytes_read += lines.bytes_read
-        reading.encodings[lines.encoding or "ascii"] += 1
+
+def _lined(
+    lines: Lines, origin: str, file_format: FileFormat, layout: LayoutConfig, reading: Reading
+) -> Iterator[Raw | Document | Fault]:
+    if file_format is FileFormat.txt:
+        yield from _paragraphs(lines, origin, reading)
+    elif file_format in (FileFormat.csv, FileFormat.tsv):
+        from llm.data.sources.tables import rows
+
+        yield from rows(lines, origin, file_format, layout, reading)
+    else:
+        yield from _json_lines(lines, origin, reading)
 
 
 def _paragraphs(lines: Lines, origin: str, reading: Reading) -> Iterator[Document | Fault]:
