@@ -194,7 +194,6 @@ CASES = [
     Case("parts missing", parts((0, 60, "0"), (100, 999, "100")), r"x.zip: parts of the split archive are missing. .*byte 60"),
     Case("part.tar", tar_bytes({"안/x.zip.part0": b"x", "글.jsonl": GOOD}), "part.tar!안/x.zip.part0: is a part of a split archive inside", kept=4),
     Case("local.zip", ZIP.replace("글.jsonl".encode(), b"\xff\xfe\xfd.jsonl", 1), "local.zip!글.jsonl: is damaged or cut. .*utf-8"),
-    Case("local flag.zip", ZIP[:6] + b"\x01" + ZIP[7:], "local flag.zip!글.jsonl: is damaged or cut. .*encrypted"),
     Case("version.zip", patched(ZIP, 4, 6, 227), "version.zip: is damaged or cut. .*zip file version 22.7"),
     # encodings
     Case("bom.jsonl", b"\xef\xbb\xbf" + GOOD + b"{\n", r"bom.jsonl:5: not JSON", kept=4),
