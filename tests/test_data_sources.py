@@ -304,6 +304,17 @@ def test_a_url_of_any_kind_that_fsspec_knows_is_read(memory: Any) -> None:
     assert open_files(config("memory://set")).digest() == open_files(config("memory://set/")).digest()
 
 
+def test_what_a_protocol_raises_while_it_is_read_is_a_fault(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no range requests\nhere")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.seek", fail)
+    (fault,) = open_files(config("memory://set/가.zip")).records()
+    assert isinstance(fault, Fault)
+    assert (fault.origin, fault.reason) == ("memory:///set/가.zip", "is damaged or cut")
+    assert "no range requests" in fault.fix and "\n" not in fault.fix
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from llm.data.records import Fault
-from llm.data.sources.places import PART, File
+from llm.data.sources.places import PART, File, RemoteError
 
 DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
@@ -27,7 +27,7 @@ DEFLATE64 = 9  # in the zip format's list of methods (APPNOTE 4.4.5)
 WAY_OUT_OF_BOMB = "Look at it with care; if it is what it should be, unpack it and give data.path=<the folder>"
 
 _HANGUL = re.compile("[가-힣ᄀ-ᇿ]")  # conjoining, too: macOS writes names in NFD
-DAMAGE = (EOFError, OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGE = (RemoteError, EOFError, OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True, slots=True)

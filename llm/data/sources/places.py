@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)  # two letters or more: C:\ is a drive
 PART = re.compile(r"(?P<whole>.+\.(?:zip|tar|tgz|gz|zst))\.part(?P<offset>\d+)", re.IGNORECASE)
@@ -202,4 +202,49 @@ def _remote(url: str) -> list[Place]:
 
 def _remote_file(system: Any, name: str) -> File:
     size = system.size(name)
-    return File(system.unstrip_protocol(name), int(size or 0), lambda: system.open(name, "rb"))
+    return File(system.unstrip_protocol(name), int(size or 0), lambda: io.BufferedReader(_Remote(system, name), 2**20))
+
+
+class RemoteError(DataError):
+    """What a protocol raised while a file was read; no OSError, which zipfile takes for a file that is no zip."""
+
+
+class _Remote(io.RawIOBase):
+    """A file behind a URL."""
+
+    def __init__(self, system: Any, name: str) -> None:
+        self._name = name
+        self._file = self._ask(system.open, name, "rb")
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except OSError:
+            raise
+        except Exception as error:  # each protocol has its own kinds
+            message = (str(error) or type(error).__name__).splitlines()[0]
+            raise RemoteError(
+                f"{self._name}: {message}. Try again, or fetch it and give data.path=<the file>."
+            ) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._ask(self._file.seek, offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._ask(self._file.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
