@@ -205,6 +205,9 @@ def _remote_file(system: Any, name: str) -> File:
     return File(system.unstrip_protocol(name), int(size or 0), lambda: io.BufferedReader(_Remote(system, name), 2**20))
 
 
+FETCH_IT = "Try again, or fetch the file and give data.path=<where it is>"
+
+
 class RemoteError(DataError):
     """What a protocol raised while a file was read; no OSError, which zipfile takes for a file that is no zip."""
 
