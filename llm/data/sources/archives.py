@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from llm.data.records import Fault
-from llm.data.sources.places import FETCH_IT, PART, File, RemoteError
+from llm.data.sources.places import PART, File, RemoteError
 
 DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
@@ -61,7 +61,8 @@ def damage(error: BaseException, origin: str, *, size: int = 0) -> Fault:
     if isinstance(error, BombError):
         return Fault(origin, "unpacks to more than is plausible", WAY_OUT_OF_BOMB, size)
     if isinstance(error, RemoteError):
-        return Fault(origin, "cannot be read from its URL", f"{FETCH_IT} ({error})", size)
+        reason, _, fix = str(error).rstrip(".").rpartition(". ")
+        return Fault(origin, "cannot be read from its URL", f"{fix} ({reason})", size)
     message = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return Fault(origin, "is damaged or cut", f"Fetch it again, or remove it ({message})", size)
 

@@ -226,9 +226,7 @@ class _Remote(io.RawIOBase):
             raise
         except Exception as error:  # each protocol has its own kinds
             message = (str(error) or type(error).__name__).splitlines()[0]
-            raise RemoteError(
-                f"{self._name}: {message}. Try again, or fetch it and give data.path=<the file>."
-            ) from error
+            raise RemoteError(f"{self._name}: {message.rstrip('.')}. {FETCH_IT}.") from error
 
     def readable(self) -> bool:
         return True
