@@ -20,7 +20,7 @@ from llm.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 GROUPS = ("tokenizer", "data", "model", "optimizer", "trainer", "logger")
-STAGE_OF = {"korean_law_qa": "finetune", "conversations": "finetune", "adamw_lora": "finetune"}
+STAGE_OF = {"adamw_lora": "finetune"}
 
 
 def config_of(*overrides, conf=CONF):
@@ -41,10 +41,11 @@ def choices(group):
 
 @pytest.mark.parametrize("override", [f"{group}={choice}" for group in GROUPS for choice in choices(group)])
 def test_every_choice_composes_in_a_stage_that_uses_it(override):
-    choice = override.split("=")[1]
-    stage = STAGE_OF.get(choice, "pretrain")
+    group, choice = override.split("=")
+    settings = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+    stage = "finetune" if settings.get("kind") == "conversations" else STAGE_OF.get(choice, "pretrain")
     needed = ["base=x"] if stage == "finetune" else []
-    needed += ["data.path=x"] if choice in ("text", "conversations") else []
+    needed += ["data.path=x"] if group == "data" and "source" not in settings else []
     assert config_of(f"stage={stage}", override, *needed).stage == stage
 
 
@@ -87,7 +88,10 @@ def test_stages_mirror_modules():
         (["name=a/b"], "name='a/b' cannot name a folder"),
         (["data=korean_law_qa"], "data=korean_law_qa is conversations, but stage=pretrain learns from text"),
         (["stage=finetune", "base=x", "data=korean_law"], "data=korean_law is text, but stage=finetune learns from"),
-        (["data=text"], "data.path is missing. Set data.path=<file, folder or glob of txt or jsonl>"),
+        (
+            ["data=text"],
+            "data.path is missing. Set data.path=<file, folder or glob of txt, jsonl, json, csv, tsv or parquet>",
+        ),
         (["data.path=x"], "data.path=x is not used by data=korean_law"),
         (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range"),
         (["data.batch_size=0"], "data.batch_size=0 is too small"),

@@ -9,7 +9,7 @@ import pytest
 from llm.config import DataConfig
 from llm.config.schema import BadRecords, DataKind
 from llm.data import Conversation, Corpus, Document, open_corpus
-from llm.data.files import Files
+from llm.data.files import open_files
 from llm.data.records import Fault
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ def both_sides(corpus: Corpus) -> list[Document | Conversation]:
 
 
 def read(path: Path, kind: DataKind = TEXT, **settings: object) -> list[Document | Conversation | Fault]:
-    return list(Files(config(path, kind, **settings)).records())
+    return list(open_files(config(path, kind, **settings)).records())
 
 
 # What becomes a record
@@ -107,13 +107,9 @@ def test_a_file_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path: Pat
 TEXT_FAULTS = {
     "empty.txt": (b"", "1: the file is empty. Remove it"),
     "empty.jsonl": (b"", "1: the file is empty. Remove it"),
-    "cp949.txt": (
-        "안녕".encode("cp949"),
-        r"1: not UTF-8 \(byte 0xbe\)\. Convert .*: iconv -f cp949 -t utf-8 .*cp949.txt",
-    ),
     "cut.txt": ("가".encode()[:2], r"1: not UTF-8 \(byte 0xea\)"),
     "nul.txt": ("가\0나".encode(), "1: text holds a NUL. Convert it to UTF-8"),
-    "cp949.jsonl": (b'{"text": "' + "안".encode("cp949") + b'"}', r"1: not UTF-8 \(byte 0xbe\)"),
+    "latin.jsonl": (b'{"text": "caf\xe9"}', r"1: not UTF-8 \(byte 0xe9\)"),
     "torn.jsonl": (b'{"text": "a', r"1: not JSON. Each line must be one JSON object \(Unterminated"),
     "deep.jsonl": (b"[" * 100_000, "1: not JSON. .*nested too deeply"),
     "list.jsonl": (b'["a"]', r"1: not a JSON object. Each line must be an object such as .*, not \[\"a\"\]"),
@@ -229,17 +225,21 @@ def test_a_side_without_a_record_is_refused(tmp_path: Path, share: float, side: 
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        (TEXT, "absent.txt", r"data.path=.*absent.txt: no .txt or .jsonl file is there. Give a file, a folder or a"),
-        (TEXT, "*.jsonl", r"no .txt or .jsonl file is there"),
-        (TEXT, "empty", r"no .txt or .jsonl file is there"),
-        (TEXT, "table.csv", r"table.csv is not .txt or .jsonl, which is what data=text reads"),
-        (CHAT, "a.txt", r"a.txt is not .jsonl, which is what data=conversations reads"),
-        (CHAT, ".", r"no .jsonl file is there"),
+        (TEXT, "absent.txt", r"data.path=.*absent.txt: no .txt or .jsonl or .*arrow is there. Give a file, a"),
+        (TEXT, "*.jsonl", r"no .txt or .jsonl or .* is there"),
+        (TEXT, "empty", r"no .txt or .jsonl or .* is there"),
+        (
+            TEXT,
+            "table.hwp",
+            r"table.hwp is not .txt or .jsonl or .*, which is what data=text reads. Convert it, or say",
+        ),
+        (CHAT, "a.txt", r"a.txt is not .jsonl or .*, which is what data=conversations reads"),
+        (CHAT, ".", r"no .jsonl or .* is there"),
     ],
 )
 def test_a_path_without_the_right_files_is_refused(tmp_path: Path, kind: DataKind, path: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
-    for name in ("table.csv", "a.txt"):
+    for name in ("table.hwp", "a.txt"):
         (tmp_path / name).write_text("가", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         open_corpus(config(tmp_path / path, kind))

@@ -40,7 +40,7 @@ def only(*parts: str) -> list[str]:
 
 def test_both_languages_have_the_same_commands():
     assert commands("README.ko.md") == COMMANDS
-    assert len(COMMANDS) == 14 and len(PLAIN) == 5
+    assert len(COMMANDS) == 15 and len(PLAIN) == 5
 
 
 def test_the_readme_is_short_and_names_every_exit_code():
@@ -102,6 +102,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     }
     said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
     said["verify"] = run([*only("llm.verify"), "--outputs", str(outputs)])
+    said["inspect"] = run([*only("llm.inspect")[:-1], str(text)])
     said["compare"] = run([*only("llm.compare"), "--outputs", str(outputs)])
     return Ran(said, outputs)
 
@@ -167,6 +168,10 @@ def test_the_tuned_model_answers(ran):
 def test_verify_finds_every_file_as_it_was(ran):
     lines = ran.said["verify"].stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["done"] * 4  # tokenizer, shards, pretrain, finetune
+
+
+def test_inspect_names_the_choice_that_reads_the_text(ran):
+    assert "preset: text (fits 100 % of the sampled records" in ran.said["inspect"].stdout
 
 
 def test_compare_ranks_the_pretrained_runs(ran):

@@ -5,6 +5,7 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 """
 
 from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
 from llm.config.schema import (
     ALPHABET_SIZES,
     LINEAR_LAYERS,
@@ -42,10 +43,14 @@ __all__ = [
     "Alphabet",
     "Architecture",
     "BadRecords",
+    "CleaningConfig",
+    "CleaningLevel",
     "DataConfig",
     "DataKind",
     "DataSource",
+    "FileFormat",
     "FinetuneStage",
+    "LayoutConfig",
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",

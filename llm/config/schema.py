@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.errors import ConfigError
 
 # A field is part of a run's identity unless its metadata names the stages whose result it changes.
@@ -132,8 +133,10 @@ class DataConfig:
     name: str = field(default=MISSING, metadata=HOW)
     kind: DataKind = field(default=MISSING, metadata=TEXT)
     source: DataSource = field(default=DataSource.files, metadata=TEXT)
-    path: str | None = field(default=None, metadata=HOW)  # file, folder or glob; its content is part of the identity
-    text_field: str = field(default="text", metadata=TEXT)  # of a jsonl record, for kind text
+    path: str | None = field(default=None, metadata=HOW)  # file, folder, glob or URL; its content is in the identity
+    text_field: str = field(default="text", metadata=TEXT)  # path of a record's text, for kind text
+    layout: LayoutConfig = field(default_factory=LayoutConfig, metadata=TEXT)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig, metadata=TEXT)
     held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
     bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
     num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
@@ -150,6 +153,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.held_out_share={self.held_out_share} is out of range. Set a share between 0 and 1, such as 0.01."
             )
+        check_path("data.text_field", self.text_field)
         _at_least("data.sequence_length", self.sequence_length, 2)
         _at_least("data.batch_size", self.batch_size, 1)
         if self.num_workers is not None:
@@ -169,7 +173,10 @@ class DataConfig:
             )
 
 
-_FILES_OF = {DataKind.text: "txt or jsonl", DataKind.conversations: "jsonl with messages or question and answer"}
+_FILES_OF = {
+    DataKind.text: "txt, jsonl, json, csv, tsv or parquet",
+    DataKind.conversations: "jsonl, json, csv or parquet with messages or question and answer",
+}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,7 +1,11 @@
 """Raw text and conversations -> documents, shards of token ids, and the rows that a training step takes.
 
 corpus.py        config -> documents or conversations, each with its origin, what was dropped, and a digest
-files.py         txt and jsonl
+files.py         files of any format, in archives or not
+sources/         how files are found, opened, decoded and taken apart, and the presets of known sets
+cleaning/        documents repaired, masked and dropped by configured steps, with an account of every byte
+quarantine.py    what was left out, with origin and reason
+leaks.py         how much of the held-out text stands in the training text
 korean_law.py    Korean statutes, and questions and answers about them, from a package
 split.py         which documents are held out: by hash of their text
 encoding.py      documents -> token ids, by several processes, in order

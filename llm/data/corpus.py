@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 from llm.config import BadRecords, DataConfig, DataSource
-from llm.data.files import Files
+from llm.data.cleaning import Cleaner, Dropped, as_json
+from llm.data.files import open_files
 from llm.data.korean_law import Questions, Statutes
+from llm.data.quarantine import Quarantine
 from llm.data.records import Conversation, Document, Fault, Source
 from llm.data.split import is_held_out
 from llm.errors import DataError
-from llm.run import log
+from llm.run import log, write_json
 
 __all__ = ["Conversation", "Corpus", "Document", "open_corpus"]
 
@@ -21,6 +26,8 @@ class Corpus:
         self._config = config
         self._source = source
         self.dropped: Counter[str] = Counter()  # reason -> records, in the last pass that ended
+        self.cleaning: dict[str, Any] = {}  # what each cleaning step did, in that pass
+        self._left_out: Path | None = None
 
     @property
     def rights(self) -> str | None:
@@ -39,29 +46,53 @@ class Corpus:
         """
         dropped: Counter[str] = Counter()
         seen = total = 0
+        cleaner = Cleaner(self._config.cleaning)
+        with closing(Quarantine(self._left_out)) as quarantine:
+            for record in self._cleaned(cleaner):
+                if isinstance(record, Fault | Dropped):
+                    dropped[_named(record)] += 1
+                    quarantine.add(record)
+                    continue
+                total += 1
+                if is_held_out(record.text, self._config.held_out_share) is held_out:
+                    seen += 1
+                    yield record
+            if not seen:
+                raise DataError(self._explain_none(total, dropped.total(), held_out=held_out))
+            cleaner.check()
+            quarantine.keep()
+        self.dropped, self.cleaning = dropped, as_json(cleaner)
+        if self._left_out is not None and self.cleaning:
+            write_json(self._left_out / "cleaning.json", self.cleaning)
+
+    def _cleaned(self, cleaner: Cleaner) -> Iterator[Document | Conversation | Dropped | Fault]:
         for record in self._source.records():
-            if isinstance(record, Fault):
-                if self._config.bad_records is BadRecords.refuse:
-                    raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
-                dropped[record.reason] += 1
-                continue
-            total += 1
-            if is_held_out(record.text, self._config.held_out_share) is held_out:
-                seen += 1
+            if not isinstance(record, Fault):
+                yield cleaner.clean(record)
+            elif self._config.bad_records is BadRecords.refuse:
+                raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
+            else:
                 yield record
-        if not seen:
-            raise DataError(self._explain_none(total, dropped.total(), held_out=held_out))
-        self.dropped = dropped
+
+    def keep_left_out(self, folder: Path) -> None:
+        """Have the passes that follow leave what they left out in `folder`: quarantine.jsonl and cleaning.json."""
+        self._left_out = folder
 
     def texts(self, *, held_out: bool) -> Iterator[str]:
         """The texts of one side of the split."""
         return (record.text for record in self.records(held_out=held_out))
 
     def say_dropped(self) -> dict[str, int]:
-        """Log what the last pass dropped, and return it by reason."""
+        """Log what the last pass dropped and what it did not read, and return the number of records by reason."""
+        reading = getattr(self._source, "reading", None)
+        if reading is not None:
+            for reason, times in reading.skipped.most_common():
+                log.warning("data=%s: left out %d %s", self._config.name, times, reason)
+            if unusual := {name: times for name, times in reading.encodings.items() if name not in ("utf-8", "ascii")}:
+                log.info("data=%s: files in other encodings than utf-8: %s", self._config.name, unusual)
         for reason, times in self.dropped.most_common():
             log.warning("data=%s: dropped %d records: %s", self._config.name, times, reason)
-        return dict(self.dropped)
+        return dict(self.dropped) | (dict(reading.skipped) if reading is not None else {})
 
     def _explain_none(self, total: int, dropped: int, *, held_out: bool) -> str:
         where = self._config.path or f"data={self._config.name}"
@@ -78,6 +109,12 @@ class Corpus:
         )
 
 
+def _named(left_out: Fault | Dropped) -> str:
+    if isinstance(left_out, Fault):
+        return left_out.reason
+    return f"cleaning, {left_out.step}: {left_out.reason}"
+
+
 def open_corpus(config: DataConfig) -> Corpus:
     """The corpus of a data config; nothing is read yet.
 
@@ -88,4 +125,4 @@ def open_corpus(config: DataConfig) -> Corpus:
         return Corpus(config, Statutes())
     if config.source is DataSource.korean_law_qa:
         return Corpus(config, Questions())
-    return Corpus(config, Files(config))
+    return Corpus(config, open_files(config))

@@ -8,8 +8,9 @@ from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm.data.files import conversation
+from llm.config import LayoutConfig
 from llm.data.records import Conversation, Document, Fault
+from llm.data.sources.layouts import conversation
 from llm.errors import ConfigError
 from llm.run import digest_of, sha256_of
 
@@ -103,7 +104,7 @@ class Questions:
                 yield Fault(origin, "the same pair came before", "Set data.bad_records=drop")
             else:
                 seen.add((question, answer))
-                yield conversation({"question": question, "answer": answer}, origin)
+                yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
 
 
 def statute_articles(markdown: str, name: str) -> Iterator[Document]:

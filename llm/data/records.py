@@ -1,7 +1,11 @@
-"""What every source gives: documents and conversations with their origin, or the fault of a record."""
+"""What every source gives: documents and conversations with their origin, or the fault of a record.
+
+An origin is file:line; in an archive file!member:line; of a json, parquet or arrow file, which have no lines of their
+own, file[index of the record]. It reads file alone where the whole of it is meant.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -10,7 +14,8 @@ class Document:
     """A text and where it is from."""
 
     text: str
-    origin: str  # file:line
+    origin: str
+    size: int = field(default=0, compare=False)  # bytes that it takes in its file, where that has lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,8 @@ class Conversation:
     """Turns as chat templates take them ({role, content}), and where they are from."""
 
     messages: list[dict[str, str]]
-    origin: str  # file:line
+    origin: str
+    size: int = field(default=0, compare=False)
 
     @property
     def text(self) -> str:
@@ -33,6 +39,10 @@ class Fault:
     origin: str
     reason: str  # a few words: what dropped records are counted by
     fix: str  # what to do about it
+    size: int = field(default=0, compare=False)
+
+
+Record = Document | Conversation | Fault
 
 
 class Source(Protocol):

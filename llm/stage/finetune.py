@@ -12,7 +12,7 @@ from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, 
 from llm.stage import corpus_notes
 from llm.stage._training import copy_tokenizer, train
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
 
@@ -44,6 +44,7 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
 
     folder = base.path / "model"
     special = tokenizer.special(folder)
+    corpus.keep_left_out(run.path)
     rows, questions, dropped = _read(config, corpus, folder, special)
     torch.manual_seed(config.seed)
     base_model = models.load(folder)

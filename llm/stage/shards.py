@@ -30,6 +30,7 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
 
 def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:
     check_files(trained, under="tokenizer")
+    corpus.keep_left_out(run.path)
     manifest = write_shards(
         corpus,
         trained.path,

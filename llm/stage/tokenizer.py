@@ -8,7 +8,7 @@ from llm.data import Corpus, open_corpus
 from llm.run import Outcome, Plan, Run, log, make, whole_files, write_json
 from llm.stage import corpus_notes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: TokenizerStage, *, wait: bool = False) -> Run:
@@ -24,6 +24,7 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
 
 
 def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
+    corpus.keep_left_out(run.path)
     trained = tokenizer.train(config.tokenizer, corpus.texts(held_out=False))
     notes = corpus_notes(corpus)
     with whole_files(run.path) as target:

@@ -1,0 +1,61 @@
+"""Path expressions: `document[].paragraph[].form` and a JSON value -> the values found there.
+
+`a.b` is key b of key a; `a[]` is each item of the list at a (a value that is no list counts as a list of one: some sets
+have one object where others have a list); `a|b` is the first of the two that finds more than blanks. In a csv without a
+header the keys are the numbers of the columns: 0, 1, 2.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+_EACH = "[]"
+
+
+def values(record: Any, path: str) -> list[Any]:
+    """What a path finds in a record; none where a key is missing.
+
+    A key that holds the path's own signs (`a.b`) is found as it stands.
+    """
+    if isinstance(record, dict) and path in record:
+        return [record[path]]
+    best: list[Any] = []
+    for steps in _alternatives(path):
+        found = list(_follow(record, steps))
+        if any(value is not None and value != "" for value in found):
+            return found
+        best = best or found
+    return best
+
+
+def first(record: Any, path: str) -> Any:
+    """The first value that a path finds; None where it finds none."""
+    return next(iter(values(record, path)), None)
+
+
+def head(path: str) -> list[str]:
+    """The top-level keys that a path can begin with."""
+    return [steps[0] for steps in _alternatives(path)]
+
+
+@lru_cache(maxsize=256)
+def _alternatives(path: str) -> list[list[str]]:
+    return [_steps(choice) for choice in path.split("|")]
+
+
+def _steps(choice: str) -> list[str]:
+    steps: list[str] = []
+    for part in choice.split("."):
+        key = part.rstrip("[]")
+        steps += [key, *[_EACH] * part.count(_EACH)]
+    return steps
+
+
+def _follow(value: Any, steps: list[str]) -> Iterator[Any]:
+    if not steps:
+        yield value
+    elif steps[0] == _EACH:
+        for item in value if isinstance(value, list) else [value]:
+            yield from _follow(item, steps[1:])
+    elif isinstance(value, dict) and steps[0] in value:
+        yield from _follow(value[steps[0]], steps[1:])

@@ -1,0 +1,49 @@
+"""The data choices of conf/data as configs, and which of them fits a raw record."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig
+from llm.data.records import Conversation, Document, Fault
+from llm.data.sources.fields import head, values
+from llm.data.sources.formats import Raw
+from llm.data.sources.layouts import conversation, document
+
+CONF = Path(__file__).parents[3] / "conf" / "data"
+
+
+@cache
+def presets() -> dict[str, DataConfig]:
+    """Every choice of conf/data that reads files, by its name."""
+    found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(CONF.glob("*.yaml"))}
+    return {name: preset(settings) for name, settings in found.items() if "source" not in settings}
+
+
+def preset(settings: dict[str, Any], *, path: str = "") -> DataConfig:
+    """The config of one YAML file of conf/data."""
+    layout = dict(settings.get("layout", {}))
+    if "format" in layout:
+        layout["format"] = FileFormat[layout["format"]]
+    known = {key: settings[key] for key in ("name", "text_field", "held_out_share", "batch_size") if key in settings}
+    return DataConfig(**known, kind=DataKind[settings["kind"]], layout=LayoutConfig(**layout), path=path)
+
+
+def fits(raw: Raw, config: DataConfig) -> int:
+    """How well a preset fits a raw record: 0 if not at all, else the number of its own keys that the record has."""
+    layout = config.layout
+    if layout.require is not None and not values(raw.value, layout.require):
+        return 0
+    if config.kind is DataKind.text:
+        made: Document | Conversation | Fault = document(raw, config.text_field, layout)
+        paths = [config.text_field, layout.group, layout.require]
+        if layout.group is not None and not values(raw.value, layout.group):
+            return 0
+    else:
+        made = conversation(raw.value, raw.origin, layout)
+        paths = [layout.messages, layout.question, layout.input, layout.answer, layout.require]
+    if isinstance(made, Fault):
+        return 0
+    return sum(any(key in raw.value for key in head(path)) for path in paths if path is not None)

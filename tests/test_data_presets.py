@@ -1,0 +1,79 @@
+"""The presets: each reads its set, made to the published shape, and the doctor names it."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from llm.config import CleaningConfig, LayoutConfig
+from llm.data.files import open_files
+from llm.data.records import Fault
+from llm.data.sources.presets import presets
+from llm.inspect import diagnose
+from tests.korean import documents
+from tests.published import SETS, write_set
+
+
+def test_every_preset_has_a_set_to_be_tested_by() -> None:
+    assert sorted(SETS) == sorted(presets())
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_a_preset_reads_its_set(tmp_path: Path, name: str) -> None:
+    texts = write_set(name, tmp_path)
+    records = list(open_files(replace(presets()[name], path=str(tmp_path))).records())
+    assert [record.reason if isinstance(record, Fault) else record.text for record in records] == texts
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_the_doctor_names_the_preset_of_a_set(tmp_path: Path, name: str) -> None:
+    texts = write_set(name, tmp_path)
+    found = diagnose(str(tmp_path))
+    assert (found.preset, found.fits, found.usable) == (name, 1.0, len(texts))
+
+
+def test_a_preset_of_a_set_in_three_lines_reads_it(tmp_path: Path) -> None:
+    import yaml
+
+    from llm.data.sources.presets import preset
+
+    (tmp_path / "a.json").write_text('{"items": [{"body": {"ko": "가"}}, {"body": {"ko": "나"}}]}', encoding="utf-8")
+    lines = "name: mine\nkind: text\ntext_field: items[].body.ko\n"
+    assert len(lines.splitlines()) == 3
+    records = open_files(preset(yaml.safe_load(lines), path=str(tmp_path))).records()
+    assert [record.text for record in records if not isinstance(record, Fault)] == ["가\n나"]
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_names_every_preset_and_setting() -> None:
+    names = [*presets(), *(f.name for config in (LayoutConfig, CleaningConfig) for f in fields(config))]
+    assert [name for name in names if f"`{name}`" not in DOCS and f"data.cleaning.{name}" not in DOCS] == ["join"]
+    assert "`data.layout.join`" in DOCS
+
+
+def test_the_documented_example_and_commands_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    import yaml
+
+    from llm.data.sources.presets import preset
+    from llm.inspect import main
+
+    (example,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    assert len(example.splitlines()) == 3
+    (tmp_path / "a.json").write_text(
+        '{"articles": [{"paragraphs": [{"body": "가"}, {"body": "나"}]}]}', encoding="utf-8"
+    )
+    records = open_files(preset(yaml.safe_load(example), path=str(tmp_path / "a.json"))).records()
+    assert [record.text for record in records if not isinstance(record, Fault)] == ["가\n나"]
+
+    (commands,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "글.txt").write_text("\n\n".join(documents(300)), encoding="utf-8")
+    for command in commands.splitlines():
+        words = command.split()
+        assert words[:3] == ["python", "-m", "llm.inspect"]
+        main([str(tmp_path / "set") if word == "data/my-set.zip" else word for word in words[3:]])
+        assert "preset: text" in capsys.readouterr().out
