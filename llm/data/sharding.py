@@ -2,9 +2,9 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from llm.data.corpus import Corpus
-from llm.data.encoding import EncodedDocuments, Encoder, chunks_of, encode_in_order
+from llm.data.encoding import EncodedChunk, Encoder, chunks_of, encode_in_order
 from llm.data.partial import PartialFolder, notes_of
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
@@ -43,12 +43,13 @@ def write_shards(
     encoder = Encoder(tokenizer_folder)
     partial = PartialFolder(folder, made_from=digest_of([made_from, SHARD_TOKENS, tokenizers.__version__]))
     try:
-        for split in SPLITS:
-            chunks = chunks_of(_documents_left(corpus, partial, split))
-            encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers, count_lost=split == "held_out")
-            with closing(encoded), closing(_ShardWriter(partial, split)) as writer:
-                for documents in encoded:
-                    writer.add(documents)
+        chunks = chunks_of(_documents_left(corpus, partial.documents))
+        encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers)
+        with closing(encoded), ExitStack() as stack:
+            writers = {split: stack.enter_context(closing(_ShardWriter(partial, split))) for split in SPLITS}
+            for chunk in encoded:
+                writers[chunk.split].add(chunk)
+            for writer in writers.values():
                 writer.finish_shard()
     except DataError:  # the same command would end here again
         partial.discard()
@@ -64,17 +65,20 @@ def write_shards(
     return manifest
 
 
-def _documents_left(corpus: Corpus, partial: PartialFolder, split: str) -> Iterator[Document]:
-    """The documents of a split that are in no finished shard."""
-    records = corpus.records(held_out=split == "held_out")
-    for record in islice(records, partial.documents[split], None):
+def _documents_left(corpus: Corpus, finished: dict[str, int]) -> Iterator[tuple[str, Document]]:
+    """(split, document) of those that are in no finished shard: each split's first ones are."""
+    seen: Counter[str] = Counter()
+    for is_held_out, record in corpus.split_records():
         assert isinstance(record, Document)  # the stage takes no conversations
-        yield record
+        split = SPLITS[is_held_out]
+        seen[split] += 1
+        if seen[split] > finished[split]:
+            yield split, record
 
 
 def _count_dropped(corpus: Corpus) -> None:
     """Read a corpus for its counts alone."""
-    for _ in corpus.records(held_out=True):
+    for _ in corpus.split_records():
         pass
 
 
@@ -117,7 +121,7 @@ class _ShardWriter:
         self._tokens = 0
         self._sha256 = hashlib.sha256()  # of the tokens, as they were meant: a write that went wrong shows
 
-    def add(self, encoded: EncodedDocuments) -> None:
+    def add(self, encoded: EncodedChunk) -> None:
         """Append the documents of a chunk, cut where a shard is full."""
         ids, documents = encoded.ids, encoded.documents
         while len(documents):
