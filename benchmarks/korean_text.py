@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-VOCABULARY = 50_000  # words; each may take one of the endings
+VOCABULARY = 400_000  # words; each may take one of the endings
 ENDINGS = ["", "은", "는", "이", "가", "을", "를", "의", "에", "에서", "으로", "하고", "했다", "한다", "하였으며"]
 SYLLABLES = [chr(code) for code in range(ord("가"), ord("힣") + 1)]
 

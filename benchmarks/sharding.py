@@ -2,18 +2,22 @@
 
 python -m benchmarks.sharding --megabytes 50
 
-Times of the two alternate in one run, so that what else the machine does falls on both; the shares are of CPU time.
+Each way of doing it has its turn in each round, so that what else the machine does falls on all. What a busy machine
+cannot falsify is CPU time: by it the speed-up on cores that nothing else uses is at most
+(CPU time of one process) / (CPU time of all processes / cores).
 """
 
 import argparse
 import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,22 +31,35 @@ ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Way:
+    """How text is encoded."""
+
+    label: str
+    num_workers: int
+    threads: bool  # the tokenizer's own, in one process
+
+
 def main() -> None:
     arguments = _arguments()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process: the processes are what is measured
+    ways = [
+        one := Way("1 process", 1, False),
+        Way("its threads", 1, True),
+        many := Way(f"{arguments.workers} processes", arguments.workers, False),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_jsonl(folder / "text.jsonl", megabytes=arguments.megabytes)
         _train_tokenizer(folder, arguments.tokenizer)
-        seconds: dict[int, list[float]] = {1: [], arguments.workers: []}
-        peaks: dict[int, float] = {}
-        for _ in range(arguments.rounds):
-            for num_workers in seconds:
-                measured, peak = _in_a_process(folder, num_workers)
-                seconds[num_workers].append(measured["wall"])
-                peaks[num_workers] = max(peak, peaks.get(num_workers, 0.0))
-        share = _in_a_process(folder, 1, count_encoding=True)[0]
-    _print(arguments, seconds, peaks, share)
+        rounds = [{way: _in_a_process(folder, way) for way in ways} for _ in range(arguments.rounds)]
+        counted = _in_a_process(folder, one, count_encoding=True)
+    _print(arguments, ways, rounds)
+    wall = [measured[one]["wall"] / measured[many]["wall"] for measured in rounds]
+    cpu = [measured[one]["cpu"] / measured[many]["cpu"] * arguments.workers for measured in rounds]
+    print(f"speed-up of {many.label} over one, by round: {', '.join(f'{ratio:.2f}' for ratio in wall)}")
+    print(f"at most, by CPU time on {arguments.workers} free cores: {statistics.median(cpu):.2f}")
+    beyond = counted["cpu"] / counted["encoding"] - 1
+    print(f"CPU time beyond the tokenizer's own {counted['encoding']:.1f} s: {100 * beyond:.1f} %")
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,24 +71,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _print(
-    arguments: argparse.Namespace,
-    seconds: dict[int, list[float]],
-    peaks: dict[int, float],
-    share: dict[str, float],
-) -> None:
+def _print(arguments: argparse.Namespace, ways: list[Way], rounds: list[dict[Way, dict[str, float]]]) -> None:
     size = arguments.megabytes
-    print(
-        f"{size:g} MB of jsonl, tokenizer {arguments.tokenizer}, {os.cpu_count()} cores; medians of {arguments.rounds}"
-    )
-    print(f"{'processes':<12}{'seconds':>10}{'MB/s':>8}{'peak MB':>10}")
-    for num_workers, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{num_workers:<12}{median:>10.1f}{size / median:>8.2f}{peaks[num_workers]:>10.0f}")
-    ratios = [one / many for one, many in zip(seconds[1], seconds[arguments.workers], strict=True)]
-    print(f"speed-up of {arguments.workers} over 1, by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
-    cpu, encoding = share["cpu"], share["encoding"]
-    print(f"CPU time beyond the tokenizer's own {encoding:.1f} s: {100 * (cpu / encoding - 1):.1f} %")
+    print(f"{size:g} MB of jsonl, {arguments.tokenizer}, {os.cpu_count()} cores; medians of {len(rounds)} rounds")
+    print(f"{'':<14}{'seconds':>9}{'MB/s':>8}{'CPU s':>8}{'peak MB':>9}")
+    for way in ways:
+        wall, cpu, peak = (
+            statistics.median(measured[way][key] for measured in rounds) for key in ("wall", "cpu", "peak")
+        )
+        print(f"{way.label:<14}{wall:>9.1f}{size / wall:>8.2f}{cpu:>8.1f}{peak:>9.0f}")
 
 
 def _train_tokenizer(folder: Path, name: str) -> None:
@@ -91,20 +99,21 @@ def _corpus(folder: Path) -> Any:
     return open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(folder / "text.jsonl")))
 
 
-def _in_a_process(folder: Path, num_workers: int, *, count_encoding: bool = False) -> tuple[dict[str, float], float]:
-    """(seconds, MB): what write_shards takes in a process that has done nothing else, and the most that all used."""
+def _in_a_process(folder: Path, way: Way, *, count_encoding: bool = False) -> dict[str, float]:
+    """Seconds, and MB at the peak, of write_shards in a process that has done nothing else, its workers included."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_measure, args=(there, folder, num_workers, count_encoding))
+    process = context.Process(target=_measure, args=(there, folder, way, count_encoding))
     process.start()
     there.close()
     with _peak_of(process.pid or 0) as peak:
         measured = here.recv()
         process.join()
-    return measured, max(peak)
+    return measured | {"peak": max(peak)}
 
 
-def _measure(pipe: Connection, folder: Path, num_workers: int, count_encoding: bool) -> None:
+def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
     from llm.data import encoding, write_shards
     from llm.tokenizer import load
 
@@ -112,12 +121,17 @@ def _measure(pipe: Connection, folder: Path, num_workers: int, count_encoding: b
     if count_encoding:
         encoding.load = lambda path: _Timed(load(path), spent)
     with tempfile.TemporaryDirectory(dir=folder) as target:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), _cpu_seconds()
         write_shards(
-            _corpus(folder), folder / "tokenizer", Path(target) / "shards", made_from="", num_workers=num_workers
+            _corpus(folder), folder / "tokenizer", Path(target) / "shards", made_from="", num_workers=way.num_workers
         )
-        seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "encoding": spent[0]}
-    pipe.send(seconds)
+        pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu, "encoding": spent[0]})
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 class _Timed:

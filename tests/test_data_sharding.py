@@ -236,7 +236,10 @@ def test_killed_at_each_call_that_the_disk_sees_it_goes_on_to_the_same_bytes(
 
 @pytest.fixture
 def half(folders: dict[str, Path], tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where shards are half made: eight of training text are finished, and one held out. Beside them, under `expected`, what is to come of them."""
+    """Where shards are half made: eight of training text are finished, and one held out.
+
+    What is to come of them lies beside, under `expected`.
+    """
     corpus = corpus_of(documents(300, seed=4), tmp_path)
     write(corpus, folders["char_bpe"], tmp_path / "expected")
     finish_shard = sharding_module._ShardWriter.finish_shard
