@@ -17,8 +17,11 @@ def main(cfg: DictConfig) -> float | None:
 
             if needs_launch(config.trainer.devices):
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
-        stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
-        objective: float | None = stage.run(config).objective
+        from llm.run import on_signal, stop
+
+        with on_signal(stop):
+            stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
+            objective: float | None = stage.run(config).objective
     return objective
 
 

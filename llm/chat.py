@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, DamagedError, fail, one_line_errors
-from llm.run import Run, candidates, load, log, start_logging
+from llm.run import Run, candidates, check_files, load, log, start_logging
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
     from llm.model import Sampling
@@ -130,16 +130,16 @@ def open_talker(run: Run, sampling: "Sampling") -> Talker:
     """The run's model, with its adapter where it has one.
 
     Raises:
-        DamagedError: the weights are missing.
+        DamagedError: a file of it is missing, or is not what it was.
     """
     from llm import model as models
 
     base = base_of(run)
     folder = base.path / "model"
-    _check_file(folder / "model.safetensors")
+    check_files(base, under="model/")
     model = models.load(folder)
     if run.stage == "finetune":
-        _check_file(run.path / "adapter" / "adapter_model.safetensors")
+        check_files(run, under="adapter/")
         model = models.load_adapter(model, run.path / "adapter")
     return Talker(
         model=model.eval(),
@@ -219,11 +219,6 @@ def _check_text(text: str, special: tokenizer.Special) -> None:
     for token in special.tokens:
         if token in text:
             raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise DamagedError(f"{path} is missing. Run the stage again with reuse=never to make it.")
 
 
 def _check_settings(arguments: argparse.Namespace, base: Run) -> None:

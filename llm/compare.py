@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.errors import ConfigError, one_line_errors
-from llm.run import Run, candidates, history, load, read_metrics
+from llm.run import Run, candidates, check_files, history, load, read_metrics
 
 NOT_CHOICES = ("stage", "name", "outputs", "reuse")  # shown as a column of its own, or where and how, not what
 RANKED_BY = ("val/bits_per_byte", "val/loss")  # lower is better
@@ -161,6 +161,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with one_line_errors():
         found = [run for name in arguments.runs for run in find_runs(arguments.outputs, name)]
+        for run in found:
+            if run.is_done:
+                check_files(run, under="config.yaml")
         comparison = compare(list({run.path.resolve(): run for run in found}.values()))
     console = Console(highlight=False)
     is_terminal = console.is_terminal

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, NoReturn
+from typing import NoReturn
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
@@ -12,7 +12,7 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 class UserError(ValueError):
     """Something that the user can put right; the message says what was wrong, what was expected and how to fix it."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class ConfigError(UserError):
@@ -22,25 +22,39 @@ class ConfigError(UserError):
 class DataError(UserError):
     """The user's text or records are not what the config says; the message starts with file:line."""
 
-    exit_code: ClassVar[int] = 65  # EX_DATAERR in sysexits.h
+    exit_code: int = 65  # EX_DATAERR in sysexits.h
 
 
 class DivergedError(UserError):
     """The loss or the gradients stopped being finite."""
 
-    exit_code: ClassVar[int] = 70  # EX_SOFTWARE
+    exit_code: int = 70  # EX_SOFTWARE
 
 
 class DamagedError(UserError):
     """A file that a run left is missing or is not what its manifest says."""
 
-    exit_code: ClassVar[int] = 74  # EX_IOERR
+    exit_code: int = 74  # EX_IOERR
+
+
+class LaunchError(UserError):
+    """A process of a distributed launch failed."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StorageError(UserError):
+    """The disk has no room for what a run would write."""
+
+    exit_code: int = 74
 
 
 class WorkerError(UserError):
     """A process that works for this one was killed; the same command goes on from what was saved."""
 
-    exit_code: ClassVar[int] = 74  # as EX_IOERR: the machine's fault, not the data's
+    exit_code: int = 74  # as EX_IOERR: the machine's fault, not the data's
 
 
 class StoppedError(BaseException):
@@ -49,7 +63,7 @@ class StoppedError(BaseException):
     Like KeyboardInterrupt it is no Exception: a sweep catches those of a job and starts the next one.
     """
 
-    exit_code: ClassVar[int] = 75  # EX_TEMPFAIL
+    exit_code: int = 75  # EX_TEMPFAIL
 
 
 @contextmanager

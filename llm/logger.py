@@ -1,7 +1,10 @@
 """Metrics and samples -> Weights & Biases, online when it can log in, else offline; a view of metrics.jsonl."""
 
+import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,28 +14,38 @@ from llm.config import LoggerConfig, WandbMode
 from llm.run import Run, log, process_rank
 
 LOGIN_TIMEOUT_SECONDS = 3
+READ_TIMEOUT_SECONDS = 60  # for what an earlier attempt left
 
 
 class RunLogger:
     """One W&B run for one run folder; does nothing where logging is disabled. Nothing that W&B does can stop a run."""
 
-    def __init__(self, wandb_run: Any | None) -> None:
-        self._run = wandb_run
+    def __init__(self, wandb_run: Any | None, *, sent: int = 0) -> None:
+        self._run, self._sent = wandb_run, sent  # records of metrics.jsonl that W&B has from earlier attempts
+        self._next = 0  # the line of metrics.jsonl that comes next, which is W&B's step
+
+    def go_on(self, records: list[dict[str, Any]]) -> None:
+        """Begin after these lines of metrics.jsonl; those that W&B did not get, as its process was killed, are sent."""
+        for record in records:
+            self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Send one record of metrics.jsonl; `tokens` is the x axis."""
-        if self._run is not None:
-            self._guarded(lambda run: run.log(record))
+        """Send the next record of metrics.jsonl, unless W&B has it; `tokens` is the x axis."""
+        step = self._next
+        self._next += 1
+        if self._run is not None and step >= self._sent:
+            self._guarded(lambda run: run.log(record, step=step, commit=True))
 
     def log_samples(self, samples: list[dict[str, Any]]) -> None:
-        """Send all samples of the run so far as a table of step, prompt and text."""
-        if self._run is None or not samples:
+        """Send all samples of the run so far as a table of step, prompt and text, with the record that comes next."""
+        if self._run is None or not samples or self._next < self._sent:
             return
         import wandb
 
         columns = list(samples[0])
         rows = [[sample[column] for column in columns] for sample in samples]
-        self._guarded(lambda run: run.log({"samples": wandb.Table(columns=columns, data=rows)}))
+        table = wandb.Table(columns=columns, data=rows)
+        self._guarded(lambda run: run.log({"samples": table}, step=self._next, commit=False))
 
     def summarize(self, results: dict[str, Any]) -> None:
         """Set the run's summary: what a table of runs shows."""
@@ -81,17 +94,18 @@ def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> RunLogger:
             mode, reason = "offline", f"for it could not start online ({_first_line(error)})"
         else:
             log.info("wandb is online, %s: %s", reason, wandb_run.url)
-            return RunLogger(wandb_run)
+            return RunLogger(wandb_run, sent=wandb_run.step)
     if mode == "disabled":
         log.info("wandb is disabled, %s", reason)
         return RunLogger(None)
     try:
+        sent = _count_sent(run, outputs / "wandb")  # before there is a segment of this attempt
         wandb_run = _init(config, run, outputs, mode="offline")
     except Exception as error:
         log.warning("wandb could not start (%s); the run goes on without it", _first_line(error))
         return RunLogger(None)
     log.info("wandb is offline, %s. Upload: wandb sync %s", reason, Path(wandb_run.dir).parent)
-    return RunLogger(wandb_run)
+    return RunLogger(wandb_run, sent=sent)
 
 
 def _init(config: LoggerConfig, run: Run, outputs: Path, *, mode: Literal["online", "offline"]) -> Any:
@@ -103,7 +117,7 @@ def _init(config: LoggerConfig, run: Run, outputs: Path, *, mode: Literal["onlin
     wandb_run = wandb.init(
         project=config.project,
         entity=config.entity,
-        id=f"{run.stage}-{run.path.name}",
+        id=_id_of(run),
         name=run.path.name,
         group=config.group or run.stage,
         job_type=run.stage,
@@ -119,6 +133,21 @@ def _init(config: LoggerConfig, run: Run, outputs: Path, *, mode: Literal["onlin
     )
     wandb_run.define_metric("*", step_metric="tokens")
     return wandb_run
+
+
+def _id_of(run: Run) -> str:
+    return f"{run.stage}-{run.path.name}"
+
+
+def _count_sent(run: Run, folder: Path) -> int:
+    """Records that earlier attempts left in `folder`, read by wandb's own reader, which bears a torn end."""
+    steps = set()
+    for segment in folder.glob(f"*run-*-{_id_of(run)}"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=READ_TIMEOUT_SECONDS)
+        records = (json.loads(line) for line in done.stdout.splitlines())
+        steps |= {record["history"]["step"].get("num", 0) for record in records if record["type"] == "history"}
+    return max(steps) + 1 if steps else 0
 
 
 def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"], str]:

@@ -8,6 +8,12 @@ import pytest
 from llm.run import log
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--storm", action="store_true", help="the long form of tests/faults: hundreds of faults, not a few"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "WANDB_API_KEY")

@@ -20,6 +20,7 @@ from llm.errors import ConfigError, DamagedError
 from llm.model import Sampling, add_lora, build, generate, load, load_adapter, save
 from llm.run import Run
 from llm.run import load as load_run
+from llm.run.manifest import list_files
 from tests.korean import save_preset
 
 QUESTION = "주권은 누구에게 있나요?"
@@ -69,7 +70,15 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> str:
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.3)
     adapted.save_pretrained(tuned / "adapter")
+    for folder in (base, tuned):
+        seal(folder)
     return str(root)
+
+
+def seal(folder: Path) -> None:
+    """Have run.json list the files, as at the end of a stage."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"files": list_files(folder)}), encoding="utf-8")
 
 
 def save_model(folder: Path) -> Any:
@@ -308,6 +317,14 @@ def test_an_adapter_is_refused_on_other_weights_than_its_own(outputs: str) -> No
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "pretrain" / "a-00000001", name="a"))
+    folder = write_run(tmp_path / "pretrain" / "a-00000001", name="a")
+    (folder / "model").mkdir()
+    weights = folder / "model" / "model.safetensors"
+    weights.write_bytes(b"0123")
+    seal(folder)
+    weights.write_bytes(b"0124")
+    with pytest.raises(DamagedError, match=r"model/model\.safetensors is not what run.json says. Make the"):
+        open_talker(load_run(folder), Sampling())
+    weights.unlink()
     with pytest.raises(DamagedError, match=r"model/model\.safetensors is missing"):
-        open_talker(run, Sampling())
+        open_talker(load_run(folder), Sampling())

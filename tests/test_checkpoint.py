@@ -12,7 +12,7 @@ import torch
 from llm.errors import DamagedError
 from llm.run import log
 from llm.trainer import checkpoint
-from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep_newest, newest_good
+from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep, newest_good
 
 ALL_FILES = (*FILES, "manifest.json")
 
@@ -266,5 +266,5 @@ def test_an_error_while_saving_leaves_the_older_checkpoint(
 def test_the_newest_checkpoints_are_kept(number: int, kept: list[int], tmp_path: Path) -> None:
     for step in (3, 6, 9, 12):
         write(tmp_path, step)
-    keep_newest(tmp_path, number)
+    keep(tmp_path, newest=number)
     assert sorted(tmp_path.iterdir()) == [folder_of(tmp_path, step) for step in kept]

@@ -14,6 +14,7 @@ from llm import compare as tool
 from llm import demo
 from llm.compare import Comparison, compare, find_runs, shown, tables, varying
 from llm.run import load
+from llm.run.manifest import list_files
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
 
@@ -47,6 +48,7 @@ def write_run(
     for file, lines in (("metrics.jsonl", metrics), ("samples.jsonl", samples)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines or [])
         (path / file).write_text(text, encoding="utf-8")
+    (path / "run.json").write_text(json.dumps(record | {"files": list_files(path)}), encoding="utf-8")
     return path
 
 

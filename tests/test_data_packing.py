@@ -132,6 +132,23 @@ def test_best_fit_needs_hardly_more_rows_than_there_are_tokens_for(capacity: int
 
 
 def test_pieces_are_as_long_as_a_row_but_for_the_last() -> None:
-    begins, sizes = cut(np.array([2, 5, 9, 6]), 4)
-    assert begins.tolist() == [0, 2, 7, 11, 16, 20]
-    assert sizes.tolist() == [1, 4, 4, 4, 4, 1]
+    pieces = cut(np.array([2, 5, 9, 6]), 4)
+    assert pieces.documents.tolist() == [0, 1, 2, 2, 3, 3]
+    assert pieces.begins.tolist() == [0, 2, 7, 11, 16, 20]
+    assert pieces.sizes.tolist() == [1, 4, 4, 4, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("packing", "said"),
+    [
+        (Packing.concatenate, ["document 0", "documents 1-2", "documents 2-3", "document 3", "document 0"]),
+        (Packing.best_fit, ["document 3", "documents 0, 2", "document 3", "document 1", "document 0"]),
+        (Packing.padded, [*(f"document {number}" for number in (0, 1, 2, 3, 3)), "document 0"]),
+    ],
+)
+def test_the_documents_of_a_row_are_named(tmp_path: Path, packing: Packing, said: list[str]) -> None:
+    shards = [[[5, 6], [7], [], [1, 2, 3, 4, 8, 9]], [[5]]]  # of which the rows are worked out above
+    rows = write_rows(tmp_path, shards, sequence_length=4, packing=packing)
+    names = rows.describe(np.arange(len(rows)))
+    assert [name.split(" ", 1)[1] for name in names] == said
+    assert [name.split(" ", 1)[0] for name in names] == ["0.bin"] * (len(rows) - 1) + ["1.bin"]

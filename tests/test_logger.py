@@ -188,15 +188,16 @@ OFFLINE = LoggerConfig(mode=WandbMode.offline, project="blog", tags=["first", "k
 def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Path) -> None:
     metrics = [{"step": s, "tokens": 10 * s, "seconds": 0.5, "train/loss": 3.0 / s} for s in (1, 2, 3)]
     with open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path) as logger:
-        for record in metrics:
+        for record in metrics[:2]:
             logger.log(record)
         logger.log_samples([{"step": 3, "prompt": "대한민국은", "text": " 민주공화국이다"}])
+        logger.log(metrics[2])
         logger.summarize({"val/bits_per_byte": 1.5})
     records = inspected(wandb_folders(tmp_path)[0])
     logged = [without_internal(record["item"]) for record in records["history"]]
-    assert logged[:3] == metrics
-    assert {name.split(".")[0] for name in logged[3]} == {"samples", "tokens"}
-    assert logged[3]["tokens"] == 30  # at their place on the x axis
+    samples = {name for name in logged[2] if name.split(".")[0] == "samples"}
+    assert samples  # with the record of their validation
+    assert [{name: value for name, value in line.items() if name not in samples} for line in logged] == metrics
     (table,) = wandb_folders(tmp_path)[0].glob("files/media/table/*.json")
     assert json.loads(table.read_text(encoding="utf-8")) == {
         "columns": ["step", "prompt", "text"],
@@ -259,7 +260,7 @@ class Broken:
     def __init__(self) -> None:
         self.calls = 0
 
-    def log(self, *_: Any) -> Any:
+    def log(self, *_: Any, **__: Any) -> Any:
         self.calls += 1
         raise ConnectionError("the server is gone")
 
@@ -300,3 +301,64 @@ def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(
         for records in map(inspected, wandb_folders(tmp_path))
     }
     assert found == {"first-01234567": [], "second-01234567": [{"step": 2, "tokens": 2}]}
+
+
+# Going on after a stop
+
+ATTEMPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+from llm.config import LoggerConfig, WandbMode
+from llm.logger import open_logger
+from llm.run import Run
+folder, outputs = Path(sys.argv[1]), Path(sys.argv[2])
+first, last, how = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+run = Run(folder, {"stage": "pretrain", "name": "first"})
+records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(last)]
+with open_logger(LoggerConfig(mode=WandbMode.offline), run, outputs=outputs) as logger:
+    logger.go_on(records[:first])
+    for record in records[first:]:
+        logger.log(record)
+    if how != "end":
+        time.sleep(float(how))  # a second or so, and what was logged is on the disk
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def attempt(run: Run, outputs: Path, first: int, last: int, how: str) -> None:
+    """A process that has `first` records from a checkpoint, writes up to `last`, and is killed, or ends."""
+    command = [sys.executable, "-c", ATTEMPT, str(run.path), str(outputs), str(first), str(last), how]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=how == "end", capture_output=True)
+
+
+def logged_steps(outputs: Path) -> list[tuple[int, int]]:
+    """(W&B's step, tokens) of every record in every segment, in the order of a sync."""
+    rows = [record["item"] for folder in wandb_folders(outputs) for record in inspected(folder).get("history", [])]
+    return [(row["_step"], row["tokens"]) for row in rows]
+
+
+@pytest.mark.parametrize("how", ["0", "2.5"], ids=["at once", "later"])
+def test_offline_segments_of_a_killed_run_have_no_gap_and_no_repetition(how: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    attempt(run, tmp_path, 0, 40, how)  # killed after 40 records, of which a checkpoint has 25
+    attempt(run, tmp_path, 25, 60, how)  # and again, before it had a checkpoint of its own
+    attempt(run, tmp_path, 25, 70, "end")
+    assert logged_steps(tmp_path) == [(number, 10 * number) for number in range(70)]
+    ids = {record["run_id"] for folder in wandb_folders(tmp_path) for record in inspected(folder)["run"]}
+    assert ids == {"pretrain-first-0123abcd"}
+    assert len(wandb_folders(tmp_path)) == 3
+
+
+def test_records_that_wandb_has_are_not_sent_again_nor_their_samples() -> None:
+    calls: list[tuple[dict[str, Any], int]] = []
+    wandb_run = type("Run", (), {"log": lambda self, record, *, step, commit: calls.append((record, step))})()
+    logger = RunLogger(wandb_run, sent=3)
+    logger.go_on([{"tokens": 0}, {"tokens": 1}])
+    logger.log_samples([{"step": 2, "prompt": "가", "text": "나"}])
+    logger.log({"tokens": 2})
+    logger.log({"tokens": 3})
+    assert calls == [({"tokens": 3}, 3)]
+    calls.clear()
+    logger = RunLogger(wandb_run, sent=1)
+    logger.go_on([{"tokens": 0}, {"tokens": 1}, {"tokens": 2}])
+    assert calls == [({"tokens": 1}, 1), ({"tokens": 2}, 2)]

@@ -101,6 +101,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         ),
     }
     said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
+    said["verify"] = run([*only("llm.verify"), "--outputs", str(outputs)])
     said["compare"] = run([*only("llm.compare"), "--outputs", str(outputs)])
     return Ran(said, outputs)
 
@@ -161,6 +162,11 @@ def test_the_tuned_model_answers(ran):
     assert tuned["name"] == "first" and tuned["results"]["trainable_parameters"] > 0
     assert "the fine-tuned one answers" in ran.said["chat"].stderr + ran.said["chat"].stdout
     assert ran.said["chat"].stdout.strip()
+
+
+def test_verify_finds_every_file_as_it_was(ran):
+    lines = ran.said["verify"].stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["done"] * 4  # tokenizer, shards, pretrain, finetune
 
 
 def test_compare_ranks_the_pretrained_runs(ran):

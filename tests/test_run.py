@@ -43,8 +43,8 @@ from llm.run import (
     write_json,
     write_text,
 )
+from llm.run.environment import without_secrets
 from llm.run.record import commit as commit_of_this_tree
-from llm.run.record import without_secrets
 
 ROOT = Path(__file__).parents[1]
 OUTCOME = Outcome(results={"loss": 0.5}, digest="d" * 64, objective=0.5)
@@ -103,6 +103,7 @@ def test_a_run_is_kept_under_its_name_and_key_with_all_that_made_it(tmp_path):
     run = make(made, succeed)
     assert run.path == tmp_path / "tokenizer" / f"bpe-law-{made.key}"
     assert load(run.path) == run
+    assert run.record["files"]["config.yaml"]["bytes"] == (run.path / "config.yaml").stat().st_size
     assert (run.state, run.results, run.digest, run.objective) == ("done", {"loss": 0.5}, "d" * 64, 0.5)
     assert run.record["identity"]["parents"] == {"data": "abc"}
     assert (run.record["host"], run.record["pid"]) == (socket.gethostname(), os.getpid())
@@ -178,7 +179,7 @@ def test_reuse_never_makes_it_again_and_touches_nothing_else(tmp_path):
     before = {path: path.read_bytes() for path in sibling.path.iterdir()}
     seen = []
     make(plan(tmp_path, reuse=Reuse.never), lambda run: seen.append(sorted(run.path.iterdir())) or OUTCOME)
-    assert {path.name for path in seen[0]} - {".lock"} == {"config.yaml", "run.json", "log.txt"}
+    assert {path.name for path in seen[0]} - {".lock", ".owner.json"} == {"config.yaml", "run.json", "log.txt"}
     assert {path: path.read_bytes() for path in sibling.path.iterdir()} == before
     assert (outside / "kept.txt").read_text() == "kept"
 
@@ -627,3 +628,73 @@ def test_the_commit_is_that_of_this_source_tree():
     if head.returncode:
         pytest.skip("this source tree is no git checkout")
     assert commit_of_this_tree() in (head.stdout.strip(), head.stdout.strip() + "+")
+
+
+def test_credentials_reach_neither_the_config_nor_the_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_TOKEN", "very-secret-value")
+
+    def work(run):
+        log.info("reading %s", "https://very-secret-value@hub/text")
+        raise RuntimeError("no access with very-secret-value")
+
+    data = {"source": DataSource.files, "path": "https://very-secret-value@hub/text"}
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path, data=data), work)
+    [run] = candidates(tmp_path)
+    assert run.config["data"]["path"] == "https://***@hub/text"
+    assert run.record["error"] == "RuntimeError: no access with ***"
+    for path in run.path.rglob("*"):
+        assert not path.is_file() or path.name == "log.txt" or b"very-secret-value" not in path.read_bytes()
+    assert "reading https://***@hub/text" in (run.path / "log.txt").read_text(encoding="utf-8")
+
+
+# Owners on other hosts, where locks are not shared
+
+
+def owner_elsewhere(folder, *, seconds_ago):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".lock").touch()
+    (folder / ".owner.json").write_text('{"host": "elsewhere", "pid": 7}', encoding="utf-8")
+    then = time.time() - seconds_ago
+    os.utime(folder / ".owner.json", (then, then))
+
+
+def folder_of_plan(outputs):
+    return outputs / "tokenizer" / f"bpe-law-{plan(outputs).key}"
+
+
+def test_an_owner_elsewhere_that_gives_signs_of_life_is_left_alone(tmp_path):
+    owner_elsewhere(folder_of_plan(tmp_path), seconds_ago=5)
+    with pytest.raises(ConfigError, match=r"is being made by process 7 on elsewhere. Wait for it, or end it first"):
+        make(plan(tmp_path), never)
+
+
+def test_an_owner_elsewhere_that_gave_none_is_taken_over(tmp_path):
+    owner_elsewhere(folder_of_plan(tmp_path), seconds_ago=120)
+    run = make(plan(tmp_path), succeed)
+    assert run.state == "done"
+    assert not (run.path / ".owner.json").exists()
+
+
+def test_an_owner_here_that_died_is_taken_over_at_once(tmp_path):
+    folder = folder_of_plan(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
+    assert make(plan(tmp_path), succeed).state == "done"
+
+
+def test_the_owner_says_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm.run.owner.BEAT_SECONDS", 0.02)
+
+    def work(run):
+        path = run.path / ".owner.json"
+        assert json.loads(path.read_text(encoding="utf-8")) == {"host": socket.gethostname(), "pid": os.getpid()}
+        os.utime(path, (0, 0))
+        for _ in range(500):
+            if path.stat().st_mtime > 0:
+                return OUTCOME
+            time.sleep(0.02)
+        raise AssertionError("no heartbeat in 10 seconds")
+
+    assert make(plan(tmp_path), work).state == "done"

@@ -167,6 +167,8 @@ def test_the_record_of_a_pretraining_says_what_it_is_made_of_and_what_came_out(m
         "val/loss": validated[-1]["val/loss"],
         "val/bits_per_byte_before": validated[0]["val/bits_per_byte"],
         "val/bits_per_byte": validated[-1]["val/bits_per_byte"],
+        "val/loss_best": min(r["val/loss"] for r in validated),
+        "best_step": min(validated, key=lambda r: r["val/loss"])["step"],
         "tokens": metrics[-1]["tokens"],
         "tokens_per_second_median": speeds[len(speeds) // 2],
         "unigram_bits_per_byte": manifest["train"]["unigram_bits_per_byte"],
@@ -279,7 +281,7 @@ def test_a_pretraining_that_died_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
         if place == "in training":
-            patch.setattr("llm.trainer.saving.keep_newest", die)
+            patch.setattr("llm.trainer.saving.keep", die)
         else:
             patch.setattr(models, "save", die)
         pretrain(outputs, made[1], *settings)
@@ -385,7 +387,7 @@ def test_a_fine_tuning_is_reused_and_one_that_died_goes_on(
 
     settings = ["name=tuned", "reuse=never", "trainer.checkpoint_every_steps=2"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
-        patch.setattr("llm.trainer.saving.keep_newest", die)
+        patch.setattr("llm.trainer.saving.keep", die)
         finetune(outputs, conversations, *settings)
     finished = finetune(outputs, conversations, "name=tuned")
     assert finished.path == whole.path

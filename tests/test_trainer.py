@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ from llm.config import (
     TrainerConfig,
 )
 from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
-from llm.errors import DamagedError, DivergedError, StoppedError
+from llm.errors import ConfigError, DamagedError, DivergedError, StoppedError, StorageError
 from llm.logger import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
-from llm.run import read_metrics
+from llm.run import log, read_metrics
 from llm.tokenizer import Special
-from llm.trainer import Fit, bits_per_byte, evaluate, fit
-from llm.trainer.checkpoint import folder_of
+from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
+from llm.trainer.checkpoint import CheckpointFolders, folder_of
 
 VOCAB, LENGTH = 24, 12
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
@@ -73,6 +74,9 @@ class RandomRows:
             "position_ids": positions,
             "num_labels": micro_batch.num_labels,
         }
+
+    def describe(self, rows: np.ndarray[Any, Any]) -> list[str]:
+        return [f"row {row}" for row in rows]
 
 
 def model_of(
@@ -578,18 +582,203 @@ def test_a_process_that_gets_sigterm_saves_and_the_next_one_finishes(
 
 
 @pytest.mark.parametrize("settings", [{}, {"log_every_steps": 100}, {"validate_every_steps": 1}])
-def test_a_loss_that_is_not_finite_ends_the_run(settings: dict[str, int], tmp_path: Path) -> None:
+def test_a_run_that_explodes_ends(settings: dict[str, int], tmp_path: Path) -> None:
     wild = OptimizerConfig(learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(DivergedError, match=r"is (nan|inf) at step \d+\. Lower optimizer.learning_rate, or raise"):
+    with pytest.raises(DivergedError, match=r"(val/loss is (nan|inf)|are not finite).* Lower optimizer.learning_rate"):
         fit(task(tmp_path, optimizer=wild, **settings))
     assert DivergedError.exit_code == 70
     for record in metrics(tmp_path):
         assert all(math.isfinite(value) for value in record.values())
-    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_gradients_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
-    model = model_of()
-    model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(DivergedError, match=r"train/gradient_norm is (nan|inf) at step 1"):
-        fit(task(tmp_path, model=model))
+def poison(model: torch.nn.Module, steps: set[int], *, with_: float = math.nan, micro_batches: int = 1) -> None:
+    """Spoil the gradients of the given steps, counted from 1, in the last of their micro-batches."""
+    calls: list[int] = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        step, rest = divmod(len(calls), micro_batches)
+        return gradient * with_ if rest == 0 and step in steps else gradient
+
+    model.lm_head.weight.register_hook(spoil)
+
+
+@pytest.mark.parametrize("with_", [math.nan, math.inf])
+def test_a_step_whose_gradients_are_not_finite_is_left_out(
+    with_: float, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    made = task(tmp_path, max_steps=6, batch_size=8)
+    poison(made.model, {3}, with_=with_)
+    fit(made)
+    assert [record["train/skipped_steps"] for record in metrics(tmp_path) if "train/skipped_steps" in record] == [
+        *(0, 0),
+        *(1, 1, 1, 1),
+    ]
+    assert [record["step"] for record in metrics(tmp_path) if "train/loss" in record] == [1, 2, 4, 5, 6]
+    first = TrainingBatches(RandomRows(21).num_labels, batch_size=8, micro_batch_size=8, num_steps=6, seed=7).rows_of(2)
+    named = ", ".join(f"row {row}" for row in first[:4])
+    assert f"skipped step 3 ({named}, and 4 rows more): its gradients are not finite" in caplog.text
+    plain = task(tmp_path, max_steps=6, batch_size=8)
+    expected = plain_loop(plain, leave_out=3)
+    for name, value in weights(made.model).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def plain_loop(made: Fit, *, leave_out: int) -> dict[str, torch.Tensor]:
+    """The weights after a loop without Lightning that leaves out one step, but not its place in the schedule."""
+    adamw, schedule = optimizer.build(made.model, made.optimizer, max_steps=made.trainer.max_steps)
+    batches = TrainingBatches(
+        made.train_rows.num_labels, batch_size=8, micro_batch_size=8, num_steps=made.trainer.max_steps, seed=made.seed
+    )
+    made.model.train()
+    for step, micro_batch in enumerate(batches, 1):
+        batch = made.train_rows.__getitems__(micro_batch)
+        (next_token_nats(made.model, batch) / batch["num_labels"]).backward()
+        torch.nn.utils.clip_grad_norm_(made.model.parameters(), made.optimizer.gradient_clip_norm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch: a schedule's step without an optimizer's
+            if step != leave_out:
+                adamw.step()
+            schedule.step()
+        adamw.zero_grad()
+    return weights(made.model)
+
+
+def test_a_loss_that_is_not_finite_makes_gradients_that_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the model's own gradients would be."""
+    calls: list[int] = []
+
+    def spoiled(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        calls.append(1)
+        return next_token_nats(model, batch) + (math.inf if len(calls) == 2 else 0.0)
+
+    monkeypatch.setattr("llm.trainer.module.next_token_nats", spoiled)
+    fit(task(tmp_path, max_steps=3))
+    assert [record["train/skipped_steps"] for record in metrics(tmp_path) if "train/skipped_steps" in record] == [
+        *(0, 1, 1),
+    ]
+
+
+def test_skipped_steps_in_a_row_end_the_run_with_its_weights_as_they_were(tmp_path: Path) -> None:
+    made = task(tmp_path, max_steps=9, checkpoint_every_steps=1, stop_after_skipped_steps=3, keep_checkpoints=9)
+    poison(made.model, {2, 4, 5, 6})
+    with pytest.raises(
+        DivergedError, match=r"3 steps in a row are not finite, the last at step 6 \(row \d+, .*none of"
+    ):
+        fit(made)
+    states = [CheckpointFolders().load_checkpoint(folder_of(tmp_path / "checkpoints", n))["state_dict"] for n in (3, 5)]
+    assert same(*states)
+    assert all(value.isfinite().all() for value in states[0].values())
+    assert not folder_of(tmp_path / "checkpoints", 6).exists()
+
+
+def test_skipped_steps_are_told_with_the_records_where_a_device_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three in a row between two records are noticed at the second, though the steps after them were good."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr("llm.trainer.health.is_read_at_each_step", lambda _skipped: False)
+    made = task(tmp_path, max_steps=12, log_every_steps=6, stop_after_skipped_steps=3)
+    poison(made.model, {2, 7, 8, 9})
+    with pytest.raises(DivergedError, match=r"3 steps in a row are not finite, the last at step 9"):
+        fit(made)
+    assert "skipped step 2 (" in caplog.text
+
+
+@pytest.mark.parametrize("stop_at", [4, 6, 7])
+def test_a_run_with_skipped_steps_goes_on_as_if_never_stopped(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(folder: Path, *, begin: int = 0) -> Fit:
+        one = resumable(folder, "gpt2", max_steps=10, log_every_steps=5, checkpoint_every_steps=10)
+        poison(one.model, {step - begin for step in (3, 6, 7)}, micro_batches=2)
+        return one
+
+    whole = made(tmp_path / "whole")
+    fit(whole)
+    run_interrupted(made(tmp_path / "cut"), stop_at, "signal", monkeypatch)
+    again = made(tmp_path / "cut", begin=stop_at)
+    fit(again)
+    assert_same_as_uninterrupted(again, (whole.folder, weights(whole.model)))
+    assert metrics(whole.folder)[-2]["train/skipped_steps"] == 3
+
+
+def test_a_jump_of_the_loss_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    calls: list[int] = []
+
+    def jumping(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        calls.append(1)
+        return next_token_nats(model, batch) * (3.0 if len(calls) == 15 else 1.0)
+
+    monkeypatch.setattr("llm.trainer.module.next_token_nats", jumping)
+    fit(task(tmp_path, max_steps=20))
+    assert [line for line in caplog.messages if "train/loss jumped to" in line] == [
+        line for line in caplog.messages if "at step 15, from a mean of" in line
+    ]
+    assert "train/loss jumped to" in caplog.text
+
+
+# Keeping checkpoints
+
+
+def test_the_checkpoint_of_the_best_validation_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr("llm.trainer.validation.evaluate", lambda *_, **__: Evaluation(next(losses), 1.0))
+    settings = {"validate_every_steps": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 1}
+    fit(task(tmp_path, keep_best=True, **settings))
+    assert steps_kept(tmp_path) == [4, 10]
+
+
+def test_the_best_validation_is_remembered_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr("llm.trainer.validation.evaluate", lambda *_, **__: Evaluation(next(losses), 1.0))
+    settings = {"validate_every_steps": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 1, "keep_best": True}
+    run_interrupted(task(tmp_path, **settings), 7, "signal", monkeypatch)
+    fit(task(tmp_path, **settings))
+    assert steps_kept(tmp_path) == [4, 10]
+
+
+def test_checkpoints_are_saved_by_the_clock_too(tmp_path: Path) -> None:
+    fit(task(tmp_path, max_steps=3, checkpoint_every_steps=100, checkpoint_every_minutes=1e-9, keep_checkpoints=9))
+    assert steps_kept(tmp_path) == [1, 2, 3]
+
+
+def test_an_older_checkpoint_stays_where_the_new_one_is_not_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.trainer.saving.find_fault", lambda path: "a bit" if path.name.endswith("8") else None)
+    with pytest.raises(DamagedError, match=r"step-00000008 is not what was written \(a bit\). Check the disk"):
+        fit(task(tmp_path, keep_checkpoints=1))
+    assert steps_kept(tmp_path) == [4, 8]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    first = task(tmp_path, max_steps=4)
+    fit(replace(first, identity={"settings": {"optimizer": {"learning_rate": 0.1}}, "parents": {"shards": "ab"}}))
+    other = replace(first, identity={"settings": {"optimizer": {"learning_rate": 0.2}}, "parents": {"shards": "cd"}})
+    with pytest.raises(
+        ConfigError,
+        match=r"of another run: optimizer.learning_rate=0.2 \(it was 0.1\), parents.shards=cd \(it was ab\). Give",
+    ):
+        fit(other)
+
+
+def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("llm.trainer.space.shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(
+        StorageError, match=r"0.00 GB are free on the disk, but 3 checkpoints of .* lower trainer.keep_"
+    ):
+        fit(task(tmp_path))
+    assert StorageError.exit_code == 74
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())

@@ -246,7 +246,10 @@ class TrainerConfig:
     log_every_steps: int = field(default=10, metadata=HOW)
     validate_every_steps: int = field(default=200, metadata=HOW)
     checkpoint_every_steps: int = field(default=200, metadata=HOW)
+    checkpoint_every_minutes: float | None = field(default=None, metadata=HOW)  # by the clock as well
     keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
+    keep_best: bool = field(default=False, metadata=HOW)  # the checkpoint of the lowest val/loss, too
+    stop_after_skipped_steps: int = field(default=5, metadata=HOW)  # in a row, for gradients that are not finite
     sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
     sample_tokens: int = field(default=48, metadata=HOW)
     sample_temperature: float = field(
@@ -255,11 +258,15 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
-                    "keep_checkpoints", "sample_tokens"):  # fmt: skip
+                    "keep_checkpoints", "stop_after_skipped_steps", "sample_tokens"):  # fmt: skip
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.num_workers", self.num_workers, 0)
         if self.micro_batch_size is not None:
             _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+        if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
+            raise ConfigError(
+                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."
+            )
         if not 0 <= self.sample_temperature < float("inf"):
             raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
 

@@ -26,6 +26,7 @@ class Encoded:
     input_ids: Array  # (seq,)
     is_answer: Array  # (seq,) bool
     answer_bytes: int
+    origin: str  # file:line
 
 
 def encode_conversations(
@@ -71,7 +72,9 @@ def _encode(conversation: Conversation, tokenizer: "PreTrainedTokenizerFast") ->
                 )
             is_answer |= (starts >= len(prompt)) & (starts < len(whole))
     answers = (message["content"] for message in messages if message["role"] == "assistant")
-    return Encoded(np.array(row["input_ids"]), is_answer, sum(len(answer.encode()) for answer in answers))
+    return Encoded(
+        np.array(row["input_ids"]), is_answer, sum(len(answer.encode()) for answer in answers), conversation.origin
+    )
 
 
 class ConversationRows:
@@ -105,6 +108,9 @@ class ConversationRows:
             "position_ids": torch.arange(width).expand(len(rows), width),
             "num_labels": micro_batch.num_labels,
         }
+
+    def describe(self, rows: Array) -> list[str]:
+        return [self._conversations[row].origin for row in rows]
 
 
 def _refuse_special(conversation: Conversation, special: Special) -> None:

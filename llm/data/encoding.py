@@ -184,7 +184,8 @@ _encoder: Encoder  # of a worker process: loaded once, when it starts
 def _start_worker(folder: Path) -> None:
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    for number in (signal.SIGINT, signal.SIGUSR1):  # what reaches a whole group: the parent ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(folder)
 

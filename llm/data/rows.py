@@ -35,6 +35,10 @@ class Rows(Protocol):
         """
         ...
 
+    def describe(self, rows: Array) -> list[str]:
+        """Where what stands in these rows is from, a few words for each document: for messages."""
+        ...
+
 
 class TokenRows:
     """The documents of a split in rows of `sequence_length` tokens, memory-mapped; no row has tokens of two shards."""
@@ -51,6 +55,7 @@ class TokenRows:
         self.sequence_length = sequence_length
         self.raw_bytes, self.lost_bytes = split.raw_bytes, split.lost_bytes
         self._pad_id = manifest.eos_id
+        self._names = [shard.tokens_file for shard in split.shards]
         opened = [open_shard(folder, shard, manifest.dtype) for shard in split.shards]
         self._tokens = [tokens for tokens, _ in opened]
         self._layouts = [
@@ -85,3 +90,20 @@ class TokenRows:
             "position_ids": position_ids,
             "num_labels": micro_batch.num_labels,
         }
+
+    def describe(self, rows: Array) -> list[str]:
+        """The documents of each row, counted from 0 within their shard."""
+        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return [
+            f"{self._names[shard]} {_name(self._layouts[shard].documents_of(int(row - self._first_rows[shard])))}"
+            for shard, row in zip(shards, rows, strict=True)
+        ]
+
+
+def _name(documents: Array) -> str:
+    first, last = documents[0], documents[-1]
+    if len(documents) == 1:
+        return f"document {first}"
+    if len(documents) == last - first + 1:
+        return f"documents {first}-{last}"
+    return f"documents {', '.join(map(str, documents))}"

@@ -11,16 +11,20 @@ from llm.run.environment import launch_id, process_rank
 from llm.run.files import clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.making import NOT_MINE, Outcome, make
+from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.runs import Run, candidates, find, load
+from llm.run.signals import SIGNALS, on_signal, stop
 
 __all__ = [
     "NOT_MINE",
+    "SIGNALS",
     "MetricsLog",
     "Outcome",
     "Plan",
     "Run",
     "candidates",
+    "check_files",
     "clear_temporaries",
     "console",
     "differences",
@@ -32,10 +36,12 @@ __all__ = [
     "log",
     "log_to",
     "make",
+    "on_signal",
     "process_rank",
     "read_metrics",
     "sha256_of",
     "start_logging",
+    "stop",
     "whole_folder",
     "write_json",
     "write_text",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm.run.environment import process_rank
+from llm.run.environment import process_rank, without_secrets
 
 log = logging.getLogger("llm")
 
@@ -35,6 +35,12 @@ def start_logging() -> None:
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     log.propagate = False
+    log.addFilter(_without_secrets)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return True
 
 
 @contextmanager

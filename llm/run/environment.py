@@ -11,6 +11,9 @@ SECRET_NAME = re.compile(
     r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
 )
 
+# Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
+_KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
+
 
 def process_rank() -> int:
     """The global rank: set by torch.distributed.run, else by Slurm's srun, else 0."""
@@ -31,3 +34,13 @@ def launch_id() -> str | None:
 def secrets() -> list[str]:
     """The values of environment variables that are named like credentials."""
     return [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+
+
+def without_secrets(argument: str) -> str:
+    """A command-line argument with *** in place of what looks like a credential, by its key or by its value."""
+    key, equals, _ = argument.partition("=")
+    if equals and SECRET_NAME.search(key):
+        return f"{key}=***"
+    for secret in secrets():
+        argument = argument.replace(secret, "***")
+    return _KEY.sub("***", argument)

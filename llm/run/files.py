@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with os_errors():
+            yield temporary
         for file in sorted(temporary.rglob("*")):
             sync_folder(file) if file.is_dir() else sync_file(file)
         sync_folder(temporary)
@@ -55,6 +57,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Have what libraries in Rust (safetensors, tokenizers) say of a full disk and the like come as an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -1,32 +1,59 @@
-"""A run on several devices: one process for each, started by torch's own launcher."""
+"""A run on several devices: one process for each, with the environment that torch's own launcher gives them.
 
+Lightning's launcher would start the other ranks with this process's command line: in a multirun that is the whole sweep
+again. torch.distributed.run makes every rank's exit code 1, and kills after 30 seconds what is still saving. A run that
+torch.distributed.run or srun started works all the same.
+"""
+
+import ctypes
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
-from llm.errors import tracebacks_wanted
+from llm.errors import LaunchError, StoppedError, tracebacks_wanted
+from llm.run.signals import on_signal
 
 TRAIN = Path(__file__).parents[2] / "train.py"
+LOOPBACK = "127.0.0.1"
+GRACE_SECONDS = 20  # for the other ranks once one has ended: they end too, or wait for ever for one that is gone
+LOOK_SECONDS = 0.1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def launch_ranks(overrides: list[str], *, devices: int) -> None:
     """Run train.py with the overrides of one job as `devices` processes, and wait for them.
 
-    Lightning's own launcher would start the other ranks with this process's command line: in a multirun that is the
-    whole sweep again.
+    A signal to this process is passed on to each of them; none of them outlives it.
 
     Raises:
-        SystemExit: a process failed; it said why on the terminal.
+        StoppedError: they were stopped, and can go on.
+        LaunchError: one failed, and said why on the terminal; the exit code is that of the first.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    environment = dict(os.environ)
-    if not tracebacks_wanted():
-        environment.pop("HYDRA_FULL_ERROR", None)  # set by run_hydra for this process alone
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    status = subprocess.call([*command, str(TRAIN), *overrides, "hydra.mode=RUN"], env=environment)
-    if status:
-        raise SystemExit(status)
+    command = [sys.executable, str(TRAIN), *overrides, "hydra.mode=RUN"]
+    shared = _shared_environment(devices)
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,  # a Ctrl-C in the terminal comes to them through this process, once
+            preexec_fn=_end_with_parent,
+        )
+        for rank in range(devices)
+    ]
+    try:
+        with on_signal(lambda name: _pass_on(name, ranks)):
+            first_failed = _wait(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()  # does nothing to one that has ended
+            rank.wait()
+    if first_failed is not None:
+        _raise_for(first_failed, ranks[first_failed].returncode)
 
 
 def needs_launch(devices: int) -> bool:
@@ -35,5 +62,62 @@ def needs_launch(devices: int) -> bool:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of a distributed launch, by torch's launcher or Slurm's srun."""
+    """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
     return "RANK" in os.environ or "SLURM_PROCID" in os.environ
+
+
+def _shared_environment(devices: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    if not tracebacks_wanted():
+        environment.pop("HYDRA_FULL_ERROR", None)  # set by run_hydra for this process alone
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    return environment | {
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(_free_port()),
+        "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """In a new process: have Linux kill it when its parent dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _pass_on(name: str, ranks: "list[subprocess.Popen[bytes]]") -> None:
+    for rank in ranks:
+        rank.send_signal(signal.Signals[name])
+
+
+def _wait(ranks: "list[subprocess.Popen[bytes]]") -> int | None:
+    """The rank that failed first, once all have ended or their grace is over; None if none failed."""
+    first_failed, deadline = None, float("inf")
+    while True:
+        statuses = [rank.poll() for rank in ranks]
+        if first_failed is None and any(statuses):
+            first_failed = next(rank for rank, status in enumerate(statuses) if status)
+            deadline = time.monotonic() + GRACE_SECONDS
+        if None not in statuses or time.monotonic() >= deadline:
+            return first_failed
+        time.sleep(LOOK_SECONDS)
+
+
+def _raise_for(rank: int, status: int) -> None:
+    if status == StoppedError.exit_code:
+        raise StoppedError(f"rank {rank} was stopped. Start the same command again to go on.")
+    if status < 0:
+        raise LaunchError(
+            f"rank {rank} was killed by {signal.Signals(-status).name}, perhaps for want of memory. "
+            "Start the same command again to go on from the last checkpoint.",
+            exit_code=1,
+        )
+    raise LaunchError(f"rank {rank} ended first, with exit code {status}; it says why above.", exit_code=status)

@@ -2,26 +2,24 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import Timeout
 
 from llm.config import Reuse
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.console import log, log_to, start_logging
-from llm.run.environment import launch_id, process_rank
+from llm.run.environment import launch_id, process_rank, without_secrets
 from llm.run.files import clear_temporaries, remove, write_json, write_text
 from llm.run.identity import Plan, differences
-from llm.run.record import commit, now, provenance
-from llm.run.runs import Run, candidates, lock_of, read_record
-
-WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
+from llm.run.manifest import list_files
+from llm.run.owner import LOCK, OWNER, WAIT_SECONDS, owned
+from llm.run.record import commit, now, provenance, redacted
+from llm.run.runs import Run, candidates, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +51,12 @@ def make(plan: Plan, work: Callable[[Run], Outcome], *, wait: bool = False) -> R
         return finished
     if plan.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
-    with _owned(folder, wait=wait) as has_waited:
+    with owned(folder, wait=wait) as has_waited:
         if has_waited and (finished := _finished(folder)):
             return finished
         if finished := _reusable(plan, folder):  # by a process that was faster
             return finished
         return _carry_out(plan, folder, work)
-
-
-@contextmanager
-def _owned(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a run while the block runs; gives whether another process held it first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_of(folder)
-    has_waited = False
-    try:
-        lock.acquire(timeout=WAIT_SECONDS)  # not 0: somebody who looks whether it is held holds it for a moment
-    except Timeout:
-        if not wait:
-            raise ConfigError(f"{folder} is being made by {_owner(folder)}. Wait for it, or end it first.") from None
-        log.info("waiting for %s, which %s makes", folder, _owner(folder))
-        lock.acquire()
-        has_waited = True
-    try:
-        yield has_waited
-    finally:
-        lock.release()
 
 
 def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
@@ -91,7 +69,8 @@ def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
         try:
             outcome = work(Run(folder, record))
             ended = {"ended_at": now(), "seconds": round(time.monotonic() - started, 1)}
-            done = Run(folder, record | ended | asdict(outcome) | {"status": "done"})
+            made = asdict(outcome) | {"files": list_files(folder)}
+            done = Run(folder, record | ended | made | {"status": "done"})
             write_json(folder / "run.json", done.record)
         except StoppedError as stop:
             write_json(folder / "run.json", record | {"ended_at": now(), "stopped": str(stop)})
@@ -120,7 +99,10 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         "identity": plan.identity,
         "folders": plan.folders,
     }
-    write_text(folder / "config.yaml", yaml.safe_dump(_plain(asdict(plan.config)), allow_unicode=True, sort_keys=False))
+    write_text(
+        folder / "config.yaml",
+        yaml.safe_dump(redacted(_plain(asdict(plan.config))), allow_unicode=True, sort_keys=False),
+    )
     write_json(folder / "run.json", record)
     return record
 
@@ -169,14 +151,9 @@ def _finished(folder: Path) -> Run | None:
     return Run(folder, record) if record and record["status"] == "done" else None
 
 
-def _owner(folder: Path) -> str:
-    record = read_record(folder)
-    return f"process {record['pid']} on {record['host']}" if record else "another process, which has just started"
-
-
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != ".lock":
+        if path.name not in (LOCK, OWNER):
             remove(path)
 
 
@@ -213,7 +190,7 @@ def _short(value: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    return without_secrets(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))
 
 
 def _plain(value: Any) -> Any:

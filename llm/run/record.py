@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm.run.environment import SECRET_NAME, secrets
+from llm.run.environment import without_secrets
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")
 
@@ -29,18 +28,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-# Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
-_KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
-
-
-def without_secrets(argument: str) -> str:
-    """A command-line argument with *** in place of what looks like a credential, by its key or by its value."""
-    key, equals, _ = argument.partition("=")
-    if equals and SECRET_NAME.search(key):
-        return f"{key}=***"
-    for secret in secrets():
-        argument = argument.replace(secret, "***")
-    return _KEY.sub("***", argument)
+def redacted(value: Any) -> Any:
+    """Nested config values with what looks like a credential as ***."""
+    if isinstance(value, dict):
+        return {key: redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def now() -> str:

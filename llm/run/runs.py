@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
+from llm.run.owner import is_owned
 
 MOST_LISTED = 20  # runs that an error names
 
@@ -129,22 +129,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not {"stage", "name", "key", "status"} <= record.keys():
         raise DamagedError(f"{path} does not say what run it is of. Remove the folder to make the run again.")
     return record
-
-
-def lock_of(folder: Path) -> FileLock:
-    """The lock that the process holds which makes the run."""
-    return FileLock(folder / ".lock")
-
-
-def is_owned(folder: Path) -> bool:
-    """Whether a living process makes this run, or may make it: the lock of another user's run cannot be tried."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with lock_of(folder).acquire(timeout=0):
-            return False
-    except (Timeout, PermissionError):
-        return True
 
 
 def _listed(outputs: str | Path, stage: str) -> str:

@@ -46,6 +46,7 @@ def train(
                 logger=logger,
                 sample=sample,
                 label=config.stage,
+                identity=run.record["identity"],
             )
         )
         if process_rank() > 0:
@@ -64,6 +65,9 @@ def _measured(folder: Path) -> dict[str, float]:
     for name in ("val/loss", "val/bits_per_byte"):
         values = [value for _, value in history(metrics, name)]
         results |= {f"{name}_before": values[0], name: values[-1]}
+    losses = history(metrics, "val/loss")
+    best_step, best_loss = min(losses, key=lambda place: place[1])
+    results |= {"val/loss_best": best_loss, "best_step": best_step}
     speeds = sorted(value for _, value in history(metrics, "throughput/tokens_per_second"))
     return results | {"tokens": metrics[-1]["tokens"], "tokens_per_second_median": speeds[len(speeds) // 2]}
 

@@ -8,7 +8,7 @@ from llm import tokenizer
 from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage
 from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
-from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, find, log, make, sha256_of
+from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, sha256_of
 from llm.stage import corpus_notes
 from llm.stage._training import copy_tokenizer, train
 
@@ -21,6 +21,7 @@ def run(config: FinetuneStage) -> Run:
     """The finished fine-tuning run of a config."""
     base = find(config.outputs, "pretrain", config.base)
     _check_against_base(config, base)
+    check_files(base, under="model/")
     if config.trainer.accelerator is Accelerator.gpu:
         from llm.trainer import require_accelerator
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from llm import tokenizer
 from llm.config import Accelerator, PretrainStage, ShardsStage
 from llm.data import TokenRows, read_manifest
-from llm.run import NOT_MINE, Outcome, Plan, Run, digest_of, log, make, sha256_of
+from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._training import copy_tokenizer, train
 
@@ -38,6 +38,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
 
     folder = shards.path / "shards"
     manifest = read_manifest(folder)
+    check_files(shards.parent("tokenizer"), under="tokenizer")
     tokenizer_folder = shards.parent("tokenizer").path
     special = tokenizer.special(tokenizer_folder)
     torch.manual_seed(config.seed)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from llm.config import ShardsStage, TokenizerStage
 from llm.data import Corpus, available_cores, open_corpus, write_shards
-from llm.run import Outcome, Plan, Run, digest_of, log, make
+from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
 
@@ -29,6 +29,7 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
 
 
 def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:
+    check_files(trained, under="tokenizer")
     manifest = write_shards(
         corpus,
         trained.path,

@@ -4,8 +4,10 @@ fit.py          puts the parts below around Lightning's trainer
 module.py       the LightningModule: the loss of a step, weighted by tokens
 journal.py      metrics.jsonl, samples.jsonl and the logger, which a resumed run goes on writing
 meter.py        tokens, seconds, loss, throughput; every log_every_steps a record
+health.py       steps that are skipped, for gradients that are not finite, and jumps of the loss
 validation.py   held-out loss and bits per byte of raw text, and samples from fixed prompts
 saving.py       checkpoints at step boundaries, and an orderly stop on a signal
+space.py        whether the disk has room for the checkpoints
 checkpoint.py   a checkpoint's folder: safetensors and JSON under a manifest of SHA-256 sums
 progress.py     the progress bar
 throughput.py   FLOPs per token and the device's peak: what MFU is made of

@@ -3,7 +3,7 @@
     checkpoints/step-00000200/
       tensors.safetensors   every tensor of the state
       state.json            everything else, with the tensors' places
-      manifest.json         size and SHA-256 of both
+      manifest.json         size and SHA-256 of both, and the identity of the run
 
 The newest good one is where a run goes on; one that is not what its manifest says is set aside under bad-<name>.
 """
@@ -18,15 +18,19 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 
-from llm.errors import DamagedError
-from llm.run import clear_temporaries, log, sha256_of, whole_folder, write_json
+from llm.errors import ConfigError, DamagedError
+from llm.run import clear_temporaries, differences, log, sha256_of, whole_folder, write_json
 
 PREFIX = "step-"
+BAD_PREFIX = "bad-"
 FILES = ("tensors.safetensors", "state.json")
 
 
 class CheckpointFolders(CheckpointIO):
     """Lightning's seam for how a checkpoint is written and read; a path names a folder."""
+
+    def __init__(self, identity: dict[str, Any] | None = None) -> None:
+        self._identity = identity  # of the run whose checkpoints these are
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -34,10 +38,10 @@ class CheckpointFolders(CheckpointIO):
         with whole_folder(Path(path)) as folder:
             save_file(tensors, folder / FILES[0])
             write_json(folder / FILES[1], state)
-            sizes = {
+            files = {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES
             }
-            write_json(folder / "manifest.json", sizes)
+            write_json(folder / "manifest.json", {"identity": self._identity, "files": files})
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -55,24 +59,26 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{PREFIX}{step:08d}"
 
 
-def newest_good(checkpoints: Path) -> Path | None:
+def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Path | None:
     """The newest checkpoint that is what its manifest says; None if none was ever written.
 
     Raises:
         DamagedError: there are checkpoints, and none of them is good.
+        ConfigError: it is of a run with another identity.
     """
     if not checkpoints.is_dir():
         return None
     clear_temporaries(checkpoints)
-    bad = {path.name for path in checkpoints.glob("bad-*")}
+    bad = {path.name for path in checkpoints.glob(f"{BAD_PREFIX}*")}
     for path in sorted(checkpoints.glob(f"{PREFIX}*"), reverse=True):
         if fault := find_fault(path):
-            aside = path.with_name(f"bad-{path.name}")
+            aside = path.with_name(f"{BAD_PREFIX}{path.name}")
             log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             bad.add(aside.name)
             continue
+        _require_identity(path, identity)
         return path
     if bad:
         raise DamagedError(
@@ -81,11 +87,28 @@ def newest_good(checkpoints: Path) -> Path | None:
     return None
 
 
+def _require_identity(path: Path, identity: dict[str, Any] | None) -> None:
+    made_by = _manifest(path)["identity"]
+    if changed := [
+        f"{key.removeprefix('settings.')}={new} (it was {old})" for key, old, new in differences(made_by, identity)
+    ]:
+        raise ConfigError(
+            f"{path} is of another run: {', '.join(changed)}. Give this run a name of its own, or set reuse=never to "
+            "begin again."
+        )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+
+
 def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's folder, None if it is what its manifest says."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        entries = {name: (manifest[name]["bytes"], manifest[name]["sha256"]) for name in FILES}
+        manifest = _manifest(path)
+        files = manifest["files"]
+        entries = {name: (files[name]["bytes"], files[name]["sha256"]) for name in FILES}
+        manifest["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest.json: {error!r}"
     for name, (size, digest) in entries.items():
@@ -97,10 +120,11 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def keep_newest(checkpoints: Path, number: int) -> None:
-    """Remove all but the newest `number` checkpoints."""
-    for path in sorted(checkpoints.glob(f"{PREFIX}*"))[:-number]:
-        shutil.rmtree(path)
+def keep(checkpoints: Path, *, newest: int, best: int | None = None) -> None:
+    """Remove all but the newest ones, and the one of the step that is the best."""
+    for path in sorted(checkpoints.glob(f"{PREFIX}*"))[:-newest]:
+        if best is None or path != folder_of(checkpoints, best):
+            shutil.rmtree(path)
 
 
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> Any:

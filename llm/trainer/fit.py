@@ -1,10 +1,11 @@
 """A model, rows and a run's folder -> the trained model: the parts of this package around Lightning's trainer."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
-from llm.run import launch_id, log, process_rank
+from llm.run import SIGNALS, launch_id, log, on_signal, process_rank
 from llm.trainer.checkpoint import CheckpointFolders, newest_good
+from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
 from llm.trainer.module import NextTokenModule
 from llm.trainer.progress import ProgressBar
 from llm.trainer.saving import Saving, StopFlag
+from llm.trainer.space import require_space
 from llm.trainer.throughput import flops_per_token, peak_flops
 from llm.trainer.validation import Validation
 
@@ -48,6 +51,7 @@ class Fit:
     logger: RunLogger
     sample: Callable[[], list[dict[str, str]]]  # texts from fixed prompts, by the model as it is
     label: str  # what the progress bar calls it
+    identity: dict[str, Any] = field(default_factory=dict)  # of the run: a checkpoint of another one is refused
 
 
 def require_accelerator(config: TrainerConfig) -> None:
@@ -69,10 +73,12 @@ def fit(task: Fit) -> None:
 
     Raises:
         StoppedError: a signal came; the state is saved.
-        DivergedError: the loss is no longer finite.
+        DivergedError: the gradients, or the validation's loss, are not finite.
+        StorageError: the disk has no room for the checkpoints.
     """
     checkpoints = task.folder / "checkpoints"
-    resume_from = newest_good(checkpoints)
+    resume_from = newest_good(checkpoints, task.identity)
+    require_space(checkpoints, task.model, task.trainer)
     micro_batch_size = _micro_batch_size(task)
     batches = TrainingBatches(
         task.train_rows.num_labels,
@@ -96,9 +102,9 @@ def fit(task: Fit) -> None:
     module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)
     stop = StopFlag()
     journal = Journal(task.folder, task.logger)
-    trainer = _lightning_trainer(task, checkpoints, held_out, stop, journal, micro_batch_size=micro_batch_size)
+    trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_batch_size)
     _leave_signals_alone(trainer)
-    with warnings.catch_warnings(), stop.watch(), closing(journal):
+    with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
         _ignore_known_warnings()
         trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
 
@@ -122,6 +128,7 @@ def _device(config: TrainerConfig) -> torch.device:
 def _lightning_trainer(
     task: Fit,
     checkpoints: Path,
+    batches: TrainingBatches,
     held_out: EvaluationBatches,
     stop: StopFlag,
     journal: Journal,
@@ -144,9 +151,13 @@ def _lightning_trainer(
         every_steps=config.validate_every_steps,
         sample=task.sample,
     )
-    saving = Saving(
-        checkpoints, meter=meter, every_steps=config.checkpoint_every_steps, keep=config.keep_checkpoints, stop=stop
+    health = Health(
+        meter,
+        every_steps=config.log_every_steps,
+        stop_after=config.stop_after_skipped_steps,
+        documents_of=lambda step: task.train_rows.describe(batches.rows_of(step)),
     )
+    saving = Saving(checkpoints, config, meter=meter, validation=validation, stop=stop)
     return pl.Trainer(
         accelerator=config.accelerator.value,
         devices=config.devices,
@@ -155,8 +166,11 @@ def _lightning_trainer(
         max_steps=config.max_steps,
         max_epochs=1,
         accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.devices),
-        callbacks=[meter, ProgressBar(meter, label=task.label), validation, saving],
-        plugins=[CheckpointFolders(), TorchElasticEnvironment() if launch_id() else LightningEnvironment()],
+        callbacks=[meter, health, ProgressBar(meter, label=task.label), validation, saving],
+        plugins=[
+            CheckpointFolders(task.identity),
+            TorchElasticEnvironment() if launch_id() else LightningEnvironment(),
+        ],
         default_root_dir=task.folder,
         logger=False,
         enable_checkpointing=False,  # Lightning's own; Saving does it
@@ -174,7 +188,14 @@ def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: Tr
         collate_fn=_as_it_is,
         num_workers=config.num_workers,
         pin_memory=_device(config).type == "cuda",
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """A worker ends when the run ends it; a Ctrl-C in the terminal reaches it too, and must not."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -21,6 +21,7 @@ class Journal:
             sizes = sizes or {"metrics": 0, "samples": 0}
             self._metrics = MetricsLog(self._folder / "metrics.jsonl", size=sizes["metrics"])
             self._samples = MetricsLog(self._folder / "samples.jsonl", size=sizes["samples"])
+            self._logger.go_on(read_metrics(self._folder / "metrics.jsonl"))
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record of metrics."""
@@ -29,7 +30,7 @@ class Journal:
             self._logger.log(record)
 
     def write_samples(self, samples: list[dict[str, Any]]) -> None:
-        """Write texts that the model made, each with its step and prompt."""
+        """Write texts that the model made, each with its step and prompt; the record of their validation comes next."""
         if self._samples:
             for sample in samples:
                 self._samples.append(sample)

@@ -1,6 +1,5 @@
 """Tokens, seconds, loss and throughput of the training steps; a record every log_every_steps."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from llm.errors import DivergedError
 from llm.run import process_rank
 from llm.trainer.journal import Journal
 from llm.trainer.module import NextTokenModule
@@ -28,8 +26,11 @@ class Meter(pl.Callback):
         self._seconds_before = 0.0  # of earlier attempts
         self._started = self._mark = time.monotonic()
         self._paused = 0.0  # since the last record: validation and saving are not training
-        self._nats: torch.Tensor | float = 0.0  # since the last record
+        self._nats: torch.Tensor | float = 0.0  # since the last record, of the steps that were not skipped
+        self._step_nats: torch.Tensor | float = 0.0  # of the step that is under way
         self._interval_tokens = 0
+        self._interval_skipped: torch.Tensor | float = 0.0  # of these, the labels of skipped steps
+        self.skipped: torch.Tensor | float = 0.0  # steps so far
 
     @property
     def seconds(self) -> float:
@@ -58,42 +59,42 @@ class Meter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, NextTokenModule)
-        self._nats = self._nats + outputs["nats"]
+        self._step_nats = self._step_nats + outputs["nats"]
         if not ends_step(trainer, batch_idx):
             return
+        skipped = pl_module.is_skipped
+        self.skipped = self.skipped + skipped
+        self._nats = self._nats + torch.where(skipped > 0, 0.0, self._step_nats)
+        self._interval_skipped = self._interval_skipped + skipped * batch["num_labels"]
+        self._step_nats = 0.0
         self.tokens += batch["num_labels"]
         self._interval_tokens += batch["num_labels"]
         if is_due(trainer, self._every_steps):
             self._write(trainer, pl_module)
 
     def settle(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
-        """Sum the loss since the last record over the ranks, for rank zero to keep: a checkpoint holds what it has.
-
-        Raises:
-            DivergedError: the loss or the gradients are not finite; such a state is neither logged nor saved.
-        """
+        """Sum the loss since the last record over the ranks, for rank zero to keep: a checkpoint holds what it has."""
         nats = torch.as_tensor(
             trainer.strategy.reduce(torch.as_tensor(self._nats, device=module.device), reduce_op="sum")
         )
-        for name, value in (("train/loss", nats), ("train/gradient_norm", module.gradient_norm)):
-            if value is not None and not math.isfinite(float(value)):
-                raise DivergedError(f"{name} is {float(value)} at step {trainer.global_step}. {DIVERGED_HINT}")
         self._nats = nats if trainer.is_global_zero else 0.0
 
     def _write(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
         self.settle(trainer, module)
         seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
         speed = self._interval_tokens / seconds
-        assert module.gradient_norm is not None
-        self.latest = self.place(trainer) | {
-            "train/loss": float(self._nats) / self._interval_tokens,
+        counted = self._interval_tokens - int(self._interval_skipped)
+        self.latest = self.place(trainer) | ({"train/loss": float(self._nats) / counted} if counted else {})
+        self.latest |= {
+            "train/skipped_steps": int(self.skipped),
             "train/gradient_norm": float(module.gradient_norm),
             "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
             "throughput/tokens_per_second": speed,
             "throughput/mfu": speed * self._flops_per_token / (self._peak_flops * trainer.world_size),
         }
         self._journal.write(self.latest)
-        self._mark, self._paused, self._nats, self._interval_tokens = time.monotonic(), 0.0, 0.0, 0
+        self._mark, self._paused = time.monotonic(), 0.0
+        self._nats, self._interval_tokens, self._interval_skipped = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -101,6 +102,8 @@ class Meter(pl.Callback):
             "seconds": self.seconds,
             "nats": float(self._nats),
             "interval_tokens": self._interval_tokens,
+            "interval_skipped": int(self._interval_skipped),
+            "skipped": int(self.skipped),
             "journal": self._journal.sizes(),
         }
 
@@ -108,6 +111,7 @@ class Meter(pl.Callback):
         self.tokens, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
         self._nats = state_dict["nats"] if process_rank() == 0 else 0.0
         self._interval_tokens = state_dict["interval_tokens"]
+        self._interval_skipped, self.skipped = float(state_dict["interval_skipped"]), float(state_dict["skipped"])
         self._journal.open(state_dict["journal"])
 
 

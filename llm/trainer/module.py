@@ -1,11 +1,14 @@
 """The one LightningModule: next-token loss, for pretraining and LoRA alike; they differ in the model and the rows."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import nn
+from torch.optim import Optimizer
 
 from llm import optimizer
 from llm.config import OptimizerConfig
@@ -19,7 +22,8 @@ class NextTokenModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.strict_loading = False  # a checkpoint holds what is trained; a frozen base comes from its own folder
-        self.gradient_norm: torch.Tensor | None = None  # of the last step, before clipping
+        self.gradient_norm = torch.zeros(())  # of the last step that was not skipped, before clipping
+        self.is_skipped = torch.zeros(())  # 1 where the last step was, its gradients not being finite, else 0
         self._config, self._max_steps, self._seed = config, max_steps, seed
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -31,30 +35,43 @@ class NextTokenModule(pl.LightningModule):
         """This micro-batch's part of the step's mean loss over labels.
 
         Lightning divides by the micro-batches of a step and averages over ranks; both are undone, so that every label
-        of the step weighs the same, however unevenly labels fall on micro-batches and ranks.
+        of the step weighs the same, however unevenly labels fall on micro-batches and ranks. A loss that is not finite
+        gives gradients that are not, on every rank, whatever the model's own would be.
         """
         nats = next_token_nats(self.model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return {"loss": nats * (parts / batch["num_labels"]), "nats": nats.detach()}
+        finite = torch.where(nats.detach().isfinite(), 1.0, math.nan)
+        return {"loss": nats * finite * (parts / batch["num_labels"]), "nats": nats.detach()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         adamw, schedule = optimizer.build(self.model, self._config, max_steps=self._max_steps)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip to the config's norm and keep the norm for the metrics; Lightning's own hook does not return it."""
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        """Clip to the config's norm and keep the norm for the metrics; Lightning's own hook does not return it.
+
+        Where it is not finite, torch's fused optimizers leave the step out: `found_inf` is how its GradScaler tells
+        them to, and no host has to wait for the device.
+        """
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.gradient_norm = nn.utils.clip_grad_norm_(trainable, self._config.gradient_clip_norm)
+        norm = nn.utils.clip_grad_norm_(trainable, self._config.gradient_clip_norm).detach()
+        self.is_skipped = (~norm.isfinite()).to(torch.float32)
+        self.gradient_norm = torch.where(self.is_skipped > 0, self.gradient_norm.to(norm), norm)
+        while isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        optimizer.found_inf = self.is_skipped  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the micro-batches of the steps that are done as this launch cuts them: it may have other devices."""
+        self.gradient_norm = torch.tensor(checkpoint["gradient_norm"])
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
             counts.update(ready=done, started=done, processed=done, completed=done - 1)  # saved as the last one ended
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained, and the buffers."""
+        """Keep only what is trained, the buffers, and what the next record may repeat."""
+        checkpoint["gradient_norm"] = float(self.gradient_norm)
         frozen = {
             name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
         }

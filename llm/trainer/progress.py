@@ -60,4 +60,5 @@ class ProgressBar(pl.Callback):
         latest = self._meter.latest
         if not latest:
             return ""
-        return f"loss {latest['train/loss']:.3f}  {latest['throughput/tokens_per_second']:,.0f} tokens/s"
+        loss = f"{latest['train/loss']:.3f}" if "train/loss" in latest else "not finite"
+        return f"loss {loss}  {latest['throughput/tokens_per_second']:,.0f} tokens/s"

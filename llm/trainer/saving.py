@@ -1,66 +1,81 @@
 """Checkpoints at step boundaries, and an orderly stop: a signal sets a flag, the step ends, the state is saved."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
-from llm.errors import StoppedError
-from llm.trainer.checkpoint import folder_of, keep_newest
+from llm.config import TrainerConfig
+from llm.errors import DamagedError, StoppedError
+from llm.trainer.checkpoint import find_fault, folder_of, keep
 from llm.trainer.meter import Meter, ends_step, is_due
 from llm.trainer.module import NextTokenModule
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from llm.trainer.validation import Validation
 
 
 class StopFlag:
-    """Set by the first signal; the second one ends the process at once, as it would have without us."""
+    """Set by the first signal that comes while steps are under way."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Listen for signals while the block runs."""
-        before = {number: signal.signal(number, self._catch) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+    def raise_flag(self, name: str) -> None:
+        self.signal_name = name
 
 
 class Saving(pl.Callback):
-    """Saves every so many steps, at the last one, and when a signal asks the run to stop."""
+    """Saves every so many steps or minutes, at the last step, at the best validation, and when a signal asks for it."""
 
-    def __init__(self, checkpoints: Path, *, meter: Meter, every_steps: int, keep: int, stop: StopFlag) -> None:
-        self._checkpoints, self._meter = checkpoints, meter
-        self._every_steps, self._keep, self._stop = every_steps, keep, stop
+    def __init__(
+        self, checkpoints: Path, config: TrainerConfig, *, meter: Meter, validation: Validation, stop: StopFlag
+    ) -> None:
+        self._checkpoints, self._config = checkpoints, config
+        self._meter, self._validation, self._stop = meter, validation, stop
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._stop.signal_name is not None, all=False)
-        if stop or is_due(trainer, self._every_steps):
+        is_best = self._config.keep_best and self._validation.best_step == trainer.global_step
+        stop, is_late = self._ask_ranks(trainer)
+        if stop or is_late or is_best or is_due(trainer, self._config.checkpoint_every_steps):
             assert isinstance(pl_module, NextTokenModule)
-            self._meter.settle(trainer, pl_module)  # what diverged must not push out what was good
+            self._meter.settle(trainer, pl_module)
             with self._meter.pause():
-                trainer.save_checkpoint(folder_of(self._checkpoints, trainer.global_step))
-                if trainer.is_global_zero:
-                    keep_newest(self._checkpoints, self._keep)
+                self._save(trainer)
         if stop:
             raise StoppedError(
                 f"stopped by {self._stop.signal_name or 'another rank'} after step {trainer.global_step}, which is "
                 "saved. Start the same command again to go on."
             )
+
+    def _ask_ranks(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """(whether any rank was told to stop, whether a save by the clock is due), the same on all of them."""
+        minutes = self._config.checkpoint_every_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        urgency = 2 if self._stop.signal_name else int(is_late)
+        if trainer.world_size > 1:
+            everywhere = trainer.strategy.reduce(
+                torch.tensor(urgency, device=trainer.strategy.root_device), reduce_op="max"
+            )
+            urgency = int(torch.as_tensor(everywhere))
+        return urgency == 2, urgency >= 1
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Older ones go only when the new one is on the disk as it should be."""
+        path = folder_of(self._checkpoints, trainer.global_step)
+        trainer.save_checkpoint(path)
+        self._saved_at = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        if fault := find_fault(path):
+            raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
+        best = self._validation.best_step if self._config.keep_best else None
+        keep(self._checkpoints, newest=self._config.keep_checkpoints, best=best)

@@ -72,6 +72,8 @@ class Validation(pl.Callback):
     ) -> None:
         self._loader, self._rows = loader, rows
         self._journal, self._meter, self._every_steps, self._sample = journal, meter, every_steps, sample
+        self.best_step: int | None = None  # of the lowest loss
+        self._best_loss = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -93,10 +95,12 @@ class Validation(pl.Callback):
                 result = evaluate(module.model, self._loader, self._rows, device=module.device, add_up=add_up)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
+            if result.loss < self._best_loss:
+                self._best_loss, self.best_step = result.loss, trainer.global_step
             place = self._meter.place(trainer)
-            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
             if trainer.is_global_zero:
                 self._journal.write_samples([{"step": place["step"], **sample} for sample in self._sample()])
+            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
         log.info(
             "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
             trainer.global_step,
@@ -104,3 +108,10 @@ class Validation(pl.Callback):
             result.loss,
             result.bits_per_byte,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_step": self.best_step, "best_loss": None if self.best_step is None else self._best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_step = state_dict["best_step"]
+        self._best_loss = math.inf if self.best_step is None else state_dict["best_loss"]

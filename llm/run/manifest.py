@@ -1,0 +1,57 @@
+"""What a finished run left -> the size and SHA-256 of each file, kept in run.json; and whether they still are so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llm.errors import DamagedError
+from llm.run.files import sha256_of
+from llm.run.owner import LOCK, OWNER
+from llm.run.runs import Run
+
+LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER)
+WITH_OWN_MANIFESTS = "checkpoints"
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path in the folder -> bytes and sha256; of a folder that has a manifest.json of its own, that alone."""
+    return {str(path.relative_to(folder)): _facts(path) for path in _files(folder)}
+
+
+def check_files(run: Run, *, under: str = "") -> int:
+    """The number of files that are what run.json says, of those whose path begins with `under`.
+
+    Raises:
+        DamagedError: one is not, or is missing.
+    """
+    listed: dict[str, dict[str, Any]] = run.record.get("files") or {}
+    names = [name for name in listed if name.startswith(under)]
+    if not names:
+        raise DamagedError(f"{run.path / 'run.json'} lists no file under {under or '.'}. {_remedy(run)}")
+    for name in names:
+        path = run.path / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing. {_remedy(run)}")
+        if path.stat().st_size != listed[name]["bytes"] or sha256_of(path) != listed[name]["sha256"]:
+            raise DamagedError(f"{path} is not what run.json says. {_remedy(run)}")
+    return len(names)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name in LEFT_OUT or path.name == WITH_OWN_MANIFESTS:
+            continue
+        if path.is_file():
+            yield path
+        elif (path / "manifest.json").is_file():
+            yield path / "manifest.json"
+        else:
+            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _remedy(run: Run) -> str:
+    return f"Make the {run.stage} run again with reuse=never, or put the file back."

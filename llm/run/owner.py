@@ -1,0 +1,118 @@
+"""Who makes a run: a lock, and beside it the owner's host, process and heartbeat.
+
+The kernel lets go of the lock when its holder dies, so a dead owner on this host is taken over at once. Where a network
+file system does not share locks between hosts, the heartbeat tells of a living owner elsewhere.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llm.errors import ConfigError
+from llm.run.console import log
+from llm.run.files import write_json
+
+LOCK, OWNER = ".lock", ".owner.json"
+WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
+BEAT_SECONDS = 10.0
+DEAD_AFTER_SECONDS = 60.0  # without a beat
+
+
+@contextmanager
+def owned(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Be the one process that makes the run in `folder` while the block runs; gives whether another one was before.
+
+    Raises:
+        ConfigError: another one is, and `wait` says not to wait for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    has_waited = False
+    while not _take(lock, folder):
+        if not wait:
+            raise ConfigError(f"{folder} is being made by {_name(folder)}. Wait for it, or end it first.")
+        if not has_waited:
+            log.info("waiting for %s, which is being made by %s", folder, _name(folder))
+            has_waited = True
+        time.sleep(WAIT_SECONDS)
+    try:
+        with _heartbeat(folder / OWNER):
+            yield has_waited
+    finally:
+        lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a living process makes this run, or may make it: the lock of another user's run cannot be tried."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return _lives_elsewhere(folder)
+    except (Timeout, PermissionError):
+        return True
+
+
+def _take(lock: FileLock, folder: Path) -> bool:
+    try:
+        lock.acquire(timeout=WAIT_SECONDS)  # not 0: somebody who looks whether it is held holds it for a moment
+    except Timeout:
+        return False
+    if _lives_elsewhere(folder):
+        lock.release()
+        return False
+    return True
+
+
+def _lives_elsewhere(folder: Path) -> bool:
+    """Whether an owner on another host has given a sign of life; the clock is the file system's, on both sides."""
+    owner = _read(folder / OWNER)
+    if owner is None or owner.get("host") == socket.gethostname():
+        return False
+    os.utime(folder / LOCK)
+    return (folder / LOCK).stat().st_mtime - (folder / OWNER).stat().st_mtime < DEAD_AFTER_SECONDS
+
+
+@contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    """A file that says who is here, touched every few seconds while the block runs, and then removed."""
+    write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
+    has_ended = Event()
+
+    def beat() -> None:
+        while not has_ended.wait(BEAT_SECONDS):
+            try:
+                os.utime(path)
+            except OSError as error:
+                log.warning("%s: no heartbeat any more (%s); another host may take the run over", path, error)
+                return
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _name(folder: Path) -> str:
+    owner = _read(folder / OWNER)
+    return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process, which has just started"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,74 @@
+"""Runs, by name or folder -> whether every file that they and their parents left is still what it was."""
+
+import argparse
+from pathlib import Path
+
+from llm.compare import find_runs
+from llm.data import read_manifest
+from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
+from llm.run import Run, check_files, start_logging
+from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
+
+
+def verify(run: Run) -> tuple[list[str], list[str]]:
+    """(what was looked at, what is wrong), a few words each."""
+    seen: list[str] = []
+    faults: list[str] = []
+    if run.is_done:
+        try:
+            seen.append(f"{check_files(run)} files")
+            if run.stage == "shards":
+                manifest = read_manifest(run.path / "shards")
+                seen.append(f"{len(manifest.train.shards) + len(manifest.held_out.shards)} shards")
+        except DamagedError as error:
+            faults.append(str(error))
+    checkpoints = sorted((run.path / "checkpoints").glob(f"{PREFIX}*"))
+    faults += [f"{path}: {fault}" for path in checkpoints if (fault := find_fault(path))]
+    faults += [f"{path} was set aside as damaged" for path in (run.path / "checkpoints").glob(f"{BAD_PREFIX}*")]
+    if checkpoints:
+        seen.append(f"{len(checkpoints)} checkpoints")
+    return seen, faults
+
+
+def with_parents(runs: list[Run]) -> list[Run]:
+    """The runs and all that they were made from, parents first, each once.
+
+    Raises:
+        DamagedError: a parent is missing.
+    """
+    found: dict[Path, Run] = {}
+
+    def add(run: Run) -> None:
+        for name in run.record.get("folders") or {}:
+            try:
+                add(run.parent(name))
+            except ConfigError as error:
+                raise DamagedError(f"{run.path} was made from a {name} run that is gone: {error}") from None
+        found.setdefault(run.path.resolve(), run)
+
+    for run in runs:
+        add(run)
+    return list(found.values())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m llm.verify", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="run", help="a folder, a name, or a glob such as 'pretrain/*'")
+    parser.add_argument("--outputs", default="outputs", help="where runs are looked for")
+    arguments = parser.parse_args(argv)
+    start_logging()
+    with one_line_errors():
+        named = [run for name in arguments.runs for run in find_runs(arguments.outputs, name)]
+        damaged = 0
+        for run in with_parents(named):
+            seen, faults = verify(run)
+            damaged += bool(faults)
+            print(f"{'damaged' if faults else run.state:<10} {run.path}  {', '.join(seen) or 'nothing to check yet'}")
+            for fault in faults:
+                say_error(fault)
+        if damaged:
+            raise DamagedError(f"{damaged} of {len(with_parents(named))} runs are damaged.")
+
+
+if __name__ == "__main__":
+    main()

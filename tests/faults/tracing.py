@@ -1,0 +1,68 @@
+"""A launch under strace: the file calls of one save, and a fault at any one of them."""
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.child import Launch
+from tests.faults.harness import Running
+
+CHANGING = (
+    *("openat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync", "rename", "renameat", "renameat2"),
+    *("mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "link", "linkat", "copy_file_range", "sendfile"),
+)
+READING = ("read", "pread64", "newfstatat", "fstat", "stat", "lstat", "statx", "getdents64", "lseek", "mmap", "close")
+LINE = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<arguments>.*)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The so-many-th call of its name since the moment at which the launch waited."""
+
+    name: str
+    number: int
+    shown: str  # as strace shows it
+
+    def injected(self, fault: str) -> str:
+        """The fault (signal=SIGKILL, error=EIO, ...) at this call, as strace is told of it."""
+        return f"inject={self.name}:{fault}:when={self.number}"
+
+
+class Traced:
+    """A launch that waits at a moment of its own while strace is put to it, and goes on under it."""
+
+    def __init__(self, launch: Launch, log: Path, *, inject: str | None = None) -> None:
+        assert launch.waits_at is not None
+        self.running = Running(launch)
+        assert self.running.reaches(launch.waits_at), self.running.failure(f"no {launch.waits_at}")
+        calls = "trace=" + ",".join(f"?{name}" for name in (*CHANGING, *READING))
+        command = ["strace", "-f", "-y", "-p", str(self.running.pid), "-o", str(log), "-e", calls]
+        self._strace = subprocess.Popen(
+            [*command, *(["-e", inject] if inject else [])], stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        assert self._strace.stderr is not None
+        assert "attached" in (first := self._strace.stderr.readline()), first
+        self.running.go_on()
+
+    def exit_code(self) -> int:
+        """Wait for the end of both; the exit code of the launch."""
+        code = self.running.exit_code()
+        self._strace.communicate()
+        return code
+
+
+def file_calls(log: Path, *, until: str) -> list[Call]:
+    """Every call on what lies under outputs/, up to the one that tells the harness of the moment `until`."""
+    numbers: Counter[str] = Counter()
+    calls = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if until in line:
+            return calls
+        if (match := LINE.match(line)) is None:
+            continue
+        numbers[match["name"]] += 1
+        if "outputs/" in match["arguments"]:
+            calls.append(Call(match["name"], numbers[match["name"]], line.partition(" ")[2].strip()))
+    raise AssertionError(f"{until} did not come: {line}")

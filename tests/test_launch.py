@@ -1,0 +1,144 @@
+"""A run on several devices: signals and exit codes get through, and no process is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llm.errors import LaunchError, StoppedError
+from llm.run import launch
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+folder, rank = Path({folder!r}), int(os.environ["RANK"])
+(folder / f"rank-{{rank}}").write_text(f"{{os.getpid()}} {{sys.argv[1:]}} " + " ".join(
+    os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID")))
+{body}
+"""
+HOLD = "while True: time.sleep(0.05)"
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Have `body` run in place of train.py, in each rank."""
+
+    def set_up(body: str) -> Path:
+        script = tmp_path / "train.py"
+        script.write_text(SCRIPT.format(folder=str(tmp_path), body=body), encoding="utf-8")
+        monkeypatch.setattr(launch, "TRAIN", script)
+        return tmp_path
+
+    return set_up
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.read_text().split()[0]) for path in sorted(folder.glob("rank-*"))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing came in 30 seconds")
+
+
+def test_each_rank_gets_the_job_and_its_place(ranks):
+    folder = ranks("")
+    launch.launch_ranks(["name=가"], devices=3)
+    said = [path.read_text().split() for path in sorted(folder.glob("rank-*"))]
+    assert [words[1:3] for words in said] == [["['name=가',", "'hydra.mode=RUN']"]] * 3
+    assert [words[3:6] for words in said] == [[str(rank), "3", "127.0.0.1"] for rank in range(3)]
+    assert len({words[6] for words in said}) == 1  # one launch
+
+
+@pytest.mark.parametrize("code", [1, 2, 65, 70, 74])
+def test_the_exit_code_of_the_first_that_fails_gets_through(ranks, monkeypatch, code):
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
+    folder = ranks(f"sys.exit({code}) if rank == 1 else time.sleep(60)")
+    with pytest.raises(LaunchError, match=f"rank 1 ended first, with exit code {code}; it says why above") as caught:
+        launch.launch_ranks([], devices=2)
+    assert caught.value.exit_code == code
+    assert not any(map(is_alive, pids(folder)))  # the other one waited for a rank that is gone
+
+
+def test_the_others_are_given_time_to_end(ranks):
+    folder = ranks('sys.exit(75) if rank == 1 else time.sleep(1); (folder / "saved").touch()')
+    with pytest.raises(StoppedError, match=r"rank 1 was stopped. Start the same command again to go on"):
+        launch.launch_ranks([], devices=2)
+    assert (folder / "saved").exists()
+
+
+def test_a_rank_that_is_killed_is_named(ranks, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
+    ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)")
+    with pytest.raises(LaunchError, match="rank 0 was killed by SIGKILL, perhaps for want of memory") as caught:
+        launch.launch_ranks([], devices=2)
+    assert caught.value.exit_code == 1
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from llm.errors import one_line_errors
+from llm.run import launch
+launch.TRAIN = Path(sys.argv[1])
+with one_line_errors():
+    launch.launch_ranks([], devices=2)
+"""
+
+
+def start_parent(folder: Path) -> "subprocess.Popen[str]":
+    root = str(Path(__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder / "train.py")], cwd=root, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_is_passed_on_and_the_stop_reported(ranks, number):
+    body = "\n".join(
+        [
+            f"signal.signal({int(number)}, lambda *_: sys.exit(75))",
+            '(folder / f"rank-{rank}").rename(folder / f"rank-{rank}-ready")',
+            HOLD,
+        ]
+    )
+    folder = ranks(body)
+    parent = start_parent(folder)
+    wait_for(lambda: len(list(folder.glob("rank-*-ready"))) == 2)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=30)
+    assert parent.returncode == 75
+    assert "was stopped. Start the same command again to go on." in said
+
+
+def test_no_rank_outlives_a_parent_that_is_killed(ranks):
+    folder = ranks(HOLD)
+    parent = start_parent(folder)
+    wait_for(lambda: len(pids(folder)) == 2)
+    left = pids(folder)
+    parent.kill()
+    parent.communicate(timeout=30)
+    wait_for(lambda: not any(map(is_alive, left)))
+
+
+def test_a_process_of_a_launch_starts_no_other(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert launch.needs_launch(2) and not launch.needs_launch(1)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert not launch.needs_launch(2)
+    assert os.environ["SLURM_PROCID"] == "0"

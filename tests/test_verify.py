@@ -1,0 +1,126 @@
+"""Verify: every byte of what a run left is looked at, and what differs is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm import verify as tool
+from llm.errors import DamagedError
+from llm.run import Run, check_files, load, write_json
+from llm.run.manifest import list_files
+from llm.trainer.checkpoint import CheckpointFolders, folder_of
+from llm.verify import verify, with_parents
+
+
+def write_run(
+    outputs: Path, stage: str, key: str, *, files: dict[str, str], status: str = "done", **folders: Path
+) -> Run:
+    path = outputs / stage / f"가-{key}"
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text, encoding="utf-8")
+    record = {"stage": stage, "name": "가", "key": key, "status": status, "files": list_files(path)}
+    write_json(path / "run.json", record | {"folders": {name: str(folder) for name, folder in folders.items()}})
+    return load(path)
+
+
+FILES = {"config.yaml": "seed: 0\n", "model/a.safetensors": "01234567", "model/tokenizer.json": "{}"}
+
+
+def test_a_run_as_it_was_made_has_no_fault(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
+    CheckpointFolders().save_checkpoint({"step": 3}, folder_of(run.path / "checkpoints", 3))
+    assert verify(run) == (["3 files", "1 checkpoints"], [])
+    assert check_files(run) == 3
+    assert check_files(run, under="model/") == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_bit_of_every_file_counts(name: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
+    path = run.path / name
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedError, match=f"{name} is not what run.json says. Make the pretrain run again"):
+                check_files(run)
+    path.write_bytes(content + b"0")
+    with pytest.raises(DamagedError, match=f"{name} is not what run.json says"):
+        check_files(run)
+    path.unlink()
+    with pytest.raises(DamagedError, match=f"{name} is missing. Make the pretrain run again"):
+        check_files(run)
+
+
+def test_what_changes_while_a_run_is_used_is_not_listed(tmp_path: Path) -> None:
+    files = {"config.yaml": "", "log.txt": "", ".lock": "", "checkpoints/step-1/x": "", "shards/manifest.json": "{}"}
+    run = write_run(tmp_path, "shards", "00000001", files=files | {"shards/train.bin": "0"})
+    assert list(run.record["files"]) == ["config.yaml", "shards/manifest.json"]
+
+
+def test_a_run_that_lists_no_file_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files={"config.yaml": ""})
+    with pytest.raises(DamagedError, match=r"run.json lists no file under model/"):
+        check_files(run, under="model/")
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES, status="running")
+    checkpoints = run.path / "checkpoints"
+    for step in (1, 2):
+        CheckpointFolders().save_checkpoint({"step": step}, folder_of(checkpoints, step))
+    (folder_of(checkpoints, 2) / "state.json").write_text("{}", encoding="utf-8")
+    (checkpoints / "bad-step-00000000").mkdir()
+    seen, faults = verify(run)
+    assert seen == ["2 checkpoints"]
+    assert faults == [
+        f"{folder_of(checkpoints, 2)}: state.json is not what the manifest says",
+        f"{checkpoints / 'bad-step-00000000'} was set aside as damaged",
+    ]
+
+
+def test_parents_are_verified_first_and_once(tmp_path: Path) -> None:
+    tokenizer = write_run(tmp_path, "tokenizer", "00000001", files={"tokenizer.json": "{}"})
+    base = write_run(tmp_path, "pretrain", "00000002", files=FILES, tokenizer=tokenizer.path)
+    tuned = write_run(tmp_path, "finetune", "00000003", files=FILES, base=base.path, tokenizer=tokenizer.path)
+    assert [run.stage for run in with_parents([tuned, base])] == ["tokenizer", "pretrain", "finetune"]
+
+
+def test_a_parent_that_is_gone_is_named(tmp_path: Path) -> None:
+    tuned = write_run(tmp_path, "finetune", "00000003", files=FILES, base=tmp_path / "gone")
+    with pytest.raises(DamagedError, match=r"finetune/가-00000003 was made from a base run that is gone: .*gone is no"):
+        with_parents([tuned])
+
+
+def test_the_command_says_what_is_damaged_and_ends_with_74(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = write_run(tmp_path, "tokenizer", "00000001", files={"tokenizer.json": "{}"})
+    base = write_run(tmp_path, "pretrain", "00000002", files=FILES, tokenizer=tokenizer.path)
+    tool.main(["가", "--outputs", str(tmp_path)])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["done", "done"]
+    (tokenizer.path / "tokenizer.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        tool.main([str(base.path), "--outputs", str(tmp_path)])
+    assert ended.value.code == 74
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["damaged", "done"]
+    assert said.err.splitlines() == [
+        f"error: {tokenizer.path / 'tokenizer.json'} is not what run.json says. Make the tokenizer run again with "
+        "reuse=never, or put the file back.",
+        "error: 1 of 2 runs are damaged.",
+    ]
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["나", "--outputs", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "there is no run 나 under" in capsys.readouterr().err
+
+
+def test_the_record_is_json(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
+    assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["files"]["config.yaml"]["bytes"] == 8
