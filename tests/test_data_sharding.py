@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -356,3 +357,20 @@ def test_a_whole_folder_is_returned_with_what_was_dropped_counted(
     assert written_at(tmp_path / "shards") == before
     assert again.dropped == {"not JSON": 1}
     assert names(tmp_path) == ["corpus.jsonl", "shards"]
+
+
+@pytest.mark.parametrize("limit", [100, 900, 1700])
+def test_a_disk_that_takes_no_more_is_named_with_its_file_and_the_same_call_goes_on(
+    folders: dict[str, Path], tmp_path: Path, small: None, limit: int
+) -> None:
+    corpus = corpus_of(documents(300, seed=4), tmp_path)
+    write(corpus, folders["char_bpe"], tmp_path / "expected")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/shards\.partial.*'"):
+            write(corpus, folders["char_bpe"], tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    write(corpus, folders["char_bpe"], tmp_path / "shards")
+    assert contents(tmp_path / "shards") == contents(tmp_path / "expected")

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +14,11 @@ import tokenizers
 
 from llm.data.corpus import Corpus
 from llm.data.encoding import EncodedChunk, Encoder, chunks_of, encode_in_order
-from llm.data.partial import PartialFolder, notes_of
+from llm.data.partial import PartialFolder, naming, notes_of
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
 from llm.errors import DataError
-from llm.run import digest_of, log, sha256_of
+from llm.run import digest_of, log
 from llm.run.files import sync_file
 
 SHARD_TOKENS = 2**25  # 32 Mi tokens, 64 MiB at two bytes each: what a kill can cost, half a minute on two cores
@@ -139,20 +140,26 @@ class _ShardWriter:
         """Put the shard that is open on the disk, and note that it is finished."""
         if self._file is None:
             return
-        self._file.close()
-        sync_file(self._partial.folder / self._tokens_file)
+        self.close()
+        sync_file(self._path)
         documents = np.concatenate(self._documents)
-        documents_path = self._partial.folder / f"{self._stem}.documents.npy"
-        np.save(documents_path, documents[:, :2])
-        sync_file(documents_path)
+        index = BytesIO()  # for numpy does not say why it cannot write to a file
+        np.save(index, documents[:, :2])
+        index_path = self._path.with_name(f"{self._stem}.documents.npy")
+        with naming(index_path):
+            index_path.write_bytes(index.getbuffer())
+            sync_file(index_path)
         shard = Shard(
-            tokens_file=self._tokens_file,
-            documents_file=documents_path.name,
+            tokens_file=self._path.name,
+            documents_file=index_path.name,
             tokens=self._tokens,
             documents=len(documents),
             raw_bytes=int(documents[:, 1].sum()),
             lost_bytes=int(documents[:, 2].sum()),
-            sha256={self._tokens_file: self._sha256.hexdigest(), documents_path.name: sha256_of(documents_path)},
+            sha256={
+                self._path.name: self._sha256.hexdigest(),
+                index_path.name: hashlib.sha256(index.getbuffer()).hexdigest(),
+            },
         )
         self._partial.add(self._split, shard)
         log.info("%s: %d documents, %d tokens", shard.tokens_file, shard.documents, shard.tokens)
@@ -161,21 +168,23 @@ class _ShardWriter:
     def close(self) -> None:
         """Leave a shard that is not finished."""
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
     @property
     def _stem(self) -> str:
         return f"{self._split}-{len(self._partial.shards[self._split]):05d}"
 
     @property
-    def _tokens_file(self) -> str:
-        return f"{self._stem}.bin"
+    def _path(self) -> Path:
+        return self._partial.folder / f"{self._stem}.bin"
 
     def _append(self, ids: Array, documents: Array) -> None:
         if self._file is None:
-            self._file = (self._partial.folder / self._tokens_file).open("wb")
+            self._file = self._path.open("wb")
         content = ids.tobytes()
-        self._file.write(content)
+        with naming(self._path):
+            self._file.write(content)
         self._sha256.update(content)
         self._documents.append(documents)
         self._tokens += len(ids)
