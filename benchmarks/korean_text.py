@@ -26,15 +26,16 @@ def write_jsonl(path: Path, *, megabytes: float, seed: int = 0) -> None:
 def texts(seed: int) -> Iterator[str]:
     """Documents without end, of 20 to 2,000 words."""
     draw = np.random.default_rng(seed)
-    common = draw.permutation(len(SYLLABLES))[:1200]  # as few as Korean text mostly uses
+    common = draw.permutation(np.array(SYLLABLES))[:1200]  # as few as Korean text mostly uses
+    syllables = common[draw.integers(0, len(common), (VOCABULARY, 4))]
     words = np.array(
-        ["".join(SYLLABLES[s] for s in draw.choice(common, draw.integers(1, 5))) for _ in range(VOCABULARY)]
+        ["".join(row[:size]) for row, size in zip(syllables, draw.integers(1, 5, VOCABULARY), strict=True)]
     )
-    frequency = 1 / np.arange(1, VOCABULARY + 1)
-    frequency /= frequency.sum()
+    up_to = np.cumsum(1 / np.arange(1, VOCABULARY + 1))  # the frequencies of a word and of all before it
     endings = np.array(ENDINGS)
     while True:
         count = int(20 * 100 ** draw.random())
-        chosen = np.char.add(words[draw.choice(VOCABULARY, count, p=frequency)], draw.choice(endings, count))
+        chosen = words[np.searchsorted(up_to, draw.random(count) * up_to[-1])]
+        chosen = np.char.add(chosen, draw.choice(endings, count))
         chosen[9::10] = np.char.add(chosen[9::10], ".")
         yield " ".join(chosen.tolist())
