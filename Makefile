@@ -1,8 +1,9 @@
 # make demo: the whole pipeline on real Korean text. make test: lint, types, tests. Both set up .venv by themselves.
+# make test-faults: hundreds of kills, signals and damaged files, for most of an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint test-gpu clean
+.PHONY: demo test lint test-faults test-gpu clean
 
 .venv/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ttukttak needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -22,6 +23,9 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-faults: .venv/.installed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/faults --storm
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu

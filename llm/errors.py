@@ -54,7 +54,7 @@ class StorageError(UserError):
 class WorkerError(UserError):
     """A process that works for this one was killed; the same command goes on from what was saved."""
 
-    exit_code: int = 74  # as EX_IOERR: the machine's fault, not the data's
+    exit_code = 74  # as EX_IOERR: the machine's fault, not the data's
 
 
 class StoppedError(BaseException):

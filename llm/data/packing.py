@@ -8,7 +8,6 @@ Everywhere each token is a label exactly once, but a document's first one (bos),
 start again with each document, and with each row.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +27,8 @@ class Layout(Protocol):
         """int64 (3, rows, seq): input_ids, labels and position_ids of the given rows; `tokens` are the shard's."""
         ...
 
-    def documents_of(self, row: int) -> Array:
-        """The numbers of the documents that a row has tokens of, in rising order."""
+    def places(self, row: int) -> Array:
+        """Places in the shard of at least one token of each document in a row."""
         ...
 
 
@@ -37,10 +36,10 @@ def lay_out(lengths: Array, *, sequence_length: int, packing: Packing) -> Layout
     """The rows of a shard whose documents have `lengths` tokens (documents,), bos and eos included."""
     if packing is Packing.concatenate:
         return Concatenated(lengths, sequence_length)
-    pieces = cut(lengths, sequence_length)
+    begins, sizes = cut(lengths, sequence_length)
     if packing is Packing.padded:
-        return Placed(pieces, np.arange(len(pieces.sizes)), np.zeros_like(pieces.sizes), sequence_length)
-    return Placed(pieces, *best_fit(pieces.sizes, sequence_length), sequence_length)
+        return Placed(begins, sizes, np.arange(len(sizes)), np.zeros_like(sizes), sequence_length)
+    return Placed(begins, sizes, *best_fit(sizes, sequence_length), sequence_length)
 
 
 class Concatenated:
@@ -66,31 +65,17 @@ class Concatenated:
         position_ids = (places - np.maximum(document_starts, begins))[:, :-1]
         return np.stack([ids[:, :-1], labels, position_ids])
 
-    def documents_of(self, row: int) -> Array:
-        places = [row * self._length, (row + 1) * self._length - 1]
-        first, last = np.searchsorted(self._starts, places, side="right") - 1
-        return np.arange(first, last + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """What of a shard's documents lies together in a row; (pieces,) each."""
-
-    documents: Array  # the document that it is of
-    begins: Array  # its first token's place in the shard
-    sizes: Array  # labels, and as many inputs
+    def places(self, row: int) -> Array:
+        return np.arange(row * self._length, min((row + 1) * self._length, self._num_tokens - 1) + 1)
 
 
 class Placed:
     """Pieces of documents, each at a place of its own in a row; what no piece fills is padding, at a row's end."""
 
-    def __init__(self, pieces: Pieces, rows: Array, offsets: Array, sequence_length: int) -> None:
+    def __init__(self, begins: Array, sizes: Array, rows: Array, offsets: Array, sequence_length: int) -> None:
         order = np.lexsort((offsets, rows))
         self._length = sequence_length
-        self._documents, self._begins, self._sizes = (
-            values[order] for values in (pieces.documents, pieces.begins, pieces.sizes)
-        )
-        self._offsets = offsets[order]
+        self._begins, self._sizes, self._offsets = begins[order], sizes[order], offsets[order]
         self._first_pieces = np.searchsorted(rows[order], np.arange(rows.max() + 2))  # (rows + 1,)
         self.num_labels = np.add.reduceat(self._sizes, self._first_pieces[:-1])
 
@@ -111,20 +96,20 @@ class Placed:
         flat[2, targets] = within
         return batch
 
-    def documents_of(self, row: int) -> Array:
-        return np.unique(self._documents[self._first_pieces[row] : self._first_pieces[row + 1]])
+    def places(self, row: int) -> Array:
+        return self._begins[self._first_pieces[row] : self._first_pieces[row + 1]]
 
 
-def cut(lengths: Array, sequence_length: int) -> Pieces:
-    """Documents in pieces: as many labels as fit a row, and the rest.
+def cut(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
+    """(first tokens, sizes) of the pieces of documents: as many labels as fit a row, and the rest.
 
     A document of n tokens has n - 1 labels, and as many inputs: its last token foretells nothing.
     """
     num_labels = lengths - 1
-    documents = np.repeat(np.arange(len(lengths)), -(-num_labels // sequence_length))
-    before = (np.arange(len(documents)) - np.searchsorted(documents, documents)) * sequence_length
-    begins = (np.cumsum(lengths) - lengths)[documents] + before
-    return Pieces(documents, begins, np.minimum(num_labels[documents] - before, sequence_length))
+    counts = -(-num_labels // sequence_length)
+    before = _count_up(counts) * sequence_length
+    begins = np.repeat(np.cumsum(lengths) - lengths, counts) + before
+    return begins, np.minimum(np.repeat(num_labels, counts) - before, sequence_length)
 
 
 def best_fit(sizes: Array, capacity: int) -> tuple[Array, Array]:

@@ -55,12 +55,13 @@ class TokenRows:
         self.sequence_length = sequence_length
         self.raw_bytes, self.lost_bytes = split.raw_bytes, split.lost_bytes
         self._pad_id = manifest.eos_id
-        self._names = [shard.tokens_file for shard in split.shards]
         opened = [open_shard(folder, shard, manifest.dtype) for shard in split.shards]
         self._tokens = [tokens for tokens, _ in opened]
         self._layouts = [
             lay_out(documents[:, 0], sequence_length=sequence_length, packing=packing) for _, documents in opened
         ]
+        self._names = [shard.tokens_file for shard in split.shards]
+        self._starts = [np.cumsum(documents[:, 0]) - documents[:, 0] for _, documents in opened]
         num_labels = [layout.num_labels for layout in self._layouts]
         self.num_labels = np.concatenate(num_labels)
         self._first_rows = np.cumsum([0, *map(len, num_labels)])  # the first row of each shard
@@ -92,18 +93,14 @@ class TokenRows:
         }
 
     def describe(self, rows: Array) -> list[str]:
-        """The documents of each row, counted from 0 within their shard."""
         shards = np.searchsorted(self._first_rows, rows, side="right") - 1
         return [
-            f"{self._names[shard]} {_name(self._layouts[shard].documents_of(int(row - self._first_rows[shard])))}"
+            self._describe(int(shard), int(row - self._first_rows[shard]))
             for shard, row in zip(shards, rows, strict=True)
         ]
 
-
-def _name(documents: Array) -> str:
-    first, last = documents[0], documents[-1]
-    if len(documents) == 1:
-        return f"document {first}"
-    if len(documents) == last - first + 1:
-        return f"documents {first}-{last}"
-    return f"documents {', '.join(map(str, documents))}"
+    def _describe(self, shard: int, row: int) -> str:
+        """The documents of one row, counted from 0 within their shard."""
+        places = self._layouts[shard].places(row)
+        numbers = np.unique(np.searchsorted(self._starts[shard], places, side="right") - 1).tolist()
+        return f"{self._names[shard]} document{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -8,7 +8,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.environment import launch_id, process_rank
-from llm.run.files import clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
+from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.manifest import check_files
@@ -19,6 +19,7 @@ from llm.run.signals import SIGNALS, on_signal, stop
 __all__ = [
     "NOT_MINE",
     "SIGNALS",
+    "TEMPORARY",
     "MetricsLog",
     "Outcome",
     "Plan",

@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 
 from llm.errors import ConfigError, DamagedError
-from llm.run import clear_temporaries, differences, log, sha256_of, whole_folder, write_json
+from llm.run import TEMPORARY, clear_temporaries, differences, log, sha256_of, whole_folder, write_json
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"
@@ -124,7 +124,9 @@ def keep(checkpoints: Path, *, newest: int, best: int | None = None) -> None:
     """Remove all but the newest ones, and the one of the step that is the best."""
     for path in sorted(checkpoints.glob(f"{PREFIX}*"))[:-newest]:
         if best is None or path != folder_of(checkpoints, best):
-            shutil.rmtree(path)
+            going = path.with_name(f"{TEMPORARY}{path.name}")  # so that what is removed half is not taken for damaged
+            path.rename(going)
+            shutil.rmtree(going)
 
 
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> Any:

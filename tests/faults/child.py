@@ -6,9 +6,11 @@ to import, and a launch that is about to be killed takes one second in all.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +71,10 @@ class Launch:
 def main(launch: Launch, told: Connection) -> None:
     """What the forked process does; it ends with the exit code that the shell would see."""
     _say_to(launch.console)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: what a command of its own has on Linux
     os.chdir(launch.folder)
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as on the command line, not this server's
     os.environ.update(launch.environment)
     import_module("llm.trainer.fit").peak_flops = lambda _device: (1e9, "assumed")  # type: ignore[attr-defined]
     torch.set_num_threads(1)

@@ -44,13 +44,12 @@ COMMANDS = {
     ],
 }
 COMMANDS["no dropout"] = [*COMMANDS["gpt2"], "model.dropout=0.0"]  # whose draws differ with the number of ranks
-NEEDS = {
-    "no dropout": ["shards"],
-    "tokenizer": [],
-    "shards": ["tokenizer"],
-    "gpt2": ["shards"],
-    "llama": ["shards"],
-    "lora": ["shards", "gpt2"],
+BEFORE = {  # command -> the one that comes before it, whose workspace it goes on in
+    "shards": "tokenizer",
+    "gpt2": "shards",
+    "llama": "shards",
+    "no dropout": "shards",
+    "lora": "gpt2",
 }
 
 _forks = multiprocessing.get_context("forkserver")
@@ -109,7 +108,7 @@ class Running:
 
 
 def said(folder: Path) -> str:
-    """The end of what the launches in a folder said."""
+    """What the launches in a folder said so far."""
     console = folder / "console.txt"
     return console.read_text(encoding="utf-8") if console.exists() else ""
 
@@ -172,8 +171,20 @@ def strike_command(
     """The same for a process of its own, as a shell starts it: so long after it said what is awaited, or started."""
     earlier = said(launch.folder).count(awaited) if awaited else -1
     arguments = [sys.executable, str(TRAIN), *launch.overrides]
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1"} | launch.environment
+    )  # as the forks have: more would sum in another order
     with launch.console.open("a") as console:
-        process = subprocess.Popen(arguments, cwd=launch.folder, stdout=console, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            arguments,
+            cwd=launch.folder,
+            env=environment,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # which the tests may have been told to ignore
+        )
     deadline = time.monotonic() + MOST_SECONDS
     while process.poll() is None and said(launch.folder).count(awaited) == earlier:
         assert time.monotonic() < deadline, said(launch.folder)
@@ -192,13 +203,14 @@ def kill_again_and_again(
     seed: int,
     course: dict[str, int] | None = None,
     within: float = 0.03,
-    strike: Callable[[Launch, Moment], int] | None = None,
+    names_are_final: bool = True,
+    strike: Callable[[Launch, Moment], int] = strike_fork,
 ) -> None:
     """Kill launches of a command until so many were killed; each run ends as the uninterrupted one did.
 
-    A run is started again until it ends, and then a new one is begun; what each must hold is asserted on the way.
+    A run is started again until it ends, and then a new one is begun; what each must hold is asserted on the way:
+    no checkpoint is damaged, and what bears its final name is complete (`names_are_final`).
     """
-    strike = strike or strike_fork
     draw, number = random.Random(seed), 0
     while kills:
         number += 1
@@ -213,7 +225,7 @@ def kill_again_and_again(
             what = f"seed {seed}, run {number}: {history}\n{said(workspace)[-1500:]}"
             assert code in (0, -signal.SIGKILL), what
             assert faults_of_checkpoints(workspace) == {}, what
-            assert unfinished(run_folder(workspace, command), workspaces.remains_of(command)) == [], what
+            assert not names_are_final or unfinished(workspace, command, workspaces) == [], what
         assert code == 0 or run(command, workspace) == 0, what
         assert leftovers(workspace) == [], what
         assert remains(run_folder(workspace, command)) == workspaces.remains_of(command), what
@@ -226,7 +238,7 @@ def kill_again_and_again(
 def run_folder(folder: Path, command: str) -> Path:
     """The folder of the one run that a command makes in a workspace."""
     stage = COMMANDS[command][0].removeprefix("stage=")
-    (found,) = (folder / "outputs" / stage).iterdir()  # a command that was killed before leaves none: moments are later
+    (found,) = (folder / "outputs" / stage).iterdir()
     return found
 
 
@@ -263,10 +275,11 @@ def faults_of_checkpoints(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): fault for path in paths if (fault := find_fault(path))}
 
 
-def unfinished(run: Path, whole: dict[str, Any]) -> list[str]:
+def unfinished(folder: Path, command: str, workspaces: "Workspaces") -> list[str]:
     """What bears its final name, or is missing in a folder that does, and is not to the last byte what it is to be."""
+    run, whole = run_folder(folder, command), workspaces.remains_of(command)
     made = {name: content for name, content in whole.items() if isinstance(content, str) and name != "samples.jsonl"}
-    there = [name for name in made if (run / name).exists() or (run / Path(name).parts[0]).exists()]
+    there = [name for name in made if (run / Path(name).parts[0]).exists()]
     return [name for name in there if not (run / name).exists() or sha256_of(run / name) != made[name]]
 
 
@@ -307,9 +320,8 @@ class Workspaces:
         return folder
 
     def _before(self, command: str) -> Path:
-        needed = NEEDS[command]
-        if needed:
-            return self.after(needed[-1])
+        if command in BEFORE:
+            return self.after(BEFORE[command])
         folder = self._folder / "texts"
         if not folder.exists():
             folder.mkdir()

@@ -5,13 +5,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm.trainer.checkpoint import find_fault, newest_good
 from tests.faults.harness import Moment, Workspaces, launch, remains, run, run_folder, said, strike_fork
 
-Times = Callable[..., int]
+Times = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from tests.faults.harness import (
     strike_fork,
 )
 
-Times = Callable[..., int]
+Times = Callable[..., Any]
 MEMORY_DISK = Path("/dev/shm")
 NO_OS_ERROR = pytest.mark.xfail(
     strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
@@ -185,7 +186,7 @@ def test_a_limit_that_is_met_during_a_save_costs_no_checkpoint(
     kind: str, limits: list[dict[int, int]], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
     failed = 0
-    for number, limit in enumerate(random.Random(32).sample(limits, times(few=2, storm=len(limits)))):
+    for number, limit in enumerate(limits[: times(few=1, storm=len(limits))]):
         folder = started(workspaces, tmp_path / str(number))
         code = run("gpt2", folder, limits=limit)
         assert code == 0 or is_told_in_one_line(folder, code), (limit, code, said(folder)[-3000:])

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,12 @@ from tests.faults.harness import (
     remains,
     run_folder,
     said,
+    strike_command,
     strike_fork,
 )
 
-Times = Callable[..., int]
-RELATIVE = 1e-5  # how far apart sums of floats in another order may be
+Times = Callable[..., Any]
+RELATIVE = 1e-6  # sums of floats in another order; measured: 2e-7 of a loss, 2e-5 in a weight
 Rows = dict[int, list[str]]
 
 
@@ -35,8 +37,17 @@ Rows = dict[int, list[str]]
 def test_any_number_of_data_workers_gives_the_same_run(workers: int, workspaces: Workspaces, tmp_path: Path) -> None:
     folder = workspaces.fresh("gpt2", tmp_path / "w")
     command = launch("gpt2", folder, f"trainer.num_workers={workers}")
-    assert strike_fork(command, Moment("micro-batch", 11, 0.0)) == -signal.SIGKILL
     assert Running(command).exit_code() == 0, said(folder)[-1500:]
+    assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
+
+
+def test_a_run_killed_with_data_workers_goes_on_at_once_with_another_number_of_them(
+    workspaces: Workspaces, tmp_path: Path
+) -> None:
+    folder = workspaces.fresh("gpt2", tmp_path / "w")
+    killed = launch("gpt2", folder, "trainer.num_workers=2")
+    assert strike_fork(killed, Moment("micro-batch", 11, 0.0)) == -signal.SIGKILL
+    assert Running(launch("gpt2", folder, "trainer.num_workers=1")).exit_code() == 0, said(folder)[-1500:]
     assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
 
 
@@ -94,8 +105,9 @@ def one_rank(workspaces: Workspaces, tmp_path_factory: pytest.TempPathFactory) -
     return folder, take_rows(folder)
 
 
-def test_each_step_has_the_rows_of_its_own(one_rank: tuple[Path, Rows]) -> None:
+def test_each_step_has_rows_of_its_own_over_several_epochs(one_rank: tuple[Path, Rows]) -> None:
     _, rows = one_rank
+    assert len({digest for digests in rows.values() for digest in digests}) < 4 * STEPS / 2
     assert [len(rows[step]) for step in range(STEPS)] == [4] * STEPS
     assert len({tuple(digests) for digests in rows.values()}) == STEPS
 
@@ -119,3 +131,18 @@ def test_two_ranks_then_one_then_two_train_on_the_same_rows_at_each_step(
     assert losses(folder) == pytest.approx(losses(whole), rel=RELATIVE)
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(folder)[name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.xfail(strict=True, reason="the launcher dies of the signal, and its ranks go on without it")
+def test_a_signal_to_a_launch_of_two_ranks_ends_in_75_and_one_rank_goes_on(
+    one_rank: tuple[Path, Rows], workspaces: Workspaces, tmp_path: Path, times: Times
+) -> None:
+    if times(few=True, storm=False):
+        pytest.skip("processes that load torch: pytest tests/faults --storm")
+    folder = workspaces.fresh("no dropout", tmp_path / "w")
+    two = launch("no dropout", folder, "trainer.devices=2", "trainer.micro_batch_size=1")
+    assert strike_command(two, Moment("training", 1, 0.1), signal.SIGTERM) == 75, said(folder)[-3000:]
+    assert faults_of_checkpoints(folder) == {}
+    (one,) = start_ranks(folder, 1)
+    assert one.exit_code() == 0, said(folder)[-3000:]
+    assert losses(folder) == pytest.approx(losses(one_rank[0]), rel=RELATIVE)
