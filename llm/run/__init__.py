@@ -8,7 +8,16 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.environment import launch_id, process_rank
-from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json, write_text
+from llm.run.files import (
+    TEMPORARY,
+    clear_temporaries,
+    digest_of,
+    sha256_of,
+    whole_files,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from llm.run.identity import Plan, differences
 from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.manifest import check_files
@@ -43,6 +52,7 @@ __all__ = [
     "sha256_of",
     "start_logging",
     "stop",
+    "whole_files",
     "whole_folder",
     "write_json",
     "write_text",

@@ -60,6 +60,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved to `folder`, each whole, when the block ends well."""
+    temporary = folder / f"{TEMPORARY}files-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        with os_errors():
+            yield temporary
+        for file in sorted(temporary.iterdir()):
+            sync_file(file)
+            file.replace(folder / file.name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def os_errors() -> Iterator[None]:
     """Have what libraries in Rust (safetensors, tokenizers) say of a full disk and the like come as an OSError."""
     try:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from llm import tokenizer
 from llm.config import TokenizerStage
 from llm.data import Corpus, open_corpus
-from llm.run import Outcome, Plan, Run, log, make, write_json
+from llm.run import Outcome, Plan, Run, log, make, whole_files, write_json
 from llm.stage import corpus_notes
 
 FORMAT_VERSION = 1
@@ -26,7 +26,8 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
 def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
     trained = tokenizer.train(config.tokenizer, corpus.texts(held_out=False))
     notes = corpus_notes(corpus)
-    tokenizer.save(trained, config.tokenizer, run.path)
+    with whole_files(run.path) as target:
+        tokenizer.save(trained, config.tokenizer, target)
     report = tokenizer.report(tokenizer.load(run.path), corpus.texts(held_out=True))
     write_json(run.path / "report.json", asdict(report))
     log.info(

@@ -3,7 +3,7 @@
     checkpoints/step-00000200/
       tensors.safetensors   every tensor of the state
       state.json            everything else, with the tensors' places
-      manifest.json         size and SHA-256 of both, and the identity of the run
+      manifest.json         size and SHA-256 of both, the identity of the run, and a SHA-256 of this
 
 The newest good one is where a run goes on; one that is not what its manifest says is set aside under bad-<name>.
 """
@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 
 from llm.errors import ConfigError, DamagedError
-from llm.run import TEMPORARY, clear_temporaries, differences, log, sha256_of, whole_folder, write_json
+from llm.run import TEMPORARY, clear_temporaries, differences, digest_of, log, sha256_of, whole_folder, write_json
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"
@@ -41,7 +41,8 @@ class CheckpointFolders(CheckpointIO):
             files = {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES
             }
-            write_json(folder / "manifest.json", {"identity": self._identity, "files": files})
+            manifest = {"identity": self._identity, "files": files}
+            write_json(folder / "manifest.json", manifest | {"sha256": digest_of(manifest)})
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -64,7 +65,7 @@ def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Pa
 
     Raises:
         DamagedError: there are checkpoints, and none of them is good.
-        ConfigError: it is of a run with another identity.
+        ConfigError: it is of a run with another identity than the given one.
     """
     if not checkpoints.is_dir():
         return None
@@ -78,7 +79,8 @@ def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Pa
             path.rename(aside)
             bad.add(aside.name)
             continue
-        _require_identity(path, identity)
+        if identity is not None:
+            _require_identity(path, identity)
         return path
     if bad:
         raise DamagedError(
@@ -87,7 +89,7 @@ def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Pa
     return None
 
 
-def _require_identity(path: Path, identity: dict[str, Any] | None) -> None:
+def _require_identity(path: Path, identity: dict[str, Any]) -> None:
     made_by = _manifest(path)["identity"]
     if changed := [
         f"{key.removeprefix('settings.')}={new} (it was {old})" for key, old, new in differences(made_by, identity)
@@ -106,9 +108,10 @@ def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's folder, None if it is what its manifest says."""
     try:
         manifest = _manifest(path)
+        if manifest.pop("sha256") != digest_of(manifest):
+            return "manifest.json is not what it was"
         files = manifest["files"]
         entries = {name: (files[name]["bytes"], files[name]["sha256"]) for name in FILES}
-        manifest["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest.json: {error!r}"
     for name, (size, digest) in entries.items():

@@ -28,10 +28,6 @@ from tests.faults.tracing import CHANGING, Call, Traced, file_calls
 
 Times = Callable[..., Any]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
-HALF_REMOVED = pytest.mark.xfail(strict=True, reason="what is removed half bears its final name: step-00000003")
-NO_OS_ERROR = pytest.mark.xfail(
-    strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
-)
 SAVED, NEXT = ["step-00000003", "step-00000006"], "step-00000009"
 
 
@@ -86,7 +82,7 @@ def assert_good_checkpoint_and_same_end(folder: Path, what: str, workspaces: Wor
 
 
 @needs_strace
-@pytest.mark.parametrize("part", ["the rest", pytest.param("removal", marks=HALF_REMOVED)])
+@pytest.mark.parametrize("part", ["the rest", "removal"])
 def test_a_kill_at_any_file_call_of_a_save_leaves_every_checkpoint_whole(
     part: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
@@ -110,7 +106,7 @@ def removing(calls: list[Call]) -> list[Call]:
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize(
     "part",
-    ["the rest", pytest.param("tensors", marks=NO_OS_ERROR), pytest.param("removal", marks=HALF_REMOVED)],
+    ["the rest", "tensors", "removal"],
 )
 def test_an_error_of_any_file_call_of_a_save_ends_in_one_line_or_in_a_whole_run(
     part: str,
@@ -146,7 +142,6 @@ def writing_tensors(calls: list[Call]) -> list[Call]:
 
 
 @needs_strace
-@pytest.mark.xfail(strict=True, reason="transformers writes tokenizer.json and what is beside it in place")
 def test_a_kill_while_a_tokenizer_is_saved_leaves_whole_files_or_none(
     workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:

@@ -31,9 +31,6 @@ from tests.faults.harness import (
 
 Times = Callable[..., Any]
 MEMORY_DISK = Path("/dev/shm")
-NO_OS_ERROR = pytest.mark.xfail(
-    strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
-)
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -104,7 +101,7 @@ def fill(disk: Path, *, but: int) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("part", [pytest.param("tensors", marks=NO_OS_ERROR), "state"])
+@pytest.mark.parametrize("part", ["tensors", "state"])
 def test_a_disk_that_fills_up_during_a_save_costs_no_checkpoint(
     part: str, small_disk: Path, workspaces: Workspaces, times: Times
 ) -> None:
@@ -177,9 +174,7 @@ def test_a_run_that_cannot_begin_for_its_folder_is_read_only_says_so(workspaces:
     ("kind", "limits"),
     [
         ("open files", [{resource.RLIMIT_NOFILE: number} for number in range(3, 30)]),
-        pytest.param(
-            "size of a file", [{resource.RLIMIT_FSIZE: size} for size in (50_000, 200_000, 1)], marks=NO_OS_ERROR
-        ),
+        ("size of a file", [{resource.RLIMIT_FSIZE: size} for size in (50_000, 200_000, 1)]),
     ],
 )
 def test_a_limit_that_is_met_during_a_save_costs_no_checkpoint(

@@ -133,7 +133,6 @@ def test_two_ranks_then_one_then_two_train_on_the_same_rows_at_each_step(
         torch.testing.assert_close(weights(folder)[name], weight, rtol=0, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the launcher dies of the signal, and its ranks go on without it")
 def test_a_signal_to_a_launch_of_two_ranks_ends_in_75_and_one_rank_goes_on(
     one_rank: tuple[Path, Rows], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:

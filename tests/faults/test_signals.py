@@ -91,11 +91,9 @@ BEFORE_AND_AFTER = [
     ("tokenizer", "tokenizer training", signal.SIGUSR1),
     ("tokenizer", "tokenizer saving", signal.SIGTERM),
 ]
-UNHEARD = pytest.mark.xfail(strict=True, reason="signals are heard while the trainer runs, not before it and after it")
 
 
 @pytest.mark.parametrize(("command", "moment", "sent"), BEFORE_AND_AFTER)
-@UNHEARD
 def test_a_signal_before_or_after_training_ends_in_75_too(
     command: str, moment: str, sent: signal.Signals, workspaces: Workspaces, tmp_path: Path
 ) -> None:
@@ -138,7 +136,6 @@ def test_a_signal_through_the_command_line_is_obeyed_at_the_steps_end(
         assert_ends_the_same("gpt2", folder, workspaces)
 
 
-@UNHEARD
 def test_a_signal_while_the_command_loads_its_libraries_ends_in_75(workspaces: Workspaces, tmp_path: Path) -> None:
     folder = workspaces.fresh("gpt2", tmp_path / "w")
     moment = Moment("loading", 1, 0.3)
