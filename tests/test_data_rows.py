@@ -30,7 +30,7 @@ def write_rows(
     made = []
     for number, documents in enumerate(shards):
         whole = [[BOS, *document, EOS] for document in documents]
-        tokens_file, documents_file = f"{number}.bin", f"{number}.npy"
+        tokens_file, documents_file = f"train-{number:05d}.bin", f"train-{number:05d}.documents.npy"
         np.concatenate(whole).astype(dtype).tofile(folder / tokens_file)
         np.save(folder / documents_file, np.array([[len(d), 3 * len(d)] for d in whole], dtype=np.int64))
         size = sum(map(len, whole))

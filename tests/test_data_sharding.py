@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import llm.data.encoding as encoding_module
 import llm.data.sharding as sharding_module
 from llm.config import BadRecords, DataConfig, DataKind
-from llm.data import Corpus, Document, Manifest, available_cores, open_corpus, read_manifest, write_shards
-from llm.data.encoding import CHUNKS_AHEAD, CHUNKS_ALONE, Encoder, chunks_of, encode_in_order, pieces
+from llm.data import Corpus, Document, Manifest, available_cores, open_corpus, write_shards
+from llm.data.encoding import CHUNKS_AHEAD, CHUNKS_ALONE, Chunk, Encoder, chunks_of, encode_in_order, pieces
+from llm.data.shards import SPLITS
 from llm.errors import DataError, WorkerError
 from llm.run import log
 from llm.tokenizer import load
@@ -66,11 +68,16 @@ def names(folder: Path) -> list[str]:
 
 def test_chunks_are_all_documents_in_order_and_no_longer_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding_module, "CHUNK_CHARACTERS", 100)
-    given = [Document(text, str(number)) for number, text in enumerate(documents(50))]
+    given = [(SPLITS[number % 3 == 0], Document(text, str(number))) for number, text in enumerate(documents(50))]
     chunks = list(chunks_of(iter(given)))
-    assert [document for chunk in chunks for document in chunk] == given
-    for chunk in chunks[:-1]:
-        assert sum(len(d.text) for d in chunk) >= 100 > sum(len(d.text) for d in chunk[:-1])
+    for split in SPLITS:
+        mine = [chunk.documents for chunk in chunks if chunk.split == split]
+        assert [document for chunk in mine for document in chunk] == [
+            document for side, document in given if side == split
+        ]
+        for chunk in mine[:-1]:
+            assert sum(len(d.text) for d in chunk) >= 100 > sum(len(d.text) for d in chunk[:-1])
+    assert list(chunks_of(iter([]))) == []
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -79,14 +86,14 @@ def test_the_pieces_of_a_long_text_have_the_tokens_and_the_losses_of_the_whole(
 ) -> None:
     text = "\n".join([*documents(40, seed=3), *(t for t in HARD_TEXTS.values() if t.strip())])
     encoder = Encoder(folders[name])
-    whole = encoder.encode([Document(text, "")], count_lost=True)
+    whole = encoder.encode(Chunk("held_out", [Document(text, "")]))
     assert whole.ids.tolist()[1:-1] == load(folders[name]).encode(text, add_special_tokens=False).ids
     monkeypatch.setattr(encoding_module, "CHUNK_CHARACTERS", 150)
     cut = list(pieces(text))
     assert "".join(cut) == text
     assert len(cut) > 15
     assert all(len(piece) <= 150 for piece in cut)
-    in_pieces = encoder.encode([Document(text, "")], count_lost=True)
+    in_pieces = encoder.encode(Chunk("held_out", [Document(text, "")]))
     assert in_pieces.ids.tolist() == whole.ids.tolist()
     assert in_pieces.documents.tolist() == whole.documents.tolist()
     assert (whole.documents[0, 2] > 0) == (name == "blog")
@@ -110,7 +117,8 @@ def test_any_number_of_workers_writes_the_same_bytes(folders: dict[str, Path], t
         manifest = write(corpus, folders["char_bpe"], tmp_path / str(num_workers), num_workers=num_workers)
         made[num_workers] = contents(tmp_path / str(num_workers))
         assert len(manifest.train.shards) > 5
-        assert len(list(chunks_of(corpus.records(held_out=False)))) > 3 * CHUNKS_ALONE  # type: ignore[arg-type]
+        training = (("train", record) for record in corpus.records(held_out=False))
+        assert len(list(chunks_of(training))) > 3 * CHUNKS_ALONE  # type: ignore[arg-type]
     assert made[1] == made[2] == made[3]
     assert not multiprocessing.active_children()
 
@@ -119,13 +127,13 @@ def test_any_number_of_workers_writes_the_same_bytes(folders: dict[str, Path], t
 def test_text_is_read_no_further_ahead_than_the_workers_need(folders: dict[str, Path]) -> None:
     read = 0
 
-    def given() -> Iterator[list[Document]]:
+    def given() -> Iterator[Chunk]:
         nonlocal read
         for text in documents(200):
             read += 1
-            yield [Document(text, "")]
+            yield Chunk("train", [Document(text, "")])
 
-    for number, _ in enumerate(encode_in_order(given(), folders["char_bpe"], num_workers=2, count_lost=False)):
+    for number, _ in enumerate(encode_in_order(given(), folders["char_bpe"], num_workers=2)):
         assert read <= max(number + 1 + CHUNKS_AHEAD * 2 + 1, CHUNKS_ALONE)
     assert read == 200
 
@@ -157,9 +165,9 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_call_goes_on(
 
 @pytest.mark.usefixtures("small")
 def test_an_error_in_a_worker_is_that_of_the_parent(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks = iter([[Document(text, "")] for text in documents(20)] + [[None]])  # type: ignore[list-item]
+    chunks = iter([*(Chunk("train", [Document(text, "")]) for text in documents(20)), Chunk("train", [None])])  # type: ignore[list-item]
     with pytest.raises(AttributeError, match="has no attribute 'text'"):
-        list(encode_in_order(chunks, folders["char_bpe"], num_workers=2, count_lost=False))
+        list(encode_in_order(chunks, folders["char_bpe"], num_workers=2))
     assert not multiprocessing.active_children()
 
 
@@ -229,14 +237,17 @@ def test_killed_at_each_call_that_the_disk_sees_it_goes_on_to_the_same_bytes(
 
 @pytest.fixture
 def half(folders: dict[str, Path], tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where shards are half made: five are finished. Beside them, under `expected`, what is to come of them."""
+    """Where shards are half made: eight of training text are finished, and one held out.
+
+    What is to come of them lies beside, under `expected`.
+    """
     corpus = corpus_of(documents(300, seed=4), tmp_path)
     write(corpus, folders["char_bpe"], tmp_path / "expected")
     finish_shard = sharding_module._ShardWriter.finish_shard
 
     def stop(writer: Any) -> None:
         finish_shard(writer)
-        if len(writer._partial.shards["train"]) == 5:
+        if len(writer._partial.shards["train"]) == 8:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -265,18 +276,19 @@ def written_at(folder: Path) -> dict[str, int]:
 def test_finished_shards_are_kept(
     half: Path, folders: dict[str, Path], warnings: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
-    (half / "shards.partial" / "train-00005.bin").write_bytes(b"half a shard")
+    noted = json.loads((half / "shards.partial.json").read_text())["shards"]
+    finished = [shard for shards in noted.values() for shard in shards]
+    assert len(noted["train"]) == 8
+    assert noted["held_out"]
+    (half / "shards.partial" / "train-00008.bin").write_bytes(b"half a shard")
     (half / "shards.partial" / "stranger").mkdir()
-    before = {n: at for n, at in written_at(half / "shards.partial").items() if n[:11] < "train-00005"}
-    del before["stranger"]
+    before = written_at(half / "shards.partial")
     after = go_on(half, folders, num_workers=num_workers)
-    assert len(before) == 10
-    assert before.items() <= after.items()
-    notes = [record.message for record in warnings.records if "going on" in record.message]
-    assert len(notes) == 1
-    manifest = read_manifest(half / "shards")
-    finished = sum(shard.documents for shard in manifest.train.shards[:5])
-    assert notes[0] == f"going on after 5 finished shards with {finished} documents"
+    assert {name for name in before if before[name] == after.get(name)} == {
+        name for shard in finished for name in shard["sha256"]
+    }
+    total = sum(shard["documents"] for shard in finished)
+    assert f"going on after {len(finished)} finished shards with {total} documents" in warnings.text
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
@@ -291,10 +303,11 @@ def test_a_damaged_shard_and_those_after_it_are_made_again(
     if damage == "flip":
         bad.write_bytes(content)
     after = go_on(half, folders)
-    assert [name for name in sorted(before) if before[name] == after[name]] == [
+    assert [name for name in sorted(before) if before[name] == after[name] and name.startswith("train")] == [
         *(f"train-0000{number}.{end}" for number in (0, 1) for end in ("bin", "documents.npy"))
     ]
-    assert f"{bad} is damaged: it is made again, and the 2 after it" in warnings.text
+    assert before["held_out-00000.bin"] == after["held_out-00000.bin"]
+    assert f"{bad} is damaged: it is made again, and the 5 after it" in warnings.text
 
 
 def test_shards_of_something_else_are_made_again(
@@ -303,7 +316,7 @@ def test_shards_of_something_else_are_made_again(
     before = written_at(half / "shards.partial")
     after = go_on(half, folders, made_from="something else")
     assert "made from another corpus, or by another tokenizer or version" in warnings.text
-    assert len(before) == 10
+    assert len(before) > 10
     assert not before.items() & after.items()
 
 
@@ -344,3 +357,20 @@ def test_a_whole_folder_is_returned_with_what_was_dropped_counted(
     assert written_at(tmp_path / "shards") == before
     assert again.dropped == {"not JSON": 1}
     assert names(tmp_path) == ["corpus.jsonl", "shards"]
+
+
+@pytest.mark.parametrize("limit", [100, 900, 1700])
+def test_a_disk_that_takes_no_more_is_named_with_its_file_and_the_same_call_goes_on(
+    folders: dict[str, Path], tmp_path: Path, small: None, limit: int
+) -> None:
+    corpus = corpus_of(documents(300, seed=4), tmp_path)
+    write(corpus, folders["char_bpe"], tmp_path / "expected")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/shards\.partial.*'"):
+            write(corpus, folders["char_bpe"], tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    write(corpus, folders["char_bpe"], tmp_path / "shards")
+    assert contents(tmp_path / "shards") == contents(tmp_path / "expected")

@@ -236,6 +236,6 @@ def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -
         name="unigram", vocab_size=300, model="Unigram", special_tokens=["<|endoftext|>", "<unk>"]
     )
     save(train(unigram, iter(documents(50))), unigram, tmp_path / "unigram")
-    corpus = corpus_of(["글 <unk> 안", *documents(10), "글 <|endoftext|> 끝"], tmp_path)
-    with pytest.raises(DataError, match=r"corpus.jsonl:12: the text holds <\|endoftext\|>, .* Remove or rewrite it"):
+    corpus = corpus_of(["글 <unk> 안", *documents(40), "글 <|endoftext|> 끝"], tmp_path)
+    with pytest.raises(DataError, match=r"corpus.jsonl:42: the text holds <\|endoftext\|>, .* Remove or rewrite it"):
         write(corpus, tmp_path / "unigram", tmp_path / "shards")

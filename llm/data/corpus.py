@@ -44,8 +44,19 @@ class Corpus:
         Raises:
             DataError: a record cannot be used and data.bad_records=refuse, or this side has no record.
         """
+        return (record for is_held_out, record in self._read(sides=(held_out,)) if is_held_out is held_out)
+
+    def split_records(self) -> Iterator[tuple[bool, Document | Conversation]]:
+        """Every record once, with whether it is held out: both sides in one pass.
+
+        Raises:
+            DataError: as `records`, for either side.
+        """
+        return self._read(sides=(False, True))
+
+    def _read(self, *, sides: tuple[bool, ...]) -> Iterator[tuple[bool, Document | Conversation]]:
         dropped: Counter[str] = Counter()
-        seen = total = 0
+        seen: Counter[bool] = Counter()
         cleaner = Cleaner(self._config.cleaning)
         with closing(Quarantine(self._left_out)) as quarantine:
             for record in self._cleaned(cleaner):
@@ -53,12 +64,12 @@ class Corpus:
                     dropped[_named(record)] += 1
                     quarantine.add(record)
                     continue
-                total += 1
-                if is_held_out(record.text, self._config.held_out_share) is held_out:
-                    seen += 1
-                    yield record
-            if not seen:
-                raise DataError(self._explain_none(total, dropped.total(), held_out=held_out))
+                side = is_held_out(record.text, self._config.held_out_share)
+                seen[side] += 1
+                yield side, record
+            for side in sides:
+                if not seen[side]:
+                    raise DataError(self._explain_none(seen.total(), dropped.total(), held_out=side))
             cleaner.check()
             quarantine.keep()
         self.dropped, self.cleaning = dropped, as_json(cleaner)

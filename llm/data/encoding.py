@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from llm.data.records import Document
-from llm.data.shards import Array
+from llm.data.shards import SPLITS, Array
 from llm.errors import DataError, WorkerError
 from llm.tokenizer import load, lost_bytes, special
 
@@ -33,11 +33,20 @@ _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedDocuments:
-    """The documents of one chunk."""
+class Chunk:
+    """Documents of one split that are encoded together."""
 
+    split: str
+    documents: list[Document]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """The documents of a chunk as shards hold them."""
+
+    split: str
     ids: Array  # (tokens,): bos, tokens, eos of each document
-    documents: Array  # int64 (documents, 3): tokens with bos and eos; raw bytes; lost bytes
+    documents: Array  # int64 (documents, 3): tokens with bos and eos; raw bytes; lost bytes, of held-out ones only
 
 
 class Encoder:
@@ -49,26 +58,26 @@ class Encoder:
         self.bos_id, self.eos_id = self._special.bos_id, self._special.eos_id
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
-    def encode(self, documents: list[Document], *, count_lost: bool) -> EncodedDocuments:
-        """Token ids with bos and eos, and the counts of each document; lost bytes are 0 unless they are counted.
+    def encode(self, chunk: Chunk) -> EncodedChunk:
+        """The chunk's token ids with bos and eos, and the counts of each document.
 
         Raises:
             DataError: the tokenizer would read a text as a special token.
         """
-        texts = [document.text for document in documents]
+        texts, decode = [document.text for document in chunk.documents], chunk.split == "held_out"
         if max(map(len, texts)) <= CHUNK_CHARACTERS:
-            encoded = self._encode(texts, decode=count_lost)
+            encoded = self._encode(texts, decode=decode)
         else:
-            encoded = [self._encode_long(text, decode=count_lost) for text in texts]
-        counts = np.empty((len(documents), 3), dtype=np.int64)
+            encoded = [self._encode_long(text, decode=decode) for text in texts]
+        counts = np.empty((len(texts), 3), dtype=np.int64)
         parts: list[Array] = []
         bos, eos = (np.array([token], dtype=self.dtype) for token in (self.bos_id, self.eos_id))
-        for line, (document, (ids, decoded)) in enumerate(zip(documents, encoded, strict=True)):
+        for line, (document, (ids, decoded)) in enumerate(zip(chunk.documents, encoded, strict=True)):
             self._refuse_special(document, ids)
             parts += [bos, ids, eos]
             lost = 0 if decoded is None else lost_bytes(document.text, decoded)
             counts[line] = len(ids) + 2, len(document.text.encode()), lost
-        return EncodedDocuments(np.concatenate(parts), counts)
+        return EncodedChunk(chunk.split, np.concatenate(parts), counts)
 
     def _encode(self, texts: list[str], *, decode: bool) -> list[tuple[Array, str | None]]:
         """(token ids, what they decode to if that is wanted) of each text."""
@@ -93,18 +102,17 @@ class Encoder:
                 )
 
 
-def chunks_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of about CHUNK_CHARACTERS of text."""
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += len(document.text)
-        if characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def chunks_of(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
+    """(split, document) in chunks of about CHUNK_CHARACTERS of one split, each split in its order."""
+    open_chunks = {split: Chunk(split, []) for split in SPLITS}
+    characters = dict.fromkeys(SPLITS, 0)
+    for split, document in documents:
+        open_chunks[split].documents.append(document)
+        characters[split] += len(document.text)
+        if characters[split] >= CHUNK_CHARACTERS:
+            yield open_chunks[split]
+            open_chunks[split], characters[split] = Chunk(split, []), 0
+    yield from (chunk for chunk in open_chunks.values() if chunk.documents)
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -122,9 +130,7 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def encode_in_order(
-    chunks: Iterator[list[Document]], folder: Path, *, num_workers: int, count_lost: bool
-) -> Generator[EncodedDocuments, None, None]:
+def encode_in_order(chunks: Iterator[Chunk], folder: Path, *, num_workers: int) -> Generator[EncodedChunk, None, None]:
     """What Encoder gives for each chunk, in the order of the chunks; close it when it is not read to its end.
 
     At most CHUNKS_AHEAD chunks a worker are in memory, whatever the input's size.
@@ -138,13 +144,13 @@ def encode_in_order(
     if num_workers == 1 or len(first) < CHUNKS_ALONE:
         encoder = Encoder(folder)
         for chunk in chunks:
-            yield encoder.encode(chunk, count_lost=count_lost)
+            yield encoder.encode(chunk)
         return
     pool = _start_pool(folder, num_workers)
     try:
-        pending: deque[Future[EncodedDocuments]] = deque()
+        pending: deque[Future[EncodedChunk]] = deque()
         for chunk in chunks:
-            pending.append(pool.submit(_encode_in_worker, chunk, count_lost))
+            pending.append(pool.submit(_encode_in_worker, chunk))
             if len(pending) > CHUNKS_AHEAD * num_workers:
                 yield pending.popleft().result()
         while pending:
@@ -178,7 +184,8 @@ _encoder: Encoder  # of a worker process: loaded once, when it starts
 def _start_worker(folder: Path) -> None:
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    for number in (signal.SIGINT, signal.SIGUSR1):  # what reaches a whole group: the parent ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(folder)
 
@@ -191,5 +198,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(documents: list[Document], count_lost: bool) -> EncodedDocuments:
-    return _encoder.encode(documents, count_lost=count_lost)
+def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
+    return _encoder.encode(chunk)

@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
+from contextlib import ExitStack, closing
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +13,12 @@ import numpy as np
 import tokenizers
 
 from llm.data.corpus import Corpus
-from llm.data.encoding import EncodedDocuments, Encoder, chunks_of, encode_in_order
-from llm.data.partial import PartialFolder, notes_of
+from llm.data.encoding import EncodedChunk, Encoder, chunks_of, encode_in_order
+from llm.data.partial import PartialFolder, naming, notes_of
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
 from llm.errors import DataError
-from llm.run import digest_of, log, sha256_of
+from llm.run import digest_of, log
 from llm.run.files import sync_file
 
 SHARD_TOKENS = 2**25  # 32 Mi tokens, 64 MiB at two bytes each: what a kill can cost, half a minute on two cores
@@ -43,12 +44,13 @@ def write_shards(
     encoder = Encoder(tokenizer_folder)
     partial = PartialFolder(folder, made_from=digest_of([made_from, SHARD_TOKENS, tokenizers.__version__]))
     try:
-        for split in SPLITS:
-            chunks = chunks_of(_documents_left(corpus, partial, split))
-            encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers, count_lost=split == "held_out")
-            with closing(encoded), closing(_ShardWriter(partial, split)) as writer:
-                for documents in encoded:
-                    writer.add(documents)
+        chunks = chunks_of(_documents_left(corpus, partial.documents))
+        encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers)
+        with closing(encoded), ExitStack() as stack:
+            writers = {split: stack.enter_context(closing(_ShardWriter(partial, split))) for split in SPLITS}
+            for chunk in encoded:
+                writers[chunk.split].add(chunk)
+            for writer in writers.values():
                 writer.finish_shard()
     except DataError:  # the same command would end here again
         partial.discard()
@@ -64,17 +66,20 @@ def write_shards(
     return manifest
 
 
-def _documents_left(corpus: Corpus, partial: PartialFolder, split: str) -> Iterator[Document]:
-    """The documents of a split that are in no finished shard."""
-    records = corpus.records(held_out=split == "held_out")
-    for record in islice(records, partial.documents[split], None):
+def _documents_left(corpus: Corpus, finished: dict[str, int]) -> Iterator[tuple[str, Document]]:
+    """(split, document) of those that are in no finished shard: each split's first ones are."""
+    seen: Counter[str] = Counter()
+    for is_held_out, record in corpus.split_records():
         assert isinstance(record, Document)  # the stage takes no conversations
-        yield record
+        split = SPLITS[is_held_out]
+        seen[split] += 1
+        if seen[split] > finished[split]:
+            yield split, record
 
 
 def _count_dropped(corpus: Corpus) -> None:
     """Read a corpus for its counts alone."""
-    for _ in corpus.records(held_out=True):
+    for _ in corpus.split_records():
         pass
 
 
@@ -117,7 +122,7 @@ class _ShardWriter:
         self._tokens = 0
         self._sha256 = hashlib.sha256()  # of the tokens, as they were meant: a write that went wrong shows
 
-    def add(self, encoded: EncodedDocuments) -> None:
+    def add(self, encoded: EncodedChunk) -> None:
         """Append the documents of a chunk, cut where a shard is full."""
         ids, documents = encoded.ids, encoded.documents
         while len(documents):
@@ -135,20 +140,26 @@ class _ShardWriter:
         """Put the shard that is open on the disk, and note that it is finished."""
         if self._file is None:
             return
-        self._file.close()
-        sync_file(self._partial.folder / self._tokens_file)
+        self.close()
+        sync_file(self._path)
         documents = np.concatenate(self._documents)
-        documents_path = self._partial.folder / f"{self._stem}.documents.npy"
-        np.save(documents_path, documents[:, :2])
-        sync_file(documents_path)
+        index = BytesIO()  # for numpy does not say why it cannot write to a file
+        np.save(index, documents[:, :2])
+        index_path = self._path.with_name(f"{self._stem}.documents.npy")
+        with naming(index_path):
+            index_path.write_bytes(index.getbuffer())
+            sync_file(index_path)
         shard = Shard(
-            tokens_file=self._tokens_file,
-            documents_file=documents_path.name,
+            tokens_file=self._path.name,
+            documents_file=index_path.name,
             tokens=self._tokens,
             documents=len(documents),
             raw_bytes=int(documents[:, 1].sum()),
             lost_bytes=int(documents[:, 2].sum()),
-            sha256={self._tokens_file: self._sha256.hexdigest(), documents_path.name: sha256_of(documents_path)},
+            sha256={
+                self._path.name: self._sha256.hexdigest(),
+                index_path.name: hashlib.sha256(index.getbuffer()).hexdigest(),
+            },
         )
         self._partial.add(self._split, shard)
         log.info("%s: %d documents, %d tokens", shard.tokens_file, shard.documents, shard.tokens)
@@ -157,21 +168,23 @@ class _ShardWriter:
     def close(self) -> None:
         """Leave a shard that is not finished."""
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
     @property
     def _stem(self) -> str:
         return f"{self._split}-{len(self._partial.shards[self._split]):05d}"
 
     @property
-    def _tokens_file(self) -> str:
-        return f"{self._stem}.bin"
+    def _path(self) -> Path:
+        return self._partial.folder / f"{self._stem}.bin"
 
     def _append(self, ids: Array, documents: Array) -> None:
         if self._file is None:
-            self._file = (self._partial.folder / self._tokens_file).open("wb")
+            self._file = self._path.open("wb")
         content = ids.tobytes()
-        self._file.write(content)
+        with naming(self._path):
+            self._file.write(content)
         self._sha256.update(content)
         self._documents.append(documents)
         self._tokens += len(ids)

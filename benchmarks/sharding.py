@@ -1,0 +1,190 @@
+"""stage=shards by one and by several processes: how much faster, what it adds to the tokenizer's time, and its memory.
+
+python -m benchmarks.sharding --megabytes 50
+
+Each way of doing it has its turn in each round, so that what else the machine does falls on all. What a busy machine
+cannot falsify is CPU time: by it the speed-up on cores that nothing else uses is at most
+(CPU time of one process) / (CPU time of all processes / cores).
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.korean_text import write_jsonl
+from llm.config import Alphabet, DataConfig, DataKind, TokenizerConfig
+
+ROOT = Path(__file__).parents[1]
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Way:
+    """How text is encoded."""
+
+    label: str
+    num_workers: int
+    threads: bool  # the tokenizer's own, in one process
+
+
+def main() -> None:
+    arguments = _arguments()
+    ways = [
+        one := Way("1 process", 1, False),
+        Way("its threads", 1, True),
+        many := Way(f"{arguments.workers} processes", arguments.workers, False),
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_jsonl(folder / "text.jsonl", megabytes=arguments.megabytes)
+        _train_tokenizer(folder, arguments.tokenizer)
+        rounds = [{way: _in_a_process(folder, way) for way in ways} for _ in range(arguments.rounds)]
+        counted = _in_a_process(folder, one, count_encoding=True)
+    _print(arguments, ways, rounds)
+    wall = [measured[one]["wall"] / measured[many]["wall"] for measured in rounds]
+    cpu = [measured[one]["cpu"] / measured[many]["cpu"] * arguments.workers for measured in rounds]
+    print(f"speed-up of {many.label} over one, by round: {', '.join(f'{ratio:.2f}' for ratio in wall)}")
+    print(f"at most, by CPU time on {arguments.workers} free cores: {statistics.median(cpu):.2f}")
+    beyond = counted["cpu"] / counted["encoding"] - 1
+    print(f"CPU time beyond the tokenizer's own {counted['encoding']:.1f} s: {100 * beyond:.1f} %")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=50, help="of jsonl")
+    parser.add_argument("--workers", type=int, default=2, help="processes that encode, against one")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured, in turns")
+    parser.add_argument("--tokenizer", default="char_bpe", help="of conf/tokenizer/")
+    return parser.parse_args()
+
+
+def _print(arguments: argparse.Namespace, ways: list[Way], rounds: list[dict[Way, dict[str, float]]]) -> None:
+    size = arguments.megabytes
+    print(f"{size:g} MB of jsonl, {arguments.tokenizer}, {os.cpu_count()} cores; medians of {len(rounds)} rounds")
+    print(f"{'':<14}{'seconds':>9}{'MB/s':>8}{'CPU s':>8}{'peak MB':>9}")
+    for way in ways:
+        wall, cpu, peak = (
+            statistics.median(measured[way][key] for measured in rounds) for key in ("wall", "cpu", "peak")
+        )
+        print(f"{way.label:<14}{wall:>9.1f}{size / wall:>8.2f}{cpu:>8.1f}{peak:>9.0f}")
+
+
+def _train_tokenizer(folder: Path, name: str) -> None:
+    from llm.tokenizer import save, train
+
+    settings = yaml.safe_load((ROOT / "conf" / "tokenizer" / f"{name}.yaml").read_text(encoding="utf-8"))
+    if "initial_alphabet" in settings:
+        settings["initial_alphabet"] = Alphabet[settings["initial_alphabet"]]
+    config = TokenizerConfig(**settings)
+    texts = (document.text for document, _ in zip(_corpus(folder).records(held_out=False), range(3000), strict=False))
+    save(train(config, texts), config, folder / "tokenizer")
+
+
+def _corpus(folder: Path) -> Any:
+    from llm.data import open_corpus
+
+    return open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(folder / "text.jsonl")))
+
+
+def _in_a_process(folder: Path, way: Way, *, count_encoding: bool = False) -> dict[str, float]:
+    """Seconds, and MB at the peak, of write_shards in a process that has done nothing else, its workers included."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_measure, args=(there, folder, way, count_encoding))
+    process.start()
+    there.close()
+    with _peak_of(process.pid or 0) as peak:
+        measured = here.recv()
+        process.join()
+    return measured | {"peak": max(peak)}
+
+
+def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
+    from llm.data import encoding, write_shards
+    from llm.tokenizer import load
+
+    spent = [0.0]
+    if count_encoding:
+        encoding.load = lambda path: _Timed(load(path), spent)
+    with tempfile.TemporaryDirectory(dir=folder) as target:
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        write_shards(
+            _corpus(folder), folder / "tokenizer", Path(target) / "shards", made_from="", num_workers=way.num_workers
+        )
+        pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu, "encoding": spent[0]})
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+class _Timed:
+    """A tokenizer that notes the CPU time of its encoding."""
+
+    def __init__(self, tokenizer: Any, spent: list[float]) -> None:
+        self._tokenizer, self._spent = tokenizer, spent
+
+    def encode_batch_fast(self, *arguments: Any, **named: Any) -> Any:
+        before = time.process_time()
+        encoded = self._tokenizer.encode_batch_fast(*arguments, **named)
+        self._spent[0] += time.process_time() - before
+        return encoded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+@contextmanager
+def _peak_of(pid: int) -> Iterator[list[float]]:
+    """The memory in MB of a process and all below it, looked at every so often: pages that they share count once."""
+    seen, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            seen.append(sum(map(_proportional_megabytes, _family(pid))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return
+    for child in children:
+        yield from _family(int(child))
+
+
+def _proportional_megabytes(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+if __name__ == "__main__":
+    main()

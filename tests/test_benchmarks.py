@@ -1,0 +1,64 @@
+"""The benchmarks run, and the commands of docs/shards.md are ones that can be typed."""
+
+import re
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from llm.config import Packing, from_hydra
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = re.findall(r"^python .*$", (ROOT / "docs" / "shards.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def said_by(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    import_module(module).main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [words for c in COMMANDS if (words := shlex.split(c))[1] == "train.py"], ids=" ".join
+)
+def test_a_command_for_train_passes_the_schema(command: list[str]) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = from_hydra(compose("config", overrides=command[2:]))
+    given = dict(override.split("=", 1) for override in command[2:])
+    assert config.stage == given.get("stage", "pretrain")
+    assert config.data.num_workers == (int(given["data.num_workers"]) if "data.num_workers" in given else None)
+    assert config.data.packing is Packing[given.get("data.packing", "concatenate")]
+
+
+def test_the_other_commands_are_the_benchmarks() -> None:
+    modules = [shlex.split(command)[2] for command in COMMANDS if "train.py" not in command]
+    assert modules == ["benchmarks.sharding", "benchmarks.loading"]
+
+
+def test_loading_is_measured_for_each_packing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = shlex.split("--tokens 1e5 --sequence-length 64 --batch-size 4 --workers 0 --rounds 1")
+    lines = [line.split() for line in said_by("benchmarks.loading", arguments, monkeypatch, capsys).splitlines()]
+    measured = {words[0]: (int(words[1]), float(words[2])) for words in lines[2:]}
+    assert measured.keys() == {packing.value for packing in Packing}
+    assert all(num_workers == 0 and speed > 0 for num_workers, speed in measured.values())
+
+
+def test_sharding_is_measured_in_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    korean_text = import_module("benchmarks.korean_text")
+    monkeypatch.setattr(korean_text, "VOCABULARY", 500)
+    arguments = shlex.split("--megabytes 0.3 --workers 2 --rounds 1 --tokenizer blog")
+    said = said_by("benchmarks.sharding", arguments, monkeypatch, capsys)
+    table = re.findall(
+        r"^(1 process|its threads|2 processes) +([\d.]+) +([\d.]+) +([\d.]+) +(\d+)$", said, re.MULTILINE
+    )
+    assert [way for way, *_ in table] == ["1 process", "its threads", "2 processes"]
+    assert all(20 < int(peak) < 1500 for *_, peak in table)
+    assert re.search(r"^speed-up of 2 processes over one, by round: \d+\.\d\d$", said, re.MULTILINE)
+    assert re.search(r"^CPU time beyond the tokenizer's own \d+\.\d s: \d+\.\d %$", said, re.MULTILINE)
