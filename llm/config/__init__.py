@@ -5,6 +5,7 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 """
 
 from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
     ALPHABET_SIZES,
     LINEAR_LAYERS,
@@ -20,6 +21,7 @@ from llm.config.schema import (
     LoggerConfig,
     LoraConfig,
     ModelConfig,
+    Morphemes,
     OptimizerConfig,
     Precision,
     PretrainStage,
@@ -48,6 +50,7 @@ __all__ = [
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
+    "Morphemes",
     "OptimizerConfig",
     "Precision",
     "PretrainStage",
@@ -62,5 +65,6 @@ __all__ = [
     "identity_settings",
     "job_errors",
     "job_overrides",
+    "ladder_overrides",
     "run_hydra",
 ]
