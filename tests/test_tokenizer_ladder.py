@@ -108,7 +108,10 @@ def test_a_sweep_over_sizes_trains_once_and_cuts_the_rest(swept: tuple[Path, str
     assert len(made) == 6
     cut_from = {name: record["notes"].get("cut_from", "").rsplit("/", 1)[-1] for name, record in made.items()}
     largest = next((folder / "outputs/tokenizer").glob("byte_bpe-360-text-*")).name
-    assert {name for name, parent in cut_from.items() if parent == largest} == {"byte_bpe-300-text", "byte_bpe-330-text"}
+    assert {name for name, parent in cut_from.items() if parent == largest} == {
+        "byte_bpe-300-text",
+        "byte_bpe-330-text",
+    }
     assert all(not cut_from[name] for name in made if name.startswith("blog") or "360" in name)
     assert said.count("cut from") == 2 + said.count("not cut from tokenizer.ladder=360")
     assert "not cut from tokenizer.ladder=360, but trained by itself: the library numbers symbols" in said

@@ -1,12 +1,13 @@
 """Text -> a trained tokenizer, and a report on what it keeps of held-out text."""
 
 from dataclasses import asdict, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from llm import tokenizer
-from llm.config import Reuse, TokenizerConfig, TokenizerStage
+from llm.config import DataConfig, Reuse, TokenizerConfig, TokenizerStage
 from llm.data import Corpus, open_corpus
 from llm.errors import DataError
 from llm.run import Outcome, Plan, Run, log, make, write_json
@@ -35,14 +36,34 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
 
 def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
     trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
-    notes |= corpus_notes(corpus)
     tokenizer.save(trained, config.tokenizer, run.path)
-    report = tokenizer.report(tokenizer.load(run.path), corpus.texts(held_out=True))
+    texts = _held_out(_Corpus(config.data, run.record["identity"]["parents"]["data"], corpus))
+    report = tokenizer.report(tokenizer.load(run.path), texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
     _say(config.tokenizer, report)
     results = asdict(report)
     _refuse_lossy(config.tokenizer, results)
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
+
+
+class _Corpus(NamedTuple):
+    """A corpus by what is in it, so that the jobs of a sweep find that they have the same one."""
+
+    config: DataConfig
+    digest: str
+    corpus: Corpus
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Corpus) and self[:2] == other[:2]
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@lru_cache(maxsize=1)
+def _held_out(corpus: _Corpus) -> list[str]:
+    """The held-out texts, kept for the next job: to find them takes longer than to cut a tokenizer and measure it."""
+    return list(corpus.corpus.texts(held_out=True))
 
 
 def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
@@ -58,11 +79,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     log.info("cut from %s, which holds it", parent.path)
     trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
     trained.encode_special_tokens = False
-    learned = {key: parent.record["notes"][key] for key in _LEARNED}
-    return trained, learned | {"cut_from": str(parent.path)}
-
-
-_LEARNED = ("learned_from_bytes", "learned_from_documents", "sampled_from_bytes", "peak_memory_bytes", "reproducible")
+    return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
 
 def _learn(config: TokenizerConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, Any]]:
@@ -75,8 +92,13 @@ def _learn(config: TokenizerConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str
     log.info("trained; this process has held at most %.2f GB of memory", peak / 1e9)
     if reason:
         log.info("trained again, it may come out otherwise: %s. What uses it is keyed by what came out", reason)
-    learned = (taken.raw_bytes, taken.documents, taken.of_bytes, peak, reason is None)
-    return trained, dict(zip(_LEARNED, learned, strict=True))
+    return trained, corpus_notes(corpus) | {
+        "learned_from_bytes": taken.raw_bytes,
+        "learned_from_documents": taken.documents,
+        "sampled_from_bytes": taken.of_bytes,  # None: all of the training text was taken
+        "peak_memory_bytes": peak,  # of the process, up to here
+        "reproducible": reason is None,
+    }
 
 
 def _say(config: TokenizerConfig, report: tokenizer.Report) -> None:

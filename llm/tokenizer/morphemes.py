@@ -16,7 +16,7 @@ _PACKAGES = {Morphemes.kiwi: ("kiwipiepy", "kiwipiepy"), Morphemes.mecab: ("meca
 Cuts = Callable[[str], list[int]]
 
 
-def installed() -> Morphemes:
+def installed_analyser() -> Morphemes:
     """The analyser that is there, Kiwi if both are; none if neither is."""
     return next((kind for kind, (module, _) in _PACKAGES.items() if find_spec(module)), Morphemes.none)
 
