@@ -74,7 +74,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     if reason := tokenizer.why_not_cut(wanted):
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
-    larger = replace(wanted, vocab_size=wanted.ladder, ladder=None, allow_lossy=True)
+    larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
     parent = run(replace(config, tokenizer=larger, reuse=Reuse.auto), wait=True)
     log.info("cut from %s, which holds it", parent.path)
     trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
