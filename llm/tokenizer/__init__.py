@@ -12,7 +12,7 @@ report.py       what a tokenizer keeps of held-out text, what it loses, how shor
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, special
 from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.morphemes import installed_analyser
-from llm.tokenizer.report import Report, lost_bytes, report
+from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
 from llm.tokenizer.training import train, why_not_reproducible
 
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "load_chat",
     "lost_bytes",
+    "lost_characters",
     "peak_memory_bytes",
     "report",
     "sample",

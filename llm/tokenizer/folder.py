@@ -69,7 +69,7 @@ def load(folder: Path) -> Tokenizer:
     """
     path = _checked(folder)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(json.dumps(_read(path)))  # what the digest was taken of, each key once
         tokenizer.encode_special_tokens = True
         tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
     except BaseException as error:
