@@ -234,6 +234,9 @@ class TrainerConfig:
     """How long, on what, and how often to look."""
 
     max_steps: int = 1000  # optimizer steps
+    max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
+    max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
+    max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
     precision: Precision = Precision.fp32
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
@@ -253,11 +256,19 @@ class TrainerConfig:
         for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
                     "keep_checkpoints", "sample_tokens"):  # fmt: skip
             _at_least(f"trainer.{key}", getattr(self, key), 1)
+        for key in _BUDGETS:
+            if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
+                raise ConfigError(f"trainer.{key}={amount} is out of range. Set a number above 0, or null.")
+        if len(given := [key for key in _BUDGETS if getattr(self, key) is not None]) > 1:
+            raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
         _at_least("trainer.num_workers", self.num_workers, 0)
         if self.micro_batch_size is not None:
             _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
         if not 0 <= self.sample_temperature < float("inf"):
             raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
+
+
+_BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -363,6 +374,9 @@ class FinetuneStage(StageConfig):
                 f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
                 "Choose data=conversations or data=korean_law_qa."
             )
+        for key in _BUDGETS:
+            if getattr(self.trainer, key) is not None:
+                raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
         _needs_equal_shares(self.data, self.trainer)
 
 
