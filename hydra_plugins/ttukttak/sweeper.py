@@ -45,6 +45,10 @@ class CheckedSweeper(Sweeper):
             [[*job, *added] for job, added in zip(jobs, additions, strict=True)], initial_job_idx=0
         )
         report_failures(jobs, returns)
+        if len(configs) > 1 and all(config.stage == "pretrain" for config in configs):
+            from llm.ranking import show_sweep  # imports what composing does not need
+
+            show_sweep(configs)
         return returns
 
     def _check(self, number: int, job: list[str]) -> StageConfig:
