@@ -40,7 +40,7 @@ def only(*parts: str) -> list[str]:
 
 def test_both_languages_have_the_same_commands():
     assert commands("README.ko.md") == COMMANDS
-    assert len(COMMANDS) == 14 and len(PLAIN) == 5
+    assert len(COMMANDS) == 16 and len(PLAIN) == 5
 
 
 def test_the_readme_is_short_and_names_every_exit_code():
@@ -101,6 +101,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         ),
     }
     said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
+    said["tokenize"] = run([*only("llm.tokenize"), "--outputs", str(outputs)])
     said["compare"] = run([*only("llm.compare"), "--outputs", str(outputs)])
     return Ran(said, outputs)
 
@@ -119,7 +120,8 @@ def test_the_stages_leave_what_the_readme_draws(ran):
     drawn = {"run.json", "config.yaml", "log.txt"}
     trained = drawn | {"metrics.jsonl", "samples.jsonl", "checkpoints"}
     files = {
-        "tokenizer": drawn | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "report.json"},
+        "tokenizer": drawn
+        | {"tokenizer.json", "tokenizer_config.json", "tokenizer.sha256", "chat_template.jinja", "report.json"},
         "shards": drawn | {"shards"},
         "pretrain": trained | {"model"},
         "finetune": trained | {"adapter"},
@@ -161,6 +163,13 @@ def test_the_tuned_model_answers(ran):
     assert tuned["name"] == "first" and tuned["results"]["trainable_parameters"] > 0
     assert "the fine-tuned one answers" in ran.said["chat"].stderr + ran.said["chat"].stdout
     assert ran.said["chat"].stdout.strip()
+
+
+def test_tokenize_shows_every_tokenizer(ran):
+    lines = [line for line in ran.said["tokenize"].stdout.splitlines() if line.startswith("│")]
+    assert sorted(line.split("│")[1].strip() for line in lines) == sorted(
+        path.name for path in ran.outputs.glob("tokenizer/*")
+    )
 
 
 def test_compare_ranks_the_pretrained_runs(ran):
