@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 
 from llm import tokenizer as tokenizers
 from llm.compare import find_runs, shown
-from llm.config import Alphabet, DataConfig, DataKind
+from llm.config import DataConfig, DataKind
 from llm.data.files import Files
 from llm.data.records import Document, Fault
 from llm.errors import ConfigError, DataError, one_line_errors
 from llm.run import Run, write_json, write_text
-from llm.tokenizer.training import alphabet, unknown_token
+from llm.tokenizer.fast import symbol_bytes
+from llm.tokenizer.training import unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
 UNKNOWN_COLOUR = "#ff3b3b"
@@ -102,11 +103,7 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, int] | None:
     """The symbols of a byte-level vocabulary, each with its byte; None for another tokenizer."""
     if '"ByteLevel"' not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
         return None
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2 writes these as themselves,
-    others = [byte for byte in range(256) if byte not in printable]  # and the rest as U+0100 and on
-    symbols = {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-    assert sorted(symbols) == alphabet(Alphabet.bytes)
-    return symbols
+    return symbol_bytes()
 
 
 def _readable(token: str, bytes_of: dict[str, int] | None) -> str:

@@ -21,7 +21,7 @@ from llm.data.corpus import Corpus
 from llm.data.records import Conversation, Document
 from llm.errors import DamagedError, DataError
 from llm.run import digest_of, sha256_of, whole_folder, write_json
-from llm.tokenizer import Special, lost_bytes
+from llm.tokenizer import Special, batch_encoder, lost_bytes
 
 BATCH = 2000  # documents encoded at once
 SHARD_TOKENS = 2**27  # 128 Mi tokens, 256 MiB at two bytes each
@@ -140,10 +140,11 @@ def _write_split(
 ) -> Split:
     counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     lost = 0
+    encode = batch_encoder(tokenizer)
     with closing(_ShardWriter(folder, name, dtype)) as writer:
         while batch := list(islice(records, BATCH)):
             texts = [record.text for record in batch]
-            encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            encoded = encode(texts)
             for record, token_ids in zip(batch, encoded, strict=True):
                 _refuse_special(record, token_ids, special)
             if count_lost:

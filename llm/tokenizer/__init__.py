@@ -5,10 +5,12 @@ sampling.py     all texts -> those that are learned from
 morphemes.py    where morphemes begin, by an optional analyser
 training.py     texts -> a trained tokenizer
 ladder.py       a trained tokenizer -> a smaller one
+fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
+from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, special
 from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.morphemes import installed_analyser
@@ -20,6 +22,7 @@ __all__ = [
     "Report",
     "Special",
     "Taken",
+    "batch_encoder",
     "cut",
     "digest",
     "installed_analyser",
