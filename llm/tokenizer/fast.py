@@ -40,7 +40,7 @@ def batch_encoder(tokenizer: Tokenizer) -> Encoder:
 
 def why_not_fast(tokenizer: Tokenizer) -> str | None:
     """What keeps tiktoken from giving the same ids, or from being used; None if nothing does."""
-    if not isinstance(tokenizer, Tokenizer):
+    if not hasattr(tokenizer, "to_str"):
         return "it is not one of the library's"
     state: dict[str, Any] = json.loads(tokenizer.to_str())
     model = state["model"]
