@@ -320,7 +320,7 @@ def test_how_a_tokenizer_is_made_is_not_its_identity(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["tokenizer.sample_bytes=9", "tokenizer.sample_seed=1", "tokenizer.bos_token=<unk>"]
+    "override", ["tokenizer.sample_bytes=9", "tokenizer.sample_seed=1", "tokenizer.bos_token='<unk>'"]
 )
 def test_what_a_tokenizer_learns_from_and_its_roles_are_its_identity(override):
     settings = [identity_settings(config_of("stage=tokenizer", *more), "tokenizer") for more in ([], [override])]
