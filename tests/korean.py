@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from llm.config import TokenizerConfig
-from llm.config.schema import Alphabet
+from llm.config.schema import Alphabet, Morphemes
 from llm.tokenizer import save, train
 
 _WHO = [
@@ -130,8 +130,9 @@ def documents(count: int, *, seed: int = 0) -> list[str]:
 def preset(name: str, **changes: Any) -> TokenizerConfig:
     """A tokenizer of conf/, with changes."""
     settings = yaml.safe_load((Path("conf/tokenizer") / f"{name}.yaml").read_text(encoding="utf-8")) | changes
-    if isinstance(settings.get("initial_alphabet"), str):
-        settings["initial_alphabet"] = Alphabet[settings["initial_alphabet"]]
+    for key, kind in (("initial_alphabet", Alphabet), ("morphemes", Morphemes)):
+        if isinstance(settings.get(key), str):
+            settings[key] = kind[settings[key]]
     return TokenizerConfig(**settings)
 
 

@@ -135,6 +135,13 @@ def test_stages_mirror_modules():
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size=100 is too small"),
         (["tokenizer.special_tokens=[]"], "tokenizer.special_tokens is empty"),
         (["tokenizer.pad_token=x"], "tokenizer.pad_token=x is not one of tokenizer.special_tokens"),
+        (["tokenizer.eos_token=x"], "tokenizer.eos_token=x is not one of tokenizer.special_tokens"),
+        (["tokenizer.sample_bytes=0"], "tokenizer.sample_bytes=0 is too small. Set it to 1 or more."),
+        (["tokenizer.ladder=100"], "tokenizer.ladder=100 is smaller than tokenizer.vocab_size=8192"),
+        (
+            ["tokenizer.morphemes=khaiii"],
+            "tokenizer.morphemes: Invalid value 'khaiii', expected one of [none, kiwi, mecab]",
+        ),
         (["tokenizer.model=null"], "tokenizer.model is null"),
         (
             ["stage=finetune", "base=x", "lora.dropout=1"],
@@ -143,7 +150,7 @@ def test_stages_mirror_modules():
         (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is too small. Set it to 1 or more."),
         (["experiment=nope"], "experiment=nope is not a choice. Known here: demo"),
         (["experiment=demoo"], "experiment=demoo is not a choice. Did you mean experiment=demo?"),
-        (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate."),
+        (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate, tokenizers."),
         (["optimizer=null"], "a group cannot be null. Give a choice of it, or leave it out."),
         (["seed=null"], "seed cannot be null. Give it a value, or leave it out."),
         (["+optimizer=adamw"], "optimizer is chosen twice. Write optimizer=<choice> once, without a +."),
@@ -324,6 +331,20 @@ def test_how_a_run_is_carried_out_is_not_its_identity(override):
 )
 def test_what_changes_the_weights_is_part_of_the_identity(override):
     assert identity_settings(config_of(override), "pretrain") != identity_settings(config_of(), "pretrain")
+
+
+@pytest.mark.parametrize("override", ["tokenizer.allow_lossy=true", "tokenizer.ladder=9000"])
+def test_how_a_tokenizer_is_made_is_not_its_identity(override):
+    settings = [identity_settings(config_of("stage=tokenizer", *more), "tokenizer") for more in ([], [override])]
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize(
+    "override", ["tokenizer.sample_bytes=9", "tokenizer.sample_seed=1", "tokenizer.bos_token='<unk>'"]
+)
+def test_what_a_tokenizer_learns_from_and_its_roles_are_its_identity(override):
+    settings = [identity_settings(config_of("stage=tokenizer", *more), "tokenizer") for more in ([], [override])]
+    assert settings[0] != settings[1]
 
 
 def test_rows_are_no_part_of_a_tokenizers_identity():

@@ -40,7 +40,7 @@ def only(*parts: str) -> list[str]:
 
 def test_both_languages_have_the_same_commands():
     assert commands("README.ko.md") == COMMANDS
-    assert len(COMMANDS) == 15 and len(PLAIN) == 5
+    assert len(COMMANDS) == 17 and len(PLAIN) == 5
 
 
 def test_the_readme_is_short_and_names_every_exit_code():
@@ -103,6 +103,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
     said["verify"] = run([*only("llm.verify"), "--outputs", str(outputs)])
     said["inspect"] = run([*only("llm.inspect")[:-1], str(text)])
+    said["tokenize"] = run([*only("llm.tokenize"), "--outputs", str(outputs)])
     said["compare"] = run([*only("llm.compare"), "--outputs", str(outputs)])
     return Ran(said, outputs)
 
@@ -121,7 +122,8 @@ def test_the_stages_leave_what_the_readme_draws(ran):
     drawn = {"run.json", "config.yaml", "log.txt"}
     trained = drawn | {"metrics.jsonl", "samples.jsonl", "checkpoints"}
     files = {
-        "tokenizer": drawn | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "report.json"},
+        "tokenizer": drawn
+        | {"tokenizer.json", "tokenizer_config.json", "tokenizer.sha256", "chat_template.jinja", "report.json"},
         "shards": drawn | {"shards"},
         "pretrain": trained | {"model"},
         "finetune": trained | {"adapter"},
@@ -172,6 +174,13 @@ def test_verify_finds_every_file_as_it_was(ran):
 
 def test_inspect_names_the_choice_that_reads_the_text(ran):
     assert "preset: text (fits 100 % of the sampled records" in ran.said["inspect"].stdout
+
+
+def test_tokenize_shows_every_tokenizer(ran):
+    lines = [line for line in ran.said["tokenize"].stdout.splitlines() if line.startswith("│")]
+    assert sorted(line.split("│")[1].strip() for line in lines) == sorted(
+        path.name for path in ran.outputs.glob("tokenizer/*")
+    )
 
 
 def test_compare_ranks_the_pretrained_runs(ran):

@@ -516,6 +516,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()] == ["in/model/deep/new"]
 
 
+def test_files_of_a_whole_folder_are_as_readable_as_any(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        with whole_folder(tmp_path / "model") as folder:
+            (folder / "weights").write_bytes(b"0")
+            (folder / "weights").chmod(0o600)
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o644
+
+
 def test_clearing_temporaries_leaves_the_rest_and_what_links_point_to(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / ".tmp-a").mkdir()

@@ -1,6 +1,7 @@
 """The tokenizer: its presets, its losses, and the configs that cannot work."""
 
 import json
+import shutil
 from pathlib import Path
 from unicodedata import normalize
 
@@ -192,7 +193,7 @@ def test_every_model_of_the_library_trains_and_is_loaded_again(settings: Tokeniz
         ),
         (
             {"pre_tokenizer": "Split"},
-            r"tokenizer.pre_tokenizer: Split needs pattern. Give it pattern, behavior, invert.",
+            r"tokenizer.pre_tokenizer: Split needs pattern. Give it pattern, behavior.",
         ),
         (
             {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "sometimes"}},
@@ -301,6 +302,7 @@ def test_two_trainings_that_give_the_same_tokenizer_have_one_digest(folders: dic
 
 
 def test_the_digest_does_not_depend_on_the_order_of_keys(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(folders["blog"] / "tokenizer_config.json", tmp_path)
     state = json.loads((folders["blog"] / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer.json").write_text(json.dumps(dict(reversed(state.items()))), encoding="utf-8")
     assert digest(tmp_path) == digest(folders["blog"])

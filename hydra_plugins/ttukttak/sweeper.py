@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from llm.config import from_hydra
+from llm.config import StageConfig, from_hydra, ladder_overrides
 from llm.errors import UserError, say_error, tracebacks_wanted
 
 
@@ -39,20 +39,27 @@ class CheckedSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-        for number, job in enumerate(jobs):
-            self._check(number, job)
-        returns = self.launcher.launch(jobs, initial_job_idx=0)
+        configs = [self._check(number, job) for number, job in enumerate(jobs)]
+        additions = ladder_overrides(configs)
+        returns = self.launcher.launch(
+            [[*job, *added] for job, added in zip(jobs, additions, strict=True)], initial_job_idx=0
+        )
         report_failures(jobs, returns)
+        if len(configs) > 1 and all(config.stage == "pretrain" for config in configs):
+            from llm.ranking import show_sweep  # imports what composing does not need
+
+            show_sweep(configs)
         return returns
 
-    def _check(self, number: int, job: list[str]) -> None:
+    def _check(self, number: int, job: list[str]) -> StageConfig:
         config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, job)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         HydraConfig.instance().set_config(config)  # for a name that holds ${hydra:job.num}
         with open_dict(config):
             del config["hydra"]
-        from_hydra(config)
+        checked: StageConfig = from_hydra(config)
+        return checked
 
 
 def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:

@@ -6,6 +6,7 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 
 from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
+from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
     ALPHABET_SIZES,
     LINEAR_LAYERS,
@@ -21,6 +22,7 @@ from llm.config.schema import (
     LoggerConfig,
     LoraConfig,
     ModelConfig,
+    Morphemes,
     OptimizerConfig,
     Packing,
     Precision,
@@ -54,6 +56,7 @@ __all__ = [
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
+    "Morphemes",
     "OptimizerConfig",
     "Packing",
     "Precision",
@@ -69,5 +72,6 @@ __all__ = [
     "identity_settings",
     "job_errors",
     "job_overrides",
+    "ladder_overrides",
     "run_hydra",
 ]

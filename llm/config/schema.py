@@ -49,9 +49,16 @@ class Alphabet(Enum):
     none = "none"
     bytes = "bytes"  # the 256 symbols of a byte-level tokenizer
     ks_x_1001 = "ks_x_1001"  # the 2,350 Hangul syllables of the KS X 1001 standard
+    jamo = "jamo"  # the 67 conjoining letters that modern Hangul decomposes into
 
 
-ALPHABET_SIZES = {Alphabet.none: 0, Alphabet.bytes: 256, Alphabet.ks_x_1001: 2350}
+ALPHABET_SIZES = {Alphabet.none: 0, Alphabet.bytes: 256, Alphabet.ks_x_1001: 2350, Alphabet.jamo: 67}
+
+
+class Morphemes(Enum):
+    none = "none"
+    kiwi = "kiwi"
+    mecab = "mecab"
 
 
 class Architecture(Enum):
@@ -95,11 +102,18 @@ class TokenizerConfig:
     model: Any = MISSING
     post_processor: Any = None
     decoder: Any = None
-    special_tokens: list[str] = field(default_factory=lambda: ["<|endoftext|>"])  # the first is bos and eos
+    special_tokens: list[str] = field(default_factory=lambda: ["<|endoftext|>"])  # their ids are 0, 1, 2, ...
+    bos_token: str | None = None  # one of special_tokens; None: the first
+    eos_token: str | None = None  # one of special_tokens; None: the first
     pad_token: str | None = None  # one of special_tokens; None pads with eos
     initial_alphabet: Alphabet = Alphabet.none  # symbols that are in the vocabulary whether the text has them or not
     limit_alphabet: int | None = None  # characters kept as single tokens; None keeps all that the text has
     min_frequency: int = 2  # how often a pair must occur to be merged
+    morphemes: Morphemes = Morphemes.none  # whose morphemes no token may cross in training; encoding needs none of it
+    sample_bytes: int | None = None  # of the training text, taken at random by document; None takes all
+    sample_seed: int = 0
+    ladder: int | None = field(default=None, metadata=HOW)  # cut from the tokenizer of this size where that is the same
+    allow_lossy: bool = field(default=False, metadata=HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -108,21 +122,27 @@ class TokenizerConfig:
             raise ConfigError(
                 "tokenizer.special_tokens is empty, but documents need an end. Set it to ['<|endoftext|>']."
             )
-        if self.pad_token is not None and self.pad_token not in self.special_tokens:
-            raise ConfigError(
-                f"tokenizer.pad_token={self.pad_token} is not one of tokenizer.special_tokens. Add it there."
-            )
+        for role in ("bos_token", "eos_token", "pad_token"):
+            if (token := getattr(self, role)) is not None and token not in self.special_tokens:
+                raise ConfigError(f"tokenizer.{role}={token} is not one of tokenizer.special_tokens. Add it there.")
         if len(set(self.special_tokens)) < len(self.special_tokens):
             raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
-        if self.limit_alphabet is not None:
-            _at_least("tokenizer.limit_alphabet", self.limit_alphabet, 1)
+        for key in ("limit_alphabet", "sample_bytes", "ladder"):
+            if getattr(self, key) is not None:
+                _at_least(f"tokenizer.{key}", getattr(self, key), 1)
         _at_least("tokenizer.min_frequency", self.min_frequency, 0)
+        _at_least("tokenizer.sample_seed", self.sample_seed, 0)
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size} is too small: special tokens, alphabet and bytes take "
                 f"{least - 1}. Set tokenizer.vocab_size to {least} or more."
+            )
+        if self.ladder is not None and self.ladder < self.vocab_size:
+            raise ConfigError(
+                f"tokenizer.ladder={self.ladder} is smaller than tokenizer.vocab_size={self.vocab_size}, which is cut "
+                "from it. Set tokenizer.ladder to the largest vocabulary of the sweep, or to null."
             )
 
 
@@ -245,6 +265,9 @@ class TrainerConfig:
     """How long, on what, and how often to look."""
 
     max_steps: int = 1000  # optimizer steps
+    max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
+    max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
+    max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
     precision: Precision = Precision.fp32
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
@@ -267,6 +290,11 @@ class TrainerConfig:
         for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
                     "keep_checkpoints", "stop_after_skipped_steps", "sample_tokens"):  # fmt: skip
             _at_least(f"trainer.{key}", getattr(self, key), 1)
+        for key in _BUDGETS:
+            if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
+                raise ConfigError(f"trainer.{key}={amount} is out of range. Set a number above 0, or null.")
+        if len(given := [key for key in _BUDGETS if getattr(self, key) is not None]) > 1:
+            raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
         _at_least("trainer.num_workers", self.num_workers, 0)
         if self.micro_batch_size is not None:
             _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
@@ -276,6 +304,9 @@ class TrainerConfig:
             )
         if not 0 <= self.sample_temperature < float("inf"):
             raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
+
+
+_BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -381,6 +412,9 @@ class FinetuneStage(StageConfig):
                 f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
                 "Choose data=conversations or data=korean_law_qa."
             )
+        for key in _BUDGETS:
+            if getattr(self.trainer, key) is not None:
+                raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
         _needs_equal_shares(self.data, self.trainer)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+LAST_CONSONANT = "\u11a8"  # ㄱ under a syllable: a tokenizer that takes Hangul apart has it as a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,21 @@ def _pieces(ids: Iterable[int | None], prompt_ids: list[int], tokenizer: Tokeniz
 
 
 def _is_unfinished(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
-    """Whether more tokens could change the text: its last character lacks bytes, or a run of byte tokens may go on."""
-    return text.endswith("\ufffd") or (bool(ids) and bool(BYTE_TOKEN.fullmatch(tokenizer.id_to_token(ids[-1]) or "")))
+    """Whether more tokens could change the text: its last character lacks bytes, or a run of byte tokens may go on.
+
+    Or its last syllable may be given a vowel or a last consonant, by a tokenizer that has these as tokens.
+    """
+    return (
+        text.endswith("\ufffd")
+        or (bool(ids) and bool(BYTE_TOKEN.fullmatch(tokenizer.id_to_token(ids[-1]) or "")))
+        or (_is_open_syllable(text[-1:]) and tokenizer.token_to_id(LAST_CONSONANT) is not None)
+    )
+
+
+def _is_open_syllable(character: str) -> bool:
+    """Whether a conjoining letter can join a character: a first consonant, or a syllable that ends in its vowel."""
+    is_syllable = "가" <= character <= "힣" and (ord(character) - ord("가")) % 28 == 0  # Unicode, section 3.12
+    return is_syllable or "\u1100" <= character <= "\u1112"
 
 
 def _generate_ids(

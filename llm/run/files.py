@@ -47,6 +47,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with os_errors():
             yield temporary
         for file in sorted(temporary.rglob("*")):
+            give_usual_mode(file)
             sync_folder(file) if file.is_dir() else sync_file(file)
         sync_folder(temporary)
         earlier = path.with_name(f"{TEMPORARY}earlier-{path.name}-{os.getpid()}")
@@ -87,6 +88,13 @@ def os_errors() -> Iterator[None]:
             number = int(found[1])
             raise OSError(number, os.strerror(number)) from error
         raise
+
+
+def give_usual_mode(path: Path) -> None:
+    """Let those read and write a file or folder who may by the umask: safetensors makes files for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def sync_file(path: Path) -> None:

@@ -76,3 +76,5 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Put the tokenizer beside a model, so that AutoTokenizer finds it there."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, target / name)
+    if (source / "tokenizer.sha256").exists():  # a base that an earlier version made has none
+        shutil.copyfile(source / "tokenizer.sha256", target / "tokenizer.sha256")

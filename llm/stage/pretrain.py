@@ -1,5 +1,6 @@
 """Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from llm import tokenizer
@@ -7,6 +8,7 @@ from llm.config import Accelerator, PretrainStage, ShardsStage
 from llm.data import TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
+from llm.stage._budget import steps_within_budget
 from llm.stage._training import copy_tokenizer, train
 
 FORMAT_VERSION = 1
@@ -21,6 +23,7 @@ def run(config: PretrainStage) -> Run:
     shards = shards_stage.run(
         ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data), wait=True
     )
+    config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
     plan = Plan(
         config=config,
         default_name=f"{config.model.name}-{config.tokenizer.name}-{config.data.name}",

@@ -1,10 +1,15 @@
 """Text -> a trained tokenizer, and a report on what it keeps of held-out text."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
 
 from llm import tokenizer
-from llm.config import TokenizerStage
+from llm.config import DataConfig, Reuse, TokenizerConfig, TokenizerStage
 from llm.data import Corpus, open_corpus
+from llm.errors import DataError
 from llm.run import Outcome, Plan, Run, log, make, whole_files, write_json
 from llm.stage import corpus_notes
 
@@ -12,7 +17,11 @@ FORMAT_VERSION = 2
 
 
 def run(config: TokenizerStage, *, wait: bool = False) -> Run:
-    """The finished tokenizer run of a config; `wait` for another process that makes it, or refuse."""
+    """The finished tokenizer run of a config; `wait` for another process that makes it, or refuse.
+
+    Raises:
+        DataError: the tokenizer does not give held-out text back, and tokenizer.allow_lossy is false.
+    """
     corpus = open_corpus(config.data)
     plan = Plan(
         config=config,
@@ -20,27 +29,113 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
         format_version=FORMAT_VERSION,
         parents={"data": corpus.digest()},
     )
-    return make(plan, lambda run: _train(run, config, corpus), wait=wait)
+    made = make(plan, lambda run: _train(run, config, corpus), wait=wait)
+    _refuse_lossy(config.tokenizer, made.results)  # it may have been made with allow_lossy, and be reused without
+    return made
 
 
 def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
     corpus.keep_left_out(run.path)
-    trained = tokenizer.train(config.tokenizer, corpus.texts(held_out=False))
-    notes = corpus_notes(corpus)
+    trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
     with whole_files(run.path) as target:
         tokenizer.save(trained, config.tokenizer, target)
-    report = tokenizer.report(tokenizer.load(run.path), corpus.texts(held_out=True))
+    texts = _held_out(_Corpus(config.data, run.record["identity"]["parents"]["data"], corpus))
+    report = tokenizer.report(tokenizer.load(run.path), texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
+    _say(config.tokenizer, report)
+    results = asdict(report)
+    _refuse_lossy(config.tokenizer, results)
+    return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
+
+
+class _Corpus(NamedTuple):
+    """A corpus by what is in it, so that the jobs of a sweep find that they have the same one."""
+
+    config: DataConfig
+    digest: str
+    corpus: Corpus
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Corpus) and self[:2] == other[:2]
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@lru_cache(maxsize=1)
+def _held_out(corpus: _Corpus) -> list[str]:
+    """The held-out texts, kept for the next job: to find them takes longer than to cut a tokenizer and measure it."""
+    return list(corpus.corpus.texts(held_out=True))
+
+
+def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
+    """The tokenizer cut from a larger one, which is trained if it is missing; None where that is not asked for."""
+    wanted = config.tokenizer
+    if wanted.ladder is None or wanted.ladder == wanted.vocab_size:
+        return None
+    if reason := tokenizer.why_not_cut(wanted):
+        log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
+        return None
+    larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
+    parent = run(replace(config, tokenizer=larger, reuse=Reuse.auto), wait=True)
+    log.info("cut from %s, which holds it", parent.path)
+    trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
+    trained.encode_special_tokens = False
+    return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
+
+
+def _learn(config: TokenizerConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, Any]]:
+    taken = tokenizer.Taken()
+    texts = tokenizer.sample(
+        lambda: corpus.texts(held_out=False), num_bytes=config.sample_bytes, seed=config.sample_seed, taken=taken
+    )
+    trained = tokenizer.train(config, texts)
+    peak, reason = tokenizer.peak_memory_bytes(), tokenizer.why_not_reproducible(config)
+    log.info("trained; this process has held at most %.2f GB of memory", peak / 1e9)
+    if reason:
+        log.info("trained again, it may come out otherwise: %s. What uses it is keyed by what came out", reason)
+    return trained, corpus_notes(corpus) | {
+        "learned_from_bytes": taken.raw_bytes,
+        "learned_from_documents": taken.documents,
+        "sampled_from_bytes": taken.of_bytes,  # None: all of the training text was taken
+        "peak_memory_bytes": peak,  # of the process, up to here
+        "reproducible": reason is None,
+    }
+
+
+def _say(config: TokenizerConfig, report: tokenizer.Report) -> None:
     log.info(
         "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact "
-        "(%.2f %% in NFC), %.3f %% of bytes lost",
+        "(%.2f %% in NFC), %.3f %% of bytes lost, %.1f MB encoded a second",
         report.vocab_size,
         report.tokens_per_eojeol,
         report.bytes_per_token,
         100 * report.exact_round_trip,
         100 * report.nfc_round_trip,
         100 * report.lost_bytes_share,
+        report.encode_megabytes_per_second,
     )
-    if report.first_failing_line is not None:
-        log.warning("this tokenizer is lossy; the first line that does not come back: %s", report.first_failing_line)
-    return Outcome(results=asdict(report), digest=tokenizer.digest(run.path), notes=notes)
+    if report.vocab_size > config.vocab_size:
+        log.warning(
+            "%d tokens are more than tokenizer.vocab_size=%d: the text has so many characters. Set "
+            "tokenizer.limit_alphabet to keep fewer",
+            report.vocab_size,
+            config.vocab_size,
+        )
+    if not report.is_lossless:
+        log.warning(
+            "this tokenizer is lossy; the first line that does not come back: %s", report.first_failing_line or "none"
+        )
+
+
+def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:
+    if config.allow_lossy or results["lossless_documents"] == 1:
+        return
+    characters = ", ".join(f"{char!r} {times} times" for char, times in [*results["lost_characters"].items()][:5])
+    line = results["first_failing_line"]
+    where = f"the first line is {line[:80]!r}" if line else "each line alone does, but not the line feeds"
+    raise DataError(
+        f"tokenizer={config.name} loses text: {100 - 100 * results['lossless_documents']:.3g} % of the held-out "
+        f"documents do not come back; {where}; characters lost: {characters or 'none'}. Choose one that keeps all "
+        "(tokenizer=char_bpe or byte_bpe), or set tokenizer.allow_lossy=true."
+    )

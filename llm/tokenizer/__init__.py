@@ -1,13 +1,41 @@
 """A tokenizer from its config: built, trained on text, saved beside a report, loaded again.
 
 components.py   the five stages, in tokenizer.json's own format, checked by name
+sampling.py     all texts -> those that are learned from
+morphemes.py    where morphemes begin, by an optional analyser
 training.py     texts -> a trained tokenizer
+ladder.py       a trained tokenizer -> a smaller one
+fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
-report.py       what a tokenizer keeps of held-out text, and what it loses
+report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
+from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, special
-from llm.tokenizer.report import Report, lost_bytes, report
-from llm.tokenizer.training import train
+from llm.tokenizer.ladder import cut, why_not_cut
+from llm.tokenizer.morphemes import installed_analyser
+from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
+from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
+from llm.tokenizer.training import train, why_not_reproducible
 
-__all__ = ["Report", "Special", "digest", "load", "load_chat", "lost_bytes", "report", "save", "special", "train"]
+__all__ = [
+    "Report",
+    "Special",
+    "Taken",
+    "batch_encoder",
+    "cut",
+    "digest",
+    "installed_analyser",
+    "load",
+    "load_chat",
+    "lost_bytes",
+    "lost_characters",
+    "peak_memory_bytes",
+    "report",
+    "sample",
+    "save",
+    "special",
+    "train",
+    "why_not_cut",
+    "why_not_reproducible",
+]

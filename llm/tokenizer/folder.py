@@ -10,10 +10,14 @@ from tokenizers import Tokenizer
 from llm.config import TokenizerConfig
 from llm.errors import DamagedError
 from llm.run import digest_of, write_text
-from llm.tokenizer.training import unknown_token
+from llm.tokenizer.training import is_panic, unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+DIGEST_FILE = "tokenizer.sha256"
+ROLES = ("bos_token", "eos_token", "pad_token")
+_PROBE = "가나다 라마바 <0x41>\nabc 😀"  # what a damaged model stumbles over, it should when it is loaded
 
 # Plain words mark the turns, and the end of a turn is the end of a document, so that every tokenizer can say it and a
 # pretrained model already knows its tokens. A prompt ends before a space, where no tokenizer here joins pieces.
@@ -41,29 +45,37 @@ class Special:
 
 
 def save(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
-    """Write tokenizer.json and what transformers wants beside it: the special tokens' roles and the chat template."""
+    """Write tokenizer.json, its digest, and what transformers wants beside it: roles and the chat template."""
     from transformers import PreTrainedTokenizerFast  # 2.6 s to import
 
-    end = config.special_tokens[0]
+    first = config.special_tokens[0]
+    end = config.eos_token or first
+    roles = {"bos_token": config.bos_token or first, "eos_token": end, "pad_token": config.pad_token or end}
     unknown = unknown_token(tokenizer)
-    roles = {"bos_token": end, "eos_token": end, "pad_token": config.pad_token or end}
     if unknown is not None and tokenizer.token_to_id(unknown) is not None:
         roles["unk_token"] = unknown
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(folder)
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))  # transformers had added a post-processor
+    write_text(folder / DIGEST_FILE, digest(folder) + "\n")
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer for raw text: a special token's name in it is ordinary text, and nothing is added."""
+    """The tokenizer for raw text: a special token's name in it is ordinary text, and nothing is added.
+
+    Raises:
+        DamagedError: its files are not what was saved, or are no tokenizer.
+    """
+    path = _checked(folder)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises bare Exception
-        raise DamagedError(
-            f"{folder / 'tokenizer.json'} cannot be read ({error}). Remove its run's folder to make it again."
-        ) from None
-    tokenizer.encode_special_tokens = True
+        tokenizer = Tokenizer.from_str(json.dumps(_read(path)))  # what the digest was taken of, each key once
+        tokenizer.encode_special_tokens = True
+        tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
+            raise
+        raise _damaged(path, error) from None
     return tokenizer
 
 
@@ -71,6 +83,7 @@ def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer as transformers sees it, with its chat template."""
     from transformers import PreTrainedTokenizerFast
 
+    _checked(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
@@ -79,25 +92,47 @@ def special(folder: Path) -> Special:
     config, state = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
     try:
         added = {token["content"]: token["id"] for token in state["added_tokens"]}
-        bos, eos, pad = (added[config[role]] for role in ("bos_token", "eos_token", "pad_token"))
-    except KeyError as error:
-        raise DamagedError(
-            f"{folder / 'tokenizer_config.json'} cannot be read: {error} is missing. Remove its run's folder to make "
-            "it again."
-        ) from None
+        bos, eos, pad = (added[config[role]] for role in ROLES)
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / "tokenizer_config.json", error) from None
     return Special(bos_id=bos, eos_id=eos, pad_id=pad, tokens=tuple(added))
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of tokenizer.json in canonical form: two trainings that gave the same tokenizer have one digest."""
-    return digest_of(_read(folder / "tokenizer.json"))
+    """SHA-256 of tokenizer.json in canonical form and of the roles of its special tokens.
+
+    Two trainings that gave the same tokenizer have one digest, however their files are laid out.
+    """
+    path = folder / "tokenizer.json"
+    config = _read(folder / "tokenizer_config.json")
+    try:
+        return digest_of([_read(path), [config.get(role) for role in ROLES]])
+    except DamagedError:
+        raise
+    except ValueError as error:  # no number, half a character
+        raise _damaged(path, error) from None
+
+
+def _checked(folder: Path) -> Path:
+    """The tokenizer.json of a folder, after checking it against the digest that was saved beside it, if one was."""
+    path, recorded = folder / "tokenizer.json", folder / DIGEST_FILE
+    found = digest(folder)
+    if recorded.exists() and recorded.read_text(encoding="utf-8", errors="replace").strip() != found:
+        raise _damaged(path, ValueError(f"{recorded.name} beside it says otherwise"))
+    return path
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read ({error}). Remove its run's folder to make it again.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} cannot be read (no JSON object). Remove its run's folder to make it again.")
+        raise _damaged(path, ValueError("no JSON object"))
     return value
+
+
+def _damaged(path: Path, error: BaseException) -> DamagedError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
+    return DamagedError(f"{path} cannot be read ({reason}). Remove its run's folder to make it again.")

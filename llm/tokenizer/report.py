@@ -1,16 +1,23 @@
-"""What a tokenizer keeps of held-out text, and what it loses."""
+"""A tokenizer and held-out documents -> what it makes of them: how short, how exact, what is lost, how fast."""
 
+import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from unicodedata import normalize
 
 from tokenizers import Tokenizer
 
-from llm.tokenizer.training import unknown_token
+from llm.config import Alphabet, Morphemes
+from llm.tokenizer.morphemes import analyser
+from llm.tokenizer.training import alphabet, byte_tokens, unknown_token
 
 BATCH = 1000  # texts encoded at once: enough for every core, small enough to hold
+MOST_LISTED = 5  # lines that are listed of those that fail; four times as many characters
+RENYI_ORDER = 2.5  # Zouhar et al. 2023 (arXiv:2306.16842), section 5: where it tells most of translation quality
+ANALYSED_BYTES = 50_000  # of text that the morphemes are compared on: analysers read 0.1 to 0.3 MB/s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,66 +29,131 @@ class Report:
     raw_bytes: int  # UTF-8, before any normalization
     tokens: int
     tokens_per_eojeol: float  # an eojeol: what stands between white space
+    characters_per_token: float
     bytes_per_token: float
     exact_round_trip: float  # share of non-empty lines that decode to exactly themselves
     nfc_round_trip: float  # the same with both in NFC: equal to a reader, if not to the byte
+    lossless_documents: float  # share of whole documents that are the same in NFC, line feeds included
     first_failing_line: str | None  # the first line that does not come back, not even in NFC
+    failing_lines: list[str]  # the first few
+    lost_characters: dict[str, int]  # the most frequent, and how often each is lost
     lost_bytes: int
     lost_bytes_share: float
     unknown_rate: float  # share of tokens that are the unknown token
+    byte_piece_rate: float  # share of tokens that byte fallback wrote, one for each byte
+    single_token_common_syllables: float  # share of the 2,350 syllables of KS X 1001 that are one token
+    single_token_syllables: float  # share of all 11,172 syllables
+    vocabulary_used: float  # share of the vocabulary that occurs
+    renyi_efficiency: float  # 1: all tokens occur equally often; order RENYI_ORDER
+    morpheme_crossing_rate: float | None  # share of tokens that cross a morpheme's border; None without an analyser
+    morpheme_analyser: str | None
+    encode_megabytes_per_second: float  # of wall time, on the cores that were there
+
+    @property
+    def is_lossless(self) -> bool:
+        return self.lossless_documents == 1
 
 
-def report(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
-    """Measure a tokenizer, as llm.tokenizer.load gives it, on held-out documents."""
-    unknown = unknown_token(tokenizer)
-    unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
-    count: Counter[str] = Counter()
-    first_failing = None
+def report(
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    *,
+    morphemes: Morphemes = Morphemes.none,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Report:
+    """Measure a tokenizer, as llm.tokenizer.load gives it, on held-out documents; against `morphemes` if one is given.
+
+    Raises:
+        ConfigError: the analyser's package is not installed.
+    """
+    tally = _Tally(tokenizer, clock)
     for texts in _batched(iter(documents)):
-        count += _count_tokens(tokenizer, texts, unknown_id)
-        lines = [line for text in texts for line in text.split("\n") if line]
-        counted, failing = _count_lines(lines, _there_and_back(tokenizer, lines)[1])
-        count += counted
-        first_failing = failing if first_failing is None else first_failing
+        tally.add(texts)
+    count, used = tally.count, tally.used
+    size = tokenizer.get_vocab_size()
     return Report(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=size,
         documents=count["documents"],
         raw_bytes=count["raw_bytes"],
         tokens=count["tokens"],
-        tokens_per_eojeol=count["tokens"] / max(count["eojeols"], 1),
-        bytes_per_token=count["raw_bytes"] / max(count["tokens"], 1),
-        exact_round_trip=count["exact"] / max(count["lines"], 1),
-        nfc_round_trip=count["nfc"] / max(count["lines"], 1),
-        first_failing_line=first_failing,
+        tokens_per_eojeol=_share(count["tokens"], count["eojeols"]),
+        characters_per_token=_share(count["characters"], count["tokens"]),
+        bytes_per_token=_share(count["raw_bytes"], count["tokens"]),
+        exact_round_trip=_share(count["exact"], count["lines"]),
+        nfc_round_trip=_share(count["nfc"], count["lines"]),
+        lossless_documents=_share(count["lossless"], count["documents"]),
+        first_failing_line=next(iter(tally.failing), None),
+        failing_lines=tally.failing,
+        lost_characters=dict(tally.lost.most_common(4 * MOST_LISTED)),
         lost_bytes=count["lost_bytes"],
-        lost_bytes_share=count["lost_bytes"] / max(count["raw_bytes"], 1),
-        unknown_rate=count["unknown"] / max(count["tokens"], 1),
+        lost_bytes_share=_share(count["lost_bytes"], count["raw_bytes"]),
+        unknown_rate=_share(sum(used[token] for token in _ids(tokenizer, [unknown_token(tokenizer)])), count["tokens"]),
+        byte_piece_rate=_share(sum(used[token] for token in _ids(tokenizer, byte_tokens())), count["tokens"]),
+        single_token_common_syllables=_single_tokens(tokenizer, alphabet(Alphabet.ks_x_1001)),
+        single_token_syllables=_single_tokens(tokenizer, [chr(code) for code in range(ord("가"), ord("힣") + 1)]),
+        vocabulary_used=_share(len(used), size),
+        renyi_efficiency=renyi_efficiency(used, vocab_size=size),
+        morpheme_crossing_rate=_crossing_rate(tokenizer, tally.analysed, morphemes),
+        morpheme_analyser=None if morphemes is Morphemes.none else morphemes.name,
+        encode_megabytes_per_second=_share(count["raw_bytes"] / 1e6, tally.encode_seconds),
     )
 
 
-def _there_and_back(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return ids, tokenizer.decode_batch(ids)
+class _Tally:
+    """What is counted while documents pass."""
+
+    def __init__(self, tokenizer: Tokenizer, clock: Callable[[], float]) -> None:
+        self._tokenizer, self._clock = tokenizer, clock
+        self.count: Counter[str] = Counter()
+        self.used: Counter[int] = Counter()  # token id -> times
+        self.lost: Counter[str] = Counter()  # character -> times
+        self.failing: list[str] = []
+        self.analysed: list[str] = []  # documents whose morphemes are looked at
+        self.encode_seconds = 0.0
+        self._analysed_bytes = 0
+
+    def add(self, texts: list[str]) -> None:
+        started = self._clock()
+        ids = self._encode(texts)
+        self.encode_seconds += self._clock() - started
+        for text, back, line in zip(texts, self._tokenizer.decode_batch(ids), ids, strict=True):
+            missing = lost_characters(text, back)
+            lost = _bytes_of(missing)
+            self.lost += missing
+            self.used.update(line)
+            self.count += Counter(
+                documents=1,
+                tokens=len(line),
+                raw_bytes=len(text.encode()),
+                characters=len(text),
+                eojeols=len(text.split()),
+                lost_bytes=lost,
+                lossless=int(normalize("NFC", text) == normalize("NFC", back)),
+            )
+            if self._analysed_bytes < ANALYSED_BYTES:
+                self._analysed_bytes += len(text.encode())
+                self.analysed.append(text)
+        self._add_lines([line for text in texts for line in text.split("\n") if line])
+
+    def _add_lines(self, lines: list[str]) -> None:
+        pairs = list(zip(lines, self._tokenizer.decode_batch(self._encode(lines)), strict=True))
+        failing = [line for line, back in pairs if normalize("NFC", line) != normalize("NFC", back)]
+        self.count += Counter(
+            lines=len(lines), exact=sum(line == back for line, back in pairs), nfc=len(lines) - len(failing)
+        )
+        self.failing += failing[: MOST_LISTED - len(self.failing)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _count_tokens(tokenizer: Tokenizer, texts: list[str], unknown_id: int | None) -> Counter[str]:
-    ids, decoded = _there_and_back(tokenizer, texts)
-    return Counter(
-        documents=len(texts),
-        tokens=sum(map(len, ids)),
-        unknown=0 if unknown_id is None else sum(line.count(unknown_id) for line in ids),
-        raw_bytes=sum(len(text.encode()) for text in texts),
-        eojeols=sum(len(text.split()) for text in texts),
-        lost_bytes=sum(map(lost_bytes, texts, decoded)),
-    )
-
-
-def _count_lines(lines: list[str], decoded: list[str]) -> tuple[Counter[str], str | None]:
-    """How many lines came back, and the first that did not even in NFC."""
-    pairs = list(zip(lines, decoded, strict=True))
-    failing = [line for line, back in pairs if normalize("NFC", line) != normalize("NFC", back)]
-    exact = sum(line == back for line, back in pairs)
-    return Counter(lines=len(lines), exact=exact, nfc=len(lines) - len(failing)), next(iter(failing), None)
+def renyi_efficiency(used: Counter[int], *, vocab_size: int, order: float = RENYI_ORDER) -> float:
+    """Rényi entropy of the token frequencies over the most that `vocab_size` tokens can have (arXiv:2306.16842)."""
+    total = used.total()
+    if total == 0 or vocab_size < 2:
+        return 0.0
+    power_sum = math.fsum((times / total) ** order for times in used.values())
+    return math.log(power_sum) / (1 - order) / math.log(vocab_size)
 
 
 def lost_bytes(text: str, decoded: str) -> int:
@@ -90,11 +162,50 @@ def lost_bytes(text: str, decoded: str) -> int:
     Order is not looked at, so this is a lower bound; what `decoded` has in addition (spaces around punctuation) costs
     nothing, for the reader of the tokens can be told the rule that adds it.
     """
+    return _bytes_of(lost_characters(text, decoded))
+
+
+def lost_characters(text: str, decoded: str) -> Counter[str]:
+    """The characters of `text` that `decoded` lacks, both in NFC, wherever they stand, and how often."""
     text, decoded = normalize("NFC", text), normalize("NFC", decoded)
-    if text == decoded:
-        return 0
-    missing = Counter(text) - Counter(decoded)
-    return sum(len(character.encode()) * times for character, times in missing.items())
+    return Counter() if text == decoded else Counter(text) - Counter(decoded)
+
+
+def _bytes_of(characters: Counter[str]) -> int:
+    return sum(len(character.encode()) * times for character, times in characters.items())
+
+
+def _ids(tokenizer: Tokenizer, tokens: Iterable[str | None]) -> list[int]:
+    """The ids of those tokens that the vocabulary has."""
+    ids = [None if token is None else tokenizer.token_to_id(token) for token in tokens]
+    return [token_id for token_id in ids if token_id is not None]
+
+
+def _single_tokens(tokenizer: Tokenizer, characters: list[str]) -> float:
+    """Share of the characters that are one token which says them: not the unknown one, and not two (a mark first)."""
+    encoded = [e.ids for e in tokenizer.encode_batch_fast(characters, add_special_tokens=False)]
+    single = [(char, ids) for char, ids in zip(characters, encoded, strict=True) if len(ids) == 1]
+    backs = tokenizer.decode_batch([ids for _, ids in single])
+    same = sum(normalize("NFC", back).strip() == char for (char, _), back in zip(single, backs, strict=True))
+    return _share(same, len(characters))
+
+
+def _crossing_rate(tokenizer: Tokenizer, texts: list[str], kind: Morphemes) -> float | None:
+    """Share of tokens within which a morpheme begins, by the analyser, and by the tokens' places in the raw text."""
+    if kind is Morphemes.none:
+        return None
+    cuts_of = analyser(kind)
+    crossing = tokens = 0
+    for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+        cuts = set(cuts_of(text))
+        for start, end in encoding.offsets:
+            tokens += 1
+            crossing += any(place in cuts for place in range(start + 1, end))
+    return _share(crossing, tokens)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _batched(documents: Iterator[str]) -> Iterator[list[str]]:

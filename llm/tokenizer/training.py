@@ -6,9 +6,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
-from llm.config import Alphabet, TokenizerConfig
-from llm.errors import ConfigError
+from llm.config import Alphabet, Morphemes, TokenizerConfig
+from llm.errors import ConfigError, DataError
 from llm.tokenizer.components import build
+from llm.tokenizer.morphemes import MARK, analyser, marked
 
 _TRAINERS: dict[str, Any] = {
     "BPE": trainers.BpeTrainer,
@@ -22,12 +23,58 @@ def train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
     """A tokenizer trained on `texts`; its vocabulary is at most config.vocab_size, special tokens included.
 
     Raises:
-        ConfigError: the stages do not fit together; known before a text is read.
+        ConfigError: the stages do not fit together, or an analyser is missing; known before a text is read.
+        DataError: nothing can be learned from the texts.
     """
     tokenizer = build(config)
+    untrained = json.loads(tokenizer.to_str())
     trainer = _trainer(config, tokenizer)
-    tokenizer.train_from_iterator(texts, trainer)
-    return _with_plain_bytes(tokenizer, config)
+    if config.morphemes is not Morphemes.none:
+        texts = marked(texts, analyser(config.morphemes))
+        parts = [pre_tokenizers.Split(MARK, "removed"), *filter(None, [tokenizer.pre_tokenizer])]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    _learn(tokenizer, texts, trainer)
+    trained = _finished(tokenizer, untrained, config)
+    if [trained.token_to_id(token) for token in config.special_tokens] != list(range(len(config.special_tokens))):
+        raise DataError(f"tokenizer={config.name}: the library gave the special tokens other ids than 0, 1, 2, ...")
+    return trained
+
+
+def _learn(tokenizer: Tokenizer, texts: Iterator[str], trainer: Any) -> None:
+    """Have the library train; what a text's source raises goes through, and what the library does is one line."""
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
+            raise
+        raise DataError(
+            f"the tokenizer cannot be trained on this text: {error}. Give it more, or other text."
+        ) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the library gave up in Rust, which is no Exception in Python."""
+    return type(error).__name__ == "PanicException"
+
+
+def prefixed(model: Any) -> bool:
+    """Whether a model marks the pieces of a word by a prefix or a suffix."""
+    return isinstance(model, dict) and bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+
+
+def why_not_reproducible(config: TokenizerConfig) -> str | None:
+    """Why the library may give another tokenizer for the same text, measured with tokenizers 0.23; None if it does not.
+
+    It goes through hash maps whose order differs from one process to the next wherever it lists words or pieces.
+    """
+    model = config.model if isinstance(config.model, dict) else {"type": config.model}
+    if model["type"] != "BPE":
+        return f"the library's {model['type']} training is not"
+    if prefixed(config.model):
+        return "the library numbers symbols with a prefix or suffix in no fixed order"
+    if config.limit_alphabet is not None:
+        return "the library cuts characters that are equally frequent in no fixed order"
+    return None
 
 
 def unknown_token(tokenizer: Tokenizer) -> str | None:
@@ -46,6 +93,9 @@ def alphabet(choice: Alphabet) -> list[str]:
         syllables = (chr(code) for code in range(ord("가"), ord("힣") + 1))
         # The codec writes the syllables outside the standard in 8 bytes (its annex 3).
         return [syllable for syllable in syllables if len(syllable.encode("euc_kr")) == 2]
+    if choice is Alphabet.jamo:
+        first, vowel, last = (0x1100, 0x1113), (0x1161, 0x1176), (0x11A8, 0x11C3)  # Unicode, section 3.12
+        return [chr(code) for letters in (first, vowel, last) for code in range(*letters)]
     return []
 
 
@@ -63,7 +113,7 @@ def _trainer(config: TokenizerConfig, tokenizer: Tokenizer) -> Any:
     model, unknown = _model_state(tokenizer), unknown_token(tokenizer)
     kind = model["type"]
     _check(config, kind, unknown)
-    # special_tokens is the only argument that can add the byte tokens; _with_plain_bytes takes them out again.
+    # special_tokens is the only argument that can add the byte tokens; _finished takes them out again.
     special = config.special_tokens + (byte_tokens() if model.get("byte_fallback") else [])
     arguments: dict[str, Any] = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
     if kind != "WordLevel":
@@ -94,12 +144,24 @@ def _check(config: TokenizerConfig, kind: str, unknown: str | None) -> None:
         )
     if kind == "WordLevel" and config.initial_alphabet is not Alphabet.none:
         raise ConfigError("tokenizer.initial_alphabet is not used by WordLevel, which has words only. Set it to none.")
+    if config.morphemes is not Morphemes.none and (kind != "BPE" or prefixed(config.model)):
+        raise ConfigError(
+            f"tokenizer.morphemes={config.morphemes.name} needs tokenizer.model=BPE without prefix or suffix: the "
+            "others would take each morpheme for a word. Set tokenizer.morphemes=none, or change the model."
+        )
     if kind in ("Unigram", "WordLevel") and config.limit_alphabet is not None:
         raise ConfigError(f"tokenizer.limit_alphabet is not used by {kind}. Set it to null.")
 
 
-def _with_plain_bytes(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
-    """The byte tokens as ordinary vocabulary: as special ones, decode() would silently delete what they spell."""
+def _finished(tokenizer: Tokenizer, untrained: dict[str, Any], config: TokenizerConfig) -> Tokenizer:
+    """The trained model in the stages that the config asks for.
+
+    The byte tokens become ordinary vocabulary: as special ones, decode() would silently delete what they spell. The
+    marks between morphemes are gone, and Unigram has byte fallback again, which its trainer forgets.
+    """
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in config.special_tokens]
+    state["pre_tokenizer"] = untrained["pre_tokenizer"]
+    if "byte_fallback" in untrained["model"]:
+        state["model"]["byte_fallback"] = untrained["model"]["byte_fallback"]
     return Tokenizer.from_str(json.dumps(state))

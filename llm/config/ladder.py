@@ -1,0 +1,34 @@
+"""The jobs of a sweep -> which tokenizers can be cut from the largest of their kind, so that it alone is trained."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llm.config.schema import StageConfig, identity_settings
+
+
+def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:
+    """For each job, what to add to its overrides: tokenizer.ladder where a larger one differs in nothing but size."""
+    kinds = [_kind(config) for config in configs]
+    largest: dict[str, int] = {}
+    for kind, config in zip(kinds, configs, strict=True):
+        if kind is not None:
+            largest[kind] = max(largest.get(kind, 0), _tokenizer(config).vocab_size)
+    return [
+        [f"tokenizer.ladder={largest[kind]}"] if kind and _tokenizer(config).vocab_size < largest[kind] else []
+        for kind, config in zip(kinds, configs, strict=True)
+    ]
+
+
+def _kind(config: StageConfig) -> str | None:
+    """All that determines a job's tokenizer but its size; None if it trains none, or the user said what to cut from."""
+    tokenizer = _tokenizer(config)
+    if tokenizer is None or tokenizer.ladder is not None:
+        return None
+    settings = identity_settings(tokenizer, "tokenizer") | {"vocab_size": None}
+    data: Any = config.data  # type: ignore[attr-defined]  # every stage with a tokenizer has data
+    return json.dumps([settings, identity_settings(data, "tokenizer"), data.path, config.outputs], sort_keys=True)
+
+
+def _tokenizer(config: StageConfig) -> Any:
+    return getattr(config, "tokenizer", None)

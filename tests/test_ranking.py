@@ -1,0 +1,187 @@
+"""Budgets, and the ranking of a sweep over tokenizers: equal bytes for each, seeds averaged, lossy ones marked."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_config import config_of
+
+from llm import ranking
+from llm.config import PretrainStage
+from llm.errors import ConfigError
+from llm.run import Run, load
+from llm.stage._budget import steps_within_budget
+from tests.korean import documents, save_preset
+
+ROOT = Path(__file__).parents[1]
+SHARDS = {"vocab_size": 1000, "train": {"raw_bytes": 5_000_000, "tokens": 1_000_000}}
+
+
+def config(*overrides: str) -> PretrainStage:
+    made: PretrainStage = config_of("data.batch_size=4", "data.sequence_length=256", *overrides)
+    return made
+
+
+def shards(folder: Path = Path("nowhere"), **changes: Any) -> Run:
+    record = {"stage": "shards", "results": SHARDS | changes, "folders": {"tokenizer": str(folder)}}
+    return Run(folder, record)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ("trainer.max_steps=7", 7),
+        ("trainer.max_bytes=5120000", 1000),  # a step has 4 x 256 tokens of 5 bytes
+        ("trainer.max_bytes=7700", 2),  # 1.504 steps
+        ("trainer.max_tokens=10240", 10),
+    ],
+)
+def test_a_budget_in_steps_is_worked_out_by_hand(budget: str, steps: int) -> None:
+    assert steps_within_budget(config(budget), shards()) == steps
+
+
+def test_a_budget_in_flops_pays_for_the_model_that_is_trained(tmp_path: Path) -> None:
+    save_preset("byte_bpe", tmp_path, vocab_size=300)
+    (tmp_path / "run.json").write_text(
+        json.dumps({"stage": "tokenizer", "name": "x", "key": "0", "status": "done"}), encoding="utf-8"
+    )
+    shape = ["model=gpt2_tiny", "model.num_layers=2", "model.hidden_size=16", "model.num_heads=2"]
+    # A block of GPT-2 with hidden size h: 12 h^2 weights, 13 h biases and norms; then 2 h, and V x h embeddings.
+    weights = 2 * (12 * 16**2 + 13 * 16) + 2 * 16 + 1000 * 16
+    step = 4 * 256 * (6 * weights + 12 * 2 * 16 * 256)
+    assert steps_within_budget(config(*shape, f"trainer.max_flops={3 * step}"), shards(tmp_path)) == 3
+
+
+def test_a_budget_that_pays_for_nothing_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"trainer.max_bytes=100 does not pay for a step, which takes 5120. Raise it,"
+    ):
+        steps_within_budget(config("trainer.max_bytes=100"), shards())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_bytes=0"], r"trainer.max_bytes=0 is out of range. Set a number above 0, or null."),
+        (["trainer.max_flops=inf"], r"trainer.max_flops=inf is out of range"),
+        (["trainer.max_bytes=9", "trainer.max_tokens=9"], r"trainer.max_bytes and trainer.max_tokens are both set."),
+        (["stage=finetune", "base=x", "trainer.max_tokens=9"], r"trainer.max_tokens is a budget of stage=pretrain."),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(*overrides)
+
+
+TINY = [
+    "tokenizer=byte_bpe,blog",
+    "tokenizer.vocab_size=400",
+    "seed=0,1",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.hidden_size=16",
+    "data=text",
+    "data.held_out_share=0.1",
+    "data.sequence_length=64",
+    "data.batch_size=4",
+    "trainer.max_bytes=6000",
+    "trainer.log_every_steps=1",
+    "trainer.sample_tokens=4",
+    "logger=local",
+]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """(the outputs, the command of the sweep, what it printed)."""
+    folder = tmp_path_factory.mktemp("ranking")
+    (folder / "text.txt").write_text("\n\n".join(documents(300)), encoding="utf-8")
+    given = ["-m", *TINY, f"data.path={folder / 'text.txt'}", f"outputs={folder / 'outputs'}"]
+    return folder / "outputs", given, sweep(given).stdout
+
+
+def sweep(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows(printed: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if line[0] == "│"]
+
+
+def runs(outputs: Path) -> list[Run]:
+    return [load(path.parent) for path in sorted(outputs.glob("pretrain/*/run.json"))]
+
+
+def test_a_sweep_ends_in_one_ranked_table_with_its_seeds_averaged(swept: tuple[Path, list[str], str]) -> None:
+    outputs, _, printed = swept
+    made = runs(outputs)
+    assert len(made) == 4
+    values = {
+        name: [run.results["val/bits_per_byte"] for run in made if run.config["tokenizer"]["name"] == name]
+        for name in ("byte_bpe", "blog")
+    }
+    ranked = sorted(values, key=lambda name: statistics.fmean(values[name]))
+    found = rows(printed)
+    assert [row[:2] for row in found] == [["1", ranked[0]], ["2", ranked[1]]]
+    for name, row in zip(ranked, found, strict=True):
+        assert row[3:6] == [
+            f"{sum(values[name]) / 2:.4f}",
+            f"{abs(values[name][0] - values[name][1]) / 2**0.5:.4f}",
+            "2",
+        ]
+    lost = {row[1]: row[8] for row in found}
+    assert lost["byte_bpe"] == "" and lost["blog"].endswith("% of bytes")
+
+
+def test_every_job_is_fed_the_same_bytes(swept: tuple[Path, list[str], str]) -> None:
+    for run in runs(swept[0]):
+        train = run.parent("shards").results["train"]
+        step = 4 * 64 * train["raw_bytes"] / train["tokens"]
+        assert run.config["trainer"]["max_steps"] == round(6000 / step)
+        assert abs(run.config["trainer"]["max_steps"] * step - 6000) <= step / 2
+    assert len({run.config["trainer"]["max_steps"] for run in runs(swept[0])}) == 2
+
+
+def test_tokenizers_and_shards_are_made_once(swept: tuple[Path, list[str], str]) -> None:
+    assert [len(list(swept[0].glob(f"{stage}/*/run.json"))) for stage in ("tokenizer", "shards")] == [2, 2]
+
+
+def test_a_sweep_started_again_does_what_is_left_and_ranks_all(swept: tuple[Path, list[str], str]) -> None:
+    outputs, given, printed = swept
+    lost = runs(outputs)[0].path
+    record = json.loads((lost / "run.json").read_text(encoding="utf-8"))
+    (lost / "run.json").write_text(json.dumps(record | {"status": "running"}), encoding="utf-8")
+    again = sweep(given)
+    assert again.stdout == printed
+    assert (
+        again.stderr.count("pretrain goes on in") == 1
+        and again.stderr.count("reused " + str(outputs / "pretrain")) == 3
+    )
+
+
+def test_the_tool_prints_the_same_table(swept: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+    ranking.main(["pretrain/*", "--outputs", str(swept[0])])
+    assert rows(capsys.readouterr().out) == rows(swept[2])
+
+
+def test_a_run_that_is_not_done_is_refused(swept: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    run = runs(swept[0])[0]
+    with pytest.raises(ConfigError, match=r"is a pretrain run, failed. Give finished pretraining runs."):
+        ranking.rank([Run(run.path, run.record | {"status": "failed"})])
+    with pytest.raises(SystemExit):
+        ranking.main(["tokenizer/*", "--outputs", str(swept[0])])
+
+
+def test_one_seed_is_said_to_decide_little(swept: tuple[Path, list[str], str]) -> None:
+    choices = ranking.rank([run for run in runs(swept[0]) if run.config["seed"] == 0])
+    assert ranking.notes(choices) == ["One seed each: a difference of 0.03 can be chance. Sweep seed=0,1,2, too."]
+    assert [row for row in choices if row.deviation is not None] == []

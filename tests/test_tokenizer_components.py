@@ -1,0 +1,239 @@
+"""Every component of the tokenizers library, in every combination: built from a config, trained, saved, loaded."""
+
+import json
+from itertools import product
+from pathlib import Path
+from unicodedata import normalize
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer
+
+from llm.config import TokenizerConfig
+from llm.errors import ConfigError
+from llm.tokenizer import load, save, train
+from llm.tokenizer.components import build
+from tests.korean import HARD_TEXTS, documents, sentences
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+TEXTS = [*sentences(4, seed=5), *HARD_TEXTS.values()]
+
+NORMALIZERS = [
+    None,
+    "BertNormalizer",
+    "ByteLevel",
+    "Lowercase",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Prepend",
+    {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "},
+    {"type": "Sequence", "normalizers": ["NFC", "Strip"]},
+    "Strip",
+    "StripAccents",
+]
+PRE_TOKENIZERS = [
+    None,
+    "BertPreTokenizer",
+    "ByteLevel",
+    {"type": "CharDelimiterSplit", "delimiter": "다"},
+    "Digits",
+    "FixedLength",
+    "Metaspace",
+    "Punctuation",
+    {"type": "Sequence", "pretokenizers": ["Whitespace", "Digits"]},
+    {"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Isolated"},
+    "UnicodeScripts",
+    "Whitespace",
+    "WhitespaceSplit",
+]
+MODELS = [
+    {"type": "BPE", "unk_token": UNKNOWN},
+    {"type": "BPE", "unk_token": UNKNOWN, "byte_fallback": True, "fuse_unk": True},
+    {"type": "WordPiece", "unk_token": UNKNOWN},
+    "Unigram",
+    {"type": "Unigram", "byte_fallback": True},
+    "WordLevel",
+]
+POST_PROCESSORS = [
+    None,
+    "ByteLevel",
+    {"type": "TemplateProcessing", "single": f"{END} $A {END}"},
+    {"type": "BertProcessing", "sep": END, "cls": UNKNOWN},
+    {"type": "RobertaProcessing", "sep": END, "cls": UNKNOWN},
+    {"type": "Sequence", "processors": ["ByteLevel", {"type": "TemplateProcessing", "single": f"$A {END}"}]},
+]
+DECODERS = [
+    None,
+    "BPEDecoder",
+    "ByteFallback",
+    "ByteLevel",
+    "CTC",
+    "Fuse",
+    "Metaspace",
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "Sequence", "decoders": ["ByteFallback", "Fuse", {"type": "Strip", "start": 1}]},
+    "Strip",
+    "WordPiece",
+]
+ALL = {
+    normalizers: NORMALIZERS,
+    pre_tokenizers: PRE_TOKENIZERS,
+    models: MODELS,
+    processors: POST_PROCESSORS,
+    decoders: DECODERS,
+}
+NO_COMPONENT = {"DecodeStream", "Decoder", "Model", "NORMALIZERS", "Normalizer", "PostProcessor", "PreTokenizer"}
+
+
+def config(**settings: object) -> TokenizerConfig:
+    defaults = {"name": "test", "vocab_size": 600, "model": "BPE", "special_tokens": [END, UNKNOWN]}
+    return TokenizerConfig(**(defaults | settings))
+
+
+def type_of(component: object) -> str | None:
+    return str(component["type"]) if isinstance(component, dict) else component  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("module", ALL, ids=lambda module: module.__name__)
+def test_the_matrix_holds_every_component_of_the_library(module: object) -> None:
+    library = {name for name in vars(module) if name[0].isupper()} - NO_COMPONENT
+    untested = {"Precompiled"}  # takes a map that sentencepiece compiles: nothing here can make one
+    assert library - untested == {type_of(component) for component in ALL[module] if component}
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=type_of)
+def test_every_combination_trains_and_encodes_equally_when_it_is_loaded_again(
+    normalizer: object, tmp_path: Path
+) -> None:
+    corpus = documents(15)
+    for number, (pre_tokenizer, model) in enumerate(product(PRE_TOKENIZERS, MODELS)):
+        settings = config(
+            normalizer=normalizer,
+            pre_tokenizer=pre_tokenizer,
+            model=model,
+            # Neither has a say in what text is cut into: with each model and each pre-tokenizer, but not in every mix.
+            post_processor=POST_PROCESSORS[(number + number // len(MODELS)) % len(POST_PROCESSORS)],
+            decoder=DECODERS[(number + NORMALIZERS.index(normalizer)) % len(DECODERS)],
+        )
+        trained = train(settings, iter(corpus))
+        ids = [encoding.ids for encoding in trained.encode_batch(TEXTS, add_special_tokens=False)]
+        again = Tokenizer.from_str(trained.to_str())
+        assert [encoding.ids for encoding in again.encode_batch(TEXTS, add_special_tokens=False)] == ids
+        assert again.decode_batch(ids) == trained.decode_batch(ids)
+        if number % len(MODELS) != (number // len(MODELS)) % len(MODELS):
+            continue  # once for each pre-tokenizer, with one model after the other: it takes a hundred times as long
+        save(trained, settings, tmp_path)
+        auto = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+        ours = load(tmp_path)
+        for text in sentences(2, seed=6):
+            assert auto(text, add_special_tokens=False)["input_ids"] == ours.encode(text, add_special_tokens=False).ids
+            assert auto(text)["input_ids"] == ours.encode(text).ids == trained.encode(text).ids
+
+
+# What goes beyond tokenizer.json's own format
+
+
+SPECIAL = ["<a>", "<s>", "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "single", "pair"),
+    [
+        ({"type": "TemplateProcessing", "single": "<s> $A </s>"}, [1, 3, 2], [1, 3, 2, 1, 3, 2]),
+        (
+            {"type": "TemplateProcessing", "single": "<s> $A </s>", "pair": "<s> $A </s> $B:1"},
+            [1, 3, 2],
+            [1, 3, 2, 3],
+        ),
+        (
+            {
+                "type": "TemplateProcessing",
+                "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            },
+            [3, 2],
+            [3, 2, 3, 2],
+        ),
+        ({"type": "BertProcessing", "sep": "</s>", "cls": "<s>"}, [1, 3, 2], [1, 3, 2, 3, 2]),
+        ({"type": "BertProcessing", "sep": ["</s>", 2], "cls": "<s>"}, [1, 3, 2], [1, 3, 2, 3, 2]),
+        ({"type": "RobertaProcessing", "sep": "</s>", "cls": "<s>"}, [1, 3, 2], [1, 3, 2, 2, 3, 2]),
+    ],
+    ids=lambda value: type_of(value) if isinstance(value, dict) else "",
+)
+def test_a_post_processor_adds_special_tokens_that_it_names(
+    post_processor: dict[str, object], single: list[int], pair: list[int]
+) -> None:
+    settings = config(special_tokens=SPECIAL, model="BPE", post_processor=post_processor)
+    trained = train(settings, iter(["가"]))
+    assert trained.token_to_id("가") == 3
+    assert trained.encode("가").ids == single
+    assert trained.encode("가", "가").ids == pair
+    assert trained.encode("가", add_special_tokens=False).ids == [3]
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "message"),
+    [
+        (
+            {"single": "[CLS] $A"},
+            r"post_processor.single names \[CLS\], which tokenizer.special_tokens=.* lacks. Add it",
+        ),
+        ({"single": "$C"}, r"single='\$C' is no template: .*Write it as '<s> \$A </s>'"),
+        ({"single": "<s>"}, r"single='<s>' must hold \$A once"),
+        ({"single": "$A $A"}, r"single='\$A \$A' must hold \$A once"),
+        ({"single": "$A", "pair": "$A <s>"}, r"pair='\$A <s>' is no template|must hold \$A and \$B once"),
+        ({"single": [3]}, r"single=\[3\] is no template"),
+        ({"single": "$A", "pairs": "$A"}, r"TemplateProcessing takes no pairs. It takes: pair, single, special_tokens"),
+        ({}, r"TemplateProcessing needs single. Give it single."),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused(post_processor: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(config(special_tokens=SPECIAL, post_processor={"type": "TemplateProcessing"} | post_processor))
+
+
+def test_an_end_that_is_no_special_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer.post_processor.sep names \[SEP\], which .* lacks. Add it there."):
+        build(config(post_processor={"type": "BertProcessing", "sep": "[SEP]", "cls": END}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": "NFCD"}, r"no decoder of type NFCD. Did you mean NFC\?"),
+        ({"decoder": {"type": "NFC", "form": 1}}, r"tokenizer.decoder: NFC takes no form. It takes: no arguments."),
+        ({"model": "Sequence"}, r"tokenizer.model: there is no model of type Sequence. Known: BPE, Unigram, Word"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [], "first": 1}},
+            r"Sequence takes no first. It takes: normalizers.",
+        ),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "b", "count": 1}},
+            r"Replace takes no count. It takes: content, pattern.",
+        ),
+        (
+            {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}},
+            r"tokenizer.pre_tokenizer=.* is not what tokenizers takes",
+        ),
+    ],
+)
+def test_a_component_that_cannot_be_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(config(**settings))
+
+
+def test_the_nfc_decoder_composes_every_character_and_is_part_of_tokenizer_json() -> None:
+    tokenizer = train(config(normalizer="NFD", decoder="NFC", vocab_size=20_000), iter(["가"]))
+    characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    stable = [char for char in characters if normalize("NFC", char) == char]
+    take_apart = normalizers.NFD().normalize_str  # the library knows an older Unicode than Python may
+    apart = sorted({letter for char in stable for letter in take_apart(char)})
+    state = json.loads(tokenizer.to_str())
+    state["model"]["vocab"] = {letter: number for number, letter in enumerate(apart)}
+    tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+    composed = [char for char in stable if take_apart(char) != char]
+    assert len(composed) > 12_000
+    line = " ".join(composed)
+    assert tokenizer.decode(tokenizer.encode(line).ids) == line

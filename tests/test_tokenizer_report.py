@@ -1,0 +1,311 @@
+"""The report's numbers, by hand and by another way; the gate that refuses what loses text; what is sampled."""
+
+import importlib
+import importlib.util
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
+
+from llm.config import DataConfig, DataKind, Morphemes, TokenizerConfig, from_hydra
+from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
+from llm.errors import ConfigError, DataError
+from llm.run import Run, log, start_logging
+from llm.tokenizer import Taken, load, report, sample, save, special, train
+from llm.tokenizer.morphemes import MARK, analyser, marked
+from llm.tokenizer.report import lost_characters, renyi_efficiency
+from llm.trainer.validation import evaluate
+from tests.korean import documents, preset, save_preset
+
+report_module = importlib.import_module("llm.tokenizer.report")
+training_module = importlib.import_module("llm.tokenizer.training")
+END = "<|endoftext|>"
+
+
+def words(vocab: dict[str, int], **stages: object) -> Tokenizer:
+    """A tokenizer that looks words up, so that everything about it can be worked out by hand."""
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    frame = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    rest = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model}
+    return Tokenizer.from_str(json.dumps(frame | rest | stages))
+
+
+# The report
+
+
+def test_the_report_of_a_case_worked_by_hand() -> None:
+    tokenizer = words({"<unk>": 0, "가": 1, "나다": 2, "라": 3, "<0xEA>": 4, "ABC": 5})
+    ticks = iter([10.0, 10.5])
+    found = report(tokenizer, ["가 나다 가", "가\n<0xEA> 뷁"], clock=lambda: next(ticks))
+    assert (found.vocab_size, found.documents, found.tokens) == (6, 2, 6)
+    assert found.raw_bytes == 14 + 14
+    assert found.tokens_per_eojeol == 1
+    assert found.characters_per_token == (6 + 10) / 6
+    assert found.bytes_per_token == 28 / 6
+    assert (found.exact_round_trip, found.nfc_round_trip) == (2 / 3, 2 / 3)  # a lone decoder joins words with spaces
+    assert found.lossless_documents == 1 / 2
+    assert found.failing_lines == ["<0xEA> 뷁"] and found.first_failing_line == "<0xEA> 뷁"
+    assert found.lost_characters == {"뷁": 1, "\n": 1}
+    assert (found.lost_bytes, found.lost_bytes_share) == (4, 4 / 28)
+    assert found.unknown_rate == 1 / 6
+    assert found.byte_piece_rate == 1 / 6
+    assert found.single_token_common_syllables == 2 / 2350  # 가 and 라
+    assert found.single_token_syllables == 2 / 11172
+    assert found.vocabulary_used == 4 / 6
+    assert found.encode_megabytes_per_second == 28 / 1e6 / 0.5
+    assert (found.morpheme_crossing_rate, found.morpheme_analyser) == (None, None)
+    assert not found.is_lossless
+
+
+def test_renyi_efficiency_of_cases_worked_by_hand() -> None:
+    assert renyi_efficiency(Counter({1: 5, 2: 5, 3: 5, 4: 5}), vocab_size=4) == pytest.approx(1)
+    assert renyi_efficiency(Counter({1: 7}), vocab_size=4) == 0
+    # p = 3/4, 1/4; order 2: -log2(9/16 + 1/16) = log2(8/5), of log2(2) = 1
+    assert renyi_efficiency(Counter({1: 3, 2: 1}), vocab_size=2, order=2) == pytest.approx(math.log2(8 / 5))
+    assert renyi_efficiency(Counter(), vocab_size=4) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded", "lost"),
+    [("가나가", "가", {"나": 1, "가": 1}), ("각", "각", {}), ("가 나", "가나", {" ": 1}), ("가", "가나", {})],
+)
+def test_lost_characters_of_cases_worked_by_hand(text: str, decoded: str, lost: dict[str, int]) -> None:
+    assert lost_characters(text, decoded) == Counter(lost)
+
+
+def test_byte_pieces_and_seeded_syllables_of_a_preset(tmp_path: Path) -> None:
+    tokenizer = load(save_preset("char_bpe", tmp_path))
+    found = report(tokenizer, ["가뷁"])
+    assert found.tokens == 4 and found.byte_piece_rate == 3 / 4  # 뷁 is not of KS X 1001: three bytes
+    assert found.single_token_common_syllables == 1
+    assert found.single_token_syllables == 2350 / 11172
+    assert found.is_lossless and found.failing_lines == []
+
+
+def test_tokens_that_cross_a_morpheme_are_counted_by_their_place_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_module, "analyser", lambda kind: lambda text: [1, 5])
+    tokenizer = words({"<unk>": 0, "가나": 1, "다": 2, "라": 3, "마": 4})
+    found = report(
+        tokenizer, ["가나 다라 마"], morphemes=Morphemes.mecab
+    )  # cut after 가 and before 라's end: 가|나, 라|
+    assert found.morpheme_crossing_rate == 1 / 3
+    assert found.morpheme_analyser == "mecab"
+
+
+# Bits per byte
+
+
+class _Uniform(torch.nn.Module):
+    """A model that finds every token equally likely."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, self.vocab_size))
+
+
+def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(["각", "갂", "갃", "간"]), encoding="utf-8")
+    data = DataConfig(name="text", kind=DataKind.text, path=str(tmp_path / "text.txt"), held_out_share=0.4)
+    corpus, found = open_corpus(data), {}
+    held_out = len(list(corpus.texts(held_out=True)))
+    assert held_out == 3  # by the hash of their text
+    for form in ("NFC", "NFD"):
+        config = TokenizerConfig(
+            name=form, model="BPE", normalizer=form, decoder="Fuse", special_tokens=[END], min_frequency=9
+        )
+        folder = tmp_path / form
+        save(train(config, iter(["각갂갃간"])), config, folder)  # no pair is frequent enough to be merged
+        manifest = write_shards(corpus, load(folder), special(folder), folder / "shards")
+        assert read_manifest(folder / "shards") == manifest
+        rows = TokenRows(folder / "shards", manifest, manifest.held_out, sequence_length=8)
+        batches = EvaluationBatches(rows.num_labels, batch_size=1)
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=lambda batch: batch)
+        result = evaluate(_Uniform(manifest.vocab_size), loader, rows, device=torch.device("cpu"))
+        found[form] = (manifest.vocab_size, rows.raw_bytes, result.bits_per_byte)
+    # A syllable has 3 bytes. NFC: 4 syllables and the end are 5 tokens; a document has 2 labels: its syllable, its end.
+    # NFD: ㄱ ㅏ and 4 last letters and the end are 7 tokens; a document has 4 labels: three letters, its end.
+    assert found["NFC"][:2] == (5, 3 * held_out) and found["NFD"][:2] == (7, 3 * held_out)
+    assert found["NFC"][2] == pytest.approx(2 * math.log2(5) / 3, rel=1e-6)
+    assert found["NFD"][2] == pytest.approx(4 * math.log2(7) / 3, rel=1e-6)
+
+
+# What training takes
+
+
+def texts() -> Iterator[str]:
+    return iter(documents(2000, seed=4))
+
+
+def test_a_sample_takes_about_its_bytes_in_order_and_a_larger_one_holds_it() -> None:
+    every, total = list(texts()), sum(len(text.encode()) for text in texts())
+    small, large = Taken(), Taken()
+    fifth = list(sample(texts, num_bytes=total // 5, seed=0, taken=small))
+    half = list(sample(texts, num_bytes=total // 2, seed=0, taken=large))
+    assert small.raw_bytes == sum(len(text.encode()) for text in fifth) == pytest.approx(total / 5, rel=0.15)
+    assert (small.documents, small.of_bytes) == (len(fifth), total)
+    assert fifth == [text for text in every if text in set(fifth)]
+    assert set(fifth) < set(half)
+    assert fifth == list(sample(texts, num_bytes=total // 5, seed=0, taken=Taken()))
+    assert set(fifth) != set(sample(texts, num_bytes=total // 5, seed=1, taken=Taken()))
+
+
+def test_without_a_limit_all_is_taken_in_one_pass() -> None:
+    passes = []
+    taken = Taken()
+    found = list(sample(lambda: passes.append(1) or texts(), num_bytes=None, seed=0, taken=taken))  # type: ignore[func-returns-value]
+    assert found == list(texts()) and passes == [1]
+    assert (taken.documents, taken.of_bytes) == (2000, None)
+
+
+def test_a_sample_larger_than_the_text_takes_all() -> None:
+    assert list(sample(texts, num_bytes=10**9, seed=0, taken=Taken())) == list(texts())
+
+
+# Morphemes
+
+
+def fake(text: str) -> list[int]:
+    """A morpheme begins at each particle."""
+    return [place for place, char in enumerate(text) if char in "는에을" and place]
+
+
+def test_marks_stand_between_morphemes_and_nowhere_else() -> None:
+    assert list(marked(["나는 학교에 감", f"{MARK}밥을", ""], fake)) == [
+        f"나{MARK}는 학교{MARK}에 감",
+        f"밥{MARK}을",
+        "",
+    ]
+
+
+def test_no_token_learned_from_morphemes_crosses_one_and_no_mark_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "analyser", lambda kind: fake)
+    corpus = ["나는 학교에 밥을 가방을 산에"] * 50
+    plain = preset("byte_bpe", vocab_size=400)
+    morph = preset("byte_bpe", vocab_size=400, morphemes="kiwi")
+    free, bound = train(plain, iter(corpus)), train(morph, iter(corpus))
+    assert "ĠíķĻêµĲìĹĲ" in free.get_vocab() and "ĠíķĻêµĲìĹĲ" not in bound.get_vocab()  # " 학교에"
+    tokens = [bound.decode([i]) for i in bound.encode("나는 학교에").ids]
+    assert tokens == ["나", "는", " 학교", "에"]
+    assert bound.decode(bound.encode("나는 학교에").ids) == "나는 학교에"
+    states = [json.loads(tokenizer.to_str()) for tokenizer in (free, bound)]
+    assert states[0]["pre_tokenizer"] == states[1]["pre_tokenizer"]
+    assert not any(MARK in token for token in bound.get_vocab())
+
+
+@pytest.mark.parametrize("model", ["WordPiece", "Unigram", {"type": "BPE", "continuing_subword_prefix": "##"}])
+def test_morphemes_are_refused_where_each_would_be_taken_for_a_word(model: object) -> None:
+    settings = TokenizerConfig(
+        name="x", model=model, special_tokens=[END, "[UNK]", "<unk>"], morphemes=Morphemes.kiwi, vocab_size=300
+    )
+    with pytest.raises(ConfigError, match=r"tokenizer.morphemes=kiwi needs tokenizer.model=BPE without prefix or"):
+        train(settings, iter(["가"]))
+
+
+def test_an_analyser_that_is_not_installed_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr("llm.tokenizer.morphemes.import_module", missing)
+    with pytest.raises(ConfigError, match=r"morphemes=mecab needs the package python-mecab-ko.*pip install 'ttukttak"):
+        analyser.__wrapped__(Morphemes.mecab)
+
+
+@pytest.mark.parametrize("kind", [Morphemes.kiwi, Morphemes.mecab])
+def test_a_real_analyser_cuts_particles_and_endings(kind: Morphemes) -> None:
+    if not importlib.util.find_spec({Morphemes.kiwi: "kiwipiepy", Morphemes.mecab: "mecab"}[kind]):
+        pytest.skip(f"the optional extra morph, with {kind.name}, is not installed")
+    [text] = marked(["나는 학교에서\n밥을 먹었다."], analyser(kind))
+    assert text.split(MARK) == ["나", "는 학교", "에서\n밥", "을 먹", "었", "다", "."]
+    [contracted] = marked(["그는 빠르게 했다"], analyser(kind))
+    assert "했" in contracted  # 하 and 었 share a syllable, which stays whole
+
+
+# The gate
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    start_logging()
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+    yield
+
+
+def run(tmp_path: Path, *overrides: str) -> Run:
+    """What `python train.py stage=tokenizer ...` does."""
+    text = tmp_path / "text.txt"
+    if not text.exists():
+        text.write_text("\n\n".join(documents(300)), encoding="utf-8")
+    given = ["stage=tokenizer", "data=text", f"data.path={text}", "data.held_out_share=0.1", f"outputs={tmp_path}/out"]
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = from_hydra(hydra.compose("config", overrides=[*given, *overrides]))
+    made: Any = importlib.import_module("llm.stage.tokenizer").run(config)
+    return made  # type: ignore[no-any-return]
+
+
+def test_a_tokenizer_that_loses_held_out_text_is_refused_with_what_it_loses(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"tokenizer=blog loses text: .* do not come back; the first line is .*; characters lost: '\\n' \d+ times"
+        r".*set tokenizer.allow_lossy=true",
+    ):
+        run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=600", "tokenizer.allow_lossy=false")
+    [record] = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("out/tokenizer/*/run.json")]
+    assert record["status"] == "failed" and "loses text" in record["error"]
+    [saved] = tmp_path.glob("out/tokenizer/*/report.json")
+    listed = json.loads(saved.read_text(encoding="utf-8"))
+    assert listed["failing_lines"] and listed["lost_characters"]
+
+
+def test_a_lossy_tokenizer_is_kept_where_that_is_allowed_and_refused_again_where_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blog = ("tokenizer=blog", "tokenizer.vocab_size=600")
+    made = run(tmp_path, *blog)
+    assert made.is_done and made.results["lossless_documents"] < 1
+    assert "this tokenizer is lossy" in caplog.text
+    with pytest.raises(DataError, match="loses text"):
+        run(tmp_path, *blog, "tokenizer.allow_lossy=false")
+    assert run(tmp_path, *blog).path == made.path  # the refusal did not spoil it
+
+
+def test_a_lossless_tokenizer_passes_the_gate_and_says_what_it_learned_from(tmp_path: Path) -> None:
+    made = run(tmp_path, "tokenizer=byte_bpe", "tokenizer.vocab_size=400")
+    assert made.results["lossless_documents"] == 1
+    notes = made.record["notes"]
+    corpus = documents(300)
+    assert notes["learned_from_documents"] == 300 - made.results["documents"]
+    assert notes["learned_from_bytes"] == sum(len(t.encode()) for t in set(corpus)) - made.results["raw_bytes"]
+    assert notes["sampled_from_bytes"] is None and notes["reproducible"] is True
+    assert 10**7 < notes["peak_memory_bytes"] < 10**11
+
+
+def test_a_sampled_tokenizer_says_of_how_much_and_is_another_run(tmp_path: Path) -> None:
+    whole = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=600")
+    part = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=600", "tokenizer.sample_bytes=10000")
+    assert part.path != whole.path
+    notes = part.record["notes"]
+    assert notes["sampled_from_bytes"] == whole.record["notes"]["learned_from_bytes"]
+    assert 5000 < notes["learned_from_bytes"] < 20000
+    assert notes["reproducible"] is False
+
+
+def test_a_text_with_more_characters_than_the_vocabulary_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=20")
+    assert f"{made.results['vocab_size']} tokens are more than tokenizer.vocab_size=20" in caplog.text
+    assert np.isfinite(made.results["renyi_efficiency"])
