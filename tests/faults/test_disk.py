@@ -28,12 +28,10 @@ from tests.faults.harness import (
     said,
     strike_fork,
 )
+from tests.faults.tracing import NO_OS_ERROR
 
 Times = Callable[..., Any]
 MEMORY_DISK = Path("/dev/shm")
-NO_OS_ERROR = pytest.mark.xfail(
-    strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
-)
 
 
 def checkpoints_of(folder: Path) -> Path:

@@ -1,10 +1,14 @@
 """A launch under strace: the file calls of one save, and a fault at any one of them."""
 
+import random
 import re
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.faults.child import Launch
 from tests.faults.harness import Running
@@ -14,6 +18,10 @@ CHANGING = (
     *("mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "link", "linkat", "copy_file_range", "sendfile"),
 )
 READING = ("read", "pread64", "newfstatat", "fstat", "stat", "lstat", "statx", "getdents64", "lseek", "mmap", "close")
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
+NO_OS_ERROR = pytest.mark.xfail(
+    strict=True, reason="SafetensorError is no OSError: a traceback and exit code 1, not a line and 74"
+)
 LINE = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<arguments>.*)")
 
 
@@ -67,3 +75,15 @@ def file_calls(log: Path, *, until: str | None = None) -> list[Call]:
             calls.append(Call(match["name"], numbers[match["name"]], line.partition(" ")[2].strip()))
     assert until is None, f"{until} did not come: {calls[-1]}"
     return calls
+
+
+def some(calls: list[Call], number: int) -> list[Call]:
+    """So many of the calls, always the same, in their order."""
+    return sorted(random.Random(6).sample(calls, min(number, len(calls))), key=calls.index)
+
+
+def writing_tensors(calls: list[Call]) -> list[Call]:
+    """The calls by which safetensors writes: to a temporary file of its own, such as .tmpyIz2vJ."""
+    found = [call for call in calls if re.search(r"/\.tmp\w{6}[\">]", call.shown) and call.name in CHANGING]
+    assert {"openat", "write"} <= {call.name for call in found}
+    return found
