@@ -92,7 +92,7 @@ def removing(calls: list[Call]) -> list[Call]:
     """The calls that remove the oldest checkpoint, each after the first: when some of it is gone already."""
     saved = max(i for i, call in enumerate(calls) if call.name == "rename" and f'/{NEXT}"' in call.shown)
     found = [call for call in calls[saved:] if call.name in ("unlink", "unlinkat", "rmdir")]
-    assert len(found) == 4, found
+    assert len(found) >= 4, found
     return found[1:]
 
 
