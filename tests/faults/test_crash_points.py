@@ -81,7 +81,7 @@ def test_a_kill_at_any_file_call_of_a_save_leaves_every_checkpoint_whole(
     part: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
     meant = [call for call in calls if (call in removing(calls)) == (part == "removal")]
-    for call in some(meant, times(few=3, storm=len(meant))):
+    for call in some(meant, times(few=2, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         assert with_fault(interrupted, folder, call, "signal=SIGKILL") == -signal.SIGKILL, call
         assert faults_of_checkpoints(folder) == {}, call
@@ -114,7 +114,7 @@ def test_an_error_of_any_file_call_of_a_save_ends_in_one_line_or_in_a_whole_run(
     parts = {"tensors": writing_tensors(calls), "removal": removing(calls)}
     others = [call for call in calls if not any(call in part for part in parts.values())]
     meant = parts.get(part, [call for call in others if error == "EIO" or call.name in CHANGING])
-    for call in some(meant, times(few=3, storm=len(meant))):
+    for call in some(meant, times(few=2, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         code = with_fault(interrupted, folder, call, f"error={error}")
         assert "(INJECTED)" in (folder / "trace").read_text(encoding="utf-8", errors="replace"), call
