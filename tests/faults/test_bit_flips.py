@@ -54,7 +54,7 @@ def test_a_run_whose_newest_checkpoint_has_a_flipped_bit_ends_as_if_it_had_none(
     interrupted: Path, workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
     draw = random.Random(22)
-    for number in range(times(few=2, storm=20)):
+    for number in range(times(few=1, storm=20)):
         folder = shutil.copytree(interrupted, tmp_path / str(number))
         damaged = newest(folder)
         flipped = flip(damaged, draw)

@@ -1,6 +1,5 @@
 """A fault at each file call of one save beside older checkpoints: what is verified is there after each."""
 
-import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -22,12 +21,10 @@ from tests.faults.harness import (
     run_folder,
     said,
     strike_fork,
-    unfinished,
 )
-from tests.faults.tracing import CHANGING, Call, Traced, file_calls
+from tests.faults.tracing import CHANGING, Call, Traced, file_calls, needs_strace, some, writing_tensors
 
 Times = Callable[..., Any]
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
 SAVED, NEXT = ["step-00000003", "step-00000006"], "step-00000009"
 
 
@@ -58,10 +55,6 @@ def checkpoints_of(folder: Path) -> Path:
     return run_folder(folder, "gpt2") / "checkpoints"
 
 
-def some(calls: list[Call], number: int) -> list[Call]:
-    return sorted(random.Random(6).sample(calls, min(number, len(calls))), key=calls.index)
-
-
 def with_fault(interrupted: Path, folder: Path, call: Call, fault: str) -> int:
     """The exit code of the interrupted run, gone on with in `folder`, the fault befalling the call of its next save."""
     shutil.copytree(interrupted, folder)
@@ -87,7 +80,7 @@ def test_a_kill_at_any_file_call_of_a_save_leaves_every_checkpoint_whole(
     part: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
     meant = [call for call in calls if (call in removing(calls)) == (part == "removal")]
-    for call in some(meant, times(few=3, storm=len(meant))):
+    for call in some(meant, times(few=2, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         assert with_fault(interrupted, folder, call, "signal=SIGKILL") == -signal.SIGKILL, call
         assert faults_of_checkpoints(folder) == {}, call
@@ -98,7 +91,7 @@ def removing(calls: list[Call]) -> list[Call]:
     """The calls that remove the oldest checkpoint, each after the first: when some of it is gone already."""
     saved = max(i for i, call in enumerate(calls) if call.name == "rename" and f'/{NEXT}"' in call.shown)
     found = [call for call in calls[saved:] if call.name in ("unlink", "unlinkat", "rmdir")]
-    assert len(found) == 4, found
+    assert len(found) >= 4, found
     return found[1:]
 
 
@@ -120,41 +113,10 @@ def test_an_error_of_any_file_call_of_a_save_ends_in_one_line_or_in_a_whole_run(
     parts = {"tensors": writing_tensors(calls), "removal": removing(calls)}
     others = [call for call in calls if not any(call in part for part in parts.values())]
     meant = parts.get(part, [call for call in others if error == "EIO" or call.name in CHANGING])
-    for call in some(meant, times(few=3, storm=len(meant))):
+    for call in some(meant, times(few=2, storm=len(meant))):
         folder = tmp_path / f"{call.name}-{call.number}"
         code = with_fault(interrupted, folder, call, f"error={error}")
         assert "(INJECTED)" in (folder / "trace").read_text(encoding="utf-8", errors="replace"), call
         assert code == 0 or is_told_in_one_line(folder, code), (call, code, said(folder)[-3000:])
         assert faults_of_checkpoints(folder) == {}, call
         assert_good_checkpoint_and_same_end(folder, str(call), workspaces)
-
-
-def writing_tensors(calls: list[Call]) -> list[Call]:
-    """The calls of safetensors that write: after the temporary folder is made, before the other files."""
-    begin = max(index for index, call in enumerate(calls) if call.name == "mkdir")
-    end = next(index for index, call in enumerate(calls) if "state.json" in call.shown)
-    found = [call for call in calls[begin + 1 : end] if call.name in CHANGING]
-    assert {"openat", "write"} <= {call.name for call in found}
-    return found
-
-
-# A tokenizer
-
-
-@needs_strace
-def test_a_kill_while_a_tokenizer_is_saved_leaves_whole_files_or_none(
-    workspaces: Workspaces, tmp_path: Path, times: Times
-) -> None:
-    folder = workspaces.fresh("tokenizer", tmp_path / "calls")
-    assert Traced(launch("tokenizer", folder, waits_at="tokenizer saving"), folder / "trace").exit_code() == 0
-    calls = [call for call in file_calls(folder / "trace") if call.name in CHANGING]
-    writes = [call for call in calls if call.name == "write" and "log.txt" not in call.shown]
-    for call in times(few=writes, storm=calls):
-        folder = workspaces.fresh("tokenizer", tmp_path / f"{call.name}-{call.number}")
-        command = launch("tokenizer", folder, waits_at="tokenizer saving")
-        traced = Traced(command, folder / "trace", inject=call.injected("signal=SIGKILL"))
-        assert traced.exit_code() == -signal.SIGKILL, call
-        assert unfinished(folder, "tokenizer", workspaces) == [], call
-        assert run("tokenizer", folder) == 0, said(folder)[-1500:]
-        assert leftovers(folder) == [], call
-        assert remains(run_folder(folder, "tokenizer")) == workspaces.remains_of("tokenizer"), call

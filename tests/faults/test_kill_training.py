@@ -35,8 +35,7 @@ def test_tokenizer_training_that_is_killed_ends_as_if_it_had_not_been(
     workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
     kills = times(few=2, storm=50)
-    # Final names: test_a_kill_while_a_tokenizer_is_saved_leaves_whole_files_or_none fails for now
-    kill_again_and_again("tokenizer", workspaces, tmp_path, kills=kills, seed=4, names_are_final=False)
+    kill_again_and_again("tokenizer", workspaces, tmp_path, kills=kills, seed=4)
 
 
 def test_training_killed_through_the_command_line_ends_as_if_it_had_not_been(
