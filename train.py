@@ -17,9 +17,9 @@ def main(cfg: DictConfig) -> float | None:
 
             if needs_launch(config.trainer.devices):
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
-        from llm.run import on_signal, stop
+        from llm.run import stop_on_signal
 
-        with on_signal(stop):
+        with stop_on_signal():
             stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
             objective: float | None = stage.run(config).objective
     return objective

@@ -23,7 +23,7 @@ from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.runs import Run, candidates, find, load
-from llm.run.signals import SIGNALS, on_signal, stop
+from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
     "NOT_MINE",
@@ -51,7 +51,7 @@ __all__ = [
     "read_metrics",
     "sha256_of",
     "start_logging",
-    "stop",
+    "stop_on_signal",
     "whole_files",
     "whole_folder",
     "write_json",

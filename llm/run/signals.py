@@ -1,12 +1,13 @@
 """SIGTERM, SIGINT and SIGUSR1 -> an orderly stop; a second one ends the process at once, as it would without us."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
-from llm.errors import StoppedError
+from llm.errors import StoppedError, say_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -28,6 +29,39 @@ def on_signal(action: Callable[[str], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(name: str) -> NoReturn:
-    """What a signal does where no step is under way: everything is written whole or not at all."""
-    raise StoppedError(f"stopped by {name}. Start the same command again to go on.")
+@contextmanager
+def stop_on_signal() -> Iterator[None]:
+    """Have a signal end the block, where no step is under way: everything is written whole or not at all.
+
+    Raises:
+        StoppedError: one came.
+    """
+    came: list[str] = []
+
+    def stop(name: str) -> None:
+        came.append(name)
+        if _is_importing():  # what a module raises while it loads may be swallowed, and leave half of it behind
+            say_error(_stopped_by(name))
+            os._exit(StoppedError.exit_code)
+        raise StoppedError(_stopped_by(name))
+
+    with on_signal(stop):
+        try:
+            yield
+        except StoppedError:
+            raise
+        except BaseException as error:
+            if came:  # a library made something else of it
+                raise StoppedError(_stopped_by(came[0])) from error
+            raise
+
+
+def _stopped_by(name: str) -> str:
+    return f"stopped by {name}. Start the same command again to go on."
+
+
+def _is_importing() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

@@ -1,0 +1,59 @@
+"""Signals outside of training: one line and exit code 75, whatever a library makes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm.errors import StoppedError
+from llm.run import SIGNALS, on_signal, stop_on_signal
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_block(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=f"stopped by {number.name}. Start the same command again"), stop_on_signal():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_what_a_library_makes_of_it_is_a_stop_all_the_same() -> None:
+    def library() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise TypeError("expected a message argument") from None
+
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), stop_on_signal():
+        library()
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(TypeError, match="mine"), stop_on_signal():
+        raise TypeError("mine")
+
+
+def test_the_first_signal_alone_is_told() -> None:
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGUSR1)
+    with on_signal(told.append):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL  # a second one would end this process
+    assert told == ["SIGUSR1"]
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_while_a_module_loads_ends_at_once_though_the_module_swallows_errors(tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    pass\n"
+    )
+    program = "from llm.run import stop_on_signal\nwith stop_on_signal():\n    import greedy\nprint('went on')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "error: stopped by SIGTERM. Start the same command again to go on.\n"
