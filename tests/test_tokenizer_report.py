@@ -21,7 +21,7 @@ from llm.config import DataConfig, DataKind, Morphemes, TokenizerConfig, from_hy
 from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
 from llm.errors import ConfigError, DataError
 from llm.run import Run, log, start_logging
-from llm.tokenizer import Taken, load, report, sample, save, special, train
+from llm.tokenizer import Taken, load, report, sample, save, train
 from llm.tokenizer.morphemes import MARK, analyser, marked
 from llm.tokenizer.report import lost_characters, renyi_efficiency
 from llm.trainer.validation import evaluate
@@ -128,7 +128,7 @@ def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp
         )
         folder = tmp_path / form
         save(train(config, iter(["각갂갃간"])), config, folder)  # no pair is frequent enough to be merged
-        manifest = write_shards(corpus, load(folder), special(folder), folder / "shards")
+        manifest = write_shards(corpus, folder, folder / "shards", made_from=form)
         assert read_manifest(folder / "shards") == manifest
         rows = TokenRows(folder / "shards", manifest, manifest.held_out, sequence_length=8)
         batches = EvaluationBatches(rows.num_labels, batch_size=1)
