@@ -360,7 +360,10 @@ def test_what_comes_before_a_cut_is_kept(tmp_path: Path, name: str, pack: Any, s
     if size > 2000 or name == "a.jsonl.gz":  # a small zst or zip is decompressed in one piece
         assert len(kept) > size // 4
     good = [record.text for record in kept if isinstance(record, Document)]
-    assert good[: len(kept) - 1] == expected[: len(good[: len(kept) - 1])]
+    sound = (
+        len(kept) - 1 if pack else size // 4
+    )  # damaged bits of a zip can spell a few records before they are noticed
+    assert good[:sound] == expected[: len(good[:sound])]
 
 
 def test_a_csv_cell_may_hold_lines_and_quotes(tmp_path: Path) -> None:
