@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.config import FinetuneStage, PretrainStage
+from llm import tokenizer
+from llm.config import FinetuneStage, PretrainStage, TrainerConfig
 from llm.run import Run, history, process_rank, read_metrics, whole_folder
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from llm.data import Rows
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.sha256", "tokenizer_config.json", "chat_template.jinja")
 
 
 def train(
@@ -22,12 +25,17 @@ def train(
     model: "nn.Module",
     model_config: "PreTrainedConfig",
     rows: dict[str, "Rows"],
-    sample: Callable[[], list[dict[str, str]]],
-    save: Callable[[Path], None],
+    tokenizer_folder: Path,
+    prompts: list[tuple[str, list[int]]],
+    save: Callable[[Path], object],
     save_as: str,
     facts: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """Train in place and `save` into run.path / save_as; `facts` and what training measured, None above rank zero."""
+    """Train in place and `save` into run.path / save_as, with the tokenizer beside it, so that AutoTokenizer finds it.
+
+    `prompts` are texts and their token ids, to sample from at each validation. Gives `facts` and what training
+    measured; None above rank zero.
+    """
     from llm import trainer  # takes seconds, which a run that is already finished need not wait for
     from llm.logger import open_logger
 
@@ -44,7 +52,7 @@ def train(
                 seed=config.seed,
                 folder=run.path,
                 logger=logger,
-                sample=sample,
+                sample=_sampler(model, tokenizer_folder, prompts, config.trainer),
                 label=config.stage,
                 identity=run.record["identity"],
             )
@@ -53,6 +61,8 @@ def train(
             return None
         with whole_folder(run.path / save_as) as target:
             save(target)
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(tokenizer_folder / name, target / name)
         results = facts | _measured(run.path)
         logger.summarize(results)
     return results
@@ -72,9 +82,19 @@ def _measured(folder: Path) -> dict[str, float]:
     return results | {"tokens": metrics[-1]["tokens"], "tokens_per_second_median": speeds[len(speeds) // 2]}
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Put the tokenizer beside a model, so that AutoTokenizer finds it there."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(source / name, target / name)
-    if (source / "tokenizer.sha256").exists():  # a base that an earlier version made has none
-        shutil.copyfile(source / "tokenizer.sha256", target / "tokenizer.sha256")
+def _sampler(
+    model: Any, tokenizer_folder: Path, prompts: list[tuple[str, list[int]]], config: TrainerConfig
+) -> Callable[[], list[dict[str, str]]]:
+    """What draws a text from each prompt, by the model as it is then."""
+    from llm import model as models
+
+    words, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
+    sampling = models.Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
+
+    def sample() -> list[dict[str, str]]:
+        return [
+            {"prompt": prompt, "text": models.generate(model, ids, words, sampling=sampling, pad_id=pad_id)}
+            for prompt, ids in prompts
+        ]
+
+    return sample

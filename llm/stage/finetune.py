@@ -10,7 +10,7 @@ from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conver
 from llm.errors import ConfigError, DataError
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, sha256_of
 from llm.stage import corpus_notes
-from llm.stage._training import copy_tokenizer, train
+from llm.stage._training import train
 
 FORMAT_VERSION = 2
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
@@ -45,35 +45,22 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
     folder = base.path / "model"
     special = tokenizer.special(folder)
     corpus.keep_left_out(run.path)
-    rows, questions, dropped = _read(config, corpus, folder, special)
+    rows, prompts, dropped = _read(config, corpus, folder, special)
     torch.manual_seed(config.seed)
     base_model = models.load(folder)
     model = models.add_lora(base_model, config.lora, Architecture[base.config["model"]["architecture"]])
     model.peft_config["default"].base_model_name_or_path = str(folder)
     trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
     log.info("LoRA: %d of %d parameters are trained (%.2f %%)", trainable, total, 100 * trainable / total)
-    words, chat = tokenizer.load(folder), tokenizer.load_chat(folder)
-    sampling = models.Sampling(
-        max_new_tokens=config.trainer.sample_tokens, temperature=config.trainer.sample_temperature
-    )
-
-    def sample() -> list[dict[str, str]]:
-        ids = [chat.apply_chat_template(q, tokenize=True, return_dict=True)["input_ids"] for q in questions]
-        texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
-        return [{"prompt": q[-1]["content"], "text": text} for q, text in zip(questions, texts, strict=True)]
-
-    def save(target: Path) -> None:
-        model.save_pretrained(target)
-        copy_tokenizer(folder, target)
-
     results = train(
         run,
         config,
         model=model,
         model_config=base_model.config,
         rows=rows,
-        sample=sample,
-        save=save,
+        tokenizer_folder=folder,
+        prompts=prompts,
+        save=model.save_pretrained,
         save_as="adapter",
         facts={
             "parameters": total,
@@ -95,17 +82,17 @@ def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcom
 
 def _read(
     config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
-) -> tuple[dict[str, Rows], list[list[dict[str, str]]], dict[str, int]]:
-    """(rows of both splits, the first held-out questions, what was dropped by reason)."""
+) -> tuple[dict[str, Rows], list[tuple[str, list[int]]], dict[str, int]]:
+    """(rows of both splits, the first held-out questions with their token ids, what was dropped by reason)."""
     chat = tokenizer.load_chat(folder)
+    conversations: dict[str, list[Conversation]] = {"train": [], "held_out": []}
+    for is_held_out, record in corpus.split_records():
+        if isinstance(record, Conversation):
+            conversations["held_out" if is_held_out else "train"].append(record)
     rows: dict[str, Rows] = {}
-    questions: list[list[dict[str, str]]] = []
     dropped: dict[str, int] = {}
-    for split in ("train", "held_out"):
-        conversations = [c for c in corpus.records(held_out=split == "held_out") if isinstance(c, Conversation)]
-        encoded, counts = encode_conversations(
-            conversations, chat, special, sequence_length=config.data.sequence_length
-        )
+    for split, records in conversations.items():
+        encoded, counts = encode_conversations(records, chat, special, sequence_length=config.data.sequence_length)
         if not encoded:
             raise DataError(
                 f"data={config.data.name}: every {split} conversation is longer than data.sequence_length="
@@ -115,8 +102,9 @@ def _read(
             log.warning("data=%s: dropped %d %s conversations: %s", config.data.name, times, split, reason)
             dropped[f"{split}: {reason}"] = times
         rows[split] = ConversationRows(encoded, pad_id=special.pad_id)
-        questions = [c.messages[:-1] for c in sorted(conversations, key=_is_long)[:SAMPLES]]
-    return rows, questions, dropped
+    questions = [c.messages[:-1] for c in sorted(conversations["held_out"], key=_is_long)[:SAMPLES]]
+    ids = [chat.apply_chat_template(q, tokenize=True, return_dict=True)["input_ids"] for q in questions]
+    return rows, [(q[-1]["content"], list(line)) for q, line in zip(questions, ids, strict=True)], dropped
 
 
 def _is_long(conversation: Conversation) -> bool:

@@ -1,6 +1,7 @@
 """Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if missing."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llm import tokenizer
@@ -9,7 +10,7 @@ from llm.data import TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._budget import steps_within_budget
-from llm.stage._training import copy_tokenizer, train
+from llm.stage._training import train
 
 FORMAT_VERSION = 1
 
@@ -59,28 +60,18 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     )
     held_out_rows = TokenRows(folder, manifest, manifest.held_out, sequence_length=length)
     words = tokenizer.load(tokenizer_folder)
-    sampling = models.Sampling(
-        max_new_tokens=config.trainer.sample_tokens, temperature=config.trainer.sample_temperature
-    )
-
-    def sample() -> list[dict[str, str]]:
-        prompts = config.trainer.sample_prompts
-        ids = [[special.bos_id, *words.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
-        texts = [models.generate(model, line, words, sampling=sampling, pad_id=special.pad_id) for line in ids]
-        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-    def save(target: Path) -> None:
-        models.save(model, target)
-        copy_tokenizer(tokenizer_folder, target)
-
     results = train(
         run,
         config,
         model=model,
         model_config=model.config,
         rows={"train": train_rows, "held_out": held_out_rows},
-        sample=sample,
-        save=save,
+        tokenizer_folder=tokenizer_folder,
+        prompts=[
+            (prompt, [special.bos_id, *words.encode(prompt, add_special_tokens=False).ids])
+            for prompt in config.trainer.sample_prompts
+        ],
+        save=partial(models.save, model),
         save_as="model",
         facts={
             "parameters": models.count_parameters(model),
