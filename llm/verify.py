@@ -59,15 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()
     with one_line_errors():
         named = [run for name in arguments.runs for run in find_runs(arguments.outputs, name)]
-        damaged = 0
-        for run in with_parents(named):
+        runs, damaged = with_parents(named), 0
+        for run in runs:
             seen, faults = verify(run)
             damaged += bool(faults)
             print(f"{'damaged' if faults else run.state:<10} {run.path}  {', '.join(seen) or 'nothing to check yet'}")
             for fault in faults:
                 say_error(fault)
         if damaged:
-            raise DamagedError(f"{damaged} of {len(with_parents(named))} runs are damaged.")
+            raise DamagedError(f"{damaged} of {len(runs)} runs are damaged.")
 
 
 if __name__ == "__main__":
