@@ -7,6 +7,7 @@ from torch import nn
 
 from llm.config import TrainerConfig
 from llm.errors import StorageError
+from llm.trainer.checkpoint import PREFIX
 
 STATES = 3  # of a parameter in a checkpoint: its value and AdamW's two moments
 
@@ -19,7 +20,7 @@ def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig) ->
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     number = config.keep_checkpoints + config.keep_best + 1  # the new one is written before an old one goes
-    to_come = max(1, number - len(list(checkpoints.glob("step-*"))))
+    to_come = max(1, number - len(list(checkpoints.glob(f"{PREFIX}*"))))
     needed = (to_come * STATES + 1) * trained
     free = shutil.disk_usage(checkpoints.parent).free
     if free < needed:
