@@ -709,3 +709,13 @@ def test_the_owner_says_that_it_lives(tmp_path, monkeypatch):
         raise AssertionError("no heartbeat in 10 seconds")
 
     assert make(plan(tmp_path), work).state == "done"
+
+
+def test_what_an_owner_left_who_died_after_its_run_was_done_is_removed(tmp_path):
+    run = make(plan(tmp_path), succeed)
+    (run.path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
+    make(plan(tmp_path), never)
+    assert not (run.path / ".owner.json").exists()
+    owner_elsewhere(run.path, seconds_ago=5)
+    make(plan(tmp_path), never)
+    assert (run.path / ".owner.json").exists()  # that one lives

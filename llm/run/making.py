@@ -17,7 +17,7 @@ from llm.run.environment import launch_id, process_rank, without_secrets
 from llm.run.files import clear_temporaries, remove, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.manifest import list_files
-from llm.run.owner import LOCK, OWNER, WAIT_SECONDS, owned
+from llm.run.owner import LOCK, OWNER, WAIT_SECONDS, forget_dead_owner, owned
 from llm.run.record import commit, now, provenance, redacted
 from llm.run.runs import Run, candidates, read_record
 
@@ -133,6 +133,7 @@ def _reusable(plan: Plan, folder: Path) -> Run | None:
     """The finished run in a folder, unless it is to be made again; says that it is reused."""
     if plan.config.reuse is Reuse.never or not (run := _finished(folder)):
         return None
+    forget_dead_owner(folder)
     _say_reused(run, plan)
     return run
 

@@ -61,6 +61,12 @@ def is_owned(folder: Path) -> bool:
         return True
 
 
+def forget_dead_owner(folder: Path) -> None:
+    """Remove what an owner left who was killed after its last word."""
+    if (folder / OWNER).exists() and not is_owned(folder):
+        (folder / OWNER).unlink(missing_ok=True)
+
+
 def _take(lock: FileLock, folder: Path) -> bool:
     try:
         lock.acquire(timeout=WAIT_SECONDS)  # not 0: somebody who looks whether it is held holds it for a moment
