@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -82,8 +82,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Say one line on stderr and end the process."""
-    say_error(message)
+    """Say one line on stderr, if it takes one, and end the process."""
+    with suppress(OSError):  # stderr may lie on the disk that is full: the exit code is right all the same
+        say_error(message)
     raise SystemExit(exit_code)
 
 

@@ -719,3 +719,10 @@ def test_what_an_owner_left_who_died_after_its_run_was_done_is_removed(tmp_path)
     owner_elsewhere(run.path, seconds_ago=5)
     make(plan(tmp_path), never)
     assert (run.path / ".owner.json").exists()  # that one lives
+
+
+def test_the_exit_code_is_right_where_stderr_takes_nothing():
+    program = "from llm.errors import fail\nfail('there is nowhere to say it', 74)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
+    assert done.returncode == 74
