@@ -169,12 +169,14 @@ def test_a_run_that_cannot_begin_for_its_folder_is_read_only_says_so(workspaces:
 
 # Limits of the process
 
+MUTE = {resource.RLIMIT_FSIZE: 1}  # the console is a file, too: there is nowhere left to say anything
+
 
 @pytest.mark.parametrize(
     ("kind", "limits"),
     [
         ("open files", [{resource.RLIMIT_NOFILE: number} for number in range(3, 30)]),
-        ("size of a file", [{resource.RLIMIT_FSIZE: size} for size in (50_000, 200_000, 1)]),
+        ("size of a file", [{resource.RLIMIT_FSIZE: size} for size in (50_000, 200_000)] + [MUTE]),
     ],
 )
 def test_a_limit_that_is_met_during_a_save_costs_no_checkpoint(
@@ -184,7 +186,8 @@ def test_a_limit_that_is_met_during_a_save_costs_no_checkpoint(
     for number, limit in enumerate(limits[: times(few=1, storm=len(limits))]):
         folder = started(workspaces, tmp_path / str(number))
         code = run("gpt2", folder, limits=limit)
-        assert code == 0 or is_told_in_one_line(folder, code), (limit, code, said(folder)[-3000:])
+        is_told = is_told_in_one_line(folder, code) or (limit == MUTE and code == 74)
+        assert code == 0 or is_told, (limit, code, said(folder)[-3000:])
         failed += code != 0
         assert_nothing_is_lost(folder, workspaces)
         shutil.rmtree(folder)
