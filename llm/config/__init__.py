@@ -6,35 +6,37 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 
 from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
+from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
     ALPHABET_SIZES,
-    LINEAR_LAYERS,
     STAGES,
-    Accelerator,
     Alphabet,
-    Architecture,
     BadRecords,
     DataConfig,
     DataKind,
     DataSource,
     FinetuneStage,
-    LoggerConfig,
-    LoraConfig,
-    ModelConfig,
     Morphemes,
-    OptimizerConfig,
     Packing,
-    Precision,
     PretrainStage,
     Reuse,
     ShardsStage,
     StageConfig,
     TokenizerConfig,
     TokenizerStage,
+)
+from llm.config.training import (
+    LINEAR_LAYERS,
+    Accelerator,
+    Architecture,
+    LoggerConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
     TrainerConfig,
     WandbMode,
-    identity_settings,
 )
 
 __all__ = [

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
+from llm.config.fields import at_least
 from llm.errors import ConfigError
 
 
@@ -93,8 +94,7 @@ class CleaningConfig:
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"data.cleaning.{key}={value} is out of range. Set a share from 0 to 1.")
         for key, least in (("min_characters", 0), ("max_characters", self.min_characters)):
-            if (value := getattr(self, key)) < least:
-                raise ConfigError(f"data.cleaning.{key}={value} is too small. Set it to {least} or more.")
+            at_least(f"data.cleaning.{key}", getattr(self, key), least)
 
 
 PATH = re.compile(r"[^.\[\]|]+(\[\])*(\.[^.\[\]|]+(\[\])*)*")

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llm.config.schema import StageConfig, identity_settings
+from llm.config.fields import identity_settings
+from llm.config.schema import StageConfig
 
 
 def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:

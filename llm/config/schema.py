@@ -1,20 +1,16 @@
-"""The schema of conf/: one dataclass for each config group, one for each stage, with the checks across their fields."""
+"""The schema of conf/: one dataclass for each stage, with the checks across its groups; text and its tokenizer here."""
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
+from llm.config.fields import HOW, ROWS, TEXT, TEXT_ROWS, at_least, divides
+from llm.config.training import BUDGETS, LoggerConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from llm.errors import ConfigError
-
-# A field is part of a run's identity unless its metadata names the stages whose result it changes.
-HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
-ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
-TEXT_ROWS = {"identity": ("pretrain",)}  # the same, of text alone: a conversation has a row of its own
-TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
 
 
 class Reuse(Enum):
@@ -61,36 +57,6 @@ class Morphemes(Enum):
     mecab = "mecab"
 
 
-class Architecture(Enum):
-    gpt2 = "gpt2"
-    llama = "llama"
-
-
-# The linear layers of a block, by the names that Hugging Face gives them: what LoRA can be put on.
-LINEAR_LAYERS = {
-    Architecture.gpt2: ["c_attn", "c_proj", "c_fc"],
-    Architecture.llama: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}
-
-
-class Accelerator(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class Precision(Enum):
-    fp32 = "32-true"
-    bf16 = "bf16-mixed"
-
-
-class WandbMode(Enum):
-    auto = "auto"  # online when it can log in, else offline, and it says which and why
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
@@ -129,9 +95,9 @@ class TokenizerConfig:
             raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
         for key in ("limit_alphabet", "sample_bytes", "ladder"):
             if getattr(self, key) is not None:
-                _at_least(f"tokenizer.{key}", getattr(self, key), 1)
-        _at_least("tokenizer.min_frequency", self.min_frequency, 0)
-        _at_least("tokenizer.sample_seed", self.sample_seed, 0)
+                at_least(f"tokenizer.{key}", getattr(self, key), 1)
+        at_least("tokenizer.min_frequency", self.min_frequency, 0)
+        at_least("tokenizer.sample_seed", self.sample_seed, 0)
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:
@@ -174,10 +140,10 @@ class DataConfig:
                 f"data.held_out_share={self.held_out_share} is out of range. Set a share between 0 and 1, such as 0.01."
             )
         check_path("data.text_field", self.text_field)
-        _at_least("data.sequence_length", self.sequence_length, 2)
-        _at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.sequence_length", self.sequence_length, 2)
+        at_least("data.batch_size", self.batch_size, 1)
         if self.num_workers is not None:
-            _at_least("data.num_workers", self.num_workers, 1)
+            at_least("data.num_workers", self.num_workers, 1)
         if self.kind is DataKind.conversations:
             self._refuse_what_is_for_text()
 
@@ -197,142 +163,6 @@ _FILES_OF = {
     DataKind.text: "txt, jsonl, json, csv, tsv or parquet",
     DataKind.conversations: "jsonl, json, csv or parquet with messages or question and answer",
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer."""
-
-    name: str = field(default=MISSING, metadata=HOW)
-    architecture: Architecture = MISSING
-    num_layers: int = 3
-    num_heads: int = 4
-    hidden_size: int = 160
-    intermediate_size: int | None = None  # None: 4 x hidden_size for gpt2; 8/3 x, rounded up to 32, for llama
-    num_key_value_heads: int | None = None  # llama only; None: as many as num_heads
-    max_position_embeddings: int = 1024
-    dropout: float = 0.0
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
-            _at_least(f"model.{key}", getattr(self, key), 1)
-        _divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
-        if self.architecture is Architecture.llama:
-            if self.hidden_size // self.num_heads % 2:
-                raise ConfigError(
-                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
-                    f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
-                )
-            if self.num_key_value_heads is not None:
-                _divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
-        elif self.num_key_value_heads is not None:
-            raise ConfigError("model.num_key_value_heads is a setting of llama; gpt2 has none. Remove it.")
-        if self.intermediate_size is not None:
-            _at_least("model.intermediate_size", self.intermediate_size, 1)
-        _below_one("model.dropout", self.dropout)
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW with a linear warmup and a cosine decay to min_learning_rate_ratio x learning_rate at the last step."""
-
-    learning_rate: float = 1e-3  # peak, reached after warmup
-    min_learning_rate_ratio: float = 0.1
-    warmup_steps: int = 100
-    weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
-    beta1: float = 0.9
-    beta2: float = 0.95
-    gradient_clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be a number above 0, such as 1e-3.")
-        for key in ("min_learning_rate_ratio", "weight_decay"):
-            if not 0 <= (value := getattr(self, key)) <= 1:
-                raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
-        for key in ("beta1", "beta2"):
-            _below_one(f"optimizer.{key}", getattr(self, key))
-        if not self.gradient_clip_norm > 0:
-            raise ConfigError(
-                f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be above 0. Set it to inf not to clip."
-            )
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainerConfig:
-    """How long, on what, and how often to look."""
-
-    max_steps: int = 1000  # optimizer steps
-    max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
-    max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
-    max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
-    precision: Precision = Precision.fp32
-    accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
-    devices: int = field(default=1, metadata=HOW)
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device
-    num_workers: int = field(default=0, metadata=HOW)
-    log_every_steps: int = field(default=10, metadata=HOW)
-    validate_every_steps: int = field(default=200, metadata=HOW)
-    checkpoint_every_steps: int = field(default=200, metadata=HOW)
-    checkpoint_every_minutes: float | None = field(default=None, metadata=HOW)  # by the clock as well
-    keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
-    keep_best: bool = field(default=False, metadata=HOW)  # the checkpoint of the lowest val/loss, too
-    stop_after_skipped_steps: int = field(default=5, metadata=HOW)  # in a row, for gradients that are not finite
-    sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
-    sample_tokens: int = field(default=48, metadata=HOW)
-    sample_temperature: float = field(
-        default=0.7, metadata=HOW
-    )  # 0: the likeliest token; the draw is the same each time
-
-    def __post_init__(self) -> None:
-        for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
-                    "keep_checkpoints", "stop_after_skipped_steps", "sample_tokens"):  # fmt: skip
-            _at_least(f"trainer.{key}", getattr(self, key), 1)
-        for key in _BUDGETS:
-            if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
-                raise ConfigError(f"trainer.{key}={amount} is out of range. Set a number above 0, or null.")
-        if len(given := [key for key in _BUDGETS if getattr(self, key) is not None]) > 1:
-            raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
-        _at_least("trainer.num_workers", self.num_workers, 0)
-        if self.micro_batch_size is not None:
-            _at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
-        if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
-            raise ConfigError(
-                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."
-            )
-        if not 0 <= self.sample_temperature < float("inf"):
-            raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
-
-
-_BUDGETS = ("max_bytes", "max_tokens", "max_flops")
-
-
-@dataclass(kw_only=True, slots=True)
-class LoggerConfig:
-    """Weights & Biases; metrics.jsonl is written whatever this says."""
-
-    mode: WandbMode = WandbMode.auto
-    project: str = "ttukttak"
-    entity: str | None = None
-    group: str | None = None  # None: the stage
-    tags: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
-class LoraConfig:
-    """Low-rank adapters on the linear layers of a frozen base (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = 8
-    alpha: int = 16  # the update is scaled by alpha / rank
-    dropout: float = 0.0
-    target_modules: list[str] | None = None  # None: every linear layer of a block
-
-    def __post_init__(self) -> None:
-        _at_least("lora.rank", self.rank, 1)
-        _at_least("lora.alpha", self.alpha, 1)
-        _below_one("lora.dropout", self.dropout)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -384,7 +214,7 @@ class PretrainStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _at_least("seed", self.seed, 0)
+        at_least("seed", self.seed, 0)
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
         if self.data.sequence_length > self.model.max_position_embeddings:
@@ -406,13 +236,13 @@ class FinetuneStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _at_least("seed", self.seed, 0)
+        at_least("seed", self.seed, 0)
         if self.data.kind is not DataKind.conversations:
             raise ConfigError(
                 f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
                 "Choose data=conversations or data=korean_law_qa."
             )
-        for key in _BUDGETS:
+        for key in BUDGETS:
             if getattr(self.trainer, key) is not None:
                 raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
         _needs_equal_shares(self.data, self.trainer)
@@ -426,36 +256,6 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 
 
-def identity_settings(config: Any, stage: str) -> dict[str, Any]:
-    """The settings that change what `stage` makes, nested as in the config, with enums as their names."""
-    settings: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name == "stage" or stage not in f.metadata.get("identity", (stage,)):
-            continue
-        if is_dataclass(value):
-            if nested := identity_settings(value, stage):
-                settings[f.name] = nested
-        else:
-            settings[f.name] = value.name if isinstance(value, Enum) else value
-    return settings
-
-
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{key}={value} is too small. Set it to {least} or more.")
-
-
-def _below_one(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key}={value} is out of range. Set a value from 0 up to 1.")
-
-
-def _divides(key: str, value: int, by_key: str, by: int) -> None:
-    if by < 1 or value % by:
-        raise ConfigError(f"{key}={value} does not divide by {by_key}={by}. Set {by_key} to a divisor of {value}.")
-
-
 def _needs_text(config: Any) -> None:
     if config.data.kind is not DataKind.text:
         raise ConfigError(
@@ -465,7 +265,7 @@ def _needs_text(config: Any) -> None:
 
 
 def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
-    _divides("data.batch_size", data.batch_size, "trainer.devices", trainer.devices)
+    divides("data.batch_size", data.batch_size, "trainer.devices", trainer.devices)
     if trainer.micro_batch_size is not None:
         rows = data.batch_size // trainer.devices
         if rows % trainer.micro_batch_size:

@@ -1,0 +1,43 @@
+"""What every setting's field can say: the stages whose result it changes, and that its value is out of range."""
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from llm.errors import ConfigError
+
+# A field is part of a run's identity unless its metadata names the stages whose result it changes.
+HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
+ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
+TEXT_ROWS = {"identity": ("pretrain",)}  # the same, of text alone: a conversation has a row of its own
+TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
+
+
+def identity_settings(config: Any, stage: str) -> dict[str, Any]:
+    """The settings that change what `stage` makes, nested as in the config, with enums as their names."""
+    settings: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name == "stage" or stage not in f.metadata.get("identity", (stage,)):
+            continue
+        if is_dataclass(value):
+            if nested := identity_settings(value, stage):
+                settings[f.name] = nested
+        else:
+            settings[f.name] = value.name if isinstance(value, Enum) else value
+    return settings
+
+
+def at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key}={value} is too small. Set it to {least} or more.")
+
+
+def below_one(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key}={value} is out of range. Set a value from 0 up to 1.")
+
+
+def divides(key: str, value: int, by_key: str, by: int) -> None:
+    if by < 1 or value % by:
+        raise ConfigError(f"{key}={value} does not divide by {by_key}={by}. Set {by_key} to a divisor of {value}.")

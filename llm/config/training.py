@@ -1,0 +1,175 @@
+"""The schema of what trains, and how: the model, LoRA on it, the optimizer, the trainer and the logger."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from llm.config.fields import HOW, at_least, below_one, divides
+from llm.errors import ConfigError
+
+
+class Architecture(Enum):
+    gpt2 = "gpt2"
+    llama = "llama"
+
+
+# The linear layers of a block, by the names that Hugging Face gives them: what LoRA can be put on.
+LINEAR_LAYERS = {
+    Architecture.gpt2: ["c_attn", "c_proj", "c_fc"],
+    Architecture.llama: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
+
+class Accelerator(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Precision(Enum):
+    fp32 = "32-true"
+    bf16 = "bf16-mixed"
+
+
+class WandbMode(Enum):
+    auto = "auto"  # online when it can log in, else offline, and it says which and why
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer."""
+
+    name: str = field(default=MISSING, metadata=HOW)
+    architecture: Architecture = MISSING
+    num_layers: int = 3
+    num_heads: int = 4
+    hidden_size: int = 160
+    intermediate_size: int | None = None  # None: 4 x hidden_size for gpt2; 8/3 x, rounded up to 32, for llama
+    num_key_value_heads: int | None = None  # llama only; None: as many as num_heads
+    max_position_embeddings: int = 1024
+    dropout: float = 0.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
+            at_least(f"model.{key}", getattr(self, key), 1)
+        divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
+        if self.architecture is Architecture.llama:
+            if self.hidden_size // self.num_heads % 2:
+                raise ConfigError(
+                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
+                    f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
+                )
+            if self.num_key_value_heads is not None:
+                divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
+        elif self.num_key_value_heads is not None:
+            raise ConfigError("model.num_key_value_heads is a setting of llama; gpt2 has none. Remove it.")
+        if self.intermediate_size is not None:
+            at_least("model.intermediate_size", self.intermediate_size, 1)
+        below_one("model.dropout", self.dropout)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a linear warmup and a cosine decay to min_learning_rate_ratio x learning_rate at the last step."""
+
+    learning_rate: float = 1e-3  # peak, reached after warmup
+    min_learning_rate_ratio: float = 0.1
+    warmup_steps: int = 100
+    weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be a number above 0, such as 1e-3.")
+        for key in ("min_learning_rate_ratio", "weight_decay"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
+        for key in ("beta1", "beta2"):
+            below_one(f"optimizer.{key}", getattr(self, key))
+        if not self.gradient_clip_norm > 0:
+            raise ConfigError(
+                f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be above 0. Set it to inf not to clip."
+            )
+        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How long, on what, and how often to look."""
+
+    max_steps: int = 1000  # optimizer steps
+    max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
+    max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
+    max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
+    precision: Precision = Precision.fp32
+    accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
+    devices: int = field(default=1, metadata=HOW)
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device
+    num_workers: int = field(default=0, metadata=HOW)
+    log_every_steps: int = field(default=10, metadata=HOW)
+    validate_every_steps: int = field(default=200, metadata=HOW)
+    checkpoint_every_steps: int = field(default=200, metadata=HOW)
+    checkpoint_every_minutes: float | None = field(default=None, metadata=HOW)  # by the clock as well
+    keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
+    keep_best: bool = field(default=False, metadata=HOW)  # the checkpoint of the lowest val/loss, too
+    stop_after_skipped_steps: int = field(default=5, metadata=HOW)  # in a row, for gradients that are not finite
+    sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
+    sample_tokens: int = field(default=48, metadata=HOW)
+    sample_temperature: float = field(
+        default=0.7, metadata=HOW
+    )  # 0: the likeliest token; the draw is the same each time
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
+                    "keep_checkpoints", "stop_after_skipped_steps", "sample_tokens"):  # fmt: skip
+            at_least(f"trainer.{key}", getattr(self, key), 1)
+        for key in BUDGETS:
+            if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
+                raise ConfigError(f"trainer.{key}={amount} is out of range. Set a number above 0, or null.")
+        if len(given := [key for key in BUDGETS if getattr(self, key) is not None]) > 1:
+            raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
+        at_least("trainer.num_workers", self.num_workers, 0)
+        if self.micro_batch_size is not None:
+            at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+        if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
+            raise ConfigError(
+                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."
+            )
+        if not 0 <= self.sample_temperature < float("inf"):
+            raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
+
+
+BUDGETS = ("max_bytes", "max_tokens", "max_flops")
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Weights & Biases; metrics.jsonl is written whatever this says."""
+
+    mode: WandbMode = WandbMode.auto
+    project: str = "ttukttak"
+    entity: str | None = None
+    group: str | None = None  # None: the stage
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters on the linear layers of a frozen base (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 8
+    alpha: int = 16  # the update is scaled by alpha / rank
+    dropout: float = 0.0
+    target_modules: list[str] | None = None  # None: every linear layer of a block
+
+    def __post_init__(self) -> None:
+        at_least("lora.rank", self.rank, 1)
+        at_least("lora.alpha", self.alpha, 1)
+        below_one("lora.dropout", self.dropout)
