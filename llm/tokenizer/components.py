@@ -30,14 +30,15 @@ _SEQUENCE_ITEMS = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-_NEEDED = {  # what a component that has no defaults must be given
-    "Replace": "pattern, content",
-    "Split": "pattern, behavior",
-    "CharDelimiterSplit": "delimiter",
-    "Precompiled": "precompiled_charsmap",
-    "BertProcessing": "sep, cls",
-    "RobertaProcessing": "sep, cls",
-    "TemplateProcessing": "single",
+# Arguments of the components that have some without a default (None here); tokenizer.json writes all.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Replace": {"pattern": None, "content": None},
+    "Split": {"pattern": None, "behavior": None, "invert": False},
+    "CharDelimiterSplit": {"delimiter": None},
+    "Precompiled": {"precompiled_charsmap": None},
+    "BertProcessing": {"sep": None, "cls": None},
+    "RobertaProcessing": {"sep": None, "cls": None, "trim_offsets": True, "add_prefix_space": True},
+    "TemplateProcessing": {"single": None, "pair": [], "special_tokens": {}},
 }
 _NOT_COMPONENTS = {"DecodeStream", "Decoder", "Model", "NORMALIZERS", "Normalizer", "PostProcessor", "PreTokenizer"}
 _OURS = {"decoder": {"NFC"}}
@@ -73,8 +74,9 @@ def _full(value: Any, stage: str, key: str, special: list[str]) -> dict[str, Any
     name = _known_type(given.get("type"), stage, key)
     if name == "Sequence":
         return _sequence(given, stage, key, special)
-    if missing := [argument for argument in _NEEDED.get(name, "").split(", ") if argument and argument not in given]:
-        raise ConfigError(f"{key}: {name} needs {missing[0]}. Give it {_NEEDED[name]}.")
+    needed = [argument for argument, default in _ARGUMENTS.get(name, {}).items() if default is None]
+    if missing := [argument for argument in needed if argument not in given]:
+        raise ConfigError(f"{key}: {name} needs {missing[0]}. Give it {', '.join(needed)}.")
     if name in _OURS.get(stage, ()):
         _take_only(given, {"type": name}, key)
         return _recomposing()
@@ -86,8 +88,8 @@ def _full(value: Any, stage: str, key: str, special: list[str]) -> dict[str, Any
 
 
 def _take_only(given: dict[str, Any], known: dict[str, Any], key: str) -> None:
-    """Refuse an argument that a component does not have, unless we cannot know which it has."""
-    if known and (unknown := sorted(set(given) - set(known))):
+    """Refuse an argument that a component does not have."""
+    if unknown := sorted(set(given) - set(known)):
         takes = ", ".join(sorted(set(known) - {"type"})) or "no arguments"
         raise ConfigError(f"{key}: {given['type']} takes no {unknown[0]}. It takes: {takes}.")
 
@@ -112,21 +114,10 @@ def _sequence(given: dict[str, Any], stage: str, key: str, special: list[str]) -
     return given | {items: [_full(item, stage, f"{key}.{items}[{i}]", special) for i, item in enumerate(given[items])]}
 
 
-# Arguments of the components that cannot be made without any; tokenizer.json needs each of them, but for these.
-_MADE_WITH: dict[str, dict[str, Any]] = {
-    "Replace": {"pattern": None, "content": None},
-    "Split": {"pattern": None, "behavior": None, "invert": False},
-    "CharDelimiterSplit": {"delimiter": None},
-    "Precompiled": {"precompiled_charsmap": None},
-    "BertProcessing": {"sep": None, "cls": None},
-    "RobertaProcessing": {"sep": None, "cls": None, "trim_offsets": True, "add_prefix_space": True},
-}
-
-
 def _defaults(stage: str, name: str) -> dict[str, Any]:
-    """The state of a component that is made without arguments, or what tokenizer.json writes of one that cannot be."""
-    if name in _MADE_WITH:
-        return {"type": name} | _MADE_WITH[name]
+    """The type and arguments of a component as tokenizer.json writes them, each with its default."""
+    if name in _ARGUMENTS:
+        return {"type": name} | _ARGUMENTS[name]
     state: dict[str, Any] = json.loads(getattr(_MODULES[stage], name)().__getstate__())
     return state
 
