@@ -148,15 +148,14 @@ def _template(given: dict[str, Any], defaults: dict[str, Any], key: str, special
 def _pieces(part: str, value: Any, key: str, special: list[str]) -> list[dict[str, Any]]:
     if isinstance(value, list) and all(map(_is_piece, value)):
         return value
-    named: list[tuple[str, int]] = []
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}.{part}={value!r} is no template. {_TEMPLATE_HINT}")
+    words = [word.rsplit(":", 1)[0] for word in value.split()]
+    named = [(word, _id(word, f"{key}.{part}", special)) for word in words if not word.startswith("$")]
+    texts = {"single": "$A", "pair": "$A $B"} | {part: value}
     try:
-        words = [word.rsplit(":", 1)[0] for word in value.split()]
-        named = [(word, _id(word, f"{key}.{part}", special)) for word in words if not word.startswith("$")]
-        texts = {"single": "$A", "pair": "$A $B"} | {part: value}
         made = processors.TemplateProcessing(**texts, special_tokens=named)
-    except ConfigError:
-        raise
-    except Exception as error:  # the library raises bare Exception
+    except ValueError as error:
         raise ConfigError(f"{key}.{part}={value!r} is no template: {error}. {_TEMPLATE_HINT}") from None
     return list(json.loads(made.__getstate__())[part])
 
