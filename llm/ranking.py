@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import pairwise
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -106,16 +105,11 @@ def _megabytes(choice: Choice) -> float:
 
 def _others(choices: list[Choice]) -> dict[str, list[str]]:
     """Swept settings beside the tokenizer's, each with its values by rank."""
-    configs = [_without_seed(choice.runs[0].config) for choice in choices]
     return {
         key: values
-        for key, values in varying(configs).items()
+        for key, values in varying([choice.runs[0].config for choice in choices]).items()
         if not key.startswith(("tokenizer.", "logger.")) and key not in SEEDS_AND_SIZES
     }
-
-
-def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "seed"}
 
 
 def show(runs: Sequence[Run]) -> None:
