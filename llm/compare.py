@@ -91,7 +91,7 @@ def compare(runs: list[Run]) -> Comparison:
     if any(errors := [str(run.record.get("error", "")) for run in runs]):
         cells["error"] = [error or ABSENT for error in errors]
     measured = [run for run, values in ranked if _rank(values)[0] < inf]
-    return Comparison(list(cells), [list(row) for row in zip(*cells.values(), strict=True)], _notes(measured))
+    return Comparison(list(cells), [list(row) for row in zip(*cells.values(), strict=True)], held_out_notes(measured))
 
 
 def shown(value: float) -> str:
@@ -144,14 +144,20 @@ def _rank(values: dict[str, float]) -> tuple[float, ...]:
     return tuple(value if isfinite(value := values.get(name, inf)) else inf for name in RANKED_BY)
 
 
-def _notes(runs: list[Run]) -> list[str]:
-    """What a reader of the ranks of these runs must know."""
+def held_out_notes(runs: list[Run]) -> list[str]:
+    """What a reader of the ranks of these runs must know, if they were not measured on the same held-out text."""
     choices = varying([run.config for run in runs])
     differing = ["stage"] if len({run.stage for run in runs}) > 1 else []
     differing += [key for key in HELD_OUT if key in choices]
     if not differing:
         return []
     return [f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."]
+
+
+def output_console() -> Console:
+    """The terminal, or a pipe, which has no width: nothing is folded."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=10_000)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -165,11 +171,8 @@ def main(argv: list[str] | None = None) -> None:
             if run.is_done:
                 check_files(run, under="config.yaml")
         comparison = compare(list({run.path.resolve(): run for run in found}.values()))
-    console = Console(highlight=False)
-    is_terminal = console.is_terminal
-    if not is_terminal:  # a pipe has no width: nothing is folded
-        console = Console(highlight=False, width=10_000)
-    for table in tables(comparison, width=console.width if is_terminal else None):
+    console = output_console()
+    for table in tables(comparison, width=console.width if console.is_terminal else None):
         console.print(table)
     for note in comparison.notes:
         console.print(Text(note))

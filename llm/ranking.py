@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import pairwise
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm.compare import HELD_OUT, find_runs, shown, varying
+from llm.compare import find_runs, held_out_notes, output_console, shown, varying
 from llm.config import Reuse, StageConfig
 from llm.errors import ConfigError, one_line_errors
 from llm.run import Run, log
@@ -85,10 +84,7 @@ def table(choices: list[Choice]) -> Table:
 
 def notes(choices: list[Choice]) -> list[str]:
     """What a reader of the ranks must know."""
-    said = []
-    differing = [key for key in varying([choice.runs[0].config for choice in choices]) if key in HELD_OUT]
-    if differing:
-        said.append(f"Not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little.")
+    said = held_out_notes([choice.runs[0] for choice in choices])
     spread = max((choice.deviation or 0 for choice in choices), default=0)
     if min(len(choice.runs) for choice in choices) < 2:
         said.append("One seed each: a difference of 0.03 can be chance. Sweep seed=0,1,2, too.")
@@ -115,8 +111,7 @@ def _others(choices: list[Choice]) -> dict[str, list[str]]:
 def show(runs: Sequence[Run]) -> None:
     """Print the ranking of runs and what to know about it."""
     choices = rank(runs)
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=10_000)  # a pipe has no width
+    console = output_console()
     console.print(table(choices))
     for note in notes(choices):
         console.print(Text(note))

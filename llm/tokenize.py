@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
 from llm import tokenizer as tokenizers
-from llm.compare import find_runs, shown
+from llm.compare import find_runs, output_console, shown
 from llm.config import DataConfig, DataKind
 from llm.data.files import open_files
 from llm.data.records import Document, Fault
@@ -258,7 +257,7 @@ def _show_pieces(arguments: argparse.Namespace) -> None:
     if arguments.on or arguments.json:
         raise ConfigError("--on and --json go with --report. Add it, and give runs only.")
     named = find_tokenizers(arguments.outputs, names)
-    console = _console()
+    console = output_console()
     console.print(table_of_pieces(named, text, coloured=console.is_terminal))
     if arguments.html:
         write_text(Path(arguments.html), page(named, text))
@@ -270,18 +269,13 @@ def _show_reports(arguments: argparse.Namespace) -> None:
         raise ConfigError("--html shows the pieces of a text. Give one in place of --report.")
     named = find_tokenizers(arguments.outputs, arguments.words)
     measured = reports(named, arguments.on)
-    console = _console()
+    console = output_console()
     console.print(table_of_reports(measured))
     for note in notes(named):
         console.print(Text(note))
     if arguments.json:
         write_json(Path(arguments.json), measured)
         print(f"wrote {arguments.json}", file=sys.stderr)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=10_000)  # a pipe has no width
 
 
 if __name__ == "__main__":
