@@ -18,7 +18,10 @@ NOT_CHOICES = ("stage", "name", "outputs", "reuse")  # shown as a column of its 
 RANKED_BY = ("val/bits_per_byte", "val/loss")  # lower is better
 METRICS = (*RANKED_BY, "train/loss", "tokens", "seconds")  # what a run that is not done has to show
 NOT_RESULTS = ("bos_id", "eos_id")
-HELD_OUT = ("data.kind", "data.source", "data.path", "data.text_field", "data.held_out_share", "data.bad_records")
+HELD_OUT = (  # beginnings of the keys that say which text is held out
+    "data.kind", "data.source", "data.path", "data.text_field", "data.layout.", "data.cleaning.",
+    "data.held_out_share", "data.bad_records",
+)  # fmt: skip
 ABSENT = "-"  # a run has no such key or result
 MOST_COLUMNS = 6  # with more, a run is a column
 RUN_WIDTH = 24  # characters for a run's column in a terminal
@@ -148,7 +151,7 @@ def held_out_notes(runs: list[Run]) -> list[str]:
     """What a reader of the ranks of these runs must know, if they were not measured on the same held-out text."""
     choices = varying([run.config for run in runs])
     differing = ["stage"] if len({run.stage for run in runs}) > 1 else []
-    differing += [key for key in HELD_OUT if key in choices]
+    differing += [key for key in choices if key.startswith(HELD_OUT)]
     if not differing:
         return []
     return [f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."]

@@ -189,6 +189,18 @@ def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) 
     assert compare(find_runs(str(tmp_path), "pretrain/*")).notes == []
 
 
+@pytest.mark.parametrize(("group", "key"), [("layout", "files"), ("cleaning", "level")])
+def test_ranks_over_text_that_was_read_or_cleaned_otherwise_come_with_a_warning(
+    tmp_path: Path, group: str, key: str
+) -> None:
+    for number, value in enumerate(("one", "two"), 1):
+        config = {"data": {"path": "a", group: {key: value}}}
+        write_run(tmp_path, f"pretrain/a-0000000{number}", config=config, results={"val/bits_per_byte": 1.0})
+    assert compare(find_runs(str(tmp_path), "a")).notes == [
+        f"They were not measured on the same held-out text (data.{group}.{key} differ): ranks mean little."
+    ]
+
+
 # Which runs
 
 
