@@ -44,5 +44,4 @@ def _flops_per_token(config: PretrainStage, shards: Run) -> float:
     special = tokenizer.special(shards.parent("tokenizer").path)
     with torch.device("meta"):
         model = models.build(config.model, vocab_size=shards.results["vocab_size"], special=special)
-    multiplied = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
-    return flops_per_token(multiplied, model.config, sequence_length=config.data.sequence_length)
+    return flops_per_token(model, model.config, sequence_length=config.data.sequence_length)

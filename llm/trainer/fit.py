@@ -138,9 +138,7 @@ def _lightning_trainer(
     config = task.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
     peak, peak_source = peak_flops(_device(config))
-    flops = flops_per_token(
-        _multiplied_parameters(task.model), task.model_config, sequence_length=task.data.sequence_length
-    )
+    flops = flops_per_token(task.model, task.model_config, sequence_length=task.data.sequence_length)
     log.info("MFU is measured against %.3g FLOP/s (%s); a token takes %.3g FLOPs", peak, peak_source, flops)
     meter = Meter(journal, every_steps=config.log_every_steps, flops_per_token=flops, peak_flops=peak)
     validation = Validation(
@@ -201,12 +199,6 @@ def _leave_signals_to_the_run(_worker: int) -> None:
 def _as_it_is(batch: Any) -> Any:
     """Collate for rows that come as a whole batch."""
     return batch
-
-
-def _multiplied_parameters(model: nn.Module) -> int:
-    """Parameters that every token is multiplied with: all but position embeddings, which are looked up."""
-    positions = {"wpe.weight"}
-    return sum(p.numel() for name, p in model.named_parameters() if ".".join(name.split(".")[-2:]) not in positions)
 
 
 def _leave_signals_alone(trainer: pl.Trainer) -> None:

@@ -3,6 +3,7 @@
 import time
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 # Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity).
@@ -11,13 +12,14 @@ PROBE_SIZE = 1024  # of the square matrices that measure an unknown device
 PROBE_TRIES = 5
 
 
-def flops_per_token(num_parameters: int, config: PreTrainedConfig, *, sequence_length: int) -> float:
+def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_length: int) -> float:
     """Forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
-    N: parameters that are multiplied with (position embeddings left out by the caller); L: layers; H x Q: heads times
-    their size; T: tokens per row.
+    N: parameters that every token is multiplied with, all but position embeddings, which are looked up; L: layers;
+    H x Q: heads times their size; T: tokens per row.
     """
-    return 6.0 * num_parameters + 12.0 * config.num_hidden_layers * config.hidden_size * sequence_length
+    multiplied = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[-2:] != ["wpe", "weight"])
+    return 6.0 * multiplied + 12.0 * config.num_hidden_layers * config.hidden_size * sequence_length
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
