@@ -88,7 +88,7 @@ def _tokens_per_second(rows: TokenRows, *, batch_size: int, num_workers: int) ->
     batches: Any = TrainingBatches(
         rows.num_labels, batch_size=batch_size, micro_batch_size=batch_size, num_steps=steps, seed=0
     )
-    loader: Any = DataLoader(rows, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)  # type: ignore
+    loader: Any = DataLoader(rows, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)
     stream = iter(loader)
     next(stream)
     labels, began = 0, time.perf_counter()

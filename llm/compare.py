@@ -4,15 +4,14 @@ import argparse
 import json
 from dataclasses import dataclass
 from math import inf, isfinite
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm.errors import ConfigError, one_line_errors
-from llm.run import Run, candidates, check_files, history, load, read_metrics
+from llm.errors import one_line_errors
+from llm.run import Run, check_files, find_runs, history, read_metrics
 
 NOT_CHOICES = ("stage", "name", "outputs", "reuse")  # shown as a column of its own, or where and how, not what
 RANKED_BY = ("val/bits_per_byte", "val/loss")  # lower is better
@@ -34,27 +33,6 @@ class Comparison:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
-
-
-def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
-    """Every run that a folder, a folder's name, a name or a glob under outputs (pretrain/*) means.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if (Path(name_or_folder) / "run.json").is_file():
-        return [load(Path(name_or_folder))]
-    runs = candidates(outputs)
-    found = (
-        [run for run in runs if run.path.name == name_or_folder]
-        or [run for run in runs if run.record["name"] == name_or_folder]
-        or [run for run in runs if run.path.relative_to(outputs).match(name_or_folder)]
-    )
-    if found:
-        return found
-    names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs)
-    listed = f"Runs: {names}." if names else "There is none yet: make one with python train.py."
-    raise ConfigError(f"there is no run {name_or_folder} under {outputs}/. {listed}")
 
 
 def outcome(run: Run) -> dict[str, float]:

@@ -11,10 +11,10 @@ from itertools import pairwise
 from rich.table import Table
 from rich.text import Text
 
-from llm.compare import find_runs, held_out_notes, output_console, shown, varying
+from llm.compare import held_out_notes, output_console, shown, varying
 from llm.config import Reuse, StageConfig
 from llm.errors import ConfigError, one_line_errors
-from llm.run import Run, log
+from llm.run import Run, find_runs, log
 
 OBJECTIVE = "val/bits_per_byte"
 SEEDS_AND_SIZES = ("seed", "trainer.max_steps")  # averaged over; or given by the budget, and shown as tokens

@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from llm.compare import find_runs
 from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
-from llm.run import Run, check_files, start_logging
+from llm.run import Run, check_files, find_runs, start_logging
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from llm import compare as tool
 from llm import demo
-from llm.compare import Comparison, compare, find_runs, shown, tables, varying
-from llm.run import load
+from llm.compare import Comparison, compare, shown, tables, varying
+from llm.run import find_runs, load
 from llm.run.manifest import list_files
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"

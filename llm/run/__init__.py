@@ -22,7 +22,7 @@ from llm.run.identity import Plan, differences
 from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
-from llm.run.runs import Run, candidates, find, load
+from llm.run.runs import Run, candidates, find, find_runs, load
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "differences",
     "digest_of",
     "find",
+    "find_runs",
     "history",
     "launch_id",
     "load",

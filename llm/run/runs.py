@@ -89,6 +89,27 @@ def find(outputs: str | Path, stage: str, name_or_folder: str) -> Run:
     return done[0]
 
 
+def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
+    """Every run that a folder, a folder's name, a name or a glob under outputs (pretrain/*) means.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if (Path(name_or_folder) / "run.json").is_file():
+        return [load(Path(name_or_folder))]
+    runs = candidates(outputs)
+    found = (
+        [run for run in runs if run.path.name == name_or_folder]
+        or [run for run in runs if run.record["name"] == name_or_folder]
+        or [run for run in runs if run.path.relative_to(outputs).match(name_or_folder)]
+    )
+    if found:
+        return found
+    names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs)
+    listed = f"Runs: {names}." if names else "There is none yet: make one with python train.py."
+    raise ConfigError(f"there is no run {name_or_folder} under {outputs}/. {listed}")
+
+
 def load(path: Path) -> Run:
     """The run in a folder.
 
