@@ -14,6 +14,8 @@ from llm.config import LoggerConfig, WandbMode
 from llm.run import Run, log, process_rank
 
 LOGIN_TIMEOUT_SECONDS = 3
+START_TIMEOUT_SECONDS = 6  # a server that took a login and then fails holds up a run no longer
+FINISH_TIMEOUT_SECONDS = 60  # for what is still to be uploaded; the rest stays on the disk
 READ_TIMEOUT_SECONDS = 60  # for what an earlier attempt left
 
 
@@ -54,9 +56,18 @@ class RunLogger:
 
     def finish(self, *, failed: bool) -> None:
         """End the W&B run."""
-        if self._run is not None:
-            self._guarded(lambda run: run.finish(exit_code=int(failed)))
-            self._run = None
+        if self._run is None:
+            return
+        folder = Path(self._run.dir).parent
+        try:
+            self._run.finish(exit_code=int(failed))
+        except Exception as error:  # as in _guarded
+            log.warning(
+                "wandb did not get everything (%s). Upload the rest: wandb sync --include-online %s",
+                _first_line(error).rstrip("."),
+                folder,
+            )
+        self._run = None
 
     def _guarded(self, action: Any) -> None:
         try:
@@ -128,7 +139,12 @@ def _init(config: LoggerConfig, run: Run, outputs: Path, *, mode: Literal["onlin
         reinit="finish_previous",  # one that failed must not take the next run's records
         dir=folder,
         settings=wandb.Settings(
-            x_transaction_log_flush_interval=1, finish_timeout=60, init_timeout=30, silent=True, console="off"
+            x_transaction_log_flush_interval=1,
+            init_timeout=START_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+            finish_timeout_raises=True,
+            silent=True,
+            console="off",
         ),
     )
     wandb_run.define_metric("*", step_metric="tokens")
@@ -160,7 +176,7 @@ def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"
 
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_TIMEOUT_SECONDS))
     try:
-        chosen = wandb.setup().settings.mode  # WANDB_MODE, or wandb's own settings file
+        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, or wandb's own settings file
         if chosen == "disabled":
             return "disabled", "as wandb's own settings say"
         if chosen != "online":

@@ -256,6 +256,7 @@ class Broken:
     """A W&B run that fails at whatever it is asked for."""
 
     summary = property(lambda self: self.log())
+    dir = "wandb/run-1/files"
 
     def __init__(self) -> None:
         self.calls = 0
@@ -274,9 +275,8 @@ class Broken:
         lambda logger: logger.log({"step": 1}),
         lambda logger: logger.log_samples([{"step": 1, "prompt": "가", "text": "나"}]),
         lambda logger: logger.summarize({"val/loss": 1.0}),
-        lambda logger: logger.finish(failed=False),
     ],
-    ids=["log", "log_samples", "summarize", "finish"],
+    ids=["log", "log_samples", "summarize"],
 )
 def test_what_wandb_raises_is_said_once_and_stops_nothing(action: Any, caplog: pytest.LogCaptureFixture) -> None:
     broken = Broken()
@@ -285,6 +285,15 @@ def test_what_wandb_raises_is_said_once_and_stops_nothing(action: Any, caplog: p
         action(logger)
     assert said(caplog) == ["wandb: the server is gone; the run goes on without it, metrics.jsonl has everything"]
     assert broken.calls == 1
+
+
+def test_an_end_that_wandb_does_not_reach_names_what_is_left_to_upload(caplog: pytest.LogCaptureFixture) -> None:
+    logger = RunLogger(Broken())
+    logger.finish(failed=False)
+    logger.finish(failed=False)
+    assert said(caplog) == [
+        "wandb did not get everything (the server is gone). Upload the rest: wandb sync --include-online wandb/run-1"
+    ]
 
 
 def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(

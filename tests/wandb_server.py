@@ -1,0 +1,189 @@
+"""A W&B server on loopback for the real client: it answers what wandb-core asks of a run, and keeps what it is sent."""
+
+import base64
+import gzip
+import json
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Fault = Callable[[str], int | None]  # of the path or the GraphQL operation: the HTTP status to answer in its place
+ENTITY = {"id": "entity", "name": "me"}
+
+
+class WandbServer:
+    """with WandbServer() as server: the client's environment is server.environment; then server.history(run_id)."""
+
+    def __init__(self) -> None:
+        self.fault: Fault = lambda _asked: None
+        self.asked: list[str] = []  # paths and GraphQL operations, as they came
+        self.unknown: set[str] = set()  # GraphQL operations that got an error for an answer
+        self.runs: dict[str, dict[str, Any]] = {}
+        self._streams: dict[tuple[str, str], dict[int, str]] = {}  # (run, file) -> line number -> line
+        self._ended: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> "WandbServer":
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+
+    def history(self, run_id: str) -> list[dict[str, Any]]:
+        """The logged records of a run, in order."""
+        return [json.loads(line) for line in self._lines(run_id, "wandb-history.jsonl")]
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        lines = self._lines(run_id, "wandb-summary.json")
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        return {key: entry["value"] for key, entry in self.runs[run_id]["config"].items() if not key.startswith("_")}
+
+    def exit_code(self, run_id: str) -> int | None:
+        """None: the run has not ended."""
+        return self._ended.get(run_id)
+
+    def _lines(self, run_id: str, name: str) -> list[str]:
+        with self._lock:
+            lines = self._streams.get((run_id, name), {})
+            return [lines[number] for number in sorted(lines)]
+
+    # What the client asks
+
+    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, JSON) for one request."""
+        request = json.loads(body) if path == "/graphql" else {}
+        asked = _operation(request) if request else path
+        with self._lock:
+            self.asked.append(asked)
+        if (status := self.fault(asked)) is not None:
+            return status, {"errors": [{"message": f"refused with {status}"}]}
+        with self._lock:
+            if request:
+                return 200, self._graphql(asked, request.get("variables") or {})
+            if path.endswith("/file_stream"):
+                self._take_stream(path.split("/")[-2], json.loads(body))
+                return 200, {"exitcode": None, "limits": {}}
+        return 200, {}  # an upload
+
+    def _graphql(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "Viewer": _viewer,
+            "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
+            "UpsertBucket": self._upsert,
+            "RunResumeStatus": self._resume_status,
+            "CreateRunFiles": self._create_files,
+        }
+        if operation not in answers:
+            self.unknown.add(operation)
+            return {"data": None, "errors": [{"message": f"this server does not answer {operation}"}]}
+        return {"data": answers[operation](variables)}
+
+    def _take_stream(self, run_id: str, body: dict[str, Any]) -> None:
+        for name, part in (body.get("files") or {}).items():
+            lines = self._streams.setdefault((run_id, name), {})
+            lines |= {part["offset"] + number: line for number, line in enumerate(part["content"])}
+        if body.get("complete"):
+            self._ended[run_id] = body["exitcode"]
+
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables["name"]
+        inserted = run_id not in self.runs
+        run = self.runs.setdefault(run_id, {"config": {}})
+        run["config"] |= json.loads(variables.get("config") or "{}")
+        run |= {key: value for key, value in variables.items() if key != "config" and value is not None}
+        return {"upsertBucket": {"bucket": self._bucket(run_id), "inserted": inserted}}
+
+    def _bucket(self, run_id: str) -> dict[str, Any]:
+        run = self.runs[run_id]
+        return {
+            "id": base64.b64encode(run_id.encode()).decode(),
+            "name": run_id,
+            "displayName": run.get("displayName", run_id),
+            "description": None,
+            "config": json.dumps(run["config"]),
+            "sweepName": None,
+            "historyLineCount": len(self._lines(run_id, "wandb-history.jsonl")),
+            "project": {"id": "project", "name": run.get("project"), "entity": ENTITY},
+        }
+
+    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables["name"]
+        model = {"id": "project", "name": variables.get("project"), "entity": ENTITY, "bucket": None}
+        if run_id in self.runs:
+            names = {"history": "wandb-history.jsonl", "events": "wandb-events.jsonl", "log": "output.log"}
+            lines = {key: self._lines(run_id, name) for key, name in names.items()}
+            model["bucket"] = self._bucket(run_id) | {
+                **{f"{key}LineCount": len(found) for key, found in lines.items()},
+                "historyTail": json.dumps(lines["history"][-1:]),
+                "eventsTail": json.dumps(lines["events"][-1:]),
+                "summaryMetrics": json.dumps(self.summary(run_id)),
+                "tags": self.runs[run_id].get("tags", []),
+                "wandbConfig": json.dumps({"t": 1}),
+            }
+        return {"model": model}
+
+    def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables["run"]
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{run_id}/{name}"} for name in variables["files"]]
+        return {"createRunFiles": {"runID": run_id, "uploadHeaders": [], "files": files}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: WandbServer
+
+    def _serve(self) -> None:
+        status, answer = self.server_state.answer(self.path, self._body())
+        payload = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    do_GET = do_POST = do_PUT = _serve
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # of a client that was killed
+            super().handle()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing on the terminal."""
+
+
+def _operation(request: dict[str, Any]) -> str:
+    named = request.get("operationName")
+    found = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+    return named or (found[1] if found else "?")
+
+
+def _viewer(_: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "viewer": ENTITY
+        | {"entity": "me", "username": "me", "email": "me@example.com", "flags": "{}", "teams": {"edges": []}}
+    }
