@@ -1,29 +1,29 @@
-"""A model's parameters -> AdamW with decay on its matrices, and a warmup and cosine schedule."""
+"""A model's parameters -> an optimizer, with decay on its matrices, and the learning rate of each step."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm.config import OptimizerConfig
+from llm.config import Algorithm, OptimizerConfig, Schedule
 
 
-def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """(optimizer, schedule) over the parameters that require gradients; the schedule counts optimizer steps."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed = [p for p in trainable if p.ndim >= 2 and p not in embeddings]
-    others = [p for p in trainable if p.ndim < 2 or p in embeddings]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},  # biases, norms, embeddings (and a head that is tied to them)
-        ],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    others = [p for p in trainable if p.ndim < 2 or p in embeddings]  # biases, norms, embeddings (and a head tied to)
+    if config.algorithm is Algorithm.muon:
+        head = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
+        matrices = [p for p in decayed if p.ndim == 2 and (head is None or p is not head.weight)]
+        rest = [p for p in decayed if p not in set(matrices)]
+        optimizer: torch.optim.Optimizer = MuonWithAdamW(_muon(matrices, config), _adamw(rest, others, config))
+    else:
+        optimizer = _adamw(decayed, others, config)
     return optimizer, LambdaLR(optimizer, lambda step: schedule(step, config, max_steps=max_steps))
 
 
@@ -31,6 +31,102 @@ def schedule(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
     """The share of the peak learning rate for optimizer step `step`, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * cosine
+    decay_from = _first_decaying_step(config, max_steps=max_steps)
+    progress = min(1.0, max(0.0, (step - decay_from) / max(1, max_steps - 1 - decay_from)))
+    return config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * _LEFT[config.schedule](progress)
+
+
+def extension_step(config: OptimizerConfig, *, max_steps: int) -> int | None:
+    """The steps after which a run goes on as a longer one would: the end of its stable phase, if it has one."""
+    if config.schedule is not Schedule.wsd:
+        return None
+    step = _first_decaying_step(config, max_steps=max_steps)
+    return step if 0 < step < max_steps else None
+
+
+def _first_decaying_step(config: OptimizerConfig, *, max_steps: int) -> int:
+    if config.schedule is Schedule.wsd:
+        return max(config.warmup_steps, max_steps - round(config.decay_share * max_steps))
+    return config.warmup_steps
+
+
+# What is left of the way down, by how much of the decay is done.
+_LEFT: dict[Schedule, Callable[[float], float]] = {
+    Schedule.cosine: lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    Schedule.linear: lambda progress: 1 - progress,
+    Schedule.wsd: lambda progress: 1 - math.sqrt(progress),  # better than a line: Haegele et al. 2024, arXiv:2405.18392
+    Schedule.constant: lambda progress: 1.0,
+}
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Both as one optimizer, as Lightning and learning rate schedules take it; a step is left out as fused AdamW does.
+
+    Muon (Jordan et al. 2024) steps along a matrix's momentum with its singular values evened out; AdamW takes the rest.
+    Parameters, state and groups are those of the two.
+    """
+
+    found_inf: torch.Tensor | None = None  # above 0: leave this step out, without asking the device
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self._muon, self._adamw = muon, adamw
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the two work on the state and the groups of this one."""
+        number = len(self._muon.param_groups)
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:number], self.param_groups[number:]
+        self._muon.state = self._adamw.state = self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also the end of load_state_dict, which makes new groups and a new state."""
+        super().__setstate__(state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self._adamw.step()
+        self._step_of_muon()
+        return loss
+
+    def _step_of_muon(self) -> None:
+        if self.found_inf is None:
+            self._muon.step()  # type: ignore[no-untyped-call]
+            return
+        changing = [p for group in self._muon.param_groups for p in group["params"] if p.grad is not None]
+        for parameter in changing:  # made here as Muon would make it, so that it can be put back
+            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+        changing += [self.state[parameter]["momentum_buffer"] for parameter in changing]
+        before = [tensor.clone() for tensor in changing]
+        self._muon.step()  # type: ignore[no-untyped-call]
+        left_out = self.found_inf > 0
+        for tensor, old in zip(changing, before, strict=True):
+            tensor.copy_(torch.where(left_out, old, tensor))
+
+
+def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
+    return torch.optim.Muon(
+        matrices,
+        lr=config.muon_learning_rate or config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rate serves (Liu et al. 2025, arXiv:2502.16982)
+    )
+
+
+def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )

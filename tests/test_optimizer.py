@@ -1,13 +1,18 @@
 """The optimizer: what decays, and the learning rate of each step."""
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from llm.config import Architecture, LoraConfig, ModelConfig, OptimizerConfig
+from llm.config import Algorithm, Architecture, LoraConfig, ModelConfig, OptimizerConfig, Schedule
 from llm.model import add_lora, build
 from llm.optimizer import build as build_optimizer
-from llm.optimizer import schedule
+from llm.optimizer import extension_step, schedule
 from llm.tokenizer import Special
+from llm.trainer.checkpoint import CheckpointFolders
 
 
 def model_of(architecture: Architecture) -> torch.nn.Module:
@@ -70,6 +75,33 @@ def test_the_learning_rate_of_a_step(step: int, share: float) -> None:
     assert schedule(step, config, max_steps=21) == pytest.approx(share, rel=1e-12)
 
 
+WSD = OptimizerConfig(schedule=Schedule.wsd, warmup_steps=2, decay_share=0.5, min_learning_rate_ratio=0.2)
+
+
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [  # of 10 steps
+        (
+            OptimizerConfig(schedule=Schedule.linear, warmup_steps=2, min_learning_rate_ratio=0.3),
+            [1 / 2, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
+        ),
+        (OptimizerConfig(schedule=Schedule.constant, warmup_steps=2), [1 / 2, *[1] * 9]),
+        (WSD, [1 / 2, *[1] * 5, 0.2 + 0.8 * (1 - 0.5), 0.2 + 0.8 * (1 - 0.5**0.5), 0.2 + 0.8 * (1 - 0.75**0.5), 0.2]),
+    ],
+    ids=["linear", "constant", "wsd"],
+)
+def test_the_schedules_by_hand(config: OptimizerConfig, shares: list[float]) -> None:
+    assert [schedule(step, config, max_steps=10) for step in range(10)] == pytest.approx(shares, rel=1e-12)
+
+
+def test_a_longer_run_has_the_learning_rates_of_a_shorter_one_until_that_decays() -> None:
+    until = extension_step(WSD, max_steps=10)
+    assert until == 5  # steps 0 to 4 are in the checkpoint
+    short, long = ([schedule(step, WSD, max_steps=steps) for step in range(until + 1)] for steps in (10, 40))
+    assert short == long
+    assert extension_step(OptimizerConfig(), max_steps=10) is None
+
+
 def test_without_warmup_the_first_step_has_the_peak() -> None:
     assert schedule(0, OptimizerConfig(warmup_steps=0), max_steps=10) == 1.0
 
@@ -105,3 +137,114 @@ def test_a_step_is_the_step_of_adamw_worked_by_hand() -> None:
         change = 0.5 * (moments[0] / (1 - 0.5**step)) / ((moments[1] / (1 - 0.75**step)) ** 0.5 + 1e-8)
         expected = [expected[0] * (1 - 0.5 * 0.1) - change, expected[1] - change]
         assert [weight.item(), bias.item()] == pytest.approx(expected, rel=1e-6)
+
+
+# Muon
+
+
+MUON = OptimizerConfig(algorithm=Algorithm.muon, learning_rate=0.01, warmup_steps=0, schedule=Schedule.constant)
+MATRICES = {
+    Architecture.gpt2: ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
+    Architecture.llama: tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "o", "gate", "up", "down")),
+}
+
+
+def muon_of(model: torch.nn.Module) -> Any:
+    optimizer, _ = build_optimizer(model, MUON, max_steps=10)
+    return optimizer
+
+
+def give_gradients(model: torch.nn.Module, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("architecture", list(MATRICES))
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_takes_the_matrices_of_the_blocks_and_torch_says_what_a_step_is(
+    architecture: Architecture, tied: bool
+) -> None:
+    config = ModelConfig(
+        name="m", architecture=architecture, num_layers=1, num_heads=2, hidden_size=8, tie_word_embeddings=tied
+    )
+    special = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    torch.manual_seed(0)
+    model = build(config, vocab_size=20, special=special)
+    reference = copy.deepcopy(model)
+    named = dict(reference.named_parameters())
+    matrices = [p for name, p in named.items() if name.endswith(MATRICES[architecture])]
+    embeddings = [p for name, p in named.items() if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight"))]
+    chosen = {id(p) for p in [*matrices, *embeddings]}
+    rest = [p for p in named.values() if id(p) not in chosen]
+    assert any(name == "lm_head.weight" for name in named) is not tied
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim == 2], "weight_decay": 0.1},
+            {"params": [*embeddings, *(p for p in rest if p.ndim < 2)], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    optimizer = muon_of(model)
+    for seed in range(3):
+        for trained in (model, reference):
+            give_gradients(trained, seed=seed)
+        optimizer.found_inf = torch.zeros(())
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    assert same(values(model), values(reference))
+
+
+def test_a_step_that_is_to_be_left_out_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = model_of(Architecture.llama)
+    optimizer = muon_of(model)
+    for seed, bad in enumerate([True, False, True, False]):
+        give_gradients(model, seed=seed)
+        if bad:
+            next(iter(model.parameters())).grad.fill_(float("nan"))  # type: ignore[union-attr]
+            model.get_parameter("model.layers.0.mlp.up_proj.weight").grad.fill_(float("inf"))  # type: ignore[union-attr]
+        before = values(model)
+        optimizer.found_inf = torch.tensor(float(bad))
+        optimizer.step()
+        assert same(before, values(model)) is bad
+    torch.manual_seed(0)
+    untouched = model_of(Architecture.llama)
+    optimizer = muon_of(untouched)
+    for seed in (1, 3):
+        give_gradients(untouched, seed=seed)
+        optimizer.step()
+    assert same(values(model), values(untouched))  # as if the two had never been
+
+
+def test_muon_goes_on_from_its_saved_state_to_the_last_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = model_of(Architecture.gpt2)
+    optimizer, rates = build_optimizer(model, MUON, max_steps=10)
+    give_gradients(model, seed=0)
+    optimizer.step()
+    rates.step()
+    CheckpointFolders().save_checkpoint(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "step-00000001"
+    )
+    again = model_of(Architecture.gpt2)
+    resumed = muon_of(again)
+    state = CheckpointFolders().load_checkpoint(tmp_path / "step-00000001")
+    again.load_state_dict(state["model"])
+    resumed.load_state_dict(state["optimizer"])
+    for trained, worked_by in ((model, optimizer), (again, resumed)):
+        give_gradients(trained, seed=1)
+        worked_by.step()
+    assert same(values(model), values(again))

@@ -130,6 +130,12 @@ def pretrain(outputs: Path, text: Path, *overrides: str) -> Run:
     return run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", *TINY, *overrides)
 
 
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, but for those that no two runs share."""
+    timed = ("seconds", "throughput/tokens_per_second", "throughput/mfu")
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(folder / "metrics.jsonl")]
+
+
 # Pretraining
 
 
@@ -294,12 +300,35 @@ def test_a_pretraining_that_died_goes_on(
     assert f"going on from {folder}/checkpoints/step-0000000{2 if place == 'in training' else 6}" in caplog.text
     assert finished.path == folder
     assert finished.digest == whole.digest
-    timed = ("seconds", "throughput/tokens_per_second", "throughput/mfu")
-    found, expected = (
-        [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(f / "metrics.jsonl")]
-        for f in (folder, outputs.parent / "whole")
-    )
-    assert found == expected
+    assert without_times(folder) == without_times(outputs.parent / "whole")
+
+
+WSD = ["optimizer.schedule=wsd", "optimizer.warmup_steps=1", "optimizer.decay_share=0.5"]
+
+
+def test_a_longer_run_goes_on_from_the_stable_phase_of_a_shorter_one_to_the_same_end(
+    outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [*WSD, "trainer.checkpoint_every_steps=5", "trainer.validate_every_steps=3"]
+    whole = pretrain(outputs, made[1], *settings, "trainer.max_steps=9", "name=whole", "reuse=never")
+    shutil.move(whole.path, outputs.parent / "whole")
+    short = pretrain(outputs, made[1], *settings, "trainer.max_steps=6", "name=short", "trainer.keep_checkpoints=1")
+    kept = [path.name for path in sorted((short.path / "checkpoints").iterdir())]
+    assert kept == ["step-00000003", "step-00000006"]  # the end of the stable phase, and of the run
+    longer = pretrain(outputs, made[1], *settings, "trainer.max_steps=9", "name=longer")
+    assert f"until step 3 this is {short.path}, whose checkpoint it goes on from" in caplog.text
+    assert longer.digest == whole.digest
+    assert without_times(longer.path) == without_times(outputs.parent / "whole")
+    assert read_metrics(longer.path / "samples.jsonl") == read_metrics(outputs.parent / "whole" / "samples.jsonl")
+
+
+@pytest.mark.parametrize("different", ["seed=1", "optimizer.warmup_steps=2", "optimizer.schedule=cosine"])
+def test_a_run_that_differs_in_more_than_its_length_lends_no_checkpoint(
+    different: str, outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    pretrain(outputs, made[1], *WSD, "trainer.max_steps=6", "name=short")
+    pretrain(outputs, made[1], *WSD, "trainer.max_steps=9", "name=longer", different)
+    assert "whose checkpoint it goes on from" not in caplog.text
 
 
 def test_reuse_require_refuses_to_train(outputs: Path, made: tuple[Path, Path, Run]) -> None:

@@ -142,7 +142,9 @@ def sync(server: WandbServer, outputs: Path) -> None:
     """Upload every segment, the oldest first, as the log tells a user to."""
     for segment in segments(outputs):
         command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(segment)]
-        subprocess.run(command, env=environment(server, outputs), check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            command, cwd=outputs, env=environment(server, outputs), check=True, capture_output=True, timeout=120
+        )
 
 
 def hang(_asked: str) -> None:

@@ -9,7 +9,15 @@ from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.config.fields import HOW, ROWS, TEXT, TEXT_ROWS, at_least, divides
-from llm.config.training import BUDGETS, LoggerConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from llm.config.training import (
+    BUDGETS,
+    Algorithm,
+    LoggerConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainerConfig,
+)
 from llm.errors import ConfigError
 
 
@@ -245,6 +253,11 @@ class FinetuneStage(StageConfig):
         for key in BUDGETS:
             if getattr(self.trainer, key) is not None:
                 raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
+        if self.optimizer.algorithm is Algorithm.muon:
+            raise ConfigError(
+                "optimizer.algorithm=muon is for whole matrices; LoRA trains thin factors of them. Choose "
+                "optimizer=adamw_lora."
+            )
         _needs_equal_shares(self.data, self.trainer)
 
 

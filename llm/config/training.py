@@ -73,11 +73,28 @@ class ModelConfig:
         below_one("model.dropout", self.dropout)
 
 
+class Algorithm(Enum):
+    adamw = "adamw"
+    muon = "muon"  # for the matrices of the blocks; AdamW for the rest
+
+
+class Schedule(Enum):
+    cosine = "cosine"  # down to the minimum at the last step
+    linear = "linear"  # likewise, in a straight line
+    wsd = "wsd"  # warmup, stable, decay: the peak until decay_share of the steps are left, then down by 1 - sqrt
+    constant = "constant"  # the peak to the end
+
+
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with a linear warmup and a cosine decay to min_learning_rate_ratio x learning_rate at the last step."""
+    """An optimizer, and the learning rate of each step: a linear warmup, then the schedule."""
 
+    algorithm: Algorithm = Algorithm.adamw
     learning_rate: float = 1e-3  # peak, reached after warmup
+    muon_learning_rate: float | None = None  # of Muon's matrices, in AdamW's measure; None: learning_rate
+    muon_momentum: float = 0.95
+    schedule: Schedule = Schedule.cosine
+    decay_share: float = 0.2  # of trainer.max_steps, for schedule=wsd
     min_learning_rate_ratio: float = 0.1
     warmup_steps: int = 100
     weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
@@ -86,12 +103,22 @@ class OptimizerConfig:
     gradient_clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be a number above 0, such as 1e-3.")
+        for key in ("learning_rate", "muon_learning_rate"):
+            if (rate := getattr(self, key)) is not None and not 0 < rate < float("inf"):
+                raise ConfigError(f"optimizer.{key}={rate} must be a number above 0, such as 1e-3.")
+        if self.algorithm is not Algorithm.muon and self.muon_learning_rate is not None:
+            raise ConfigError(
+                f"optimizer.muon_learning_rate={self.muon_learning_rate} is not used by optimizer.algorithm="
+                f"{self.algorithm.value}. Choose optimizer=muon, or leave it out."
+            )
         for key in ("min_learning_rate_ratio", "weight_decay"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
-        for key in ("beta1", "beta2"):
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(
+                f"optimizer.decay_share={self.decay_share} is out of range. Set a share above 0, up to 1, such as 0.2."
+            )
+        for key in ("beta1", "beta2", "muon_momentum"):
             below_one(f"optimizer.{key}", getattr(self, key))
         if not self.gradient_clip_norm > 0:
             raise ConfigError(

@@ -22,7 +22,7 @@ from llm.run.identity import Plan, differences
 from llm.run.making import NOT_MINE, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
-from llm.run.runs import Run, candidates, find, find_runs, load
+from llm.run.runs import Run, candidates, find, find_runs, load, read_record
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "on_signal",
     "process_rank",
     "read_metrics",
+    "read_record",
     "sha256_of",
     "start_logging",
     "stop_on_signal",

@@ -35,10 +35,17 @@ class Outcome:
 NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
 
 
-def make(plan: Plan, work: Callable[[Run], Outcome], *, wait: bool = False) -> Run:
+def make(
+    plan: Plan,
+    work: Callable[[Run], Outcome],
+    *,
+    wait: bool = False,
+    prepare: Callable[[Path], None] | None = None,
+) -> Run:
     """The finished run of `plan`: an existing one, or the one that `work` makes of a new or an unfinished folder.
 
-    `wait` says what to do while another process makes this very run: wait for it, or refuse.
+    `wait` says what to do while another process makes this very run: wait for it, or refuse. `prepare` is given the
+    folder before any rank begins to work in it.
 
     Raises:
         ConfigError: another process is at it, or reuse=require and there is no finished run.
@@ -56,13 +63,15 @@ def make(plan: Plan, work: Callable[[Run], Outcome], *, wait: bool = False) -> R
             return finished
         if finished := _reusable(plan, folder):  # by a process that was faster
             return finished
+        if plan.config.reuse is Reuse.never:
+            _clear(folder)
+        clear_temporaries(folder)
+        if prepare:
+            prepare(folder)
         return _carry_out(plan, folder, work)
 
 
 def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
-    if plan.config.reuse is Reuse.never:
-        _clear(folder)
-    clear_temporaries(folder)
     record = _begin(plan, folder)
     started = time.monotonic()
     with log_to(folder / "log.txt"):

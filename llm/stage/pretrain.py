@@ -10,6 +10,7 @@ from llm.data import TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._budget import steps_within_budget
+from llm.stage._extension import adopt_beginning
 from llm.stage._training import train
 
 FORMAT_VERSION = 1
@@ -32,7 +33,11 @@ def run(config: PretrainStage) -> Run:
         parents={"shards": shards.digest},
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
-    return make(plan, lambda run: _train(run, config, shards))
+    return make(
+        plan,
+        lambda run: _train(run, config, shards),
+        prepare=lambda folder: adopt_beginning(folder, plan, config),
+    )
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:

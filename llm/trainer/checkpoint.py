@@ -11,6 +11,7 @@ The newest good one is where a run goes on; one that is not what its manifest sa
 import json
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,7 @@ class CheckpointFolders(CheckpointIO):
         with whole_folder(Path(path)) as folder:
             save_file(tensors, folder / FILES[0])
             write_json(folder / FILES[1], state)
-            files = {
-                name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES
-            }
-            manifest = {"identity": self._identity, "files": files}
-            write_json(folder / "manifest.json", manifest | {"sha256": digest_of(manifest)})
+            _write_manifest(folder, self._identity)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -53,6 +50,25 @@ class CheckpointFolders(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path)
+
+
+def adopt(checkpoint: Path, checkpoints: Path, identity: dict[str, Any]) -> None:
+    """Copy the checkpoint of one run among those of another, which is the same run up to there."""
+    with whole_folder(checkpoints / checkpoint.name) as folder:
+        for name in FILES:
+            shutil.copyfile(checkpoint / name, folder / name)
+        _write_manifest(folder, identity)
+
+
+def _write_manifest(folder: Path, identity: dict[str, Any] | None) -> None:
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES}
+    manifest = {"identity": identity, "files": files}
+    write_json(folder / "manifest.json", manifest | {"sha256": digest_of(manifest)})
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that are in a checkpoint."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -123,10 +139,10 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def keep(checkpoints: Path, *, newest: int, best: int | None = None) -> None:
-    """Remove all but the newest ones, and the one of the step that is the best."""
+def keep(checkpoints: Path, *, newest: int, steps: Collection[int | None] = ()) -> None:
+    """Remove all but the newest ones, and those of some steps."""
     for path in sorted(checkpoints.glob(f"{PREFIX}*"))[:-newest]:
-        if best is None or path != folder_of(checkpoints, best):
+        if step_of(path) not in steps:
             going = path.with_name(f"{TEMPORARY}{path.name}")  # so that what is removed half is not taken for damaged
             path.rename(going)
             shutil.rmtree(going)

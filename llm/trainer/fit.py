@@ -20,8 +20,9 @@ from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
+from llm.optimizer import extension_step
 from llm.run import SIGNALS, launch_id, log, on_signal, process_rank
-from llm.trainer.checkpoint import CheckpointFolders, newest_good
+from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
@@ -90,7 +91,7 @@ def fit(task: Fit) -> None:
         world_size=task.trainer.devices,
     )
     if resume_from:
-        batches.start_step = int(resume_from.name.split("-")[1])
+        batches.start_step = step_of(resume_from)
         log.info("going on from %s", resume_from)
     held_out = EvaluationBatches(
         task.held_out_rows.num_labels,
@@ -155,7 +156,14 @@ def _lightning_trainer(
         stop_after=config.stop_after_skipped_steps,
         documents_of=lambda step: task.train_rows.describe(batches.rows_of(step)),
     )
-    saving = Saving(checkpoints, config, meter=meter, validation=validation, stop=stop)
+    saving = Saving(
+        checkpoints,
+        config,
+        meter=meter,
+        validation=validation,
+        stop=stop,
+        kept_step=extension_step(task.optimizer, max_steps=config.max_steps),
+    )
     return pl.Trainer(
         accelerator=config.accelerator.value,
         devices=config.devices,

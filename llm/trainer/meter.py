@@ -88,7 +88,7 @@ class Meter(pl.Callback):
         self.latest |= {
             "train/skipped_steps": int(self.skipped),
             "train/gradient_norm": float(module.gradient_norm),
-            "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
+            "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[-1],
             "throughput/tokens_per_second": speed,
             "throughput/mfu": speed * self._flops_per_token / (self._peak_flops * trainer.world_size),
         }

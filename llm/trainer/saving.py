@@ -29,9 +29,16 @@ class Saving(pl.Callback):
     """Saves every so many steps or minutes, at the last step, at the best validation, and when a signal asks for it."""
 
     def __init__(
-        self, checkpoints: Path, config: TrainerConfig, *, meter: Meter, validation: Validation, stop: StopFlag
+        self,
+        checkpoints: Path,
+        config: TrainerConfig,
+        *,
+        meter: Meter,
+        validation: Validation,
+        stop: StopFlag,
+        kept_step: int | None = None,  # saved whatever the others are, and kept
     ) -> None:
-        self._checkpoints, self._config = checkpoints, config
+        self._checkpoints, self._config, self._kept_step = checkpoints, config, kept_step
         self._meter, self._validation, self._stop = meter, validation, stop
         self._saved_at = time.monotonic()
 
@@ -45,7 +52,8 @@ class Saving(pl.Callback):
             return
         is_best = self._config.keep_best and self._validation.best_step == trainer.global_step
         stop, is_late = self._ask_ranks(trainer)
-        if stop or is_late or is_best or is_due(trainer, self._config.checkpoint_every_steps):
+        is_kept = trainer.global_step == self._kept_step
+        if stop or is_late or is_best or is_kept or is_due(trainer, self._config.checkpoint_every_steps):
             assert isinstance(pl_module, NextTokenModule)
             self._meter.settle(trainer, pl_module)
             with self._meter.pause():
@@ -78,4 +86,4 @@ class Saving(pl.Callback):
         if fault := find_fault(path):
             raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
         best = self._validation.best_step if self._config.keep_best else None
-        keep(self._checkpoints, newest=self._config.keep_checkpoints, best=best)
+        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=(best, self._kept_step))

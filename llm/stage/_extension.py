@@ -1,0 +1,45 @@
+"""A longer run of a warmup-stable-decay schedule -> the beginning it shares with a shorter one that is there already.
+
+The two are the same run, to the last bit, until the shorter one begins to decay.
+"""
+
+import shutil
+from pathlib import Path
+
+from llm.config import PretrainStage, Reuse, Schedule
+from llm.run import Plan, differences, log, read_record
+
+LENGTH = "settings.trainer.max_steps"
+
+
+def adopt_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
+    """Copy the latest checkpoint of the stable phase that another run of these settings left, and what led there."""
+    checkpoints = folder / "checkpoints"
+    if config.optimizer.schedule is not Schedule.wsd or config.reuse is Reuse.never or any(checkpoints.glob("*")):
+        return
+    from llm.trainer.checkpoint import adopt, find_fault, step_of  # takes seconds, which other schedules need not wait
+
+    found = [path for path in _shared_checkpoints(folder.parent, plan, config) if not find_fault(path)]
+    if not found:
+        return
+    newest = max(found, key=step_of)
+    other = newest.parents[1]
+    for name in ("metrics.jsonl", "samples.jsonl"):  # cut to where the checkpoint was, when training goes on
+        shutil.copyfile(other / name, folder / name)
+    adopt(newest, checkpoints, plan.identity)
+    log.info("until step %d this is %s, whose checkpoint it goes on from", step_of(newest), other)
+
+
+def _shared_checkpoints(runs: Path, plan: Plan, config: PretrainStage) -> list[Path]:
+    from llm.optimizer import extension_step
+    from llm.trainer.checkpoint import PREFIX, step_of
+
+    shared = []
+    for other in runs.iterdir():
+        identity = (read_record(other) or {}).get("identity")
+        if not identity or {key for key, *_ in differences(identity, plan.identity)} != {LENGTH}:
+            continue
+        lengths = (config.trainer.max_steps, identity["settings"]["trainer"]["max_steps"])
+        until = min(extension_step(config.optimizer, max_steps=length) or 0 for length in lengths)
+        shared += [path for path in (other / "checkpoints").glob(f"{PREFIX}*") if step_of(path) <= until]
+    return shared
