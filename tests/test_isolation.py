@@ -69,7 +69,9 @@ def test_a_changed_document_leaves_the_logits_of_its_neighbours_as_they_were(
         mine = documents == number
         changed = torch.where(mine, (batch["input_ids"] + 7) % VOCAB, batch["input_ids"])
         after = logits_of(model, batch | {"input_ids": changed})
-        assert torch.equal(after[~mine], before[~mine])
+        # An expert multiplies all tokens that chose it at once: how many they are moves the last bits.
+        bound = 1e-6 if architecture is Architecture.qwen3_moe else 0.0
+        assert (after[~mine] - before[~mine]).abs().max() <= bound
         assert (after[mine] != before[mine]).any(-1).all()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -12,12 +13,19 @@ from llm.errors import ConfigError
 class Architecture(Enum):
     gpt2 = "gpt2"
     llama = "llama"
+    qwen3 = "qwen3"  # llama with normed queries and keys
+    gemma3 = "gemma3"  # most layers see the last 512 tokens alone
+    qwen3_moe = "qwen3_moe"  # qwen3 whose every token goes through a few of many experts
 
 
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # The linear layers of a block, by the names that Hugging Face gives them: what LoRA can be put on.
 LINEAR_LAYERS = {
     Architecture.gpt2: ["c_attn", "c_proj", "c_fc"],
-    Architecture.llama: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    Architecture.llama: (_llama := [*_ATTENTION, "gate_proj", "up_proj", "down_proj"]),
+    Architecture.qwen3: _llama,
+    Architecture.gemma3: _llama,
+    Architecture.qwen3_moe: _ATTENTION,  # its experts are no layers, but one tensor
 }
 
 
@@ -48,29 +56,54 @@ class ModelConfig:
     num_layers: int = 3
     num_heads: int = 4
     hidden_size: int = 160
-    intermediate_size: int | None = None  # None: 4 x hidden_size for gpt2; 8/3 x, rounded up to 32, for llama
-    num_key_value_heads: int | None = None  # llama only; None: as many as num_heads
+    intermediate_size: int | None = (
+        None  # None: 4 x hidden_size for gpt2; 8/3 x for the others (over a token's experts)
+    )
+    num_key_value_heads: int | None = None  # not for gpt2; None: as many as num_heads
+    num_experts: int | None = None  # qwen3_moe only; None: 8
+    num_experts_per_token: int | None = None  # qwen3_moe only; None: 2
     max_position_embeddings: int = 1024
     dropout: float = 0.0
     tie_word_embeddings: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)  # any other key of the architecture's Hugging Face config
 
     def __post_init__(self) -> None:
         for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
             at_least(f"model.{key}", getattr(self, key), 1)
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
-        if self.architecture is Architecture.llama:
-            if self.hidden_size // self.num_heads % 2:
-                raise ConfigError(
-                    f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
-                    f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
-                )
+        if self.architecture is Architecture.gpt2:
             if self.num_key_value_heads is not None:
-                divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
-        elif self.num_key_value_heads is not None:
-            raise ConfigError("model.num_key_value_heads is a setting of llama; gpt2 has none. Remove it.")
+                raise ConfigError("model.num_key_value_heads is not a setting of gpt2. Remove it.")
+        else:
+            self._check_heads()
         if self.intermediate_size is not None:
             at_least("model.intermediate_size", self.intermediate_size, 1)
+        self._check_experts()
         below_one("model.dropout", self.dropout)
+
+    def _check_heads(self) -> None:
+        if self.hidden_size // self.num_heads % 2:
+            raise ConfigError(
+                f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
+                f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
+            )
+        if self.num_key_value_heads is not None:
+            divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
+
+    def _check_experts(self) -> None:
+        for key in ("num_experts", "num_experts_per_token"):
+            if (number := getattr(self, key)) is None:
+                continue
+            if self.architecture is not Architecture.qwen3_moe:
+                raise ConfigError(
+                    f"model.{key} is a setting of qwen3_moe; {self.architecture.value} has none. Remove it."
+                )
+            at_least(f"model.{key}", number, 1)
+        if (self.num_experts_per_token or 2) > (self.num_experts or 8):
+            raise ConfigError(
+                f"model.num_experts_per_token={self.num_experts_per_token or 2} is more than model.num_experts="
+                f"{self.num_experts or 8}. Lower the first or raise the second."
+            )
 
 
 class Algorithm(Enum):

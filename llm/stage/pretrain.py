@@ -22,6 +22,10 @@ def run(config: PretrainStage) -> Run:
         from llm.trainer import require_accelerator
 
         require_accelerator(config.trainer)
+    if config.model.extra:
+        from llm.model import check_extra  # takes seconds: only for what the schema cannot know
+
+        check_extra(config.model)
     shards = shards_stage.run(
         ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data), wait=True
     )

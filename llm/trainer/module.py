@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from llm import optimizer
 from llm.config import OptimizerConfig
-from llm.model import next_token_nats
+from llm.model import next_token_loss
 
 
 class NextTokenModule(pl.LightningModule):
@@ -38,10 +38,10 @@ class NextTokenModule(pl.LightningModule):
         of the step weighs the same, however unevenly labels fall on micro-batches and ranks. A loss that is not finite
         gives gradients that are not, on every rank, whatever the model's own would be.
         """
-        nats = next_token_nats(self.model, batch)
+        nats, loss = next_token_loss(self.model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         finite = torch.where(nats.detach().isfinite(), 1.0, math.nan)
-        return {"loss": nats * finite * (parts / batch["num_labels"]), "nats": nats.detach()}
+        return {"loss": loss * finite * (parts / batch["num_labels"]), "nats": nats.detach()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         adamw, schedule = optimizer.build(self.model, self._config, max_steps=self._max_steps)

@@ -15,11 +15,22 @@ PROBE_TRIES = 5
 def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_length: int) -> float:
     """Forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
-    N: parameters that every token is multiplied with, all but position embeddings, which are looked up; L: layers;
-    H x Q: heads times their size; T: tokens per row.
+    N: parameters that a token is multiplied with: not embeddings, which are looked up (but the head that is tied to
+    them), and of the experts those that it goes through. A frozen one takes 4, as it has no gradient of its own.
+    L: layers; H x Q: heads times their size; T: tokens per row, or the window of a layer that sees fewer.
     """
-    multiplied = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[-2:] != ["wpe", "weight"])
-    return 6.0 * multiplied + 12.0 * config.num_hidden_layers * config.hidden_size * sequence_length
+    head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
+    multiplied = 0.0
+    for name, parameter in model.named_parameters():
+        is_looked_up = name.split(".")[-2] in ("wpe", "wte", "embed_tokens") and parameter is not head
+        share = config.num_experts_per_tok / config.num_local_experts if ".experts." in name else 1.0
+        multiplied += 0.0 if is_looked_up else share * parameter.numel() * (6 if parameter.requires_grad else 4)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    seen = sum(min(sequence_length, config.sliding_window) if "sliding" in k else sequence_length for k in kinds)
+    return multiplied + 12.0 * width * seen
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:

@@ -1,0 +1,205 @@
+"""What is shipped under conf/model: exact sizes, FLOPs by hand, experts, and keys of an architecture's own."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.errors import ConfigError
+from llm.model import add_lora, build, check_extra, count_parameters, next_token_loss, next_token_nats
+from llm.model.loss import IGNORED
+from llm.tokenizer import Special
+from llm.trainer.throughput import flops_per_token
+from tests.test_model import SPECIAL, VOCAB, batch_of, config, ids, model_of, preset
+
+# (parameters at a vocabulary of 8,192; at 32,768): tied embeddings are counted once.
+SIZES = {
+    "gpt2_tiny": (2_402_720, 6_334_880),
+    "gpt2_10m": (10_257_408, 16_548_864),
+    "gpt2_30m": (29_938_688, 42_521_600),
+    "gpt2_125m": (92_133_888, 111_008_256),
+    "gpt2_350m": (311_748_608, 336_914_432),
+    "gpt2_1b": (1_028_141_056, 1_078_472_704),
+    "llama_tiny": (2_264_160, 6_196_320),
+    "llama_10m": (10_130_688, 16_422_144),
+    "llama_30m": (29_499_904, 42_082_816),
+    "llama_125m": (91_245_312, 110_119_680),
+    "llama_350m": (312_001_536, 337_167_360),
+    "llama_1b": (989_923_328, 1_040_254_976),
+    "qwen3_tiny": (2_264_400, 6_196_560),
+    "qwen3_10m": (10_131_968, 16_423_424),
+    "qwen3_30m": (29_500_928, 42_083_840),
+    "qwen3_125m": (91_246_848, 110_121_216),
+    "qwen3_350m": (312_004_608, 337_170_432),
+    "qwen3_1b": (989_925_376, 1_040_257_024),
+    "gemma3_tiny": (2_265_360, 6_197_520),
+    "gemma3_10m": (10_137_088, 16_428_544),
+    "gemma3_30m": (29_509_120, 42_092_032),
+    "gemma3_125m": (91_265_280, 110_139_648),
+    "gemma3_350m": (312_053_760, 337_219_584),
+    "gemma3_1b": (989_990_912, 1_040_322_560),
+    "qwen3_moe_tiny": (4_203_600, 8_135_760),
+    "qwen3_moe_45m": (45_645_184, 55_082_368),
+}
+ALIASES = {"gpt2_small": "gpt2_125m", "llama_small": "llama_125m"}
+
+
+def test_every_preset_has_its_size_below() -> None:
+    assert {path.stem for path in Path("conf/model").glob("*.yaml")} == {*SIZES, *ALIASES}
+    for alias, name in ALIASES.items():
+        assert {**vars_of(preset(alias)), "name": name} == vars_of(preset(name))
+
+
+def vars_of(settings: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__slots__}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_parameters_of_a_preset(name: str) -> None:
+    with torch.device("meta"):
+        sizes = [count_parameters(build(preset(name), vocab_size=size, special=SPECIAL)) for size in (8192, 32768)]
+    assert tuple(sizes) == SIZES[name]
+
+
+# FLOPs
+
+LAYERS, HEADS, HIDDEN, INNER, LENGTH = 2, 2, 16, 64, 100
+LLAMA_BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * INNER
+NORMS = 2 * LAYERS * HIDDEN + HIDDEN
+
+
+def flops(model: torch.nn.Module, length: int = LENGTH) -> float:
+    return flops_per_token(model, model.config, sequence_length=length)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_that_are_only_looked_up_take_no_flops(tied: bool) -> None:
+    multiplied = VOCAB * HIDDEN + LAYERS * LLAMA_BLOCK + NORMS  # the head, tied or not
+    model = model_of(Architecture.llama, tie_word_embeddings=tied)
+    assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
+
+
+def test_positions_that_are_looked_up_take_no_flops() -> None:
+    model = model_of(Architecture.gpt2)
+    multiplied = count_parameters(model) - 64 * HIDDEN
+    assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
+
+
+def test_a_layer_with_a_window_attends_to_no_more_than_that() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    model = model_of(Architecture.gemma3, extra={"sliding_window": 30, "layer_types": kinds})
+    assert flops(model) == 6 * count_parameters(model) + 12 * HIDDEN * (30 + LENGTH)
+    assert flops(model, 20) == 6 * count_parameters(model) + 12 * HIDDEN * (20 + 20)
+
+
+def test_a_token_pays_for_the_experts_that_it_goes_through() -> None:
+    model = model_of(Architecture.qwen3_moe, num_experts=4, num_experts_per_token=1, intermediate_size=INNER)
+    experts = LAYERS * 4 * 3 * HIDDEN * INNER
+    assert sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) == experts
+    multiplied = count_parameters(model) - experts + experts / 4
+    assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
+
+
+def test_what_is_frozen_has_no_gradient_of_its_own() -> None:
+    model = add_lora(model_of(Architecture.llama), LoraConfig(rank=2), Architecture.llama)
+    trained = count_parameters(model, trainable=True)
+    frozen = count_parameters(model) - trained
+    assert flops(model) == 4 * frozen + 6 * trained + 12 * LAYERS * HIDDEN * LENGTH
+
+
+# Experts
+
+
+def test_training_balances_the_experts_and_reports_the_nats_alone() -> None:
+    model = model_of(Architecture.qwen3_moe, num_experts=4)
+    input_ids, labels = ids(2, 9), ids(2, 9, seed=1)
+    labels[0, 3:6] = IGNORED  # 15 are left
+    batch = batch_of(input_ids, labels)
+    nats, loss = next_token_loss(model, batch)
+    assert nats.item() == pytest.approx(next_token_nats(model, batch).item(), rel=1e-6)
+    scores: list[torch.Tensor] = []
+    hooks = [
+        layer.mlp.gate.register_forward_hook(lambda module, inputs, _: scores.append(inputs[0] @ module.weight.T))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        next_token_nats(model, batch)
+    for hook in hooks:
+        hook.remove()
+    shares = torch.cat([layer.reshape(-1, 4) for layer in scores]).softmax(-1)  # (tokens of both layers, experts)
+    chosen = torch.zeros_like(shares).scatter_(1, shares.topk(2).indices, 1.0)
+    balance = 4 * (chosen.mean(0) * shares.mean(0)).sum()  # experts x share of tokens x share of probability
+    assert (loss - nats).item() == pytest.approx(0.001 * balance.item() * 15, rel=1e-4)
+
+
+def test_other_models_are_trained_on_their_nats() -> None:
+    nats, loss = next_token_loss(model_of(Architecture.llama), batch_of(ids(1, 5), ids(1, 5, seed=1)))
+    assert loss is nats
+
+
+# Keys of the architecture's own
+
+
+def test_extra_keys_reach_the_hugging_face_config() -> None:
+    model = model_of(Architecture.qwen3, extra={"rms_norm_eps": 0.5, "attention_bias": True})
+    assert model.config.rms_norm_eps == 0.5
+    assert model.model.layers[0].self_attn.q_proj.bias is not None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra", "message"),
+    [
+        (
+            Architecture.llama,
+            {"rms_norm_esp": 1e-5},
+            "model.extra.rms_norm_esp is not in the config of llama. Did you m",
+        ),
+        (Architecture.gpt2, {"zzz": 1}, "model.extra.zzz is not in the config of gpt2. Remove it."),
+        (Architecture.llama, {"hidden_size": 8}, "model.extra.hidden_size is set by another setting of model. Remove"),
+        (Architecture.llama, {"vocab_size": 8}, "model.extra.vocab_size is set by the tokenizer. Remove it."),
+        (Architecture.qwen3, {"rms_norm_eps": "x"}, "model.extra={'rms_norm_eps': 'x'} is not what qwen3 takes: "),
+    ],
+)
+def test_an_extra_key_that_cannot_be_is_refused(
+    architecture: Architecture, extra: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_extra(config(architecture, extra=extra))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        (Architecture.llama, {"num_experts": 4}, "model.num_experts is a setting of qwen3_moe; llama has none."),
+        (
+            Architecture.gpt2,
+            {"num_experts_per_token": 4},
+            "model.num_experts_per_token is a setting of qwen3_moe; gpt2",
+        ),
+        (Architecture.qwen3_moe, {"num_experts": 0}, "model.num_experts=0 is too small"),
+        (Architecture.qwen3_moe, {"num_experts": 1}, "model.num_experts_per_token=2 is more than model.num_experts=1."),
+        (Architecture.gemma3, {"hidden_size": 6}, "gives heads of odd size 3; rotary positions need an even one"),
+        (Architecture.qwen3, {"num_key_value_heads": 3}, "model.num_heads=2 does not divide by model.num_key_value"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(architecture: Architecture, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(architecture, **changes)
+
+
+def test_a_model_of_experts_learns() -> None:
+    torch.manual_seed(0)
+    special = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    model = build(config(Architecture.qwen3_moe), vocab_size=VOCAB, special=special)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch, losses = batch_of(ids(2, 12), ids(2, 12, seed=1)), []
+    for _ in range(30):
+        nats, loss = next_token_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(nats.item())
+    assert losses[-1] < losses[0] / 4
