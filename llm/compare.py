@@ -19,8 +19,9 @@ METRICS = (*RANKED_BY, "train/loss", "tokens", "seconds")  # what a run that is 
 NOT_RESULTS = ("bos_id", "eos_id")
 HELD_OUT = (  # beginnings of the keys that say which text is held out
     "data.kind", "data.source", "data.path", "data.text_field", "data.layout.", "data.cleaning.",
-    "data.held_out_share", "data.bad_records",
+    "data.held_out_share", "data.bad_records", "data.parts.",
 )  # fmt: skip
+HOW_MUCH = (".weight", ".max_bytes", ".max_tokens")  # ends of those of data.parts that say which is trained on
 ABSENT = "-"  # a run has no such key or result
 MOST_COLUMNS = 6  # with more, a run is a column
 RUN_WIDTH = 24  # characters for a run's column in a terminal
@@ -39,7 +40,8 @@ def outcome(run: Run) -> dict[str, float]:
     """What came out, in numbers: the results of a finished run, else the last that it measured."""
     if not run.is_done:
         metrics = read_metrics(run.path / "metrics.jsonl")
-        return {name: values[-1][1] for name in METRICS if (values := history(metrics, name))}
+        by_part = sorted({n for record in metrics for n in record if n.startswith(tuple(f"{m}/" for m in RANKED_BY))})
+        return {name: values[-1][1] for name in (*METRICS, *by_part) if (values := history(metrics, name))}
     numbers = {key: value for key, value in run.results.items() if isinstance(value, int | float)}
     ranking = {name: numbers[name] for name in RANKED_BY if name in numbers}
     return ranking | {k: v for k, v in numbers.items() if k not in NOT_RESULTS} | {"seconds": run.record["seconds"]}
@@ -129,7 +131,7 @@ def held_out_notes(runs: list[Run]) -> list[str]:
     """What a reader of the ranks of these runs must know, if they were not measured on the same held-out text."""
     choices = varying([run.config for run in runs])
     differing = ["stage"] if len({run.stage for run in runs}) > 1 else []
-    differing += [key for key in choices if key.startswith(HELD_OUT)]
+    differing += [key for key in choices if key.startswith(HELD_OUT) and not key.endswith(HOW_MUCH)]
     if not differing:
         return []
     return [f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."]

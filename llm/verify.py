@@ -16,7 +16,7 @@ def verify(run: Run) -> tuple[list[str], list[str]]:
     if run.is_done:
         try:
             seen.append(f"{check_files(run)} files")
-            if run.stage == "shards":
+            if run.stage == "shards" and "parts" not in run.results:  # a mixture has none of its own
                 manifest = read_manifest(run.path / "shards")
                 seen.append(f"{len(manifest.train.shards) + len(manifest.held_out.shards)} shards")
         except DamagedError as error:

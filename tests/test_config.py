@@ -46,6 +46,7 @@ def test_every_choice_composes_in_a_stage_that_uses_it(override):
     stage = "finetune" if settings.get("kind") == "conversations" else STAGE_OF.get(choice, "pretrain")
     needed = ["base=x"] if stage == "finetune" else []
     needed += ["data.path=x"] if group == "data" and "source" not in settings else []
+    needed += ["data.parts={law: {use: korean_law}}"] if choice == "mixture" else []
     assert config_of(f"stage={stage}", override, *needed).stage == stage
 
 

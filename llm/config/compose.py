@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
+from llm.config.parts import with_parts
 from llm.config.schema import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
@@ -32,6 +33,7 @@ def from_hydra(cfg: DictConfig) -> Any:
         raise ConfigError(f"no stage is chosen. Set stage to one of {', '.join(STAGES)}.")
     try:
         _reject_unknown_keys(cfg)
+        cfg = with_parts(cfg)
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(explain_missing_value(missing[0]))
         return OmegaConf.to_object(cfg)

@@ -10,6 +10,8 @@ from llm.errors import ConfigError
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
 TEXT_ROWS = {"identity": ("pretrain",)}  # the same, of text alone: a conversation has a row of its own
+SHARES = {"identity": ("tokenizer", "shards", "pretrain")}  # how much of each text a tokenizer and a model learn from
+SHARES_OF_TOKENS = {"identity": ("shards", "pretrain")}  # the same, where there are tokens
 TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
 
 
@@ -23,6 +25,9 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
         if is_dataclass(value):
             if nested := identity_settings(value, stage):
                 settings[f.name] = nested
+        elif f.name == "parts":  # no key where there is none: what is no mixture keeps the runs that it had
+            if value:
+                settings[f.name] = {name: identity_settings(part, stage) for name, part in value.items()}
         else:
             settings[f.name] = value.name if isinstance(value, Enum) else value
     return settings

@@ -28,7 +28,8 @@ def _kind(config: StageConfig) -> str | None:
         return None
     settings = identity_settings(tokenizer, "tokenizer") | {"vocab_size": None}
     data: Any = config.data  # type: ignore[attr-defined]  # every stage with a tokenizer has data
-    return json.dumps([settings, identity_settings(data, "tokenizer"), data.path, config.outputs], sort_keys=True)
+    paths = [data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
+    return json.dumps([settings, identity_settings(data, "tokenizer"), paths, config.outputs], sort_keys=True)
 
 
 def _tokenizer(config: StageConfig) -> Any:

@@ -1,14 +1,15 @@
 """The schema of conf/: one dataclass for each stage, with the checks across its groups; text and its tokenizer here."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
-from llm.config.fields import HOW, ROWS, TEXT, TEXT_ROWS, at_least, divides
+from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least, divides
 from llm.config.training import (
     BUDGETS,
     Algorithm,
@@ -36,6 +37,7 @@ class DataSource(Enum):
     files = "files"
     korean_law = "korean_law"
     korean_law_qa = "korean_law_qa"
+    mixture = "mixture"  # data.parts
 
 
 class BadRecords(Enum):
@@ -121,6 +123,38 @@ class TokenizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PartConfig:
+    """A part of a mixture: a choice of conf/data, what differs from it, and how much of it is trained on.
+
+    What neither says is as in the mixture's own data.cleaning and data.bad_records.
+    """
+
+    use: str = field(default=MISSING, metadata=HOW)  # a choice of conf/data
+    weight: float | None = field(default=None, metadata=SHARES)  # of the bytes trained on; None, of all: by size
+    max_bytes: int | None = field(default=None, metadata=SHARES)  # of its training text, no more is trained on
+    max_tokens: int | None = field(default=None, metadata=SHARES_OF_TOKENS)  # the same in tokens
+    kind: DataKind = field(default=MISSING, metadata=TEXT)  # from here on as in DataConfig
+    source: DataSource = field(default=DataSource.files, metadata=TEXT)
+    path: str | None = field(default=None, metadata=HOW)
+    text_field: str = field(default="text", metadata=TEXT)
+    layout: LayoutConfig = field(default_factory=LayoutConfig, metadata=TEXT)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig, metadata=TEXT)
+    bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
+
+    def __post_init__(self) -> None:
+        if self.kind is not DataKind.text or self.source is DataSource.mixture:
+            what = "a mixture itself" if self.source is DataSource.mixture else f"{self.kind.value}, not text"
+            raise ConfigError(f"data.use={self.use} is {what}. Use a choice of text such as korean_law.")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ConfigError(f"data.weight={self.weight} is out of range. Set a number above 0.")
+        for key in ("max_bytes", "max_tokens"):
+            if (value := getattr(self, key)) is not None:
+                at_least(f"data.{key}", value, 1)
+        _check_source(self.source, self.path, self.use, self.kind)
+        check_path("data.text_field", self.text_field)
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Documents or conversations, how they are split, and the rows that a step takes."""
 
@@ -137,12 +171,12 @@ class DataConfig:
     sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
     packing: Packing = field(default=Packing.concatenate, metadata=TEXT_ROWS)
+    parts: Any = None  # of a mixture: name -> PartConfig, of which a user writes what is needed
+    tokenizer_part: str | None = field(default=None, metadata=HOW)  # that its tokenizer learns from; None: all of them
 
     def __post_init__(self) -> None:
-        if self.source is DataSource.files and self.path is None:
-            raise ConfigError(f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[self.kind]}>.")
-        if self.source is not DataSource.files and self.path is not None:
-            raise ConfigError(f"data.path={self.path} is not used by data={self.name}. Choose data={self.kind.value}.")
+        _check_source(self.source, self.path, self.name, self.kind)
+        self._check_parts()
         if not 0 < self.held_out_share < 1:
             raise ConfigError(
                 f"data.held_out_share={self.held_out_share} is out of range. Set a share between 0 and 1, such as 0.01."
@@ -155,6 +189,42 @@ class DataConfig:
         if self.kind is DataKind.conversations:
             self._refuse_what_is_for_text()
 
+    @property
+    def is_mixture(self) -> bool:
+        return self.source is DataSource.mixture
+
+    def part(self, name: str) -> "DataConfig":
+        """The data config of one part by itself, split and laid out in rows as the mixture is."""
+        part: PartConfig = self.parts[name]
+        own = {key: getattr(part, key) for key in ("kind", "source", "path", "text_field", "layout", "cleaning")}
+        return replace(self, name=part.use, **own, bad_records=part.bad_records, parts=None, tokenizer_part=None)
+
+    def _check_parts(self) -> None:
+        if not self.is_mixture:
+            for key in ("parts", "tokenizer_part"):
+                if value := getattr(self, key):
+                    raise ConfigError(f"data.{key}={value} is for data=mixture, not for {self.name}. Leave it out.")
+            return
+        if not self.parts:
+            raise ConfigError(
+                "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}, books: {use: text, path: "
+                "data/books, weight: 7}}: a name, a choice of conf/data and a weight for each part."
+            )
+        if self.text_field != "text" or self.layout != LayoutConfig():
+            key = "layout" if self.text_field == "text" else "text_field"
+            raise ConfigError(f"data.{key} is not used by data=mixture. Set it in a part: data.parts.<part>.{key}.")
+        without = [name for name, part in self.parts.items() if part.weight is None]
+        if 0 < len(without) < len(self.parts):
+            other = next(name for name in self.parts if name not in without)
+            raise ConfigError(
+                f"data.parts.{without[0]}.weight is missing, but {other} has one. Give every part a weight, or none: "
+                "then each counts by its size."
+            )
+        if self.tokenizer_part is not None and self.tokenizer_part not in self.parts:
+            close = get_close_matches(self.tokenizer_part, self.parts, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"They are {', '.join(self.parts)}."
+            raise ConfigError(f"data.tokenizer_part={self.tokenizer_part} is none of data.parts. {hint}")
+
     def _refuse_what_is_for_text(self) -> None:
         if self.packing is not Packing.concatenate:
             raise ConfigError(
@@ -165,6 +235,16 @@ class DataConfig:
                 f"data.num_workers={self.num_workers} is for text, which becomes shards; data={self.name} does not. "
                 "Leave it out."
             )
+
+
+def _check_source(source: DataSource, path: str | None, name: str, kind: DataKind) -> None:
+    """Refuse files without a path, and a path without files."""
+    if source is DataSource.files and path is None:
+        raise ConfigError(f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[kind]}>.")
+    if source is DataSource.mixture and path is not None:
+        raise ConfigError(f"data.path={path} is not used by data={name}. Set data.parts.<part>.path.")
+    if source is not DataSource.files and path is not None:
+        raise ConfigError(f"data.path={path} is not used by data={name}. Choose data={kind.value}.")
 
 
 _FILES_OF = {

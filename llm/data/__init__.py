@@ -14,15 +14,17 @@ partial.py       what such an attempt left
 shards.py        a folder of shards: its manifest, its files, and how they are checked and read
 rows.py          shards -> packed rows of tokens that keep documents apart
 conversations.py messages -> rows whose labels are the assistant's tokens
+mixture.py       several corpora and their rows in proportion
 order.py         which rows a step takes: a function of seed, step and rank
 """
 
 from llm.data.conversations import ConversationRows, encode_conversations
 from llm.data.corpus import Conversation, Corpus, Document, open_corpus
 from llm.data.encoding import available_cores
+from llm.data.mixture import MixedCorpus, MixedRows, amounts, open_parts, open_texts, share_out
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.data.rows import Rows, TokenRows
-from llm.data.sharding import write_shards
+from llm.data.sharding import count_predicted, entropy_bits, write_shards
 from llm.data.shards import Manifest, read_manifest
 
 __all__ = [
@@ -33,12 +35,20 @@ __all__ = [
     "EvaluationBatches",
     "Manifest",
     "MicroBatch",
+    "MixedCorpus",
+    "MixedRows",
     "Rows",
     "TokenRows",
     "TrainingBatches",
+    "amounts",
     "available_cores",
+    "count_predicted",
     "encode_conversations",
+    "entropy_bits",
     "open_corpus",
+    "open_parts",
+    "open_texts",
     "read_manifest",
+    "share_out",
     "write_shards",
 ]

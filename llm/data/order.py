@@ -1,9 +1,12 @@
 """Which rows a step takes: a pure function of (seed, step, rank), the same for any number of workers and processes.
 
+Of a mixture, too: an epoch has a fixed number of places for each part, in a permuted order, and each part's places are
+filled from a stream of its own, in which each of its epochs is a permutation of its rows.
+
 A batch sampler hands a MicroBatch to the rows' __getitems__, which torch's DataLoader calls where it exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,8 @@ Array = np.ndarray[Any, Any]
 # Of the Feistel network. Three make it pass for random (Luby and Rackoff 1988) when it is large; for 10 rows, where an
 # epoch sends a row was measured to be uneven with 4 and 6 (chi-square, z = 96 and 5) and even with 8 (1.4).
 ROUNDS = 8
+_APART = 2**40  # between the seeds of a mixture's parts: no user's seed is that large
+_POOL_SEED = 0x706F6F6C  # of which rows a cap leaves
 STEPS_AT_ONCE = 64  # whose rows are computed together: the cost is that of numpy's calls, not of the rows
 
 
@@ -26,6 +31,16 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one part of a mixture has of an epoch."""
+
+    first_row: int
+    num_rows: int
+    pool: int  # rows that are used: all, or as many as a cap leaves, drawn at random, the same for every seed
+    places: int  # in an epoch of the mixture; each row of the pool is seen places / pool times in it
 
 
 class TrainingBatches:
@@ -45,12 +60,14 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        shares: Sequence[Share] = (),  # of a mixture
     ) -> None:
         assert batch_size % (micro_batch_size * world_size) == 0, (batch_size, micro_batch_size, world_size)
         self.start_step = 0  # where a resumed run goes on
         self._num_labels, self._seed = num_labels, seed
         self._batch_size, self._micro_batch_size, self._num_steps = batch_size, micro_batch_size, num_steps
         self._rank, self._world_size = rank, world_size
+        self._shares = shares or [Share(0, len(num_labels), len(num_labels), len(num_labels))]
 
     def __len__(self) -> int:
         """Micro-batches of the whole run, whatever start_step is: how Lightning knows the end."""
@@ -73,30 +90,66 @@ class TrainingBatches:
     def _rows(self, first: int, last: int) -> Array:
         """(steps, batch_size): the rows of the steps from `first` to before `last`."""
         places = np.arange(first * self._batch_size, last * self._batch_size)
-        epochs, indices = np.divmod(places, len(self._num_labels))
-        rows = permuted(indices, len(self._num_labels), seed=self._seed, epochs=epochs)
+        if len(self._shares) == 1:
+            rows = _rows_of(self._shares[0], places, seed=self._seed)
+        else:
+            rows = mixed(places, self._shares, seed=self._seed)
         return rows.reshape(-1, self._batch_size)
 
 
 class EvaluationBatches:
-    """Every row once, in order; the ranks take batches in turn, so one rank can have a batch more than another."""
+    """Every row once, in order; the ranks take batches in turn, so one rank can have a batch more than another.
 
-    def __init__(self, num_labels: Array, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._num_labels, self._batch_size = num_labels, batch_size
-        self._rank, self._world_size = rank, world_size
+    No batch has rows from both sides of one of `edges`: the first rows of the parts of a mixture.
+    """
+
+    def __init__(
+        self, num_labels: Array, *, batch_size: int, rank: int = 0, world_size: int = 1, edges: Sequence[int] = (0,)
+    ) -> None:
+        self._num_labels = num_labels
+        ends = [*edges[1:], len(num_labels)]
+        batches = [
+            np.arange(begin, min(begin + batch_size, end))
+            for first, end in zip(edges, ends, strict=True)
+            for begin in range(first, end, batch_size)
+        ]
+        self._batches = list(enumerate(batches))[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for begin in self._starts():
-            rows = np.arange(begin, min(begin + self._batch_size, len(self._num_labels)))
-            yield MicroBatch(begin // self._batch_size, rows, int(self._num_labels[rows].sum()))
+        for number, rows in self._batches:
+            yield MicroBatch(number, rows, int(self._num_labels[rows].sum()))
 
-    def _starts(self) -> range:
-        """The first row of each of this rank's batches."""
-        first, step = self._rank * self._batch_size, self._world_size * self._batch_size
-        return range(first, len(self._num_labels), step)
+
+def mixed(places: Array, shares: Sequence[Share], *, seed: int) -> Array:
+    """The rows at `places` of a mixture's stream: in each epoch every share has its number of places, to the last."""
+    bounds = np.cumsum([0, *(share.places for share in shares)])
+    epochs, within = np.divmod(places, bounds[-1])
+    slots = permuted(within, int(bounds[-1]), seed=seed, epochs=epochs)
+    parts = np.searchsorted(bounds, slots, side="right") - 1
+    rows = np.empty_like(slots)
+    for number, share in enumerate(shares):
+        here = parts == number
+        of_part = epochs[here] * share.places + slots[here] - bounds[number]  # places of the part's own stream
+        rows[here] = _rows_of(share, of_part, seed=seed + (number + 1) * _APART)
+    return rows
+
+
+def pool_order(num_rows: int, count: int) -> Array:
+    """The first `count` rows of the order in which a cap takes them: drawn at random, the same for every seed."""
+    zeros = np.zeros(count, dtype=np.int64)
+    return permuted(np.arange(count), num_rows, seed=_POOL_SEED, epochs=zeros)
+
+
+def _rows_of(share: Share, places: Array, *, seed: int) -> Array:
+    """The rows at `places` of a part's own stream."""
+    epochs, indices = np.divmod(places, share.pool)
+    rows = permuted(indices, share.pool, seed=seed, epochs=epochs)
+    if share.pool < share.num_rows:
+        rows = permuted(rows, share.num_rows, seed=_POOL_SEED, epochs=np.zeros_like(rows))
+    return share.first_row + rows
 
 
 def permuted(indices: Array, size: int, *, seed: int, epochs: Array) -> Array:

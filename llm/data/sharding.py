@@ -85,28 +85,31 @@ def _count_dropped(corpus: Corpus) -> None:
 
 def _total(folder: Path, shards: list[Shard], encoder: Encoder) -> Split:
     raw_bytes = sum(shard.raw_bytes for shard in shards)
+    counts = count_predicted(
+        folder, shards, dtype=encoder.dtype.name, vocab_size=encoder.vocab_size, bos_id=encoder.bos_id
+    )
     return Split(
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
         raw_bytes=raw_bytes,
         lost_bytes=sum(shard.lost_bytes for shard in shards),
-        unigram_bits_per_byte=_entropy_bits(_count_predicted(folder, shards, encoder)) / raw_bytes,
+        unigram_bits_per_byte=entropy_bits(counts) / raw_bytes,
         shards=shards,
     )
 
 
-def _count_predicted(folder: Path, shards: list[Shard], encoder: Encoder) -> Array:
+def count_predicted(folder: Path, shards: list[Shard], *, dtype: str, vocab_size: int, bos_id: int) -> Array:
     """(vocab_size,): how often each token is what a model is asked for: always, but for the bos of a document."""
-    counts = np.zeros(encoder.vocab_size, dtype=np.int64)
+    counts = np.zeros(vocab_size, dtype=np.int64)
     for shard in shards:
-        tokens, _ = open_shard(folder, shard, encoder.dtype.name)
+        tokens, _ = open_shard(folder, shard, dtype)
         for start in range(0, len(tokens), COUNTED_AT_ONCE):
             counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=len(counts))
-        counts[encoder.bos_id] -= shard.documents
+        counts[bos_id] -= shard.documents
     return counts
 
 
-def _entropy_bits(counts: Array) -> float:
+def entropy_bits(counts: Array) -> float:
     """Bits that the counted tokens take in all under their own frequencies."""
     used = counts[counts > 0].astype(np.float64)
     return float((used * (math.log2(used.sum()) - np.log2(used))).sum())

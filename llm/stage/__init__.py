@@ -3,11 +3,11 @@
 from functools import cache
 from typing import Any
 
-from llm.data import Corpus
+from llm.data import Corpus, MixedCorpus
 from llm.run import log
 
 
-def corpus_notes(corpus: Corpus) -> dict[str, Any]:
+def corpus_notes(corpus: Corpus | MixedCorpus) -> dict[str, Any]:
     """What a run keeps of the corpus that it read: the rights note (said once a process) and what was dropped."""
     if corpus.rights:
         _say_once(corpus.rights)

@@ -75,6 +75,8 @@ def _measured(folder: Path) -> dict[str, float]:
     for name in ("val/loss", "val/bits_per_byte"):
         values = [value for _, value in history(metrics, name)]
         results |= {f"{name}_before": values[0], name: values[-1]}
+    by_part = {name for record in metrics for name in record if name.startswith(("val/loss/", "val/bits_per_byte/"))}
+    results |= {name: history(metrics, name)[-1][1] for name in sorted(by_part)}
     losses = history(metrics, "val/loss")
     best_step, best_loss = min(losses, key=lambda place: place[1])
     results |= {"val/loss_best": best_loss, "best_step": best_step}

@@ -3,14 +3,16 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llm import tokenizer
 from llm.config import Accelerator, PretrainStage, ShardsStage
-from llm.data import TokenRows, read_manifest
+from llm.data import MixedRows, TokenRows, read_manifest
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._budget import steps_within_budget
 from llm.stage._extension import adopt_beginning
+from llm.stage._mixture import mixed_rows, say_epochs
 from llm.stage._training import train
 
 FORMAT_VERSION = 1
@@ -49,32 +51,29 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
 
     from llm import model as models
 
-    folder = shards.path / "shards"
-    manifest = read_manifest(folder)
     check_files(shards.parent("tokenizer"), under="tokenizer")
     tokenizer_folder = shards.parent("tokenizer").path
     special = tokenizer.special(tokenizer_folder)
+    rows, vocab_size = _rows(config, shards), shards.results["vocab_size"]
     torch.manual_seed(config.seed)
-    model = models.build(config.model, vocab_size=manifest.vocab_size, special=special)
-    models.require_isolation(model, vocab_size=manifest.vocab_size, architecture=config.model.architecture.value)
+    model = models.build(config.model, vocab_size=vocab_size, special=special)
+    models.require_isolation(model, vocab_size=vocab_size, architecture=config.model.architecture.value)
     log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
-    length = config.data.sequence_length
-    train_rows = TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=config.data.packing)
     log.info(
         "%d training rows of %d tokens (data.packing=%s), %.1f %% of them padding or the end of a document",
-        len(train_rows),
-        length,
+        len(rows["train"]),
+        config.data.sequence_length,
         config.data.packing.value,
-        100 * train_rows.padding_share,
+        100 * rows["train"].padding_share,
     )
-    held_out_rows = TokenRows(folder, manifest, manifest.held_out, sequence_length=length)
+    epochs = say_epochs(config, rows["train"]) if isinstance(rows["train"], MixedRows) else {}
     words = tokenizer.load(tokenizer_folder)
     results = train(
         run,
         config,
         model=model,
         model_config=model.config,
-        rows={"train": train_rows, "held_out": held_out_rows},
+        rows=rows,
         tokenizer_folder=tokenizer_folder,
         prompts=[
             (prompt, [special.bos_id, *words.encode(prompt, add_special_tokens=False).ids])
@@ -84,12 +83,25 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         save_as="model",
         facts={
             "parameters": models.count_parameters(model),
-            "unigram_bits_per_byte": manifest.train.unigram_bits_per_byte,
-        },
+            "unigram_bits_per_byte": shards.results["train"]["unigram_bits_per_byte"],
+        }
+        | epochs,
     )
     if results is None:
         return NOT_MINE
     return Outcome(results=results, digest=model_digest(run.path / "model"), objective=results["val/bits_per_byte"])
+
+
+def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
+    """TokenRows, or MixedRows of a mixture, of both splits."""
+    if config.data.is_mixture:
+        return mixed_rows(config, shards)
+    folder, length = shards.path / "shards", config.data.sequence_length
+    manifest = read_manifest(folder)
+    return {
+        "train": TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=config.data.packing),
+        "held_out": TokenRows(folder, manifest, manifest.held_out, sequence_length=length),
+    }
 
 
 def model_digest(folder: Path) -> str:

@@ -1,31 +1,65 @@
-"""Text and a tokenizer -> shards of token ids; the tokenizer is trained on the way if it is missing."""
+"""Text and a tokenizer -> shards of token ids; the tokenizer is trained on the way if it is missing.
 
-from dataclasses import asdict
+Of a mixture each part has a shards run, which the part by itself would have under the same tokenizer; the mixture's own
+run says where they are, and what they come to.
+"""
+
+from dataclasses import asdict, replace
 
 from llm.config import ShardsStage, TokenizerStage
-from llm.data import Corpus, available_cores, open_corpus, write_shards
+from llm.data import Corpus, available_cores, open_corpus, open_parts, write_shards
 from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
+from llm.stage._mixture import digests, folders, totals
 
 FORMAT_VERSION = 2
 
 
 def run(config: ShardsStage, *, wait: bool = False) -> Run:
     """The finished shards run of a config; `wait` for another process that makes it, or refuse."""
+    if config.data.is_mixture:
+        corpora = open_parts(config.data)
+        return _mix(config, corpora, _tokenizer(config), wait=wait)
     corpus = open_corpus(config.data)
-    trained = tokenizer_stage.run(
+    return _shards(config, corpus, _tokenizer(config), wait=wait)
+
+
+def _tokenizer(config: ShardsStage) -> Run:
+    return tokenizer_stage.run(
         TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data),
         wait=True,
     )
+
+
+def _shards(config: ShardsStage, corpus: Corpus, trained: Run, *, wait: bool) -> Run:
     plan = Plan(
         config=config,
-        default_name=f"{config.tokenizer.name}-{config.tokenizer.vocab_size}-{config.data.name}",
+        default_name=_name(config),
         format_version=FORMAT_VERSION,
         parents={"data": corpus.digest(), "tokenizer": trained.digest},
         folders={"tokenizer": str(trained.path)},
     )
     return make(plan, lambda run: _write(run, config, corpus, trained), wait=wait)
+
+
+def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait: bool) -> Run:
+    parts = {
+        name: _shards(replace(config, name=None, data=config.data.part(name)), corpus, trained, wait=True)
+        for name, corpus in corpora.items()
+    }
+    plan = Plan(
+        config=config,
+        default_name=_name(config),
+        format_version=FORMAT_VERSION,
+        parents={"tokenizer": trained.digest} | digests(parts),
+        folders={"tokenizer": str(trained.path)} | folders(parts),
+    )
+    return make(plan, lambda _: _add_up(config, parts), wait=wait)
+
+
+def _name(config: ShardsStage) -> str:
+    return f"{config.tokenizer.name}-{config.tokenizer.vocab_size}-{config.data.name}"
 
 
 def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:
@@ -49,3 +83,25 @@ def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outco
         )
     content = asdict(manifest)
     return Outcome(results=content, digest=digest_of(content), notes=corpus_notes(corpus))
+
+
+def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
+    results = totals(parts, config.data.parts)
+    for name, part in results["parts"].items():
+        log.info(
+            "%s: %.1f MB of text, %.2f million tokens; %.3g times in an epoch of the mixture",
+            name,
+            part["train"]["raw_bytes"] / 1e6,
+            part["train"]["tokens"] / 1e6,
+            part["epochs"],
+        )
+    rights = dict.fromkeys(filter(None, (run.record["notes"]["rights"] for run in parts.values())))
+    notes = {
+        "rights": "\n".join(rights) or None,
+        "dropped_records": {
+            f"{name}: {reason}": times
+            for name, run in parts.items()
+            for reason, times in run.record["notes"]["dropped_records"].items()
+        },
+    }
+    return Outcome(results=results, digest=digest_of(digests(parts)), notes=notes)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from llm import tokenizer
 from llm.config import DataConfig, Reuse, TokenizerConfig, TokenizerStage
-from llm.data import Corpus, open_corpus
+from llm.data import Corpus, MixedCorpus, open_texts
 from llm.errors import DataError
 from llm.run import Outcome, Plan, Run, log, make, whole_files, write_json
 from llm.stage import corpus_notes
@@ -22,7 +22,9 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
     Raises:
         DataError: the tokenizer does not give held-out text back, and tokenizer.allow_lossy is false.
     """
-    corpus = open_corpus(config.data)
+    if config.data.tokenizer_part is not None:
+        config = replace(config, data=config.data.part(config.data.tokenizer_part))
+    corpus = open_texts(config.data)
     plan = Plan(
         config=config,
         default_name=f"{config.tokenizer.name}-{config.tokenizer.vocab_size}-{config.data.name}",
@@ -34,7 +36,7 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
     return made
 
 
-def _train(run: Run, config: TokenizerStage, corpus: Corpus) -> Outcome:
+def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Outcome:
     corpus.keep_left_out(run.path)
     trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
     with whole_files(run.path) as target:
@@ -53,7 +55,7 @@ class _Corpus(NamedTuple):
 
     config: DataConfig
     digest: str
-    corpus: Corpus
+    corpus: Corpus | MixedCorpus
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Corpus) and self[:2] == other[:2]
@@ -84,7 +86,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
 
-def _learn(config: TokenizerConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, Any]]:
+def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Tokenizer, dict[str, Any]]:
     taken = tokenizer.Taken()
     texts = tokenizer.sample(
         lambda: corpus.texts(held_out=False), num_bytes=config.sample_bytes, seed=config.sample_seed, taken=taken

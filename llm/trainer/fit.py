@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
-from llm.data import EvaluationBatches, Rows, TrainingBatches
+from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
@@ -89,6 +89,7 @@ def fit(task: Fit) -> None:
         seed=task.seed,
         rank=process_rank(),
         world_size=task.trainer.devices,
+        shares=task.train_rows.shares if isinstance(task.train_rows, MixedRows) else (),
     )
     if resume_from:
         batches.start_step = step_of(resume_from)
@@ -98,6 +99,7 @@ def fit(task: Fit) -> None:
         batch_size=micro_batch_size,
         rank=process_rank(),
         world_size=task.trainer.devices,
+        edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
     )
     task.model.train()  # a loaded model comes in eval mode, without its dropout
     module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)

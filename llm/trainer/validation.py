@@ -1,8 +1,8 @@
-"""The held-out rows -> loss per token and bits per byte of raw text, and samples from fixed prompts."""
+"""The held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too, and samples."""
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from llm.data import Rows
+from llm.data import MixedRows, Rows
 from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run import log
@@ -26,6 +26,14 @@ class Evaluation:
 
     loss: float  # nats per label
     bits_per_byte: float  # of raw UTF-8 text, lost bytes charged
+    parts: dict[str, "Evaluation"] = field(default_factory=dict)  # of a mixture, by name
+
+    def metrics(self) -> dict[str, float]:
+        """By the names of metrics.jsonl."""
+        named = {"val/loss": self.loss, "val/bits_per_byte": self.bits_per_byte}
+        return named | {
+            f"{key}/{name}": value for name, part in self.parts.items() for key, value in part.metrics().items()
+        }
 
 
 def bits_per_byte(nats: float, *, raw_bytes: int, lost_bytes: int) -> float:
@@ -42,18 +50,28 @@ def evaluate(
     device: torch.device,
     add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
 ) -> Evaluation:
-    """The model on every held-out row; `add_up` sums a number over the ranks that share the rows."""
+    """The model on every held-out row; `add_up` sums numbers over the ranks that share the rows."""
+    mixed = rows if isinstance(rows, MixedRows) else None
     was_training = model.training
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64, device="cpu")
-    for batch in loader:
+    nats = torch.zeros(len(mixed.parts) if mixed else 1, dtype=torch.float64, device="cpu")
+    for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        nats += next_token_nats(model, moved).double().cpu()
+        part = mixed.part_of(micro_batch.rows[0]) if mixed else 0  # type: ignore[attr-defined]  # torch's type: a list
+        nats[part] += next_token_nats(model, moved).double().cpu()
     model.train(was_training)
-    total = float(add_up(nats))
+    sums = add_up(nats).tolist()
+    whole = _evaluation(math.fsum(sums), rows)
+    if mixed is None:
+        return whole
+    parts = zip(mixed.parts.items(), sums, strict=True)
+    return replace(whole, parts={name: _evaluation(total, part) for (name, part), total in parts})
+
+
+def _evaluation(nats: float, rows: Rows) -> Evaluation:
     return Evaluation(
-        loss=total / int(rows.num_labels.sum()),
-        bits_per_byte=bits_per_byte(total, raw_bytes=rows.raw_bytes, lost_bytes=rows.lost_bytes),
+        loss=nats / int(rows.num_labels.sum()),
+        bits_per_byte=bits_per_byte(nats, raw_bytes=rows.raw_bytes, lost_bytes=rows.lost_bytes),
     )
 
 
@@ -100,7 +118,7 @@ class Validation(pl.Callback):
             place = self._meter.place(trainer)
             if trainer.is_global_zero:
                 self._journal.write_samples([{"step": place["step"], **sample} for sample in self._sample()])
-            self._journal.write(place | {f"val/{name}": value for name, value in asdict(result).items()})
+            self._journal.write(place | result.metrics())
         log.info(
             "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
             trainer.global_step,
