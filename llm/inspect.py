@@ -38,9 +38,7 @@ WAYS = {  # what to do about files that many sets have and nothing here reads
     ".rar": "Unpack them with 7z x",
     ".egg": "Unpack them on Windows",
     ".alz": "Unpack them on Windows",
-    ".bz2": "Unpack them with bunzip2; extract a Wikipedia dump with WikiExtractor --json",
-    ".xz": "Unpack them with unxz",
-    ".xml": "Extract their text; that of a Wikipedia dump with WikiExtractor --json",
+    ".xml": "Extract their text; of a Wikipedia take its parquet or CirrusSearch dump, or WikiExtractor --json",
 }
 
 

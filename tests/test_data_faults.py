@@ -2,10 +2,12 @@
 
 # ruff: noqa: E501  # a table of cases, one a line
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -273,7 +275,16 @@ def test_there_are_at_least_forty_faults() -> None:
     assert len(CASES) >= 40 and len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+PACKED = [  # apart from the folder, of which the doctor reads a sample
+    Case("cut.jsonl.bz2", cut(bz2.compress(lines(*noise(3000)))), "cut.jsonl.bz2: is damaged or cut", kept=-1),
+    Case("no.jsonl.bz2", GOOD, r"no.jsonl.bz2: is damaged or cut. .*Invalid data stream"),
+    Case("cut.jsonl.xz", cut(lzma.compress(lines(*noise(3000)))), "cut.jsonl.xz: is damaged or cut", kept=-1),
+    Case("bomb.jsonl.bz2", bz2.compress(ZEROS, 9), "bomb.jsonl.bz2: unpacks to more than is plausible"),
+    Case("bomb.jsonl.xz", lzma.compress(ZEROS), "bomb.jsonl.xz: unpacks to more than is plausible"),
+]
+
+
+@pytest.mark.parametrize("case", CASES + PACKED, ids=lambda case: case.name)
 def test_a_fault_is_one_line_that_says_where(tmp_path: Path, case: Case) -> None:
     path = write(case, tmp_path)
     records = list(open_files(config(path, case)).records())

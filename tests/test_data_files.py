@@ -230,6 +230,11 @@ def test_a_side_without_a_record_is_refused(tmp_path: Path, share: float, side: 
         (TEXT, "empty", r"no .txt or .jsonl or .* is there"),
         (
             TEXT,
+            "kowiki.xml.bz2",
+            r"kowiki.xml.bz2 is XML, which is not read. Of a Wikipedia give its parquet ",
+        ),
+        (
+            TEXT,
             "table.hwp",
             r"table.hwp is not .txt or .jsonl or .*, which is what data=text reads. Convert it, or say",
         ),
@@ -239,6 +244,8 @@ def test_a_side_without_a_record_is_refused(tmp_path: Path, share: float, side: 
 )
 def test_a_path_without_the_right_files_is_refused(tmp_path: Path, kind: DataKind, path: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
+    if path.endswith(".xml.bz2"):
+        (tmp_path / path).touch()
     for name in ("table.hwp", "a.txt"):
         (tmp_path / name).write_text("가", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):

@@ -1,9 +1,11 @@
 """Sources: every format, plain and packed, in every encoding, gives the same documents; what is left out is counted."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +69,13 @@ TABLES = {"글.parquet": parquet_bytes([{"n": 1, "text": text} for text in TEXTS
 PACKS: dict[str, Callable[[str, bytes], bytes]] = {
     "{}": lambda _, data: data,
     "{}.gz": lambda _, data: gzip.compress(data),
+    "{}.bz2": lambda _, data: bz2.compress(data),
+    "{}.xz": lambda _, data: lzma.compress(data),
     "{}.zst": lambda _, data: zstandard.compress(data),
     "a.zip": lambda name, data: zip_bytes({f"안/{name}": data}, cp949=True),
     "a.tar": lambda name, data: tar_bytes({f"안/{name}": data}),
     "a.tar.gz": lambda name, data: tar_bytes({f"안/{name}": data}, "w:gz"),
+    "a.tar.bz2": lambda name, data: tar_bytes({f"안/{name}": data}, "w:bz2"),
     "a.tgz": lambda name, data: tar_bytes({f"안/{name}": data}, "w:gz"),
     "a.tar.zst": lambda name, data: zstandard.compress(tar_bytes({f"안/{name}": data})),
     "겹.zip": lambda name, data: zip_bytes({"속.tar": tar_bytes({f"{name}.gz": gzip.compress(data)})}),

@@ -106,6 +106,11 @@ def _check(places: list[Place], config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
     wanted = " or ".join(suffixes(_FORMATS_OF[config.kind]))
     readable = [place for place in places if _is_wanted(place.name, config)]
+    if places and all(".xml" in PurePosixPath(place.name).suffixes for place in places):
+        raise ConfigError(
+            f"data.path={config.path}: {places[0].name} is XML, which is not read. Of a Wikipedia give its parquet "
+            "from the hub, its CirrusSearch dump (json), or what WikiExtractor --json makes of the XML."
+        )
     if not places or (not readable and len(places) > 1):
         raise ConfigError(f"data.path={config.path}: no {wanted} is there. Give a file, a folder or a quoted glob.")
     if not readable:

@@ -1,9 +1,10 @@
-"""A file -> the members of its zip, tar, gz or zst, read where they lie: nothing is written, archives in archives too.
+"""A file -> the members of its zip, tar, gz, bz2, xz or zst, read where they lie: nothing is written.
 
-A member can be read until the next one is asked for. What cannot be read is a fault with the member's name, and no
-stream gives more than an archive of its size plausibly holds.
+Archives in archives, too. A member can be read until the next one is asked for. What cannot be read is a fault with the
+member's name, and no stream gives more than an archive of its size plausibly holds.
 """
 
+import bz2
 import gzip
 import io
 import lzma
@@ -53,7 +54,7 @@ def members(file: File) -> Iterator[Member | Fault]:
 
 def is_archive(name: str) -> bool:
     """Whether members are looked for inside a file of this name."""
-    return name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".zst"))
+    return name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"))
 
 
 def damage(error: BaseException, origin: str, *, size: int = 0) -> Fault:
@@ -85,7 +86,7 @@ def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
         try:
             if name.endswith(".zip"):
                 yield from _zip(member, depth)
-            elif name.endswith((".tar", ".tgz", ".tar.gz", ".tar.zst")):
+            elif name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
                 yield from _tar(member, depth)
             else:
                 yield from _open(_unpacked(member), depth - 1)
@@ -190,17 +191,21 @@ def _name_fault(name: str, origin: str, seen: set[str]) -> Fault | None:
 
 
 def _unpacked(member: Member) -> Member:
-    """The one stream in a gz or zst."""
+    """The one stream in a gz, bz2, xz or zst."""
     suffix = member.name[member.name.rindex(".") :].lower()
     name = member.name[: -len(suffix)] + (".tar" if suffix == ".tgz" else "")
     limit = _plausible(member.size)
 
     def open_stream() -> BinaryIO:
         packed = member.open()
-        raw: Any = Zstd(packed) if suffix == ".zst" else gzip.GzipFile(fileobj=packed)
+        raw: Any = _READERS[suffix](packed)
         return io.BufferedReader(Counted(raw, limit, packed=packed), BUFFER)
 
     return Member(name, member.origin, None, open_stream, seekable=False, repaired=member.repaired)
+
+
+def _gzip(packed: BinaryIO) -> Any:
+    return gzip.GzipFile(fileobj=packed)
 
 
 def _plausible(packed: int | None) -> int:
@@ -297,6 +302,15 @@ class Zstd:
 
     def close(self) -> None:
         self._ready = self._rest = b""
+
+
+_READERS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": _gzip,
+    ".tgz": _gzip,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": Zstd,
+}
 
 
 def _of_archives() -> tuple[type[BaseException], ...]:
