@@ -3,7 +3,8 @@
 python -m benchmarks.loading
 
 The same loader as in training reads them, in the order of training. At 10 million tokens a second the 32 x 1,024
-tokens of a step are there in 3 ms.
+tokens of a step are there in 3 ms. --model llama_small says which part of a step of that model on the CPU is the
+reading of its rows: rows are read, and the model learns from one, by turns, in this process.
 """
 
 import argparse
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from llm.config import Packing
 from llm.data import Manifest, TokenRows, TrainingBatches
 from llm.data.shards import Shard, Split
 
+ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 8192
 
 
@@ -29,7 +32,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1], help="of the loader; 0: in this process")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", help="of conf/model/: the share of the loader in its step, in place of the speeds")
     arguments = parser.parse_args()
+    if arguments.model:
+        _print_share(arguments)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         manifest = write_random_shards(folder, num_tokens=int(arguments.tokens))
@@ -80,8 +87,73 @@ def write_random_shards(folder: Path, *, num_tokens: int, num_shards: int = 4) -
     return Manifest(dtype="uint16", vocab_size=VOCAB_SIZE, bos_id=0, eos_id=0, train=split, held_out=split)
 
 
+def _print_share(arguments: argparse.Namespace) -> None:
+    """How long rows take to read, in the time that a model takes to learn from them, by wall and by CPU time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = write_random_shards(Path(scratch), num_tokens=int(arguments.tokens))
+        print(f"{arguments.model}, rows of {arguments.sequence_length}, {arguments.rounds} rounds in turns")
+        print(f"{'packing':<13}{'ms to read a row':>18}{'ms to learn from it':>21}{'share':>9}{'by CPU time':>13}")
+        for packing in Packing:
+            rows = TokenRows(
+                Path(scratch), manifest, manifest.train, sequence_length=arguments.sequence_length, packing=packing
+            )
+            reading, learning = _times_of_a_row(rows, arguments)
+            wall, cpu = (read / learned for read, learned in zip(reading, learning, strict=True))
+            print(
+                f"{packing.value:<13}{1e3 * reading[0]:>18.3f}{1e3 * learning[0]:>21.1f}{wall:>9.3%}{cpu:>13.3%}",
+                flush=True,
+            )
+
+
+def _times_of_a_row(rows: TokenRows, arguments: argparse.Namespace) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(wall, CPU) seconds, medians, to read a row as part of a step, and for forward and backward passes on it."""
+    from llm.model import next_token_nats
+
+    model = _model(arguments.model)
+    stream = _stream(rows, batch_size=arguments.batch_size, num_workers=0)
+    reading, learning = [], []
+    for number in range(arguments.rounds + 1):
+        began = _now()
+        batch = next(stream)
+        if number:  # the first step opens files, and finds memory for the gradients
+            reading.append((_now() - began) / len(batch["input_ids"]))
+        one = {key: value[:1] for key, value in batch.items() if key != "num_labels"}
+        began = _now()
+        next_token_nats(model, one).backward()
+        if number:
+            learning.append(_now() - began)
+    read, learned = (tuple(np.median(times, axis=0).tolist()) for times in (reading, learning))
+    return read, learned
+
+
+def _now() -> Any:
+    """(wall, CPU) seconds of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def _model(name: str) -> Any:
+    from llm.config import Architecture, ModelConfig
+    from llm.model import build
+    from llm.tokenizer import Special
+
+    settings = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    config = ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
+    special = Special(tokens=("<|endoftext|>",), bos_id=0, eos_id=0, pad_id=0)
+    return build(config, vocab_size=VOCAB_SIZE, special=special)
+
+
 def _tokens_per_second(rows: TokenRows, *, batch_size: int, num_workers: int) -> float:
     """Labels, which are tokens without padding, over one epoch; the loader's start is not in it."""
+    stream = _stream(rows, batch_size=batch_size, num_workers=num_workers)
+    next(stream)
+    labels, began = 0, time.perf_counter()
+    for batch in stream:
+        labels += batch["num_labels"]
+    return labels / (time.perf_counter() - began)
+
+
+def _stream(rows: TokenRows, *, batch_size: int, num_workers: int) -> Any:
+    """The batches of an epoch, as training takes them."""
     from torch.utils.data import DataLoader
 
     steps = len(rows) // batch_size
@@ -89,12 +161,7 @@ def _tokens_per_second(rows: TokenRows, *, batch_size: int, num_workers: int) ->
         rows.num_labels, batch_size=batch_size, micro_batch_size=batch_size, num_steps=steps, seed=0
     )
     loader: Any = DataLoader(rows, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)
-    stream = iter(loader)
-    next(stream)
-    labels, began = 0, time.perf_counter()
-    for batch in stream:
-        labels += batch["num_labels"]
-    return labels / (time.perf_counter() - began)
+    return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:

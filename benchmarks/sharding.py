@@ -5,19 +5,23 @@ python -m benchmarks.sharding --megabytes 50
 Each way of doing it has its turn in each round, so that what else the machine does falls on all. What a busy machine
 cannot falsify is CPU time: by it the speed-up on cores that nothing else uses is at most
 (CPU time of one process) / (CPU time of all processes / cores).
+
+--stage measures the whole of stage=shards, the digest of the text included, by one process and by several:
+python -m benchmarks.sharding --stage --megabytes 1000 --rounds 1
 """
 
 import argparse
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,22 +46,23 @@ class Way:
 
 def main() -> None:
     arguments = _arguments()
-    ways = [
-        one := Way("1 process", 1, False),
-        Way("its threads", 1, True),
-        many := Way(f"{arguments.workers} processes", arguments.workers, False),
-    ]
+    one, threads = Way("1 process", 1, False), Way("its threads", 1, True)
+    many = Way(f"{arguments.workers} processes", arguments.workers, False)
+    ways = [one, many] if arguments.stage else [one, threads, many]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_jsonl(folder / "text.jsonl", megabytes=arguments.megabytes)
         _train_tokenizer(folder, arguments.tokenizer)
-        rounds = [{way: _in_a_process(folder, way) for way in ways} for _ in range(arguments.rounds)]
-        counted = _in_a_process(folder, one, count_encoding=True)
+        measure = _measure_stage if arguments.stage else _measure
+        rounds = [{way: _in_a_process(measure, folder, way) for way in ways} for _ in range(arguments.rounds)]
+        counted = None if arguments.stage else _in_a_process(_measure_encoding, folder, one)
     _print(arguments, ways, rounds)
     wall = [measured[one]["wall"] / measured[many]["wall"] for measured in rounds]
     cpu = [measured[one]["cpu"] / measured[many]["cpu"] * arguments.workers for measured in rounds]
     print(f"speed-up of {many.label} over one, by round: {', '.join(f'{ratio:.2f}' for ratio in wall)}")
     print(f"at most, by CPU time on {arguments.workers} free cores: {statistics.median(cpu):.2f}")
+    if counted is None:
+        return
     beyond = counted["cpu"] / counted["encoding"] - 1
     print(f"CPU time beyond the tokenizer's own {counted['encoding']:.1f} s: {100 * beyond:.1f} %")
 
@@ -67,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=50, help="of jsonl")
     parser.add_argument("--workers", type=int, default=2, help="processes that encode, against one")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured, in turns")
+    parser.add_argument("--stage", action="store_true", help="the whole of stage=shards")
     parser.add_argument("--tokenizer", default="char_bpe", help="of conf/tokenizer/")
     return parser.parse_args()
 
@@ -85,25 +91,33 @@ def _print(arguments: argparse.Namespace, ways: list[Way], rounds: list[dict[Way
 def _train_tokenizer(folder: Path, name: str) -> None:
     from llm.tokenizer import save, train
 
+    config = _tokenizer_config(name)
+    texts = (document.text for document, _ in zip(_corpus(folder).records(held_out=False), range(3000), strict=False))
+    save(train(config, texts), config, folder / "tokenizer")
+
+
+def _tokenizer_config(name: str) -> TokenizerConfig:
     settings = yaml.safe_load((ROOT / "conf" / "tokenizer" / f"{name}.yaml").read_text(encoding="utf-8"))
     if "initial_alphabet" in settings:
         settings["initial_alphabet"] = Alphabet[settings["initial_alphabet"]]
-    config = TokenizerConfig(**settings)
-    texts = (document.text for document, _ in zip(_corpus(folder).records(held_out=False), range(3000), strict=False))
-    save(train(config, texts), config, folder / "tokenizer")
+    return TokenizerConfig(**settings)
 
 
 def _corpus(folder: Path) -> Any:
     from llm.data import open_corpus
 
-    return open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(folder / "text.jsonl")))
+    return open_corpus(_data(folder))
 
 
-def _in_a_process(folder: Path, way: Way, *, count_encoding: bool = False) -> dict[str, float]:
+def _data(folder: Path, *, num_workers: int | None = None) -> DataConfig:
+    return DataConfig(name="text", kind=DataKind.text, path=str(folder / "text.jsonl"), num_workers=num_workers)
+
+
+def _in_a_process(measure: Callable[..., None], folder: Path, way: Way) -> dict[str, float]:
     """Seconds, and MB at the peak, of write_shards in a process that has done nothing else, its workers included."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_measure, args=(there, folder, way, count_encoding))
+    process = context.Process(target=measure, args=(there, folder, way))
     process.start()
     there.close()
     with _peak_of(process.pid or 0) as peak:
@@ -112,7 +126,38 @@ def _in_a_process(folder: Path, way: Way, *, count_encoding: bool = False) -> di
     return measured | {"peak": max(peak)}
 
 
-def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool) -> None:
+def _measure_encoding(pipe: Connection, folder: Path, way: Way) -> None:
+    _measure(pipe, folder, way, count_encoding=True)
+
+
+def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
+    """As _measure, of all that stage=shards does with a tokenizer that is there."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from llm import tokenizer
+    from llm.config import ShardsStage
+    from llm.run import Outcome, Plan, make
+    from llm.stage import shards
+
+    with tempfile.TemporaryDirectory(dir=folder) as outputs:
+        config = ShardsStage(
+            stage="shards",
+            outputs=outputs,
+            tokenizer=_tokenizer_config("char_bpe"),
+            data=_data(folder, num_workers=way.num_workers),
+        )
+
+        def take(run: Any) -> Outcome:
+            shutil.copytree(folder / "tokenizer", run.path, dirs_exist_ok=True)
+            return Outcome(results={"lossless_documents": 1}, digest=tokenizer.digest(run.path))
+
+        made = make(Plan(config=replace(config, stage="tokenizer"), default_name="made", format_version=0), take)
+        shards.tokenizer_stage.run = lambda *_, **__: made
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        shards.run(config)
+        pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu})
+
+
+def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = False) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
     from llm.data import encoding, write_shards
     from llm.tokenizer import load

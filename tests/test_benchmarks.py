@@ -62,3 +62,25 @@ def test_sharding_is_measured_in_time_and_memory(
     assert all(20 < int(peak) < 1500 for *_, peak in table)
     assert re.search(r"^speed-up of 2 processes over one, by round: \d+\.\d\d$", said, re.MULTILINE)
     assert re.search(r"^CPU time beyond the tokenizer's own \d+\.\d s: \d+\.\d %$", said, re.MULTILINE)
+
+
+def test_the_whole_stage_is_measured_by_one_process_and_by_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_module("benchmarks.korean_text"), "VOCABULARY", 500)
+    said = said_by("benchmarks.sharding", shlex.split("--stage --megabytes 0.3 --rounds 1"), monkeypatch, capsys)
+    table = re.findall(r"^(1 process|2 processes) +([\d.]+) +([\d.]+) +([\d.]+) +(\d+)$", said, re.MULTILINE)
+    assert [way for way, *_ in table] == ["1 process", "2 processes"]
+    assert all(20 < int(peak) < 1500 for *_, peak in table)
+    assert re.search(r"^speed-up of 2 processes over one, by round: \d+\.\d\d$", said, re.MULTILINE)
+
+
+def test_the_share_of_the_loader_in_a_step_is_measured_for_each_packing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = shlex.split("--model llama_tiny --tokens 2e4 --sequence-length 32 --batch-size 2 --rounds 1")
+    lines = [line.split() for line in said_by("benchmarks.loading", arguments, monkeypatch, capsys).splitlines()]
+    measured = {words[0]: [float(word.rstrip("%")) for word in words[1:]] for words in lines[2:]}
+    assert measured.keys() == {packing.value for packing in Packing}
+    for read, learned, share, _ in measured.values():
+        assert share == pytest.approx(100 * read / learned, rel=0.05)
