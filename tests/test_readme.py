@@ -144,7 +144,7 @@ def test_the_metrics_have_the_keys_of_the_readme(ran):
 
 
 def is_metric(key: str) -> bool:
-    return key.startswith(("train/", "val/", "throughput/"))
+    return key.startswith(("train/", "val/", "throughput/", "memory/"))
 
 
 def test_the_multirun_crosses_its_settings_and_shares_its_parents(ran):

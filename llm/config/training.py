@@ -173,6 +173,7 @@ class TrainerConfig:
     devices: int = field(default=1, metadata=HOW)
     micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device
     num_workers: int = field(default=0, metadata=HOW)
+    profile_steps: int | None = field(default=None, metadata=HOW)  # traced after a warm-up, into the run's folder
     log_every_steps: int = field(default=10, metadata=HOW)
     validate_every_steps: int = field(default=200, metadata=HOW)
     checkpoint_every_steps: int = field(default=200, metadata=HOW)
@@ -198,6 +199,8 @@ class TrainerConfig:
         at_least("trainer.num_workers", self.num_workers, 0)
         if self.micro_batch_size is not None:
             at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+        if self.profile_steps is not None:
+            at_least("trainer.profile_steps", self.profile_steps, 1)
         if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
             raise ConfigError(
                 f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."

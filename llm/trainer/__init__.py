@@ -3,7 +3,10 @@
 fit.py          puts the parts below around Lightning's trainer
 module.py       the LightningModule: the loss of a step, weighted by tokens
 journal.py      metrics.jsonl, samples.jsonl and the logger, which a resumed run goes on writing
-meter.py        tokens, seconds, loss, throughput; every log_every_steps a record
+meter.py        tokens, seconds, loss, throughput, memory, time left; every log_every_steps a record
+waiting.py      the data loader, with a clock: how long batches are waited for
+memory.py       how much memory is held
+profile.py      a trace of some steps
 health.py       steps that are skipped, for gradients that are not finite, and jumps of the loss
 validation.py   held-out loss and bits per byte of raw text, and samples from fixed prompts
 saving.py       checkpoints at step boundaries, and an orderly stop on a signal

@@ -27,11 +27,13 @@ from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
 from llm.trainer.module import NextTokenModule
+from llm.trainer.profile import Profile
 from llm.trainer.progress import ProgressBar
 from llm.trainer.saving import Saving, StopFlag
 from llm.trainer.space import require_space
 from llm.trainer.throughput import flops_per_token, peak_flops
 from llm.trainer.validation import Validation
+from llm.trainer.waiting import TimedLoader
 
 CPU_TOKENS = 1024  # per forward pass: the logits of 8192 tokens no longer fit a cache (5.6k against 3.6k tokens/s)
 
@@ -140,10 +142,11 @@ def _lightning_trainer(
 ) -> pl.Trainer:
     config = task.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
-    peak, peak_source = peak_flops(_device(config))
+    peak, peak_source = peak_flops(_device(config), config.precision)
     flops = flops_per_token(task.model, task.model_config, sequence_length=task.data.sequence_length)
     log.info("MFU is measured against %.3g FLOP/s (%s); a token takes %.3g FLOPs", peak, peak_source, flops)
     meter = Meter(journal, every_steps=config.log_every_steps, flops_per_token=flops, peak_flops=peak)
+    profiles = [Profile(task.folder, meter, num_steps=config.profile_steps)] if config.profile_steps else []
     validation = Validation(
         _loader(task.held_out_rows, held_out, config),
         task.held_out_rows,
@@ -174,7 +177,7 @@ def _lightning_trainer(
         max_steps=config.max_steps,
         max_epochs=1,
         accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.devices),
-        callbacks=[meter, health, ProgressBar(meter, label=task.label), validation, saving],
+        callbacks=[meter, *profiles, health, ProgressBar(meter, label=task.label), validation, saving],
         plugins=[
             CheckpointFolders(task.identity),
             TorchElasticEnvironment() if launch_id() else LightningEnvironment(),
@@ -190,7 +193,7 @@ def _lightning_trainer(
 
 
 def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: TrainerConfig) -> DataLoader[Any]:
-    return DataLoader(
+    return TimedLoader(
         rows,  # type: ignore[arg-type]  # has the __getitems__ that torch looks for
         batch_sampler=batches,  # type: ignore[arg-type]  # gives what __getitems__ takes
         collate_fn=_as_it_is,

@@ -1,4 +1,4 @@
-"""Tokens, seconds, loss and throughput of the training steps; a record every log_every_steps."""
+"""Tokens, seconds, loss, throughput, memory and time left of the training steps; a record every log_every_steps."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ import torch
 
 from llm.run import process_rank
 from llm.trainer.journal import Journal
+from llm.trainer.memory import memory_in_use
 from llm.trainer.module import NextTokenModule
+from llm.trainer.waiting import waited_seconds
 
 DIVERGED_HINT = "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
 
@@ -24,7 +26,9 @@ class Meter(pl.Callback):
         self.tokens = 0  # labels trained on, over all ranks
         self.latest: dict[str, Any] = {}  # the last record
         self._seconds_before = 0.0  # of earlier attempts
-        self._started = self._mark = time.monotonic()
+        self._started = self._mark = self._began_steps = time.monotonic()
+        self._first_step = 0  # of this attempt
+        self._waited = 0.0  # for batches, up to the last record
         self._paused = 0.0  # since the last record: validation and saving are not training
         self._nats: torch.Tensor | float = 0.0  # since the last record, of the steps that were not skipped
         self._step_nats: torch.Tensor | float = 0.0  # of the step that is under way
@@ -53,7 +57,8 @@ class Meter(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._journal.open()
-        self._mark = time.monotonic()
+        self._first_step, self._waited = trainer.global_step, waited_seconds(trainer.train_dataloader)
+        self._mark = self._began_steps = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,6 +87,7 @@ class Meter(pl.Callback):
     def _write(self, trainer: pl.Trainer, module: NextTokenModule) -> None:
         self.settle(trainer, module)
         seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
+        waited = waited_seconds(trainer.train_dataloader)
         speed = self._interval_tokens / seconds
         counted = self._interval_tokens - int(self._interval_skipped)
         self.latest = self.place(trainer) | ({"train/loss": float(self._nats) / counted} if counted else {})
@@ -91,10 +97,18 @@ class Meter(pl.Callback):
             "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[-1],
             "throughput/tokens_per_second": speed,
             "throughput/mfu": speed * self._flops_per_token / (self._peak_flops * trainer.world_size),
+            "throughput/data_wait_share": min(1.0, (waited - self._waited) / seconds),
+            "throughput/seconds_left": round(self._seconds_left(trainer), 1),
+            "memory/gigabytes": round(memory_in_use(module.device) / 1e9, 4),
         }
         self._journal.write(self.latest)
-        self._mark, self._paused = time.monotonic(), 0.0
+        self._mark, self._paused, self._waited = time.monotonic(), 0.0, waited
         self._nats, self._interval_tokens, self._interval_skipped = 0.0, 0, 0.0
+
+    def _seconds_left(self, trainer: pl.Trainer) -> float:
+        """At the pace of this attempt, its validations and checkpoints included."""
+        done = trainer.global_step - self._first_step
+        return (trainer.max_steps - trainer.global_step) * (time.monotonic() - self._began_steps) / done
 
     def state_dict(self) -> dict[str, Any]:
         return {

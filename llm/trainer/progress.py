@@ -43,7 +43,7 @@ class ProgressBar(pl.Callback):
         if self._bar:
             self._bar.update(self._task, completed=trainer.global_step, shown=self._shown())
         elif is_due(trainer, max(1, trainer.max_steps // LINES)):
-            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, self._shown())
+            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, self._shown(with_time=True))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
@@ -56,9 +56,17 @@ class ProgressBar(pl.Callback):
             self._bar.stop()
             self._bar = None
 
-    def _shown(self) -> str:
+    def _shown(self, *, with_time: bool = False) -> str:
         latest = self._meter.latest
         if not latest:
             return ""
         loss = f"{latest['train/loss']:.3f}" if "train/loss" in latest else "not finite"
-        return f"loss {loss}  {latest['throughput/tokens_per_second']:,.0f} tokens/s"
+        left = f"  {clock(latest['throughput/seconds_left'])} left" if with_time else ""
+        return f"loss {loss}  {latest['throughput/tokens_per_second']:,.0f} tokens/s{left}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

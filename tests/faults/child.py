@@ -77,7 +77,7 @@ def main(launch: Launch, told: Connection) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of data workers: what a command of its own has on Linux
     os.chdir(launch.folder)
     os.environ.update(launch.environment)
-    import_module("llm.trainer.fit").peak_flops = lambda _device: (1e9, "assumed")  # type: ignore[attr-defined]
+    import_module("llm.trainer.fit").peak_flops = lambda *_: (1e9, "assumed")  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     for moment, (owner, name) in MOMENTS.items():
         setattr(owner, name, _telling(moment, getattr(owner, name), launch, told))
