@@ -1,6 +1,10 @@
 """Run one stage of the pipeline: python train.py stage=pretrain model=gpt2_tiny data=korean_law."""
 
+import signal
 from importlib import import_module
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import, and is no error in it; run_hydra hears it
 
 import hydra
 from omegaconf import DictConfig

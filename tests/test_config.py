@@ -115,7 +115,7 @@ def test_stages_mirror_modules():
         (["model.num_heads=7"], "model.hidden_size=160 does not divide by model.num_heads=7"),
         (["model=llama_tiny", "model.hidden_size=12"], "rotary positions need an even one"),
         (["model=llama_tiny", "model.num_key_value_heads=3"], "model.num_heads=4 does not divide by"),
-        (["model.num_key_value_heads=2"], "model.num_key_value_heads is a setting of llama"),
+        (["model.num_key_value_heads=2"], "model.num_key_value_heads is not a setting of gpt2. Remove it."),
         (["name=-x"], "name='-x' cannot name a folder. Start with a letter or digit"),
         ([f"name={'x' * 65}"], "cannot name a folder"),
         (["name=.."], "name='..' cannot name a folder"),
@@ -292,7 +292,7 @@ def test_the_other_jobs_of_a_sweep_go_on_and_its_end_names_what_failed(tmp_path)
 def test_help_lists_groups_settings_and_examples(tmp_path):
     shown = train("--help", cwd=tmp_path).stdout
     for line in (
-        "model: gpt2_small, gpt2_tiny, llama_small, llama_tiny",
+        "optimizer: adamw, adamw_lora, muon",
         "  learning_rate: 0.001",
         "  python train.py",
     ):
@@ -300,9 +300,9 @@ def test_help_lists_groups_settings_and_examples(tmp_path):
 
 
 def test_completion_of_a_group_answers_with_its_choices(tmp_path):
-    line = "train.py model=gpt"
+    line = "train.py optimizer=adam"
     ended = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert ended.stdout.split() == ["model=gpt2_small", "model=gpt2_tiny"]
+    assert ended.stdout.split() == ["optimizer=adamw", "optimizer=adamw_lora"]
     assert "complete" in train("-sc", "install=bash", cwd=tmp_path).stdout
 
 

@@ -1,5 +1,6 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -48,6 +49,8 @@ def run_hydra(main: Callable[[], Any]) -> None:
     """
     have_hydra_raise()
     with one_line_errors():
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as train.py has it while it imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             main()
         except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
