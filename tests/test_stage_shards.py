@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from llm.data import read_manifest
+from llm.data.split import is_held_out
 from llm.run import Run, read_metrics
+from tests.korean import sentences
 from tests.test_stages import TINY, _log, _quick_peak, run, runs, write_text
 
 __all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
@@ -67,3 +69,21 @@ def test_each_packing_is_a_run_of_its_own_that_is_measured_by_the_same_rows(
         assert f"(data.packing={packing})" in caplog.text
     tokens = {packing: read_metrics(run.path / "metrics.jsonl")[-1]["tokens"] for packing, run in made.items()}
     assert tokens["padded"] < tokens["best_fit"] <= 4 * 4 * 64
+
+
+def test_near_copies_across_the_split_are_counted_and_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = [" ".join(sentences(12, seed=seed)) for seed in range(200)]
+    other = [text.replace("다", "네", 1) for text in long]  # one syllable is another, and so is the side, now and then
+    straddling = [a for a, b in zip(long, other, strict=True) if is_held_out(a, 0.1) != is_held_out(b, 0.1)]
+    assert straddling
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in [*long, *other]]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = shards(tmp_path / "outputs")
+    leaks = made.record["notes"]["leaks"]
+    held_out = made.results["held_out"]["documents"]
+    assert leaks["documents"] == held_out and leaks["near_copies"] == len(straddling)
+    assert (
+        f"{len(straddling)} held-out documents are nearly in the training text: figures on them flatter" in caplog.text
+    )

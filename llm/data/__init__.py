@@ -6,6 +6,7 @@ sources/         how files are found, opened, decoded and taken apart, and the p
 cleaning/        documents repaired, masked and dropped by configured steps, with an account of every byte
 quarantine.py    what was left out, with origin and reason
 leaks.py         how much of the held-out text stands in the training text
+copies.py        the same by token ids, of shards
 korean_law.py    Korean statutes, and questions and answers about them, from a package
 split.py         which documents are held out: by hash of their text
 encoding.py      documents -> token ids, by several processes, in order
@@ -19,6 +20,7 @@ order.py         which rows a step takes: a function of seed, step and rank
 """
 
 from llm.data.conversations import ConversationRows, encode_conversations
+from llm.data.copies import Copies, count_copies
 from llm.data.corpus import Conversation, Corpus, Document, open_corpus
 from llm.data.encoding import available_cores
 from llm.data.mixture import MixedCorpus, MixedRows, amounts, open_parts, open_texts, share_out
@@ -30,6 +32,7 @@ from llm.data.shards import Manifest, read_manifest
 __all__ = [
     "Conversation",
     "ConversationRows",
+    "Copies",
     "Corpus",
     "Document",
     "EvaluationBatches",
@@ -42,6 +45,7 @@ __all__ = [
     "TrainingBatches",
     "amounts",
     "available_cores",
+    "count_copies",
     "count_predicted",
     "encode_conversations",
     "entropy_bits",

@@ -7,7 +7,7 @@ run says where they are, and what they come to.
 from dataclasses import asdict, replace
 
 from llm.config import ShardsStage, TokenizerStage
-from llm.data import Corpus, available_cores, open_corpus, open_parts, write_shards
+from llm.data import Copies, Corpus, available_cores, count_copies, open_corpus, open_parts, read_manifest, write_shards
 from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
@@ -82,7 +82,21 @@ def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outco
             split.unigram_bits_per_byte,
         )
     content = asdict(manifest)
-    return Outcome(results=content, digest=digest_of(content), notes=corpus_notes(corpus))
+    copies = count_copies((run.path / "shards", manifest), [(run.path / "shards", manifest)])
+    _say_copies("", copies)
+    return Outcome(results=content, digest=digest_of(content), notes=corpus_notes(corpus) | {"leaks": asdict(copies)})
+
+
+def _say_copies(part: str, copies: Copies) -> None:
+    """A warning where held-out documents measure what was trained on."""
+    log.info("%s%s", part, copies)
+    if copies.near_copies:
+        log.warning(
+            "%s%d held-out documents are nearly in the training text: figures on them flatter. "
+            "data.cleaning.near_duplicates=true drops near copies",
+            part,
+            copies.near_copies,
+        )
 
 
 def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
@@ -96,7 +110,12 @@ def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
             part["epochs"],
         )
     rights = dict.fromkeys(filter(None, (run.record["notes"]["rights"] for run in parts.values())))
+    opened = {name: (run.path / "shards", read_manifest(run.path / "shards")) for name, run in parts.items()}
+    copies = {name: count_copies(own, list(opened.values())) for name, own in opened.items()}
+    for name, found in copies.items():
+        _say_copies(f"{name}: ", found)
     notes = {
+        "leaks": {name: asdict(found) for name, found in copies.items()},
         "rights": "\n".join(rights) or None,
         "dropped_records": {
             f"{name}: {reason}": times
