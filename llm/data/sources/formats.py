@@ -236,7 +236,7 @@ def line_fault(line: Line, origin: str, encoding: str | None, *, size: int) -> F
     """What is wrong with a line's bytes."""
     if line.too_long:
         return too_long(f"{origin}:{line.number}", size)
-    if byte := bad_byte(line.text):
+    if not line.is_whole and (byte := bad_byte(line.text)):
         return not_in(encoding or "utf-8", f"{origin}:{line.number}", byte, size=size)
     return None
 

@@ -21,6 +21,7 @@ class Line:
     text: str
     size: int  # bytes, its end included
     too_long: bool = False  # longer than MAX_LINE: its text is not kept
+    is_whole: bool = False  # every byte is in the file's encoding: known without another look at the text
 
 
 class Lines:
@@ -47,7 +48,11 @@ class Lines:
                 continue
             if number == 1 and raw.startswith(codecs.BOM_UTF8):
                 raw = raw[3:]
-            yield Line(number, raw.decode(codec, "surrogateescape").rstrip("\r\n"), size)
+            try:
+                text, is_whole = raw.decode(codec), True
+            except UnicodeDecodeError:
+                text, is_whole = raw.decode(codec, "surrogateescape"), False
+            yield Line(number, text.rstrip("\r\n"), size, is_whole=is_whole)
 
 
 def bad_byte(text: str) -> str | None:
