@@ -24,7 +24,8 @@ from llm.model import load, next_token_nats
 from llm.run import Run, read_metrics
 from llm.stage import shards as shards_stage
 from llm.stage._mixture import parts_of
-from tests.korean import documents
+from llm.verify import verify, with_parents
+from tests.korean import documents, sentences
 from tests.test_config import config_of, refused
 from tests.test_stages import TINY, _log, _quick_peak, compose, run, runs
 
@@ -403,6 +404,24 @@ def test_rows_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
             assert torch.equal(mixed_batch[key][place], alone[key][0])
     assert mixed_batch["num_labels"] == 7
     assert [line.split()[0] for line in rows.describe(picked)] == ["small", "large", "small", "large"]
+
+
+def test_near_copies_in_the_training_text_of_another_part_are_counted(tmp_path: Path) -> None:
+    long = [" ".join(sentences(12, seed=seed)) for seed in range(60)]
+    pairs = [(text, text.replace("다", "네", 1)) for text in long]
+    held_out, copy = next((a, b) for a, b in pairs if is_held_out(a, 0.1) and not is_held_out(b, 0.1))
+    write(tmp_path / "a.jsonl", [*documents(200, seed=8), held_out])
+    write(tmp_path / "b.jsonl", [*documents(200, seed=9), copy])
+    typed = ", ".join(f"{name}: {{use: text, path: {tmp_path / name}.jsonl}}" for name in "ab")
+    settings = [setting for setting in TINY if setting.startswith(("tokenizer.", "data."))]
+    made = run("shards", "data=mixture", f"data.parts={{{typed}}}", f"outputs={tmp_path / 'outputs'}", *settings)
+    leaks = made.record["notes"]["leaks"]
+    assert {name: found["near_copies"] for name, found in leaks.items()} == {"a": 1, "b": 0}
+    assert [part.record["notes"]["leaks"]["near_copies"] for part in parts_of(made).values()] == [0, 0]
+    assert {found.path for found in with_parents([made])} == {
+        made.path, made.parent("tokenizer").path, *(part.path for part in parts_of(made).values()),
+    }  # fmt: skip
+    assert [verify(found)[1] for found in with_parents([made])] == [[]] * 4
 
 
 def test_text_that_is_repeated_often_is_warned_of(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

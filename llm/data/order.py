@@ -109,7 +109,7 @@ class EvaluationBatches:
         self._num_labels = num_labels
         ends = [*edges[1:], len(num_labels)]
         batches = [
-            np.arange(begin, min(begin + batch_size, end))
+            (begin, min(begin + batch_size, end))
             for first, end in zip(edges, ends, strict=True)
             for begin in range(first, end, batch_size)
         ]
@@ -119,7 +119,8 @@ class EvaluationBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for number, rows in self._batches:
+        for number, (begin, end) in self._batches:
+            rows = np.arange(begin, end)
             yield MicroBatch(number, rows, int(self._num_labels[rows].sum()))
 
 
