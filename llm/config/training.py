@@ -169,6 +169,8 @@ class TrainerConfig:
     max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
     max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
     precision: Precision = Precision.fp32
+    compile: bool = field(default=False, metadata=HOW)  # by torch.compile: pays where a run lasts many minutes
+    activation_checkpointing: bool = field(default=False, metadata=HOW)  # blocks run twice: less memory, a third slower
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
     devices: int = field(default=1, metadata=HOW)
     micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device

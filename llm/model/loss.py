@@ -1,43 +1,188 @@
-"""The next-token loss, and how a model must be called for it."""
+"""A model and a batch -> the next-token loss, with no more of the logits at once than a chunk of them.
 
+The logits of a batch are its largest tensor: 32 rows of 1,024 tokens over 50,304 words are 6.6 GB in fp32, and as much
+again for their gradient. Where they are that large, the head is applied a chunk of tokens at a time, and each chunk's
+gradient is taken while its logits are there: three products a chunk, none of them done twice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from llm.model.attention import attention_within_documents, document_bounds
+
 IGNORED = -100  # torch's default: such labels cost nothing
+CHUNK_LOGITS = 2**26  # at most, at once: 256 MB in fp32
 
 
-def next_token_nats(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """The functions that a loss is made of, as they are or compiled."""
+
+    hidden_states: Callable[..., torch.Tensor]
+    nats: Callable[..., torch.Tensor]
+    balanced: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    chunk: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None) -> torch.Tensor:
     """The sum of -ln p(label) over a batch's labels, a scalar in fp32.
 
-    `labels[t]` is the token that follows `input_ids[t]`. Positions that start again at each document, no attention mask
-    and no cache: only so do Hugging Face models keep packed documents apart.
+    `labels[t]` is the token that follows `input_ids[t]`. Documents of a row are parted by their `position_ids`, which
+    start again with each; `document_bounds`, where the batch has them, are those of `position_ids`.
     """
-    return _nats(_outputs(model, batch).logits, batch["labels"])
+    passes, labels, head = passes or EAGER, batch["labels"], _head(model)
+    with _inputs(model, batch) as inputs:
+        if head is None or labels.numel() * head.weight.shape[0] <= CHUNK_LOGITS:
+            return passes.nats(model, inputs, labels)
+        hidden_states = passes.hidden_states(model, inputs)  # (batch, seq, hidden)
+    apply: Any = _ChunkedNats.apply
+    return apply(hidden_states.flatten(0, 1), head.weight, labels.flatten(), passes.chunk)
 
 
-def next_token_loss(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def next_token_loss(
+    model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(next_token_nats, what is minimised): for a mixture of experts with its load-balancing term for each label.
 
     Without that term a few experts come to take all tokens (Fedus et al. 2021, arXiv:2101.03961, section 2.2).
     """
     weight = getattr(getattr(model, "config", None), "router_aux_loss_coef", None)
     if weight is None:
-        nats = next_token_nats(model, batch)
+        nats = next_token_nats(model, batch, passes=passes)
         return nats, nats
-    outputs = _outputs(model, batch, output_router_logits=True)
-    nats = _nats(outputs.logits, batch["labels"])
-    return nats, nats + weight * outputs.aux_loss * (batch["labels"] != IGNORED).sum()
+    with _inputs(model, batch) as inputs:
+        return (passes or EAGER).balanced(model, inputs, batch["labels"], weight)
 
 
-def _outputs(model: nn.Module, batch: dict[str, Any], **more: bool) -> Any:
-    return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **more)
+@contextmanager
+def _inputs(model: nn.Module, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model is called with, within the block."""
+    input_ids, position_ids = batch["input_ids"], batch["position_ids"]
+    with attention_within_documents(model, device=input_ids.device) as takes_bounds:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if takes_bounds:
+            bounds = batch["document_bounds"] if "document_bounds" in batch else document_bounds(position_ids)
+            longest = input_ids.shape[1]  # that a document can be; of each batch's own, torch.compile makes a graph
+            inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+            inputs |= {"max_length_q": longest, "max_length_k": longest}
+        yield inputs
 
 
-def _nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of logits (batch, seq, vocab), summed."""
+def compiled() -> Passes:
+    """The same by torch.compile, each in one graph: one that would break is an error."""
+    return Passes(
+        nats=torch.compile(_nats, fullgraph=True),
+        balanced=torch.compile(_balanced, fullgraph=True),
+        hidden_states=torch.compile(_hidden_states, fullgraph=True),
+        chunk=torch.compile(_chunk, fullgraph=True),
+    )
+
+
+def _nats(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """No attention mask and no cache: only so do Hugging Face models part documents."""
+    return _sum_of_nats(model(**inputs, use_cache=False).logits, labels)
+
+
+def _balanced(
+    model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs = model(**inputs, use_cache=False, output_router_logits=True)
+    nats = _sum_of_nats(outputs.logits, labels)
+    return nats, nats + weight * outputs.aux_loss * (labels != IGNORED).sum()
+
+
+def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of logits (batch, seq, vocab)."""
     return functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the head would be given, (batch, seq, hidden)."""
+    states: torch.Tensor = _without_adapters(model).base_model(**inputs, use_cache=False).last_hidden_state
+    return states
+
+
+def _head(model: nn.Module) -> nn.Linear | None:
+    """The layer that makes logits, where nothing else does: no bias, no cap on them, no loss of a router beside them.
+
+    None as well where parameters are sharded, which only a call of the whole model gathers.
+    """
+    causal = _without_adapters(model)
+    config = getattr(causal, "config", None)
+    others = (getattr(config, name, None) for name in ("final_logit_softcapping", "output_router_logits"))
+    if not hasattr(causal, "get_output_embeddings") or hasattr(causal, "unshard") or any(others):
+        return None
+    head = causal.get_output_embeddings()
+    return head if type(head) is nn.Linear and head.bias is None else None
+
+
+def _without_adapters(model: nn.Module) -> Any:
+    """The Hugging Face model that PEFT has put its layers into, or the model itself."""
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    return get_base_model() if get_base_model else model
+
+
+class _ChunkedNats(torch.autograd.Function):
+    """The loss of hidden states (tokens, hidden) under a head's weight (vocab, hidden), a chunk of tokens at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: Callable[..., Any]
+    ) -> torch.Tensor:
+        device = hidden_states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+        needs_states, needs_weight = ctx.needs_input_grad[:2]
+        states, used = hidden_states.to(dtype), weight.to(dtype)
+        gradients = torch.empty_like(states) if needs_states else None
+        gradient_of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        nats = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
+        size = len(labels) // _number_of_chunks(len(labels), len(weight))
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(labels), size):
+                here = slice(start, start + size)
+                part, gradient = chunk(states[here], used, labels[here])
+                nats += part
+                if gradients is not None:
+                    gradients[here] = gradient @ used
+                if gradient_of_weight is not None:
+                    gradient_of_weight += gradient.T @ states[here]
+        ctx.save_for_backward(gradients, gradient_of_weight)
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (scale,), parts = gradients, ctx.saved_tensors
+        scaled = (
+            part if part is None else (part * scale.to(part.dtype)).to(dtype)
+            for part, dtype in zip(parts, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None
+
+
+def _chunk(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the loss of a chunk of tokens in fp32, its gradient with respect to their logits in the dtype of `states`)."""
+    logits = (states @ weight.T).float()  # (tokens, vocab)
+    is_label = (labels != IGNORED)[:, None]
+    places = labels.clamp(min=0)[:, None]
+    log_sums = logits.logsumexp(1, keepdim=True)
+    nats = torch.where(is_label, log_sums - logits.gather(1, places), 0.0).sum()
+    gradient = (logits - log_sums).exp().scatter_add(1, places, torch.full_like(log_sums, -1.0))
+    return nats, (gradient * is_label).to(states.dtype)
+
+
+def _number_of_chunks(num_tokens: int, vocab_size: int) -> int:
+    """As few as keep to CHUNK_LOGITS and leave all chunks of one size."""
+    least = -(-num_tokens * vocab_size // CHUNK_LOGITS)
+    return next((number for number in range(least, num_tokens) if num_tokens % number == 0), num_tokens)
+
+
+EAGER = Passes(nats=_nats, balanced=_balanced, hidden_states=_hidden_states, chunk=_chunk)

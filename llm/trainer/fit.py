@@ -104,7 +104,16 @@ def fit(task: Fit) -> None:
         edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
     )
     task.model.train()  # a loaded model comes in eval mode, without its dropout
-    module = NextTokenModule(task.model, task.optimizer, max_steps=task.trainer.max_steps, seed=task.seed)
+    if task.trainer.activation_checkpointing:
+        checkpointed: Any = task.model
+        checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = NextTokenModule(
+        task.model,
+        task.optimizer,
+        max_steps=task.trainer.max_steps,
+        seed=task.seed,
+        compile=task.trainer.compile,
+    )
     stop = StopFlag()
     journal = Journal(task.folder, task.logger)
     trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_batch_size)

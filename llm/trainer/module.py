@@ -12,15 +12,19 @@ from torch.optim import Optimizer
 
 from llm import optimizer
 from llm.config import OptimizerConfig
-from llm.model import next_token_loss
+from llm.model import compiled, document_bounds, next_token_loss
 
 
 class NextTokenModule(pl.LightningModule):
     """Trains the parameters of `model` that require gradients."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, *, max_steps: int, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, *, max_steps: int, seed: int, compile: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        # not the model itself: validation and samples call it in shapes of their own, which need no graphs
+        self._passes = compiled() if compile else None
         self.strict_loading = False  # a checkpoint holds what is trained; a frozen base comes from its own folder
         self.gradient_norm = torch.zeros(())  # of the last step that was not skipped, before clipping
         self.is_skipped = torch.zeros(())  # 1 where the last step was, its gradients not being finite, else 0
@@ -31,6 +35,10 @@ class NextTokenModule(pl.LightningModule):
         seeds = np.random.SeedSequence([self._seed, batch_idx, self.global_rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Find where documents begin while the batch is in the host's memory: later a GPU would be waited for."""
+        return batch | {"document_bounds": document_bounds(batch["position_ids"])}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
         """This micro-batch's part of the step's mean loss over labels.
 
@@ -38,7 +46,7 @@ class NextTokenModule(pl.LightningModule):
         of the step weighs the same, however unevenly labels fall on micro-batches and ranks. A loss that is not finite
         gives gradients that are not, on every rank, whatever the model's own would be.
         """
-        nats, loss = next_token_loss(self.model, batch)
+        nats, loss = next_token_loss(self.model, batch, passes=self._passes)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         finite = torch.where(nats.detach().isfinite(), 1.0, math.nan)
         return {"loss": loss * finite * (parts / batch["num_labels"]), "nats": nats.detach()}
