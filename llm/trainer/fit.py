@@ -106,7 +106,7 @@ def fit(task: Fit) -> None:
     task.model.train()  # a loaded model comes in eval mode, without its dropout
     if task.trainer.activation_checkpointing:
         checkpointed: Any = task.model
-        checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpointed.activation_checkpointing_enable()
     module = NextTokenModule(
         task.model,
         task.optimizer,
@@ -236,5 +236,6 @@ def _ignore_known_warnings() -> None:
         ".*`training_step` and `validation_step`.*",
         ".*GPU available but not used.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's use of a torch function
+        ".*torch.jit.script_method.*",  # what torch.compile imports
     ):
         warnings.filterwarnings("ignore", message=message)

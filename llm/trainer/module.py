@@ -23,6 +23,7 @@ class NextTokenModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        _ask_nothing_of_the_device(model)
         # not the model itself: validation and samples call it in shapes of their own, which need no graphs
         self._passes = compiled() if compile else None
         self.strict_loading = False  # a checkpoint holds what is trained; a frozen base comes from its own folder
@@ -84,3 +85,10 @@ class NextTokenModule(pl.LightningModule):
             name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
         }
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+
+
+def _ask_nothing_of_the_device(model: nn.Module) -> None:
+    """Leave out a warning of transformers about padding, for which it reads input_ids from the device at each step."""
+    for part in model.modules():
+        if hasattr(part, "warn_if_padding_and_no_attention_mask"):
+            part.warn_if_padding_and_no_attention_mask = lambda *_: None  # type: ignore[assignment]

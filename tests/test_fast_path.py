@@ -1,0 +1,364 @@
+"""The fast path of training: no mask, no graph break, no large logits, no wait for the host; and the same numbers."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.model import add_lora, attention, build, document_bounds, loss, next_token_nats
+from llm.model.loss import IGNORED
+from llm.tokenizer import Special
+from llm.trainer import fit
+from llm.trainer.module import NextTokenModule
+from tests.test_trainer import same, task, untimed, weights
+
+VOCAB, LENGTH = 512, 16
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+PACKED = [[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8], [*range(12), 0, 1, 0, 1], [*range(16)]]
+PLAIN = [[*range(16)]] * 3
+FUSED = ("ttukttak::document_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
+
+
+def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = False) -> Any:
+    torch.manual_seed(0)
+    grouped = {"num_key_value_heads": 1} if architecture is Architecture.llama else {}
+    config = ModelConfig(
+        name="small",
+        architecture=architecture,
+        num_layers=2,
+        num_heads=4,
+        hidden_size=32,
+        max_position_embeddings=LENGTH,
+        dropout=dropout,
+        **grouped,
+    )
+    model = build(config, vocab_size=VOCAB, special=SPECIAL)
+    with torch.no_grad():  # what starts at zero or one would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return add_lora(model, LoraConfig(rank=2, alpha=4), architecture) if lora else model
+
+
+def batch_of(position_ids: list[list[int]], seed: int = 0) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    shape = len(position_ids), len(position_ids[0])
+    labels = torch.randint(VOCAB, shape, generator=draw)
+    labels[0, ::5] = IGNORED
+    return {
+        "input_ids": torch.randint(VOCAB, shape, generator=draw),
+        "labels": labels,
+        "position_ids": torch.tensor(position_ids),
+    }
+
+
+def gradients(model: torch.nn.Module, batch: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:
+    """The loss and the gradient of each parameter that is trained."""
+    model.zero_grad()
+    nats = next_token_nats(model, batch, **settings)
+    nats.backward()
+    return {"nats": nats.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(
+            left[name], right[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+class Seen(TorchDispatchMode):
+    """The operators that run: their names, and the elements of the largest tensor that one gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.names.append(function._schema.name)
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+# Where documents begin
+
+
+@pytest.mark.parametrize(
+    ("position_ids", "expected"),
+    [
+        ([[0, 1, 2, 0, 1, 2]], [0, 3, 6]),
+        ([[0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4]], [0, 4, 6, 7, 12]),
+        ([[5, 6, 7, 9, 10, 11]], [0, 3, 6]),  # positions that do not go on part documents too, as in transformers
+    ],
+)
+def test_a_document_begins_where_positions_do_not_go_on_and_with_each_row(
+    position_ids: list[list[int]], expected: list[int]
+) -> None:
+    bounds = document_bounds(torch.tensor(position_ids))
+    assert bounds is not None
+    assert bounds.dtype is torch.int32
+    assert bounds.tolist() == expected + [expected[-1]] * (64 - len(expected))
+
+
+def test_rows_of_one_document_each_have_no_bounds() -> None:
+    assert document_bounds(torch.tensor(PLAIN)) is None
+
+
+@pytest.mark.parametrize(("documents", "places"), [(63, 64), (64, 128), (127, 128), (128, 256)])
+def test_bounds_have_a_place_for_the_end_and_few_sizes(documents: int, places: int) -> None:
+    bounds = document_bounds(torch.zeros((1, documents), dtype=torch.int64))
+    assert bounds is not None
+    assert bounds.tolist() == [*range(documents)] + [documents] * (places - documents)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("positions", [PACKED, PLAIN], ids=["packed", "plain"])
+@pytest.mark.parametrize("architecture", Architecture)
+def test_loss_and_gradients_are_those_of_the_masks_of_transformers(
+    architecture: Architecture, positions: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = model_of(architecture), batch_of(positions)
+    with Seen() as seen:
+        ours = gradients(model, batch)
+    assert sum(name in FUSED for name in seen.names) >= 2  # one for each layer, or one for each document of it
+    monkeypatch.setattr(attention, "_can_part", lambda config, device: False)
+    with Seen() as seen:
+        theirs = gradients(model, batch)
+    assert FUSED[0] not in seen.names
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_document_attention_is_the_softmax_written_out(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    batch = batch_of(PACKED)
+    bounds = document_bounds(batch["position_ids"])
+    inputs = [torch.randn(3, 2, LENGTH, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    given = torch.randn(3, 2, LENGTH, 8, dtype=dtype)
+    out, _ = attention._on_cpu(*inputs, bounds, 0.3)
+    got = torch.autograd.grad(out, inputs, given)
+    query, key, value = exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    document = (batch["position_ids"] == 0).cumsum(1)
+    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, -torch.inf)
+    expected = scores.softmax(3) @ value
+    tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    for mine, theirs in zip(got, torch.autograd.grad(expected, exact, given.double()), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_document_attention_keeps_the_rules_of_an_operator() -> None:
+    inputs = [torch.randn(3, 2, LENGTH, 8, requires_grad=True) for _ in range(3)]
+    torch.library.opcheck(
+        attention._on_cpu._opoverload,
+        (*inputs, document_bounds(torch.tensor(PACKED)), 0.3),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_dropout_of_attention_keeps_the_masks_of_transformers(architecture: Architecture) -> None:
+    model = model_of(architecture, dropout=0.1)
+    with Seen() as seen:
+        next_token_nats(model.eval(), batch_of(PACKED))
+    assert FUSED[0] not in seen.names
+
+
+@pytest.mark.parametrize("setting", ["sliding_window", "eager"])
+def test_what_the_kernels_do_not_know_keeps_the_masks_of_transformers(setting: str) -> None:
+    model = model_of(Architecture.llama)
+    if setting == "eager":
+        model.set_attn_implementation("eager")
+    else:
+        model.config.sliding_window = 4
+    with Seen() as seen:
+        next_token_nats(model, batch_of(PACKED))
+    assert FUSED[0] not in seen.names
+
+
+def test_a_model_is_as_transformers_made_it_outside_the_loss(tmp_path: Path) -> None:
+    model, batch = model_of(Architecture.llama).eval(), batch_of(PACKED)
+    before = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    next_token_nats(model, batch)
+    after = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    assert torch.equal(before, after)
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
+
+
+# Large vocabularies
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("architecture", Architecture)
+def test_a_loss_by_chunks_is_the_loss_and_no_larger_tensor_is_made(
+    architecture: Architecture, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = model_of(architecture, lora=lora), batch_of(PACKED)
+    if lora:  # B starts at zero, and so would the gradient of A
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+    with Seen() as whole:
+        expected = gradients(model, batch)
+    assert whole.largest == 3 * LENGTH * VOCAB
+    most = max(p.numel() for p in model.parameters())  # 512 x 32; six tokens of logits are 6 x 512
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+    with Seen() as seen:
+        chunked = gradients(model, batch)
+    assert seen.largest <= max(most, 3 * LENGTH * 4 * 32)  # weights and activations, but no logits
+    assert seen.names.count("aten::logsumexp") == 8  # 48 tokens, 6 at a time
+    assert_close(chunked, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(next_token_nats(model, batch), expected["nats"])
+
+
+def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(Architecture.gpt2), batch_of(PACKED)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(model, batch)
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+        chunked = gradients(model, batch)
+    assert chunked["nats"].dtype is torch.float32
+    torch.testing.assert_close(chunked["nats"], expected["nats"], rtol=1e-5, atol=0)
+    assert_close(chunked, expected, rtol=3e-2, atol=0.1)  # bf16 has 8 bits; gradients are up to 50
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "vocab_size", "chunks"), [(48, 512, 1), (2**15, 50304, 32), (7, 2**26, 7), (3, 2**27, 3)]
+)
+def test_chunks_are_few_and_of_one_size(num_tokens: int, vocab_size: int, chunks: int) -> None:
+    assert loss._number_of_chunks(num_tokens, vocab_size) == chunks
+
+
+@pytest.mark.parametrize("change", ["final_logit_softcapping", "output_router_logits"])
+def test_a_head_that_is_not_all_of_the_logits_is_not_taken_by_itself(change: str) -> None:
+    model = model_of(Architecture.llama)
+    assert loss._head(model) is model.lm_head
+    setattr(model.config, change, 30.0)
+    assert loss._head(model) is None
+
+
+# torch.compile
+
+
+def graphs_of(model: PreTrainedModel, positions: list[list[int]]) -> list[torch.fx.GraphModule]:
+    """What torch.compile makes of the loss, or an error where its graph would break."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    passes = replace(loss.EAGER, nats=torch.compile(loss._nats, fullgraph=True, backend=keep))
+    compiled, plain = (next_token_nats(model, batch_of(positions), passes=p) for p in (passes, None))
+    torch.testing.assert_close(compiled, plain)
+    return graphs
+
+
+@pytest.mark.parametrize("positions", [PACKED, PLAIN], ids=["packed", "plain"])
+@pytest.mark.parametrize("kind", ["", "lora", "checkpointing"])
+@pytest.mark.parametrize("architecture", Architecture)
+def test_the_loss_compiles_to_one_graph_without_a_mask(
+    architecture: Architecture, kind: str, positions: list[list[int]]
+) -> None:
+    model = model_of(architecture, lora=kind == "lora").train()
+    if kind == "checkpointing":
+        model.activation_checkpointing_enable()
+    (graph,) = graphs_of(model, positions)
+    shapes = [
+        tuple(value.shape)
+        for module in graph.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        if isinstance(value := node.meta.get("example_value"), torch.Tensor)
+    ]
+    assert len(shapes) > 50
+    assert not [shape for shape in shapes if shape[-2:] == (LENGTH, LENGTH)]
+
+
+def test_batches_of_any_documents_take_two_graphs_and_unpacked_ones_a_third() -> None:
+    graphs = []
+    torch.compiler.reset()
+    passes = replace(
+        loss.EAGER,
+        nats=torch.compile(loss._nats, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward),
+    )
+    model = model_of(Architecture.llama)
+    for documents in (2, 3, 5, 7, 70, 130, 200, 1):  # in a row of 256
+        positions = torch.arange(256) % -(-256 // documents)
+        model.config.max_position_embeddings = 256
+        batch = batch_of([positions.tolist()])
+        torch.testing.assert_close(next_token_nats(model, batch, passes=passes), next_token_nats(model, batch))
+    assert len(graphs) <= 3
+
+
+def test_a_compiled_training_learns_the_same(tmp_path: Path) -> None:
+    eager, compiled = task(tmp_path / "eager", max_steps=3), task(tmp_path / "compiled", max_steps=3, compile=True)
+    torch.compiler.reset()
+    for made in (eager, compiled):
+        fit(made)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert_close(weights(compiled.model), weights(eager.model))
+    assert weights(compiled.model).keys() == weights(eager.model).keys()  # compiling renames nothing
+
+
+def test_activation_checkpointing_changes_no_bit_and_runs_blocks_again(tmp_path: Path) -> None:
+    made = {
+        on: task(tmp_path / str(on), max_steps=3, activation_checkpointing=on, validate_every_steps=100)
+        for on in (False, True)
+    }
+    calls = dict.fromkeys(made, 0)
+    for on, one in made.items():
+
+        def count(*_: Any, on: bool = on) -> None:
+            calls[on] += torch.is_grad_enabled()
+
+        one.model.transformer.h[0].mlp.register_forward_pre_hook(count)
+        fit(one)
+    assert calls == {False: 3, True: 6}
+    assert same(weights(made[True].model), weights(made[False].model))
+    assert untimed(tmp_path / "True") == untimed(tmp_path / "False")
+
+
+# Waiting for the host
+
+
+def test_a_step_without_a_record_reads_nothing_from_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a host wait for a GPU: a value that is read, a size that depends on values, a copy to the host."""
+    monkeypatch.setattr(sys.modules["llm.trainer.health"], "is_read_at_each_step", lambda _value: False)
+    waits = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+    waits |= {"aten::masked_select", "aten::unique_dim", "aten::_unique2", "aten::allclose"}
+    steps: dict[int, list[str]] = {}
+    seen = Seen()
+    start = NextTokenModule.on_train_batch_start
+
+    def note(module: NextTokenModule, batch: Any, batch_idx: int) -> None:
+        steps[batch_idx] = seen.names = []
+        start(module, batch, batch_idx)
+
+    monkeypatch.setattr(NextTokenModule, "on_train_batch_start", note)
+    made = task(tmp_path, max_steps=6, log_every_steps=5, validate_every_steps=100, checkpoint_every_steps=100)
+    with seen:
+        fit(made)
+    assert sorted(steps) == [*range(6)]
+    assert all(len(names) > 100 for names in steps.values())
+    waited = {step: sorted(waits & {*names}) for step, names in steps.items()}
+    assert {step: waited[step] for step in (1, 2, 3)} == {1: [], 2: [], 3: []}
+    assert "aten::_local_scalar_dense" in waited[4]  # the record of step 5: what is counted is seen
