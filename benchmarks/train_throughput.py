@@ -134,7 +134,7 @@ def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any, *, peak
                 scores[name].tokens_per_second.append(speed)
             scores[name].peak_bytes = max(scores[name].peak_bytes, memory)
     for score in scores.values():
-        score.mfu = score.median * flops / peak
+        score.mfu = 0.0 if arguments.cpu_time else score.median * flops / peak  # the peak is one of wall time
     if device().type == "cpu" and not arguments.no_memory:
         for name, score in scores.items():
             score.peak_bytes = _peak_in_a_process(name, shape, mode)

@@ -1,5 +1,6 @@
 """The benchmarks run, and the commands of docs/shards.md are ones that can be typed."""
 
+import json
 import re
 import shlex
 import sys
@@ -84,3 +85,24 @@ def test_the_share_of_the_loader_in_a_step_is_measured_for_each_packing(
     assert measured.keys() == {packing.value for packing in Packing}
     for read, learned, share, _ in measured.values():
         assert share == pytest.approx(100 * read / learned, rel=0.05)
+
+
+def test_throughput_is_measured_for_ours_and_its_peers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = import_module("benchmarks.train_throughput")
+    monkeypatch.setattr(module, "peak_flops", lambda _device: (1e9, "assumed"))
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda _device: (1e9, "assumed"))
+    small = module.Shape(
+        name="tiny", num_layers=1, num_heads=2, hidden_size=16, vocab_size=97, sequence_length=16, batch_size=2
+    )
+    monkeypatch.setitem(module.PROFILES, "cpu", [(small, module.FP32, ("ours", "plain loop", "minimal GPT"))])
+    arguments = ["--profile", "cpu", "--rounds", "2", "--steps", "2", "--warmup", "1", "--documents", "3"]
+    arguments += ["--no-memory", "--results", str(tmp_path)]
+    said = said_by("benchmarks.train_throughput", arguments, monkeypatch, capsys)
+    table = re.findall(r"^(ours|plain loop|minimal GPT) +([\d,]+) +([\d.]+)x", said, re.MULTILINE)
+    assert [name for name, *_ in table] == ["ours", "plain loop", "minimal GPT"]
+    assert table[0][2] == "1.000"
+    (written,) = tmp_path.iterdir()
+    scores = json.loads(written.read_text(encoding="utf-8"))["scores"]
+    assert [len(score["tokens_per_second"]) for score in scores] == [2, 2, 2]

@@ -26,6 +26,10 @@ def run(config: FinetuneStage) -> Run:
         from llm.trainer import require_accelerator
 
         require_accelerator(config.trainer)
+    if config.trainer.compile:
+        from llm.trainer import require_compiler
+
+        require_compiler(config.trainer)
     corpus = open_corpus(config.data)
     plan = Plan(
         config=config,

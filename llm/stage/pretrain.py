@@ -15,7 +15,7 @@ from llm.stage._extension import adopt_beginning
 from llm.stage._mixture import mixed_rows, say_epochs
 from llm.stage._training import train
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: PretrainStage) -> Run:
@@ -24,6 +24,10 @@ def run(config: PretrainStage) -> Run:
         from llm.trainer import require_accelerator
 
         require_accelerator(config.trainer)
+    if config.trainer.compile:
+        from llm.trainer import require_compiler
+
+        require_compiler(config.trainer)
     if config.model.extra:
         from llm.model import check_extra  # takes seconds: only for what the schema cannot know
 

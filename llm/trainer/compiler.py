@@ -1,0 +1,30 @@
+"""trainer.compile -> the certainty, before any work, that torch.compile finds what it compiles with."""
+
+import os
+import shutil
+from importlib.util import find_spec
+
+from llm.config import Accelerator, TrainerConfig
+from llm.errors import ConfigError
+
+COMPILERS = ("g++", "clang++")  # torch looks for these, and for $CXX
+
+
+def require_compiler(config: TrainerConfig) -> None:
+    """Refuse trainer.compile where it would fail at the first step.
+
+    Raises:
+        ConfigError: there is no C++ compiler, or, for a GPU, no triton.
+    """
+    if not config.compile:
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
+        raise ConfigError(
+            "trainer.compile=true needs a C++ compiler, but there is no g++ or clang++. Install one, set the "
+            "environment variable CXX to one, or set trainer.compile=false."
+        )
+    if config.accelerator is Accelerator.gpu and find_spec("triton") is None:
+        raise ConfigError(
+            "trainer.compile=true needs the package triton on a GPU, but it is not installed. Install torch with CUDA, "
+            "or set trainer.compile=false."
+        )
