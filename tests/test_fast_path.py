@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from llm.config import Accelerator, Architecture, LoraConfig, ModelConfig, TrainerConfig
 from llm.errors import ConfigError
-from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
+from llm.model import add_lora, attention, build, document_bounds, loss, next_token_nats
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
 from llm.trainer import fit, require_compiler
@@ -303,21 +303,6 @@ def test_the_loss_compiles_to_one_graph_without_a_mask(
 
 def test_windows_compile_to_one_graph_with_their_masks() -> None:
     assert len(graphs_of(model_of(Architecture.gemma3), PACKED)) == 1
-
-
-def test_a_mixture_of_experts_compiles_to_one_graph_with_its_balance() -> None:
-    graphs: list[Any] = []
-
-    def keep(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    model, batch = model_of(Architecture.qwen3_moe), batch_of(PACKED)
-    passes = replace(loss.EAGER, balanced=torch.compile(loss._balanced, fullgraph=True, backend=keep))
-    for mine, eager in zip(next_token_loss(model, batch, passes=passes), next_token_loss(model, batch), strict=True):
-        torch.testing.assert_close(mine, eager)
-    assert len(graphs) == 1
 
 
 def test_batches_of_any_documents_take_two_graphs_and_unpacked_ones_a_third() -> None:

@@ -40,6 +40,7 @@ from llm.config.training import (
     Schedule,
     TrainerConfig,
     WandbMode,
+    require_one_graph,
 )
 
 __all__ = [
@@ -81,5 +82,6 @@ __all__ = [
     "job_errors",
     "job_overrides",
     "ladder_overrides",
+    "require_one_graph",
     "run_hydra",
 ]

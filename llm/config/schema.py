@@ -18,6 +18,7 @@ from llm.config.training import (
     ModelConfig,
     OptimizerConfig,
     TrainerConfig,
+    require_one_graph,
 )
 from llm.errors import ConfigError
 
@@ -305,6 +306,7 @@ class PretrainStage(StageConfig):
         at_least("seed", self.seed, 0)
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
+        require_one_graph(self.model.architecture, self.trainer)
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="

@@ -211,6 +211,15 @@ class TrainerConfig:
             raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
 
 
+def require_one_graph(architecture: Architecture, trainer: TrainerConfig) -> None:
+    """Refuse to compile what breaks into several graphs: which experts a mixture calls depends on the tokens."""
+    if trainer.compile and architecture is Architecture.qwen3_moe:
+        raise ConfigError(
+            f"trainer.compile=true is not for model.architecture={architecture.value}, which does not compile to one "
+            "graph. Set trainer.compile=false."
+        )
+
+
 BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 

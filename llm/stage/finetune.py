@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage
+from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage, require_one_graph
 from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, sha256_of
@@ -118,7 +118,8 @@ def _is_long(conversation: Conversation) -> bool:
 def _check_against_base(config: FinetuneStage, base: Run) -> None:
     """Refuse, before any work, what this base cannot do."""
     made: dict[str, Any] = base.config
-    layers = LINEAR_LAYERS[Architecture[made["model"]["architecture"]]]
+    require_one_graph(architecture := Architecture[made["model"]["architecture"]], config.trainer)
+    layers = LINEAR_LAYERS[architecture]
     for name in config.lora.target_modules or []:
         if name not in layers:
             close = get_close_matches(name, layers, n=1)
