@@ -108,8 +108,6 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     _be_quiet()
     began, scores = time.monotonic(), []
-    peak, peak_source = peak_flops(device())
-    print(f"MFU is measured against {peak:.3g} FLOP/s ({peak_source})")
     for shape, mode, names in PROFILES[arguments.profile]:
         if arguments.shape not in (None, shape.name) or arguments.mode not in (None, str(mode)):
             continue
@@ -117,14 +115,16 @@ def main() -> None:
             print(f"left out, for {arguments.minutes:g} minutes are over: {shape.name}, {mode}")
             continue
         present = [name for name in names if name != "HF Trainer" or _has_accelerate()]
-        scores += _contest(shape, mode, present, arguments, peak=peak)
+        scores += _contest(shape, mode, present, arguments)
     path = _write(scores, arguments)
     print(f"written: {path}")
 
 
-def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any, *, peak: float) -> list[Score]:
+def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any) -> list[Score]:
     flops = flops_per_token(model := shape.model(), model.config, sequence_length=shape.sequence_length)
     del model
+    peak, peak_source = peak_flops(device(), mode.precision)
+    print(f"\nMFU is measured against {peak:.3g} FLOP/s ({peak_source})")
     trains = {name: CONTESTANTS[name](shape, mode) for name in names}
     scores = {name: Score(shape.name, str(mode), name) for name in names}
     for number in range(arguments.rounds + mode.compile):  # the first round of a compiled contest is not timed
@@ -173,7 +173,7 @@ def _grow(name: str, shape: Shape, mode: Mode) -> int:
 def _print(shape: Shape, mode: Mode, scores: dict[str, Score], *, documents: int) -> None:
     rounds = len(next(iter(scores.values())).tokens_per_second)
     print(
-        f"\n{shape.name}, {mode}: {shape.batch_size} x {shape.sequence_length} tokens a step, vocabulary "
+        f"{shape.name}, {mode}: {shape.batch_size} x {shape.sequence_length} tokens a step, vocabulary "
         f"{shape.vocab_size}, {documents} document(s) a row; medians of {rounds} rounds by turns"
     )
     print(f"{'':<13}{'tokens/s':>10}{'ours over it':>14}{'quartiles':>15}{'MFU':>8}{'peak memory':>13}")

@@ -91,8 +91,8 @@ def test_throughput_is_measured_for_ours_and_its_peers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     module = import_module("benchmarks.train_throughput")
-    monkeypatch.setattr(module, "peak_flops", lambda _device: (1e9, "assumed"))
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda _device: (1e9, "assumed"))
+    monkeypatch.setattr(module, "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
     small = module.Shape(
         name="tiny", num_layers=1, num_heads=2, hidden_size=16, vocab_size=97, sequence_length=16, batch_size=2
     )

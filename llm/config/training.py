@@ -212,7 +212,7 @@ class TrainerConfig:
 
 
 def require_one_graph(architecture: Architecture, trainer: TrainerConfig) -> None:
-    """Refuse to compile what breaks into several graphs: which experts a mixture calls depends on the tokens."""
+    """Refuse to compile what breaks into several graphs: transformers takes a lock to collect a mixture's router."""
     if trainer.compile and architecture is Architecture.qwen3_moe:
         raise ConfigError(
             f"trainer.compile=true is not for model.architecture={architecture.value}, which does not compile to one "
