@@ -162,10 +162,9 @@ def test_a_sweep_started_again_does_what_is_left_and_ranks_all(swept: tuple[Path
     (lost / "run.json").write_text(json.dumps(record | {"status": "running"}), encoding="utf-8")
     again = sweep(given)
     assert again.stdout == printed
-    assert (
-        again.stderr.count("pretrain goes on in") == 1
-        and again.stderr.count("reused " + str(outputs / "pretrain")) == 3
-    )
+    consoles = "".join(path.read_text() for path in outputs.glob("sweeps/*/jobs/*/console.log"))
+    assert consoles.count("pretrain goes on in") == 1
+    assert again.stderr.count("reused " + str(outputs / "pretrain")) == 3
 
 
 def test_the_tool_prints_the_same_table(swept: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]) -> None:

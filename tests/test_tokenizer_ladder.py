@@ -81,11 +81,12 @@ def test_a_ladder_below_the_size_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(where a sweep over three sizes, the smallest first, left its runs; what it said)."""
+    """(where a sweep over three sizes, the smallest first, left its runs; what it and its jobs said)."""
     folder = tmp_path_factory.mktemp("ladder")
     (folder / "text.txt").write_text("\n\n".join(documents(300)), encoding="utf-8")
     words = ["-m", "stage=tokenizer", "tokenizer=byte_bpe,blog", "tokenizer.vocab_size=300,330,360", "data=text"]
-    return folder, sweep(folder, *words)
+    said = sweep(folder, *words)
+    return folder, said + "".join(path.read_text() for path in folder.glob("outputs/sweeps/*/jobs/*/console.log"))
 
 
 def sweep(folder: Path, *words: str) -> str:

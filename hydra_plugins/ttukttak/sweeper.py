@@ -12,8 +12,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from llm.config import StageConfig, from_hydra, ladder_overrides
-from llm.errors import UserError, say_error, tracebacks_wanted
+from hydra_plugins.ttukttak.pool import PoolLauncher
+from llm.config import StageConfig, from_hydra, ladder_overrides, with_number
+from llm.errors import PARTIAL_EXIT_CODE, UserError, say_error, tracebacks_wanted
 
 
 class CheckedSweeper(Sweeper):
@@ -41,14 +42,14 @@ class CheckedSweeper(Sweeper):
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         configs = [self._check(number, job) for number, job in enumerate(jobs)]
         additions = ladder_overrides(configs)
-        returns = self.launcher.launch(
-            [[*job, *added] for job, added in zip(jobs, additions, strict=True)], initial_job_idx=0
-        )
+        complete = [[*job, *added] for job, added in zip(jobs, additions, strict=True)]
+        if isinstance(self.launcher, PoolLauncher):
+            numbered = [with_number(job, number) for number, job in enumerate(complete)]
+            returns = self.launcher.launch_checked(numbered, configs)
+        else:
+            returns = list(self.launcher.launch(complete, initial_job_idx=0))
+        show_ranking(configs, returns)
         report_failures(jobs, returns)
-        if len(configs) > 1 and all(config.stage == "pretrain" for config in configs):
-            from llm.ranking import show_sweep  # imports what composing does not need
-
-            show_sweep(configs)
         return returns
 
     def _check(self, number: int, job: list[str]) -> StageConfig:
@@ -62,8 +63,21 @@ class CheckedSweeper(Sweeper):
         return checked
 
 
+def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn]) -> None:
+    """Print how the pretraining runs of a sweep compare, those that are done."""
+    done = [
+        config
+        for config, returned in zip(configs, returns, strict=True)
+        if config.stage == "pretrain" and returned.status is JobStatus.COMPLETED
+    ]
+    if len(configs) > 1 and len({config.stage for config in configs}) == 1 and done:
+        from llm.ranking import show_sweep  # imports what composing does not need
+
+        show_sweep(done)
+
+
 def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:
-    """Say one line for each job that failed; end with the exit code of the first, or with the traceback of a bug."""
+    """Say one line for each failed job; end with 3 if others are done, else as the first, or with a bug's traceback."""
     failures = [
         (job, returned._return_value)
         for job, returned in zip(jobs, returns, strict=True)
@@ -75,4 +89,4 @@ def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn])
         swept = [override for override in job if any(override not in other for other in jobs)]
         say_error(f"{' '.join(swept)}: {error}")
     if failures:
-        raise SystemExit(getattr(failures[0][1], "exit_code", 1))
+        raise SystemExit(PARTIAL_EXIT_CODE if len(failures) < len(jobs) else getattr(failures[0][1], "exit_code", 1))

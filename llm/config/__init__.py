@@ -27,6 +27,7 @@ from llm.config.schema import (
     TokenizerConfig,
     TokenizerStage,
 )
+from llm.config.sweeping import PoolConfig, RetryConfig, with_number
 from llm.config.training import (
     LINEAR_LAYERS,
     Accelerator,
@@ -67,8 +68,10 @@ __all__ = [
     "OptimizerConfig",
     "Packing",
     "PartConfig",
+    "PoolConfig",
     "Precision",
     "PretrainStage",
+    "RetryConfig",
     "Reuse",
     "Schedule",
     "ShardsStage",
@@ -84,4 +87,5 @@ __all__ = [
     "ladder_overrides",
     "require_one_graph",
     "run_hydra",
+    "with_number",
 ]

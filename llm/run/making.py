@@ -12,6 +12,7 @@ import yaml
 
 from llm.config import Reuse
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
+from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.environment import launch_id, process_rank, without_secrets
 from llm.run.files import clear_temporaries, remove, write_json, write_text
@@ -52,6 +53,20 @@ def make(
     """
     start_logging()
     folder = _folder_of(plan)
+    announce(plan.stage, folder)
+    run = _find_or_make(plan, folder, work, wait=wait, prepare=prepare)
+    announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
+    return run
+
+
+def _find_or_make(
+    plan: Plan,
+    folder: Path,
+    work: Callable[[Run], Outcome],
+    *,
+    wait: bool,
+    prepare: Callable[[Path], None] | None,
+) -> Run:
     if process_rank() > 0:
         return _join(plan, folder, work, wait=wait)
     if finished := _reusable(plan, folder):

@@ -1,0 +1,55 @@
+"""hydra/launcher=pool: the jobs of a multirun side by side, each in a process of its own; the work is in llm.sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config import PoolConfig, StageConfig
+
+
+@dataclass(kw_only=True)
+class PoolNode(PoolConfig):
+    """The settings, as Hydra finds the class that takes them."""
+
+    _target_: str = "hydra_plugins.ttukttak.pool.PoolLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="pool", node=PoolNode, provider="ttukttak")
+
+
+class PoolLauncher(Launcher):
+    """Takes jobs that are composed and checked; the sweepers of this project give it such."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings: PoolConfig = OmegaConf.to_object(OmegaConf.structured(PoolConfig(**settings)))  # type: ignore
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._choices = config.hydra.runtime.choices
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        raise NotImplementedError("hydra/launcher=pool needs hydra/sweeper=checked or search")
+
+    def launch_checked(self, jobs: Sequence[Sequence[str]], configs: Sequence[StageConfig]) -> list[JobReturn]:
+        """Carry the jobs out; what each of them came to."""
+        from llm.sweep.grid import run_grid  # imports what composing does not need
+
+        standings = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
+        return [_returned(job, standing) for job, standing in zip(jobs, standings, strict=True)]
+
+
+def _returned(job: Sequence[str], standing: Any) -> JobReturn:
+    returned = JobReturn(overrides=list(job), working_dir=str(Path(standing.job.folder)))
+    if standing.run is not None:
+        returned.status, returned._return_value = JobStatus.COMPLETED, standing.run.objective
+    else:
+        from llm.sweep.grid import as_error
+
+        returned.status, returned._return_value = JobStatus.FAILED, as_error(standing)
+    return returned

@@ -1,0 +1,105 @@
+"""How a sweep stands -> a live table in a terminal; elsewhere a line for each job that starts or ends."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from llm.run import console, log, start_logging
+
+if TYPE_CHECKING:
+    from llm.sweep.driver import Standing
+    from llm.sweep.pool import Pool, Running
+
+STATES = ("running", "waiting", "done", "failed", "stopped")
+REFRESH_SECONDS = 2.0
+
+
+class Board:
+    """What a person sees of a sweep while it runs."""
+
+    def __init__(self, terminal: Console | None = None) -> None:
+        self._console = terminal or console()
+        self._standings: Collection[Standing] = ()
+        self._pool: Pool | None = None
+        self._live: Live | None = None
+        self._refreshed = 0.0
+
+    @contextmanager
+    def shown(self, standings: "Collection[Standing]", pool: "Pool") -> Iterator[None]:
+        """Keep it on the terminal for as long as the block runs."""
+        start_logging()
+        self._standings, self._pool = standings, pool
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(self.table(), console=self._console, auto_refresh=False, transient=True) as self._live:
+            yield
+        self._live = None
+
+    def say(self, line: str) -> None:
+        """A line for what happened just now."""
+        log.info("%s", line)
+        self._refreshed = 0.0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draw the table anew, if it is old."""
+        if self._live and time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = time.monotonic()
+            self._live.update(self.table(), refresh=True)
+
+    def table(self) -> Group:
+        """The jobs by state, the best so far, the time left, and a row for each job that runs."""
+        assert self._pool is not None
+        counts = Counter(each.state for each in self._standings)
+        head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        parts = [head, *self._best(), *self._time_left()]
+        table = Table("job", "step", "loss", "minutes", highlight=False)
+        for running in self._pool.running.values():
+            table.add_row(*map(Text, self._row(running)))
+        return Group(Text("; ".join(parts)), *([table] if self._pool.running else []))
+
+    def _row(self, running: "Running") -> tuple[str, str, str, str]:
+        metrics = running.last_metrics()
+        loss = next((metrics[name] for name in ("train/loss", "val/loss") if name in metrics), None)
+        of = max_steps(running)
+        return (
+            running.job.label,
+            f"{metrics.get('step', 0)}/{of}" if of else "",
+            "" if loss is None else f"{loss:.3f}",
+            f"{(time.monotonic() - running.started) / 60:.1f}",
+        )
+
+    def _best(self) -> list[str]:
+        found = [(run.objective, each) for each in self._standings if (run := each.run) and run.objective is not None]
+        if not found:
+            return []
+        objective, best = min(found, key=lambda pair: float(pair[0] or 0.0))
+        return [f"best {objective:.4f}: {best.job.label}"]
+
+    def _time_left(self) -> list[str]:
+        """By the jobs that this driver has seen to their end, as wide as it is now."""
+        assert self._pool is not None
+        took = [seconds for each in self._standings if each.run and (seconds := each.run.record.get("seconds"))]
+        if not took or not self._pool.running:
+            return []
+        left = sum(each.state in ("waiting", "running") for each in self._standings) - 0.5 * len(self._pool.running)
+        minutes = left * statistics.fmean(took) / len(self._pool.running) / 60
+        return [f"about {minutes:.0f} min left"]
+
+
+def max_steps(running: "Running") -> int | None:
+    """The steps of a training in all; None of another stage, or before the run has begun."""
+    run = running.job.announced_run()
+    if run is None:
+        return None
+    trainer = run.record["identity"]["settings"].get("trainer")
+    return None if trainer is None else int(trainer["max_steps"])

@@ -1,0 +1,147 @@
+"""A job -> a process of its own that runs train.py, forked from a server that has done the imports.
+
+Importing torch, Lightning and transformers takes about six seconds of CPU, which every job would pay again. The server
+(the standard library's forkserver) pays once, before anything touches a GPU, and each job starts as a copy of it.
+"""
+
+import ctypes
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from llm.run.announcing import JOB_FOLDER
+from llm.run.launch import PR_SET_PDEATHSIG, TRAIN
+
+PRELOADED = {
+    "tokenizer": ["llm.stage.tokenizer"],
+    "shards": ["llm.stage.shards"],
+    "pretrain": ["llm.stage.pretrain", "llm.model", "llm.trainer", "llm.logger"],
+    "finetune": ["llm.stage.finetune", "llm.model", "llm.trainer", "llm.logger", "peft"],
+}
+
+_forks = multiprocessing.get_context("forkserver")
+
+
+def start_server(stages: Iterable[str], *, threads: int) -> None:
+    """Have the server begin with the imports of these stages; it ends with this process.
+
+    `threads` is for OpenMP, which reads its number when torch is loaded.
+    """
+    _forks.set_forkserver_preload(sorted({module for stage in stages for module in PRELOADED[stage]}))
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class JobProcess:
+    """One attempt at a job."""
+
+    def __init__(self, overrides: list[str], *, folder: Path, environment: dict[str, str]) -> None:
+        """Start it; what it says is added to console.log in the job's folder."""
+        self._process = _forks.Process(
+            target=_run,
+            args=(
+                str(TRAIN),
+                overrides,
+                str(folder / "console.log"),
+                dict(os.environ) | environment | {JOB_FOLDER: str(folder)},
+                multiprocessing.get_start_method(),
+            ),
+        )
+        self._process.start()
+        self._killed_at: float | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """As the shell would see it, or minus the number of the signal that ended it; None while it runs.
+
+        What the job left in its process group is ended with it.
+        """
+        if self._killed_at is not None and time.monotonic() >= self._killed_at:
+            self.kill()
+        code = self._process.exitcode
+        if code is not None:
+            self._kill_group()
+        return code
+
+    def stop(self, grace_seconds: float) -> None:
+        """Ask it to save and end: itself, which passes it on to its ranks; not the loaders of its data."""
+        if self._killed_at is None:
+            self._killed_at = time.monotonic() + grace_seconds
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, and what it started in its process group, at once; its ranks die with it."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def sentinel(self) -> int:
+        return self._process.sentinel
+
+
+def wait_for_any(processes: Iterable[JobProcess], seconds: float) -> None:
+    """Wait until one of them ends, or for so long."""
+    sentinels = [process.sentinel for process in processes]
+    if sentinels:
+        wait(sentinels, timeout=seconds)
+    else:
+        time.sleep(seconds)
+
+
+def _run(train: str, overrides: list[str], console: str, environment: dict[str, str], start_method: str) -> None:
+    """What the forked process does; it ends with the exit code of train.py."""
+    os.setsid()  # a Ctrl-C in the terminal comes through the driver, once
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the server's end, which is the driver's, is ours
+        _let_the_server_end()
+    _say_to(console)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    multiprocessing.set_start_method(start_method, force=True)  # what train.py has by itself
+    os.environ.clear()
+    os.environ.update(environment)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = [os.path.relpath(train), *overrides, "hydra.mode=RUN"]
+    runpy.run_path(train, run_name="__main__")
+
+
+def _let_the_server_end() -> None:
+    """Close our end of the pipe by which the server lives as long as its children do, not only as its driver does."""
+    server: Any = multiprocessing.forkserver._forkserver  # there is no public name
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = None
+
+
+def _say_to(console: str) -> None:
+    for name, standard in ((os.devnull, (0,)), (console, (1, 2))):
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        for each in standard:
+            os.dup2(descriptor, each)
+        os.close(descriptor)

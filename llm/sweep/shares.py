@@ -1,0 +1,109 @@
+"""What a machine has -> who gets which part of it: GPUs by count, and on the CPU a number of jobs at once."""
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm.config import Accelerator, PoolConfig, StageConfig, TrainerConfig
+from llm.errors import ConfigError
+
+BYTES_PER_JOB = 2_000_000_000  # of memory: what torch and a small model take, with room
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one job may use."""
+
+    gpus: tuple[str, ...]
+    slots: int  # of the CPU's
+    environment: dict[str, str]
+
+
+class Shares:
+    """The parts of this machine that are free."""
+
+    def __init__(self, settings: PoolConfig, *, num_jobs: int, gpus: Sequence[str], cores: int, memory: int) -> None:
+        self._settings, self._gpus = settings, list(gpus)
+        self.slots = settings.jobs or max(1, min(num_jobs, cores, memory // BYTES_PER_JOB))
+        self.threads = settings.threads or max(1, cores // self.slots)
+        self._free_slots = self.slots
+        self._used: Counter[str] = Counter()  # jobs on each GPU
+
+    def check(self, config: StageConfig) -> None:
+        """Refuse a job that this machine can never run.
+
+        Raises:
+            ConfigError: it wants more GPUs than there are.
+        """
+        trainer = _trainer(config)
+        if trainer is None or not self._on_gpu(trainer):
+            return
+        if trainer.devices > len(self._gpus):
+            raise ConfigError(
+                f"trainer.devices={trainer.devices}, but a job can have {len(self._gpus)} GPUs here. Choose fewer "
+                "devices, or trainer=cpu."
+            )
+
+    def take(self, config: StageConfig) -> Share | None:
+        """The share of a job, which is then no longer free; None if too little is."""
+        trainer = _trainer(config)
+        devices = trainer.devices if trainer else 1
+        if trainer and self._on_gpu(trainer):
+            at_most = self._settings.jobs_per_gpu
+            free = sorted((gpu for gpu in self._gpus if self._used[gpu] < at_most), key=lambda gpu: self._used[gpu])
+            if len(free) < devices or (self._settings.jobs and not self._free_slots):
+                return None
+            gpus, slots = tuple(free[:devices]), 1 if self._settings.jobs else 0
+        else:
+            gpus, slots = (), min(devices, self.slots)  # a process for each device
+            if slots > self._free_slots:
+                return None
+        self._free_slots -= slots
+        self._used.update(gpus)
+        threads = max(1, self.threads * min(devices, self.slots) // devices)
+        environment = {"OMP_NUM_THREADS": str(threads)}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        return Share(gpus, slots, environment)
+
+    def give_back(self, share: Share) -> None:
+        self._free_slots += share.slots
+        self._used.subtract(share.gpus)
+
+    def _on_gpu(self, trainer: TrainerConfig) -> bool:
+        if trainer.accelerator is Accelerator.gpu:
+            return True
+        return trainer.accelerator is Accelerator.auto and bool(self._gpus)
+
+
+def present_gpus() -> list[str]:
+    """The GPUs that jobs may have, as CUDA_VISIBLE_DEVICES names them; asked without touching CUDA.
+
+    A process that has used CUDA cannot fork others that do.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no driver here
+        return []
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def free_memory() -> int:
+    """Bytes that could be used without swapping, as far as the system says."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            sizes = dict(line.split(":") for line in file)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: let the cores decide
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _trainer(config: StageConfig) -> TrainerConfig | None:
+    return getattr(config, "trainer", None)

@@ -1,0 +1,107 @@
+"""What a machine has is handed out by count: never more than there is, and all of it comes back."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from llm.config import Accelerator, PoolConfig, RetryConfig, TrainerConfig
+from llm.errors import ConfigError
+from llm.sweep import shares as module
+from llm.sweep.shares import Shares, present_gpus
+
+
+def job(devices: int = 1, accelerator: Accelerator = Accelerator.auto):
+    return SimpleNamespace(trainer=TrainerConfig(devices=devices, accelerator=accelerator))
+
+
+def shares(gpus: str = "", *, cores: int = 8, num_jobs: int = 4, memory: int = 10**12, **settings) -> Shares:
+    return Shares(PoolConfig(**settings), num_jobs=num_jobs, gpus=gpus.split(), cores=cores, memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("machine", "slots", "threads"),
+    [
+        ({"cores": 2, "num_jobs": 9}, 2, 1),
+        ({"cores": 8, "num_jobs": 2}, 2, 4),
+        ({"cores": 8, "num_jobs": 9, "memory": 6_500_000_000}, 3, 2),
+        ({"cores": 8, "num_jobs": 9, "memory": 1}, 1, 8),
+        ({"cores": 8, "jobs": 3}, 3, 2),
+        ({"cores": 2, "jobs": 5, "threads": 2}, 5, 2),
+    ],
+)
+def test_jobs_at_once_and_their_threads_come_from_cores_and_memory(machine, slots, threads):
+    made = shares(**machine)
+    assert (made.slots, made.threads) == (slots, threads)
+
+
+def test_each_gpu_goes_to_one_job_and_comes_back():
+    made = shares("0 1 2")
+    two, one = made.take(job(2)), made.take(job())
+    assert (two.environment["CUDA_VISIBLE_DEVICES"], one.environment["CUDA_VISIBLE_DEVICES"]) == ("0,1", "2")
+    assert made.take(job()) is None
+    made.give_back(two)
+    assert made.take(job(3)) is None
+    assert made.take(job(2)).gpus == ("0", "1")
+
+
+def test_small_jobs_share_a_gpu_where_that_is_asked_for():
+    made = shares("0 1", jobs_per_gpu=2)
+    assert [made.take(job()).gpus for _ in range(4)] == [("0",), ("1",), ("0",), ("1",)]
+    assert made.take(job()) is None
+
+
+def test_a_job_on_the_cpu_sees_no_gpu_and_takes_none():
+    made = shares("0")
+    assert made.take(job(accelerator=Accelerator.cpu)).environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert made.take(job()).gpus == ("0",)
+
+
+def test_a_process_for_each_device_takes_a_slot_and_the_threads_of_one():
+    made = shares(cores=4, num_jobs=4)
+    assert made.take(job(3)).environment["OMP_NUM_THREADS"] == "1"
+    assert made.take(job(2)) is None
+    assert made.take(job()) is not None
+    alone = shares(cores=2, num_jobs=4)
+    assert alone.take(job(8)).slots == 2  # more than there are slots: by itself
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [("0 1", 3), ("", 1)])
+def test_more_gpus_than_there_are_is_refused(gpus, devices):
+    accelerator = Accelerator.auto if gpus else Accelerator.gpu
+    with pytest.raises(ConfigError, match=rf"trainer.devices={devices}, but a job can have {len(gpus.split())} GPUs"):
+        shares(gpus).check(job(devices, accelerator))
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("", []), ("-1", []), ("3, GPU-a", ["3", "GPU-a"])])
+def test_the_gpus_are_those_that_the_environment_leaves(monkeypatch, visible, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert present_gpus() == gpus
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert present_gpus() == []
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0\necho 1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert present_gpus() == ["0", "1"]
+
+
+def test_memory_is_what_the_system_says_is_available():
+    assert 10**8 < module.free_memory() < 10**14
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"jobs": 0}, "hydra.launcher.jobs=0 is too small. Set it to 1 or more."),
+        ({"threads": 0}, "hydra.launcher.threads=0 is too small. Set it to 1 or more."),
+        ({"jobs_per_gpu": 0}, "hydra.launcher.jobs_per_gpu=0 is too small. Set it to 1 or more."),
+        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is too small. Set it to 1 or more."),
+        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is too small. Set it to 0 or more."),
+        ({"grace_seconds": -1.0}, "hydra.launcher.grace_seconds=-1.0 is out of range. Set 0 or more."),
+    ],
+)
+def test_a_setting_of_the_launcher_that_cannot_be_is_named(settings, line):
+    with pytest.raises(ConfigError, match=line.replace(".", r"\.")):
+        PoolConfig(**settings).check()
