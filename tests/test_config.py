@@ -160,7 +160,7 @@ def test_stages_mirror_modules():
         (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is too small. Set it to 1 or more."),
         (["experiment=nope"], "experiment=nope is not a choice. Known here: demo"),
         (["experiment=demoo"], "experiment=demoo is not a choice. Did you mean experiment=demo?"),
-        (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate, tokenizers."),
+        (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate, search, tokenizers."),
         (["optimizer=null"], "a group cannot be null. Give a choice of it, or leave it out."),
         (["seed=null"], "seed cannot be null. Give it a value, or leave it out."),
         (["+optimizer=adamw"], "optimizer is chosen twice. Write optimizer=<choice> once, without a +."),

@@ -28,7 +28,7 @@ class PoolLauncher(Launcher):
     """Takes jobs that are composed and checked; the sweepers of this project give it such."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings: PoolConfig = OmegaConf.to_object(OmegaConf.structured(PoolConfig(**settings)))  # type: ignore
+        self.settings: PoolConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PoolConfig), settings))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._choices = config.hydra.runtime.choices

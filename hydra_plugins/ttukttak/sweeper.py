@@ -1,20 +1,34 @@
 """A sweep's overrides -> its jobs, every one checked before the first one runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.pool import PoolLauncher
-from llm.config import StageConfig, from_hydra, ladder_overrides, with_number
-from llm.errors import PARTIAL_EXIT_CODE, UserError, say_error, tracebacks_wanted
+from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, with_number
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error, tracebacks_wanted
+from llm.sweep.space import Dimension
+
+
+@dataclass(kw_only=True)
+class SweeperNode(SweeperConfig):
+    """The settings, as Hydra finds the class that takes them."""
+
+    _target_: str = "hydra_plugins.ttukttak.sweeper.CheckedSweeper"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="checked", node=SweeperNode, provider="ttukttak")
 
 
 class CheckedSweeper(Sweeper):
@@ -23,8 +37,11 @@ class CheckedSweeper(Sweeper):
     hydra_context: HydraContext
     launcher: Launcher
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self._params = params or {}
+    def __init__(self, **settings: Any) -> None:
+        self.settings: SweeperConfig = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(SweeperConfig), settings)
+        )
+        self._params = self.settings.params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -38,7 +55,15 @@ class CheckedSweeper(Sweeper):
 
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
+        given = parser.parse_overrides(arguments)
+        recorded = parser.parse_overrides([f"{key}={value}" for key, value in self._params.items()])
+        overrides = [*without(recorded, given), *given]
+        self.settings.check()
+        require_each_once(overrides)
+        if self.settings.trials is not None:
+            return self._search(overrides)
+        if endless := [each for each in overrides if each.is_interval_sweep()]:
+            raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         configs = [self._check(number, job) for number, job in enumerate(jobs)]
         additions = ladder_overrides(configs)
@@ -52,6 +77,24 @@ class CheckedSweeper(Sweeper):
         report_failures(jobs, returns)
         return returns
 
+    def _search(self, overrides: list[Override]) -> list[JobReturn]:
+        if not isinstance(self.launcher, PoolLauncher):
+            raise ConfigError("a search needs hydra/launcher=pool. Leave the launcher out.")
+        from llm.sweep.search import run_search  # imports what composing does not need
+
+        swept = [each for each in overrides if each.is_sweep_override()]
+        if self.settings.seeds > 1 and any(each.key_or_group == "seed" for each in overrides):
+            raise ConfigError("seed is given, and hydra.sweeper.seeds sets it too. Leave one of them out.")
+        run_search(
+            self.settings,
+            self.launcher.settings,
+            space=[dimension(each) for each in swept],
+            fixed=[each.input_line for each in overrides if not each.is_sweep_override()],
+            compose=lambda job, number: self._check(number, job),
+            choice=self.config.hydra.runtime.choices.get("sweep"),
+        )
+        return []
+
     def _check(self, number: int, job: list[str]) -> StageConfig:
         config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, job)
         with open_dict(config):
@@ -61,6 +104,32 @@ class CheckedSweeper(Sweeper):
             del config["hydra"]
         checked: StageConfig = from_hydra(config)
         return checked
+
+
+def without(recorded: list[Override], given: list[Override]) -> list[Override]:
+    """A sweep's recorded overrides but for those whose keys are given anew."""
+    keys = {each.get_key_element() for each in given}
+    return [each for each in recorded if each.get_key_element() not in keys]
+
+
+def require_each_once(overrides: list[Override]) -> None:
+    """Refuse a key that is swept and given again: the later one would win in every job.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    keys = [each.get_key_element() for each in overrides]
+    for each in overrides:
+        if each.is_sweep_override() and keys.count(each.get_key_element()) > 1:
+            raise ConfigError(f"{each.get_key_element()} is swept, and given a second time. Give it once.")
+
+
+def dimension(override: Override) -> Dimension:
+    """A swept override as plain data."""
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return Dimension(key=key, low=value.start, high=value.end, log="log" in value.tags)
+    return Dimension(key=key, choices=tuple(map(str, override.sweep_iterator(transformer=Transformer.encode))))
 
 
 def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn]) -> None:

@@ -27,7 +27,7 @@ from llm.config.schema import (
     TokenizerConfig,
     TokenizerStage,
 )
-from llm.config.sweeping import PoolConfig, RetryConfig, with_number
+from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
 from llm.config.training import (
     LINEAR_LAYERS,
     Accelerator,
@@ -60,6 +60,7 @@ __all__ = [
     "DataSource",
     "FileFormat",
     "FinetuneStage",
+    "HalvingConfig",
     "LayoutConfig",
     "LoggerConfig",
     "LoraConfig",
@@ -73,9 +74,11 @@ __all__ = [
     "PretrainStage",
     "RetryConfig",
     "Reuse",
+    "Sampler",
     "Schedule",
     "ShardsStage",
     "StageConfig",
+    "SweeperConfig",
     "TokenizerConfig",
     "TokenizerStage",
     "TrainerConfig",

@@ -1,13 +1,15 @@
-"""The schema of hydra/launcher: how the jobs of a sweep are carried out; none of it changes what they make."""
+"""The schema of hydra/launcher and hydra/sweeper: which jobs a sweep has, and how they are carried out."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
 
 from llm.config.fields import at_least
 from llm.errors import ConfigError
 
-LAUNCHER = "hydra.launcher"
+LAUNCHER, SWEEPER = "hydra.launcher", "hydra.sweeper"
 
 
 @dataclass(kw_only=True)
@@ -47,6 +49,67 @@ class PoolConfig:
             at_least(f"{LAUNCHER}.retries.{each.name}", getattr(self.retries, each.name), 0)
         if not 0 <= self.grace_seconds < float("inf"):
             raise ConfigError(f"{LAUNCHER}.grace_seconds={self.grace_seconds} is out of range. Set 0 or more.")
+
+
+class Sampler(Enum):
+    tpe = "tpe"  # tree-structured Parzen estimator (Bergstra et al. 2011): near what did well so far
+    random = "random"
+    grid = "grid"  # every combination, in an order by chance
+
+
+@dataclass(kw_only=True)
+class HalvingConfig:
+    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): what does badly early is stopped."""
+
+    first_step: int | None = None  # of the first rung; None: no halving. The next are `factor` times as far each
+    factor: int = 3  # of the trials at a rung, the best 1 in so many go on
+
+
+@dataclass(kw_only=True)
+class SweeperConfig:
+    """What a multirun tries: every combination, or, where `trials` is set, a search of so many points."""
+
+    params: dict[str, Any] | None = None  # key -> values to sweep, in Hydra's syntax
+    trials: int | None = None  # points in all, over every start of the same search
+    sampler: Sampler = Sampler.tpe
+    sampler_seed: int = 0
+    seeds: int = 1  # runs of each point, with seed=0, 1, ...; the point's result is their mean
+    objectives: list[str] = field(default_factory=lambda: ["val/bits_per_byte"])  # from a run's results
+    directions: list[str] = field(default_factory=lambda: ["minimize"])
+    halving: HalvingConfig = field(default_factory=HalvingConfig)
+
+    def check(self) -> None:
+        """Refuse a search that cannot be.
+
+        Raises:
+            ConfigError: a number is out of range, or two settings contradict each other.
+        """
+        for key in ("trials", "seeds"):
+            if (value := getattr(self, key)) is not None:
+                at_least(f"{SWEEPER}.{key}", value, 1)
+        if self.trials is None and (self.seeds > 1 or self.halving.first_step is not None):
+            raise ConfigError(f"{SWEEPER}.seeds and {SWEEPER}.halving are of a search. Set {SWEEPER}.trials, too.")
+        at_least(f"{SWEEPER}.sampler_seed", self.sampler_seed, 0)
+        if not self.objectives or len(self.objectives) != len(self.directions):
+            raise ConfigError(
+                f"{SWEEPER}.objectives has {len(self.objectives)} names, and {SWEEPER}.directions "
+                f"{len(self.directions)}. Give each objective its direction."
+            )
+        if wrong := [each for each in self.directions if each not in ("minimize", "maximize")]:
+            raise ConfigError(f"{SWEEPER}.directions={wrong[0]} is no direction. Choose minimize or maximize.")
+        self._check_halving()
+
+    def _check_halving(self) -> None:
+        if self.halving.first_step is None:
+            return
+        at_least(f"{SWEEPER}.halving.first_step", self.halving.first_step, 1)
+        at_least(f"{SWEEPER}.halving.factor", self.halving.factor, 2)
+        for key, few in (("seeds", self.seeds == 1), ("objectives", len(self.objectives) == 1)):
+            if not few:
+                raise ConfigError(
+                    f"{SWEEPER}.halving compares one curve of each point, but {SWEEPER}.{key} gives several. Set "
+                    f"{SWEEPER}.halving.first_step=null, or one of them."
+                )
 
 
 def with_number(overrides: Sequence[str], number: int) -> list[str]:

@@ -1,0 +1,285 @@
+"""A space and a number of trials -> the best of them, by Optuna; killed at any moment, the same command goes on.
+
+Optuna's journal keeps the trials, the ledger the jobs. A trial that nobody is at any more is taken up with its own
+number, so that its jobs find their folders and go on from their checkpoints.
+"""
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from llm.compare import output_console
+from llm.config import PoolConfig, Sampler, SweeperConfig
+from llm.data import available_cores
+from llm.errors import StoppedError, UserError
+from llm.run import history, log, read_metrics, start_logging
+from llm.run.signals import on_signal
+from llm.sweep.board import Board
+from llm.sweep.driver import LOOK_SECONDS, Standing
+from llm.sweep.ending import Ending, may_retry
+from llm.sweep.finding import Finder
+from llm.sweep.ledger import Job
+from llm.sweep.pool import Pool
+from llm.sweep.process import start_server
+from llm.sweep.shares import Shares, free_memory, present_gpus
+from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid
+from llm.sweep.study import best_trials, check_objectives, open_study, result, search_identity, short, table
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass
+class Trial:
+    """A point that this driver has taken up, and its jobs: one for each seed."""
+
+    number: int
+    point: dict[str, Value]
+    jobs: list[Standing]
+    optuna_trial: optuna.Trial
+    told_steps: set[int] = field(default_factory=set)
+    is_pruned: bool = False
+
+
+class Search:
+    """Asks for points as there is room for them, and tells what came of them."""
+
+    def __init__(
+        self,
+        settings: SweeperConfig,
+        launcher: PoolConfig,
+        *,
+        space: Sequence[Dimension],
+        fixed: list[str],
+        compose: Compose,
+        folder: Path,
+        pool: Pool,
+        board: Board,
+        finder: Finder,
+    ) -> None:
+        self._settings, self._launcher = settings, launcher
+        self._space, self._fixed, self._compose = space, fixed, compose
+        self._folder, self._pool, self._board, self._finder = folder, pool, board, finder
+        self.study = open_study(settings, space, fixed, folder)
+        self._mine: dict[int, Trial] = {}
+        self._standings: dict[int, Standing] = {}
+        self._stopped_by: str | None = None
+        self._is_stopping = False
+
+    def run(self) -> optuna.Study:
+        """The study, once it has its trials.
+
+        Raises:
+            StoppedError: a signal came.
+        """
+        try:
+            with on_signal(self._stop), self._board.shown(self._standings.values(), self._pool):
+                self._take_up_left()
+                while self._goes_on():
+                    self._start_ready()
+                    for job, ended in self._pool.ended(LOOK_SECONDS):
+                        self._settle(self._standings[job.number], ended)
+                    self._look_at_rungs()
+                    self._tell_ended()
+                    self._board.refresh()
+        finally:
+            self._pool.kill_all()
+        if self._stopped_by:
+            raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
+        return self.study
+
+    def _stop(self, name: str) -> None:
+        self._stopped_by = name
+
+    def _goes_on(self) -> bool:
+        if self._stopped_by:
+            if not self._is_stopping:
+                log.info("%s: %d jobs save what they did, and end", self._stopped_by, len(self._pool.running))
+                self._is_stopping = True
+                self._pool.stop_all()
+            return bool(self._pool.running)
+        return bool(self._mine) or self._wants_more() or self._others_are_at_it()
+
+    def _wants_more(self) -> bool:
+        return len(self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))) < self._num_trials
+
+    @property
+    def _num_trials(self) -> int:
+        assert self._settings.trials is not None
+        if self._settings.sampler is Sampler.grid:
+            return min(self._settings.trials, len(points_of_grid(self._space)))
+        return self._settings.trials
+
+    def _others_are_at_it(self) -> bool:
+        """Whether trials of other drivers are under way; those of dead ones are taken up."""
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            return False
+        self._take_up_left()
+        return True
+
+    def _take_up_left(self) -> None:
+        for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if left.number not in self._mine and set(left.params) == {each.key for each in self._space}:
+                trial = self._trial(left, optuna.Trial(self.study, left._trial_id))
+                if not any(each.job.is_taken() for each in trial.jobs):
+                    self._take(trial)
+
+    def _take(self, trial: Trial) -> None:
+        self._mine[trial.number] = trial
+        self._standings.update({each.job.number: each for each in trial.jobs})
+
+    def _trial(self, frozen: FrozenTrial | optuna.Trial, optuna_trial: optuna.Trial) -> Trial:
+        jobs = []
+        for seed in range(self._settings.seeds):
+            number = frozen.number * self._settings.seeds + seed
+            overrides = as_overrides(frozen.params) + self._fixed
+            overrides += [f"seed={seed}"] if self._settings.seeds > 1 else []
+            config = self._compose(overrides, number)
+            folder = self._folder / "jobs" / f"{number:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            label = " ".join(as_overrides(short(frozen.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
+            job = Job(number=number, overrides=overrides, config=config, label=label, folder=folder)
+            jobs.append(Standing(job, len(job.read().attempts)))
+        return Trial(frozen.number, dict(frozen.params), jobs, optuna_trial)
+
+    def _start_ready(self) -> None:
+        if self._stopped_by:
+            return
+        for trial in [*self._mine.values()]:
+            for each in trial.jobs:
+                if each.state == "waiting" and time.monotonic() >= each.not_before and not self._start(trial, each):
+                    return
+        while self._wants_more() and not self._is_full():
+            self._ask()
+
+    def _is_full(self) -> bool:
+        return any(each.state == "waiting" for trial in self._mine.values() for each in trial.jobs)
+
+    def _ask(self) -> None:
+        asked = self.study.ask({each.key: each.distribution() for each in self._space})
+        try:
+            trial = self._trial(asked, asked)
+        except UserError as error:  # values that cannot go together, though each can be
+            self._board.say(f"trial {asked.number}: {' '.join(as_overrides(asked.params))}: {error}")
+            self.study.tell(asked, state=TrialState.FAIL)
+            return
+        self._take(trial)
+        for each in trial.jobs:
+            self._start(trial, each)
+
+    def _start(self, trial: Trial, each: Standing) -> bool:
+        """Start a job, or find its run; gives whether there may be room for another."""
+        if run := self._finder.find(each.job.config):
+            each.state, each.run = "done", run
+            return True
+        if self._pool.start(each.job, each.job.read()):
+            each.state = "running"
+            self._board.say(f"trial {trial.number}: {each.job.label}: started")
+            return True
+        if each.job.is_taken():  # another driver took the trial up
+            self._mine.pop(trial.number, None)
+        return False
+
+    def _settle(self, each: Standing, ended: Ending) -> None:
+        each.ending = ended
+        if ended.kind == "done":
+            each.state, each.run = "done", each.job.announced_run()
+            return
+        trial = self._mine[each.job.number // self._settings.seeds]
+        failures = each.job.read().failures(since=each.attempts_before)
+        if trial.is_pruned:
+            each.state = "stopped"
+        elif ended.kind == "busy" or (ended.is_failure and may_retry(ended.kind, failures, self._launcher.retries)):
+            each.state, each.not_before = "waiting", time.monotonic() + LOOK_SECONDS
+        else:
+            each.state = "failed" if ended.is_failure else "stopped"
+            if ended.is_failure:
+                self._board.say(f"trial {trial.number}: {each.job.label}: {ended.kind}: {ended.message}")
+
+    def _look_at_rungs(self) -> None:
+        """Tell Optuna what each run has reached, and stop those that it would not go on with."""
+        if self._settings.halving.first_step is None:
+            return
+        for trial in self._mine.values():
+            [each] = trial.jobs
+            folder = each.job.announced_folder()
+            if each.state != "running" or folder is None or trial.is_pruned:
+                continue
+            for step, value in history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0]):
+                if step >= self._settings.halving.first_step and step not in trial.told_steps:
+                    trial.told_steps.add(step)
+                    trial.optuna_trial.report(value, step)
+            if trial.told_steps and trial.optuna_trial.should_prune():
+                trial.is_pruned = True
+                self._board.say(f"trial {trial.number}: {each.job.label}: stopped at step {max(trial.told_steps)}")
+                self._pool.stop(each.job.number)
+
+    def _tell_ended(self) -> None:
+        for trial in [*self._mine.values()]:
+            states = {each.state for each in trial.jobs}
+            if states & {"waiting", "running"} or (self._is_stopping and "stopped" in states and not trial.is_pruned):
+                continue
+            del self._mine[trial.number]
+            if states == {"done"}:  # even if it was to be stopped: it came to its end before
+                self._tell_values(trial)
+            elif trial.is_pruned and "failed" not in states:
+                self.study.tell(trial.number, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _tell_values(self, trial: Trial) -> None:
+        runs = [each.run for each in trial.jobs if each.run is not None]
+        values = [sum(result(run, name) for run in runs) / len(runs) for name in self._settings.objectives]
+        self.study.tell(trial.number, values)
+        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True))
+        self._board.say(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {said}")
+
+
+def run_search(
+    settings: SweeperConfig,
+    launcher: PoolConfig,
+    *,
+    space: Sequence[Dimension],
+    fixed: list[str],
+    compose: Compose,
+    choice: str | None,
+) -> None:
+    """Search, and print the trials and how to run the best again.
+
+    Raises:
+        ConfigError: a space, an objective or a job that cannot be.
+        StoppedError: a signal came.
+        LaunchError: no trial came to its end.
+    """
+    settings.check()
+    launcher.check()
+    config = check_space(space, fixed, compose)
+    check_objectives(settings, config)
+    num_jobs = (settings.trials or 1) * settings.seeds
+    shares = Shares(launcher, num_jobs=num_jobs, gpus=present_gpus(), cores=available_cores(), memory=free_memory())
+    shares.check(config)
+    start_server({config.stage}, threads=shares.threads)
+    name = config.name or choice or config.stage
+    folder = Path(config.outputs) / "sweeps" / f"{name}-{search_identity(settings, space, fixed)[:8]}"
+    start_logging()
+    search = Search(
+        settings,
+        launcher,
+        space=space,
+        fixed=fixed,
+        compose=compose,
+        folder=folder,
+        pool=Pool(launcher, shares),
+        board=Board(),
+        finder=Finder(),
+    )
+    log.info("%d trials, %d jobs at once; the study and what the jobs say: %s", settings.trials, shares.slots, folder)
+    study = search.run()
+    console = output_console()
+    console.print(table(study, settings))
+    for trial in best_trials(study):
+        console.print(f"best: python train.py {shlex.join(as_overrides(trial.params) + fixed)} hydra.mode=RUN")

@@ -1,0 +1,130 @@
+"""Optuna's study in a sweep's folder: made or found again, its results read from runs, and shown as a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from llm.config import Sampler, StageConfig, SweeperConfig
+from llm.errors import ConfigError, LaunchError
+from llm.run import Run, digest_of
+from llm.sweep.space import Dimension, Value, points_of_grid
+
+# What a training's results hold besides val/...: a wrong name is refused before the first job.
+RESULTS = ("tokens", "parameters", "best_step", "tokens_per_second_median", "unigram_bits_per_byte")
+
+
+def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str], folder: Path) -> optuna.Study:
+    """The study in a sweep's folder, made if there is none.
+
+    Raises:
+        ConfigError: the one that is there has another space.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says of itself, we say ourselves
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name="sweep",
+        storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
+        directions=[optuna.study.StudyDirection[each.upper()] for each in settings.directions],
+        sampler=_sampler(settings),
+        pruner=_pruner(settings),
+        load_if_exists=True,
+    )
+    identity = search_identity(settings, space, fixed)
+    if study.user_attrs.get("identity", identity) != identity:
+        raise ConfigError(f"{folder}/study.journal is of another search. Move it away to begin this one.")
+    study.set_user_attr("identity", identity)
+    if settings.sampler is Sampler.grid:
+        for point in points_of_grid(space):
+            study.enqueue_trial(point, skip_if_exists=True)
+    return study
+
+
+def search_identity(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str]) -> str:
+    """What makes two searches one: all but how many trials they may have."""
+    shown = [repr(settings.objectives), repr(settings.directions), settings.sampler.value, settings.sampler_seed]
+    halving = [settings.halving.first_step, settings.halving.factor]
+    return digest_of([*shown, settings.seeds, halving, [repr(each) for each in space], sorted(fixed)])
+
+
+def _sampler(settings: SweeperConfig) -> optuna.samplers.BaseSampler:
+    if settings.sampler is Sampler.tpe:
+        return optuna.samplers.TPESampler(seed=settings.sampler_seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=settings.sampler_seed)
+
+
+def _pruner(settings: SweeperConfig) -> optuna.pruners.BasePruner:
+    if settings.halving.first_step is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=settings.halving.first_step, reduction_factor=settings.halving.factor
+    )
+
+
+def result(run: Run, name: str) -> float:
+    """One of a run's results as a number.
+
+    Raises:
+        LaunchError: the run does not have it.
+    """
+    value: Any = run.results.get(name)
+    if not isinstance(value, int | float):
+        known = ", ".join(key for key, each in run.results.items() if isinstance(each, int | float))
+        raise LaunchError(f"hydra.sweeper.objectives={name} is no result of {run.path}. It has {known}.", exit_code=2)
+    return float(value)
+
+
+def check_objectives(settings: SweeperConfig, config: StageConfig) -> None:
+    """Refuse an objective that no training has.
+
+    Raises:
+        ConfigError: its name is none of a training's results.
+    """
+    for name in settings.objectives:
+        if config.stage in ("pretrain", "finetune") and not name.startswith("val/") and name not in RESULTS:
+            raise ConfigError(f"hydra.sweeper.objectives={name} is no result. Choose val/..., or {', '.join(RESULTS)}.")
+        if config.stage in ("tokenizer", "shards") and name.startswith("val/"):
+            raise ConfigError(f"hydra.sweeper.objectives={name}, but stage={config.stage} has no validation.")
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that no other beats in every objective; with one objective, those of the best value.
+
+    Raises:
+        LaunchError: none came to its end.
+    """
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise LaunchError("no trial came to its end; the log of each says why.", exit_code=1)
+    return study.best_trials
+
+
+def table(study: optuna.Study, settings: SweeperConfig) -> Table:
+    """A row for each trial: the finished ones first, by their first objective."""
+    keys = dict.fromkeys(key for trial in study.trials for key in trial.params)
+    drawn = Table("trial", *settings.objectives, *keys, "", highlight=False)
+    sign = 1 if settings.directions[0] == "minimize" else -1
+    trials = sorted(study.trials, key=lambda t: (t.values is None, sign * t.values[0] if t.values else t.number))
+    for trial in trials:
+        values = [f"{value:.4f}" for value in trial.values or []]
+        drawn.add_row(
+            str(trial.number),
+            *(values or ["-"] * len(settings.objectives)),
+            *(str(short(trial.params).get(key, "")) for key in keys),
+            "" if trial.state is TrialState.COMPLETE else _state(trial),
+        )
+    return drawn
+
+
+def _state(trial: FrozenTrial) -> str:
+    if trial.state is TrialState.PRUNED:
+        return f"stopped at step {trial.last_step}"
+    return trial.state.name.lower() + "ed" * (trial.state is TrialState.FAIL)
+
+
+def short(point: dict[str, Value]) -> dict[str, Value]:
+    return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in point.items()}

@@ -1,0 +1,245 @@
+"""A search: its space is checked first, it goes on after any kill with the same trials, and stops what does badly."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from sweeps import SCRIPT, FinderOfStandIns
+
+from llm.config import HalvingConfig, PoolConfig, Sampler, StageConfig, SweeperConfig
+from llm.errors import ConfigError, LaunchError
+from llm.sweep import process
+from llm.sweep.board import Board
+from llm.sweep.pool import Pool
+from llm.sweep.search import Search
+from llm.sweep.shares import Shares
+from llm.sweep.space import Dimension, check_space, points_of_grid
+from llm.sweep.study import best_trials, check_objectives, open_study, table
+
+ROOT = Path(__file__).parents[1]
+X = Dimension(key="x", low=0.0, high=1.0)
+N = Dimension(key="n", choices=("1", "2", "3"))
+
+# The stand-in's run is worth what its point says, and may write the curve of a training while it lasts.
+WORTH = """
+point = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
+x, n, seed = float(point.get("x", 0)), int(point.get("n", 0)), int(point.get("seed", 0))
+name = f"{point.get('x')}-{n}-{seed}"
+"""
+CURVE = """
+with (run / "metrics.jsonl").open("w") as file:
+    for step in range(1, 10):
+        file.write(json.dumps({"step": step, "val/loss": n + 1 / step}) + "\\n")
+        file.flush()
+        time.sleep(0.4)
+"""
+
+
+def script(outputs: Path) -> str:
+    text = SCRIPT.format(outputs=str(outputs))
+    text = text.replace('do, _, name = sys.argv[1].partition("=")', "").replace("job = Path(", WORTH + "job = Path(", 1)
+    curve = "if os.environ.get('CURVE'):" + CURVE.replace("\n", "\n    ") + "\ntime.sleep(0.2)\n"
+    begin, end = text.index('if do == "hold"'), text.index("time.sleep(float(do)")
+    text = re.sub(r"time\.sleep\(float\(do\).*\n", "", text[:begin] + curve + text[end:])
+    results = 'keep(results={"val/loss": n + x + 0.25 * seed, "tokens": x})'
+    return text.replace("keep(objective=float(len(name)))", results)
+
+
+def config_of(outputs: Path, overrides: list[str]) -> StageConfig:
+    point = dict(word.split("=") for word in overrides)
+    name = f"{point.get('x')}-{point.get('n', 0)}-{point.get('seed', 0)}"
+    return StageConfig(stage="pretrain", outputs=str(outputs), name=name)
+
+
+def search(outputs: Path, settings: SweeperConfig, *, space=(X, N), compose=None, cores: int = 2) -> Search:
+    (outputs / "train.py").write_text(script(outputs), encoding="utf-8")
+    process.TRAIN = outputs / "train.py"
+    launcher = PoolConfig()
+    shares = Shares(launcher, num_jobs=8, gpus=[], cores=cores, memory=10**12)
+    return Search(
+        settings,
+        launcher,
+        space=space,
+        fixed=[],
+        compose=compose or (lambda overrides, number: config_of(outputs, overrides)),
+        folder=outputs / "sweeps" / "search",
+        pool=Pool(launcher, shares),
+        board=Board(),
+        finder=FinderOfStandIns(),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "TRAIN", process.TRAIN)
+
+
+LOSS = SweeperConfig(trials=4, sampler=Sampler.random, objectives=["val/loss"])
+
+
+def test_a_grid_tries_every_combination_once_and_again_tries_nothing(tmp_path):
+    settings = replace(LOSS, sampler=Sampler.grid, trials=99)
+    space = (Dimension(key="x", choices=("0.5", "0.25")), N)
+    study = search(tmp_path, settings, space=space).run()
+    tried = {(trial.params["x"], trial.params["n"]): trial.value for trial in study.trials}
+    assert tried == {(x, n): float(x) + int(n) for x in ("0.5", "0.25") for n in "123"}
+    assert study.best_value == 1.25
+    again = search(tmp_path, settings, space=space).run()
+    assert len(again.trials) == 6
+    assert {len(path.read_text().splitlines()) for path in tmp_path.glob("pretrain/*/starts.txt")} == {1}
+
+
+def test_more_trials_go_on_where_fewer_ended(tmp_path):
+    first = search(tmp_path, LOSS).run().trials
+    more = search(tmp_path, replace(LOSS, trials=6)).run().trials
+    assert [trial.params for trial in more[:4]] == [trial.params for trial in first]
+    assert len(more) == 6
+
+
+def test_the_result_of_a_point_is_the_mean_over_its_seeds(tmp_path):
+    study = search(tmp_path, replace(LOSS, trials=2, seeds=3)).run()
+    assert len(list(tmp_path.glob("pretrain/*"))) == 6
+    for trial in study.trials:
+        assert trial.value == pytest.approx(int(trial.params["n"]) + trial.params["x"] + 0.25, abs=1e-12)
+
+
+def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
+    settings = replace(LOSS, objectives=["val/loss", "tokens"], directions=["minimize", "maximize"])
+    study = search(tmp_path, settings).run()
+    values = [trial.values for trial in study.trials]
+    unbeaten = {
+        number
+        for number, (loss, tokens) in enumerate(values)
+        if not any(a <= loss and b >= tokens and (a, b) != (loss, tokens) for a, b in values)
+    }
+    assert {trial.number for trial in best_trials(study)} == unbeaten
+
+
+def test_what_does_badly_at_a_rung_is_stopped_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("CURVE", "1")
+    settings = replace(LOSS, trials=3, sampler=Sampler.grid, halving=HalvingConfig(first_step=2, factor=3))
+    study = search(tmp_path, settings, space=(N,), cores=3).run()
+    state = {trial.params["n"]: trial.state.name for trial in study.trials}
+    assert state["1"] == "COMPLETE"  # the best at every step
+    assert "PRUNED" in {state["2"], state["3"]}
+    shown = [line for line in table(study, settings).columns[0]._cells]
+    assert shown[0] == str(next(trial.number for trial in study.trials if trial.params["n"] == "1"))
+
+
+def test_values_that_cannot_go_together_fail_alone(tmp_path):
+    def compose(overrides: list[str], number: int) -> StageConfig:
+        if "n=2" in overrides:
+            raise ConfigError("n=2 does not go with x")
+        return config_of(tmp_path, overrides)
+
+    settings = replace(LOSS, sampler=Sampler.grid, trials=3)
+    study = search(tmp_path, settings, space=(Dimension(key="x", choices=("0.5",)), N), compose=compose).run()
+    assert {trial.params["n"]: trial.state.name for trial in study.trials} == {
+        "1": "COMPLETE",
+        "2": "FAIL",
+        "3": "COMPLETE",
+    }
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_sweep_search import LOSS, replace, search
+if __name__ == "__main__":
+    search(Path({folder!r}), replace(LOSS, trials=8)).run()
+"""
+
+
+def test_a_search_that_is_killed_again_and_again_ends_with_its_trials_each_once(tmp_path, request):
+    program = tmp_path / "driver.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path)))
+    for number in range(20 if request.config.getoption("--storm") else 2):
+        driver = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
+        time.sleep(2.5 + 0.37 * (number % 7))
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    study = open_study(replace(LOSS, trials=8), (X, N), [], tmp_path / "sweeps" / "search")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 8
+    assert [trial.value for trial in study.trials] == [t.params["x"] + int(t.params["n"]) for t in study.trials]
+    assert len(list(tmp_path.glob("pretrain/*"))) == 8  # no other point was begun
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
+    assert [[attempt["kind"] for attempt in record["attempts"]].count("done") for record in records] == [1] * 8
+
+
+def test_a_study_of_another_search_is_refused(tmp_path):
+    open_study(LOSS, (X,), [], tmp_path)
+    with pytest.raises(ConfigError, match=r"study.journal is of another search. Move it away to begin this one"):
+        open_study(LOSS, (N,), [], tmp_path)
+
+
+def test_a_search_without_a_finished_trial_says_so():
+    with pytest.raises(LaunchError, match="no trial came to its end; the log of each says why"):
+        best_trials(optuna.create_study())
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: Dimension(key="x", low=2, high=1), r"x=interval\(2,1\) is empty. Give the lower end first"),
+        (lambda: Dimension(key="x", low=0, high=1, log=True), r"x=interval\(0,1\) has no logarithm at its lower end"),
+        (lambda: Dimension(key="x", choices=("1", "1")), "x=1,1 holds a value twice. Give each once"),
+        (lambda: points_of_grid([X]), "hydra.sweeper.sampler=grid cannot try all of x. List its values, or choose tpe"),
+        (lambda: check_space([], [], lambda *_: None), "hydra.sweeper.trials is set, but no key is swept"),
+        (lambda: SweeperConfig(trials=0).check(), "hydra.sweeper.trials=0 is too small. Set it to 1 or more"),
+        (lambda: SweeperConfig(seeds=2).check(), "hydra.sweeper.seeds and hydra.sweeper.halving are of a search. Set"),
+        (
+            lambda: SweeperConfig(trials=1, objectives=["a", "b"]).check(),
+            "objectives has 2 names, and hydra.sweeper.directions 1. Give each objective its direction",
+        ),
+        (lambda: SweeperConfig(directions=["down"]).check(), "directions=down is no direction. Choose minimize or max"),
+        (
+            lambda: SweeperConfig(trials=1, seeds=2, halving=HalvingConfig(first_step=1)).check(),
+            "halving compares one curve of each point, but hydra.sweeper.seeds gives several",
+        ),
+        (
+            lambda: check_objectives(replace(LOSS, objectives=["los"]), StageConfig(stage="pretrain")),
+            "hydra.sweeper.objectives=los is no result. Choose val/..., or tokens, parameters",
+        ),
+        (
+            lambda: check_objectives(LOSS, StageConfig(stage="tokenizer")),
+            "hydra.sweeper.objectives=val/loss, but stage=tokenizer has no validation",
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_is_one_line(make, line):
+    with pytest.raises(ConfigError, match=line):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["hydra.sweeper.trials=2", "seed=0"], "hydra.sweeper.trials is set, but no key is swept. Give one: "
+                                               "key=interval(1e-4,1e-2)."),
+        (["seed=interval(1,9)"], "seed=interval(1,9) has no end of values. Set hydra.sweeper.trials, or list some."),
+        (["seed=1,2", "seed=3"], "seed is swept, and given a second time. Give it once."),
+        (["hydra.sweeper.trials=2", "hydra.sweeper.seeds=2", "seed=1,2"],
+         "seed is given, and hydra.sweeper.seeds sets it too. Leave one of them out."),
+        (["hydra.sweeper.trials=2", "hydra/launcher=basic", "seed=1,2"],
+         "a search needs hydra/launcher=pool. Leave the launcher out."),
+        (["hydra.sweeper.trials=2", "model.num_heads=4,7"], "model.hidden_size=160 does not divide by model."
+                                                           "num_heads=7. Set model.num_heads to a divisor of 160."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_command_that_cannot_be_is_one_line_with_nothing_written(tmp_path, words, line):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {line}\n")
+    assert list(tmp_path.iterdir()) == []
