@@ -26,6 +26,7 @@ lint: .venv/.installed
 
 test-faults: .venv/.installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/faults --storm
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py -k killed_again --storm
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu
