@@ -8,10 +8,11 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from llm.compare import output_console
 from llm.config import PoolConfig, Sampler, SweeperConfig
@@ -28,8 +29,9 @@ from llm.sweep.pool import Pool
 from llm.sweep.process import start_server
 from llm.sweep.shares import Shares, free_memory, present_gpus
 from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid
-from llm.sweep.study import best_trials, check_objectives, open_study, result, search_identity, short, table
+from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
 
+CHOOSING = timedelta(seconds=20)  # at most, from the begin of a trial until it has its values
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -123,28 +125,34 @@ class Search:
 
     def _take_up_left(self) -> None:
         for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if left.number not in self._mine and set(left.params) == {each.key for each in self._space}:
-                trial = self._trial(left, optuna.Trial(self.study, left._trial_id))
-                if not any(each.job.is_taken() for each in trial.jobs):
-                    self._take(trial)
+            if left.number in self._mine:
+                continue
+            again = optuna.Trial(self.study, left._trial_id)
+            if len(left.params) < len(self._space):  # its driver was killed, or is about to choose
+                if left.datetime_start and datetime.now() - left.datetime_start < CHOOSING:
+                    continue
+                choose(self.study, again, self._settings, self._space)
+            trial = self._trial(again)
+            if not any(each.job.is_taken() for each in trial.jobs):
+                self._take(trial)
 
     def _take(self, trial: Trial) -> None:
         self._mine[trial.number] = trial
         self._standings.update({each.job.number: each for each in trial.jobs})
 
-    def _trial(self, frozen: FrozenTrial | optuna.Trial, optuna_trial: optuna.Trial) -> Trial:
+    def _trial(self, asked: optuna.Trial) -> Trial:
         jobs = []
         for seed in range(self._settings.seeds):
-            number = frozen.number * self._settings.seeds + seed
-            overrides = as_overrides(frozen.params) + self._fixed
+            number = asked.number * self._settings.seeds + seed
+            overrides = as_overrides(asked.params) + self._fixed
             overrides += [f"seed={seed}"] if self._settings.seeds > 1 else []
             config = self._compose(overrides, number)
             folder = self._folder / "jobs" / f"{number:04d}"
             folder.mkdir(parents=True, exist_ok=True)
-            label = " ".join(as_overrides(short(frozen.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
+            label = " ".join(as_overrides(short(asked.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
             job = Job(number=number, overrides=overrides, config=config, label=label, folder=folder)
             jobs.append(Standing(job, len(job.read().attempts)))
-        return Trial(frozen.number, dict(frozen.params), jobs, optuna_trial)
+        return Trial(asked.number, dict(asked.params), jobs, asked)
 
     def _start_ready(self) -> None:
         if self._stopped_by:
@@ -160,9 +168,10 @@ class Search:
         return any(each.state == "waiting" for trial in self._mine.values() for each in trial.jobs)
 
     def _ask(self) -> None:
-        asked = self.study.ask({each.key: each.distribution() for each in self._space})
+        asked = self.study.ask()
+        choose(self.study, asked, self._settings, self._space)
         try:
-            trial = self._trial(asked, asked)
+            trial = self._trial(asked)
         except UserError as error:  # values that cannot go together, though each can be
             self._board.say(f"trial {asked.number}: {' '.join(as_overrides(asked.params))}: {error}")
             self.study.tell(asked, state=TrialState.FAIL)

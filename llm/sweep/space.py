@@ -9,7 +9,7 @@ from llm.config import StageConfig
 from llm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna import Trial
 
 Value = int | float | str
 Compose = Callable[[list[str], int], StageConfig]  # overrides and a job's number -> its checked config
@@ -39,15 +39,14 @@ class Dimension:
     def is_interval(self) -> bool:
         return self.low is not None
 
-    def distribution(self) -> "BaseDistribution":
-        """As Optuna takes it."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    def suggest(self, trial: "Trial") -> None:
+        """Have a trial choose its value, unless it has one."""
         if self.low is None or self.high is None:
-            return CategoricalDistribution(self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
+            trial.suggest_categorical(self.key, self.choices)
+        elif isinstance(self.low, int) and isinstance(self.high, int):
+            trial.suggest_int(self.key, self.low, self.high, log=self.log)
+        else:
+            trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
     @property
     def probes(self) -> tuple[Value, ...]:

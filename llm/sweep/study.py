@@ -31,7 +31,6 @@ def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[
         study_name="sweep",
         storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
         directions=[optuna.study.StudyDirection[each.upper()] for each in settings.directions],
-        sampler=_sampler(settings),
         pruner=_pruner(settings),
         load_if_exists=True,
     )
@@ -52,10 +51,21 @@ def search_identity(settings: SweeperConfig, space: Sequence[Dimension], fixed: 
     return digest_of([*shown, settings.seeds, halving, [repr(each) for each in space], sorted(fixed)])
 
 
-def _sampler(settings: SweeperConfig) -> optuna.samplers.BaseSampler:
+def choose(study: optuna.Study, trial: optuna.Trial, settings: SweeperConfig, space: Sequence[Dimension]) -> None:
+    """Have a trial choose its values, by chance that its number alone decides.
+
+    A sampler with one seed for all begins its draws anew at each start, and would give points a second time.
+    """
+    study.sampler = _sampler(settings, trial.number)
+    for each in space:
+        each.suggest(trial)
+
+
+def _sampler(settings: SweeperConfig, number: int) -> optuna.samplers.BaseSampler:
+    seed = int(digest_of([settings.sampler_seed, number])[:8], 16)
     if settings.sampler is Sampler.tpe:
-        return optuna.samplers.TPESampler(seed=settings.sampler_seed, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=settings.sampler_seed)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _pruner(settings: SweeperConfig) -> optuna.pruners.BasePruner:
