@@ -113,5 +113,8 @@ class SweeperConfig:
 
 
 def with_number(overrides: Sequence[str], number: int) -> list[str]:
-    """Overrides in which ${hydra:job.num} and ${hydra:job.id} are the job's number, which a run alone does not have."""
-    return [re.sub(r"\$\{hydra:job\.(num|id)\}", str(number), override) for override in overrides]
+    """Overrides in which ${hydra:job.num} and ${hydra:job.id} are the job's number, which a run alone does not have.
+
+    Hydra gives what was typed with its own escapes.
+    """
+    return [re.sub(r"\$\\?\{hydra\\?:job\.(num|id)\\?\}", str(number), override) for override in overrides]
