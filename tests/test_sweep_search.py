@@ -174,7 +174,10 @@ def test_a_search_that_is_killed_again_and_again_ends_with_its_trials_each_once(
     assert [trial.value for trial in study.trials] == [t.params["x"] + int(t.params["n"]) for t in study.trials]
     assert len(list(tmp_path.glob("pretrain/*"))) == 8  # no other point was begun
     records = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
-    assert [[attempt["kind"] for attempt in record["attempts"]].count("done") for record in records] == [1] * 8
+    assert [record["state"] for record in records] == ["done"] * 8
+    for record in records:  # nothing is begun after the end, which a driver that was killed may not have seen
+        kinds = [attempt["kind"] for attempt in record["attempts"]]
+        assert kinds.count("done") <= 1 and "done" not in kinds[:-1]
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):

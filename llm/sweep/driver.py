@@ -94,10 +94,7 @@ class Driver:
 
     def _take_run(self, each: Standing, run: Run) -> None:
         each.state, each.run = "done", run
-        record = each.job.read()
-        if record.state != "done" and not each.job.is_taken():
-            record.state, record.run, record.objective = "done", str(run.path), run.objective
-            each.job.write(record)
+        each.job.keep_found(run)
 
     def _start_ready(self) -> None:
         for each in self.standings.values():

@@ -108,6 +108,13 @@ class Job:
         (self.folder / ANNOUNCED).unlink(missing_ok=True)
         self.write(record)
 
+    def keep_found(self, run: Run) -> None:
+        """Keep that the job's run is done, though no driver saw its end."""
+        record = self.read()
+        if record.state != "done" and not self.is_taken():
+            record.state, record.run, record.objective = "done", str(run.path), run.objective
+            self.write(record)
+
     def announced_folder(self) -> Path | None:
         """Where the run lies that the job makes, or has made, once it has said so; None before."""
         try:

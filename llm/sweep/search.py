@@ -184,6 +184,7 @@ class Search:
         """Start a job, or find its run; gives whether there may be room for another."""
         if run := self._finder.find(each.job.config):
             each.state, each.run = "done", run
+            each.job.keep_found(run)
             return True
         if self._pool.start(each.job, each.job.read()):
             each.state = "running"
