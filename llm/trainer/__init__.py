@@ -6,6 +6,7 @@ journal.py      metrics.jsonl, samples.jsonl and the logger, which a resumed run
 meter.py        tokens, seconds, loss, throughput, memory, time left; every log_every_steps a record
 waiting.py      the data loader, with a clock: how long batches are waited for
 memory.py       how much memory is held
+rehearsal.py    how much a step would take, found without taking it
 profile.py      a trace of some steps
 health.py       steps that are skipped, for gradients that are not finite, and jumps of the loss
 validation.py   held-out loss and bits per byte of raw text, and samples from fixed prompts

@@ -1,0 +1,176 @@
+"""The memory that a dry run expects of training, beside what training took, each in a process of its own.
+
+    python -m benchmarks.memory                      # gpt2_tiny, llama_tiny and a model of ten million parameters
+    python -m benchmarks.memory --model gpt2_small --micro-rows 8 --precision bf16
+
+On a GPU it is the peak of what tensors took; on a CPU the growth of the process in RAM from before the model is built
+to the peak, by the kernel's own mark (Linux).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from llm.config import (
+    Accelerator,
+    Architecture,
+    DataConfig,
+    DataKind,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    TrainerConfig,
+)
+from llm.data import MicroBatch
+from llm.model import build
+from llm.tokenizer import Special
+
+ROOT = Path(__file__).parents[1]
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+STEPS, MICRO_BATCHES = 3, 2
+
+
+class RandomRows:
+    """Rows that hold one document each."""
+
+    raw_bytes, lost_bytes = 1000, 0
+
+    def __init__(self, number: int, *, length: int, vocab_size: int) -> None:
+        self._tokens = np.random.default_rng(0).integers(2, vocab_size, size=(number, length + 1))
+        self.num_labels = np.full(number, length)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitems__(self, micro_batch: MicroBatch) -> dict[str, Any]:
+        tokens = torch.from_numpy(self._tokens[micro_batch.rows])
+        positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1)
+        return {
+            "input_ids": tokens[:, :-1],
+            "labels": tokens[:, 1:],
+            "position_ids": positions,
+            "num_labels": micro_batch.num_labels,
+        }
+
+    def describe(self, rows: Any) -> list[str]:
+        return [f"row {row}" for row in rows]
+
+
+def model_config(name: str) -> ModelConfig:
+    path = ROOT / "conf" / "model" / f"{name}.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
+
+
+def expected(case: dict[str, Any]) -> dict[str, int]:
+    from llm.trainer.rehearsal import rehearse
+
+    with torch.device("meta"):
+        model = build(model_config(case["model"]), vocab_size=case["vocab_size"], special=SPECIAL)
+    memory = rehearse(
+        model,
+        OptimizerConfig(),
+        precision=Precision[case["precision"]],
+        rows=case["micro_rows"],
+        sequence_length=case["length"],
+        accumulation=MICRO_BATCHES,
+    )
+    return asdict(memory) | {"total": memory.total}
+
+
+def measured(case: dict[str, Any]) -> dict[str, int]:
+    """The peak of STEPS optimizer steps by the trainer itself, validations and checkpoints included."""
+    from llm.logger import RunLogger
+    from llm.trainer import Fit, fit
+
+    on_gpu = torch.cuda.is_available()
+    before = 0 if on_gpu else _begin_peak()
+    rows, length = case["micro_rows"], case["length"]
+    model = build(model_config(case["model"]), vocab_size=case["vocab_size"], special=SPECIAL)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            Fit(
+                model=model,
+                model_config=model.config,
+                train_rows=RandomRows(STEPS * MICRO_BATCHES * rows, length=length, vocab_size=case["vocab_size"]),
+                held_out_rows=RandomRows(rows, length=length, vocab_size=case["vocab_size"]),
+                data=DataConfig(
+                    name="x", kind=DataKind.text, path="x", sequence_length=length, batch_size=MICRO_BATCHES * rows
+                ),
+                optimizer=OptimizerConfig(warmup_steps=1),
+                trainer=TrainerConfig(
+                    max_steps=STEPS,
+                    micro_batch_size=rows,
+                    precision=Precision[case["precision"]],
+                    accelerator=Accelerator.gpu if on_gpu else Accelerator.cpu,
+                ),
+                seed=0,
+                folder=Path(folder),
+                logger=RunLogger(None),
+                sample=list,
+                label="memory",
+            )
+        )
+    return {"total": torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM") - before}
+
+
+def _begin_peak() -> int:
+    """Have the kernel's mark of the peak begin again, after what torch and Lightning need whatever the model is."""
+    torch.ones(512, 512).matmul(torch.ones(512, 512))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def in_a_process(what: str, case: dict[str, Any]) -> dict[str, int]:
+    code = f"import json; from benchmarks.memory import {what}; print('result', json.dumps({what}({case!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("result ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{what} of {case} failed:\n{done.stderr}")
+    result: dict[str, int] = json.loads(lines[-1].removeprefix("result "))
+    return result
+
+
+def compare(case: dict[str, Any]) -> tuple[dict[str, int], int]:
+    """(what is expected by its parts, what was measured), in bytes."""
+    return in_a_process("expected", case), in_a_process("measured", case)["total"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", nargs="+", default=["gpt2_tiny", "llama_tiny", "gpt2_10m"])
+    parser.add_argument("--micro-rows", type=int, default=4, help="rows of a forward pass")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--precision", choices=[p.name for p in Precision], default="fp32")
+    arguments = parser.parse_args()
+    parts = ("weights", "gradients", "optimizer", "logits", "activations", "total")
+    table = Table(title="memory of training in MB")
+    for column in ("model", *parts, "measured", "expected / measured"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model in arguments.model:
+        case = {key: value for key, value in vars(arguments).items() if key != "model"} | {"model": model}
+        memory, peak = compare(case)
+        cells = [f"{memory[part] / 1e6:.1f}" for part in parts]
+        table.add_row(model, *cells, f"{peak / 1e6:.1f}", f"{memory['total'] / peak:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A model, an optimizer and a micro-batch's shape -> the memory that training takes, found without taking it.
+
+Two optimizer steps, the second as every later one, are carried out on tensors that have a shape and no memory (torch's
+FakeTensorMode), by the very functions that train. What is alive at once is counted as it is made and freed. So a change
+to a model, a loss or an optimizer is in the estimate by itself.
+"""
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from llm import optimizer
+from llm.config import OptimizerConfig, Precision
+from llm.model import next_token_nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device when most is held."""
+
+    weights: int  # with buffers, and what does not train
+    gradients: int
+    optimizer: int
+    logits: int  # and what the loss makes of them: every tensor of (..., vocab)
+    activations: int  # the rest: what backward needs, and what a layer needs for itself
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.logits + self.activations
+
+
+def rehearse(
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    precision: Precision,
+    rows: int,
+    sequence_length: int,
+    accumulation: int,
+    checkpointing: bool = False,
+) -> Memory:
+    """The peak of a training step of `model`, which is on the meta device and is used up.
+
+    Each row is taken for one document; torch.compile needs less. Where there is no GPU, kernels are chosen as on a CPU.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained: Any = model.train()
+    if checkpointing:
+        trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    vocab_size = trained.get_output_embeddings().weight.shape[0]
+    with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size=vocab_size) as alive:
+        _leave_meta(model)
+        built, _ = optimizer.build(model, config, max_steps=2)
+        batch = _batch(rows, sequence_length)
+        for _ in range(2):
+            for number in range(min(2, accumulation)):  # the second comes while there are gradients of the first
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=precision is Precision.bf16):
+                    nats = next_token_nats(model, batch)
+                if number == 0:  # as Lightning has it: after the forward pass
+                    built.zero_grad()
+                nats.backward()  # type: ignore[no-untyped-call]
+                del nats
+            _clip(model, config)
+            built.step()
+        return alive.memory(sum(_bytes(value) for state in built.state.values() for value in state.values()))
+
+
+def _leave_meta(model: nn.Module) -> None:
+    """Give every parameter and buffer a fake tensor on the device, tied ones the same."""
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if old not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    made[old] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                tensors[name] = made[old]  # type: ignore[assignment]  # a parameter for a parameter
+
+
+def _batch(rows: int, sequence_length: int) -> dict[str, Any]:
+    names = ("input_ids", "labels", "position_ids")
+    return {name: torch.zeros(rows, sequence_length, dtype=torch.long) for name in names} | {"document_bounds": None}
+
+
+def _clip(model: nn.Module, config: OptimizerConfig) -> None:
+    nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.gradient_clip_norm)
+
+
+def _bytes(value: Any) -> int:
+    return value.untyped_storage().nbytes() if isinstance(value, torch.Tensor) else 0
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operator makes, until it is freed; keeps what was held at the most."""
+
+    def __init__(self, model: nn.Module, *, vocab_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._model, self._vocab_size = model, vocab_size
+        self._known: set[int] = set()
+        self._held: Counter[bool] = Counter()  # by whether it is of logits
+        self._peak = (0, 0, 0)  # total, of logits, of gradients
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._see, out)
+        return out
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        size, is_logits = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] == self._vocab_size
+        self._known.add(storage._cdata)
+        self._held[is_logits] += size
+        weakref.finalize(storage, self._forget, storage._cdata, size, is_logits)
+        if (total := self._held.total()) > self._peak[0]:
+            self._peak = total, self._held[True], sum(_bytes(p.grad) for p in self._model.parameters())
+
+    def _forget(self, storage: int, size: int, is_logits: bool) -> None:
+        self._known.discard(storage)
+        self._held[is_logits] -= size
+
+    def memory(self, optimizer_bytes: int) -> Memory:
+        total, logits, gradients = self._peak
+        tensors = {*self._model.parameters(), *self._model.buffers()}
+        weights = sum(map(_bytes, tensors))
+        rest = total - logits - gradients - weights - optimizer_bytes
+        return Memory(weights=weights, gradients=gradients, optimizer=optimizer_bytes, logits=logits, activations=rest)
