@@ -16,6 +16,11 @@ from llm.config import from_hydra, job_errors, job_overrides, run_hydra
 def main(cfg: DictConfig) -> float | None:
     with job_errors():
         config = from_hydra(cfg)
+        if config.dry_run:
+            from llm.dry_run import show
+
+            show([config])
+            return None
         if "trainer" in cfg and config.trainer.devices > 1:
             from llm.run.launch import launch_ranks, needs_launch
 

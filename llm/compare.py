@@ -13,7 +13,13 @@ from rich.text import Text
 from llm.errors import one_line_errors
 from llm.run import Run, check_files, find_runs, history, read_metrics
 
-NOT_CHOICES = ("stage", "name", "outputs", "reuse")  # shown as a column of its own, or where and how, not what
+NOT_CHOICES = (
+    "stage",
+    "name",
+    "outputs",
+    "reuse",
+    "dry_run",
+)  # shown as a column of its own, or where and how, not what
 RANKED_BY = ("val/bits_per_byte", "val/loss")  # lower is better
 METRICS = (*RANKED_BY, "train/loss", "tokens", "seconds")  # what a run that is not done has to show
 NOT_RESULTS = ("bos_id", "eos_id")

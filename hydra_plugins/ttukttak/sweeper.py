@@ -66,6 +66,9 @@ class CheckedSweeper(Sweeper):
             raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         configs = [self._check(number, job) for number, job in enumerate(jobs)]
+        if any(config.dry_run for config in configs):
+            show_dry_run(configs, jobs)
+            return []
         additions = ladder_overrides(configs)
         complete = [[*job, *added] for job, added in zip(jobs, additions, strict=True)]
         if isinstance(self.launcher, PoolLauncher):
@@ -145,6 +148,24 @@ def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn]) -
         show_sweep(done)
 
 
+def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) -> None:
+    """Print what the jobs would take.
+
+    Raises:
+        ConfigError: only some of them are dry.
+    """
+    if not all(config.dry_run for config in configs):
+        raise ConfigError("dry_run is true for some jobs of the sweep only. Set dry_run=true for all of them.")
+    from llm.dry_run import show  # imports what composing does not need
+
+    show(configs, [swept_of(job, jobs) for job in jobs])
+
+
+def swept_of(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+    """The overrides of a job that the others do not share."""
+    return " ".join(override for override in job if any(override not in other for other in jobs))
+
+
 def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:
     """Say one line for each failed job; end with 3 if others are done, else as the first, or with a bug's traceback."""
     failures = [
@@ -155,7 +176,6 @@ def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn])
     for job, error in failures:
         if not isinstance(error, UserError | OSError) or tracebacks_wanted():
             raise error
-        swept = [override for override in job if any(override not in other for other in jobs)]
-        say_error(f"{' '.join(swept)}: {error}")
+        say_error(f"{swept_of(job, jobs)}: {error}")
     if failures:
         raise SystemExit(PARTIAL_EXIT_CODE if len(failures) < len(jobs) else getattr(failures[0][1], "exit_code", 1))

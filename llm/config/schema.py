@@ -262,6 +262,7 @@ class StageConfig:
     name: str | None = field(default=None, metadata=HOW)  # None: made from the choices
     outputs: str = field(default="outputs", metadata=HOW)
     reuse: Reuse = field(default=Reuse.auto, metadata=HOW)
+    dry_run: bool = field(default=False, metadata=HOW)  # say what it would take and what is there, and make nothing
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,63}", self.name):

@@ -19,7 +19,7 @@ from llm.run.files import (
     write_text,
 )
 from llm.run.identity import Plan, differences
-from llm.run.making import NOT_MINE, Outcome, make
+from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.runs import Run, candidates, find, find_runs, load, read_record
@@ -30,6 +30,7 @@ __all__ = [
     "SIGNALS",
     "TEMPORARY",
     "MetricsLog",
+    "NotMadeError",
     "Outcome",
     "Plan",
     "Run",

@@ -33,6 +33,14 @@ class Outcome:
     objective: float | None = None  # what a search minimises
 
 
+class NotMadeError(Exception):
+    """A dry run has come to a run that is not finished: its plan, and where its folder is or would be."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        super().__init__(f"{folder} is not made: this is a dry run.")
+        self.plan, self.folder = plan, folder
+
+
 NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
 
 
@@ -50,9 +58,14 @@ def make(
 
     Raises:
         ConfigError: another process is at it, or reuse=require and there is no finished run.
+        NotMadeError: dry_run=true and there is no finished run; nothing is written.
     """
     start_logging()
     folder = _folder_of(plan)
+    if plan.config.dry_run:
+        if plan.config.reuse is not Reuse.never and (finished := _finished(folder)):
+            return finished
+        raise NotMadeError(plan, folder)
     announce(plan.stage, folder)
     run = _find_or_make(plan, folder, work, wait=wait, prepare=prepare)
     announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
@@ -187,7 +200,7 @@ def _say_reused(run: Run, plan: Plan) -> None:
     other = f" by commit {made_by}, this is {here}" if made_by != here else ""
     log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
     for key, old, new in differences(run.config, _plain(asdict(plan.config))):
-        if key.split(".")[0] not in ("name", "outputs", "reuse", "logger"):
+        if key.split(".")[0] not in ("name", "outputs", "reuse", "dry_run", "logger"):
             log.info("  %s=%s is not applied (it was %s); it changes no content. reuse=never runs again", key, new, old)
 
 

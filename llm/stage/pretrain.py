@@ -33,7 +33,14 @@ def run(config: PretrainStage) -> Run:
 
         check_extra(config.model)
     shards = shards_stage.run(
-        ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data), wait=True
+        ShardsStage(
+            stage="shards",
+            outputs=config.outputs,
+            dry_run=config.dry_run,
+            tokenizer=config.tokenizer,
+            data=config.data,
+        ),
+        wait=True,
     )
     config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
     plan = Plan(

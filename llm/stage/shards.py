@@ -27,7 +27,13 @@ def run(config: ShardsStage, *, wait: bool = False) -> Run:
 
 def _tokenizer(config: ShardsStage) -> Run:
     return tokenizer_stage.run(
-        TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data),
+        TokenizerStage(
+            stage="tokenizer",
+            outputs=config.outputs,
+            dry_run=config.dry_run,
+            tokenizer=config.tokenizer,
+            data=config.data,
+        ),
         wait=True,
     )
 

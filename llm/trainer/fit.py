@@ -82,11 +82,11 @@ def fit(task: Fit) -> None:
     checkpoints = task.folder / "checkpoints"
     resume_from = newest_good(checkpoints, task.identity)
     require_space(checkpoints, task.model, task.trainer)
-    micro_batch_size = _micro_batch_size(task)
+    micro_rows = micro_batch_size(task.data, task.trainer)
     batches = TrainingBatches(
         task.train_rows.num_labels,
         batch_size=task.data.batch_size,
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=micro_rows,
         num_steps=task.trainer.max_steps,
         seed=task.seed,
         rank=process_rank(),
@@ -98,7 +98,7 @@ def fit(task: Fit) -> None:
         log.info("going on from %s", resume_from)
     held_out = EvaluationBatches(
         task.held_out_rows.num_labels,
-        batch_size=micro_batch_size,
+        batch_size=micro_rows,
         rank=process_rank(),
         world_size=task.trainer.devices,
         edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
@@ -116,21 +116,21 @@ def fit(task: Fit) -> None:
     )
     stop = StopFlag()
     journal = Journal(task.folder, task.logger)
-    trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_batch_size)
+    trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_rows)
     _leave_signals_alone(trainer)
     with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
         _ignore_known_warnings()
         trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
 
 
-def _micro_batch_size(task: Fit) -> int:
+def micro_batch_size(data: DataConfig, config: TrainerConfig) -> int:
     """Rows per forward pass: the user's; else all of a step's on a GPU, and few enough for the cache on a CPU."""
-    rows = task.data.batch_size // task.trainer.devices
-    if task.trainer.micro_batch_size is not None:
-        return task.trainer.micro_batch_size
-    if _device(task.trainer).type == "cuda":
+    rows = data.batch_size // config.devices
+    if config.micro_batch_size is not None:
+        return config.micro_batch_size
+    if _device(config).type == "cuda":
         return rows
-    most = max(1, CPU_TOKENS // task.data.sequence_length)
+    most = max(1, CPU_TOKENS // data.sequence_length)
     return max(divisor for divisor in range(1, rows + 1) if rows % divisor == 0 and divisor <= most)
 
 

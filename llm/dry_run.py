@@ -1,0 +1,400 @@
+"""dry_run=true: configs -> what each job would take, make and reuse; nothing is trained, and nothing is written.
+
+Each stage's own code is followed up to the first run that is not finished (NotMadeError). Model and step are worked out
+on tensors without memory. What the data and the tokenizer would give is taken from finished runs, else estimated from
+the text, and the notes say from what.
+"""
+
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llm.compare import output_console
+from llm.config import Reuse, StageConfig
+from llm.errors import ConfigError
+from llm.run import NotMadeError, Run, candidates, load, read_record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llm.trainer.rehearsal import Memory
+
+CHAIN = {"pretrain": ("tokenizer", "shards", "pretrain"), "shards": ("tokenizer", "shards")}  # of one command
+READ_SECONDS = 5.0  # at most, to find out how much text there is
+MFU_GUESS = {"cpu": 0.4, "cuda": 0.35}  # of a medium model, where no finished run here says better
+PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingText:
+    """Training text in tokens."""
+
+    vocab_size: int
+    tokens: float
+    bytes_per_token: float
+    is_whole: bool  # False: there is more of it than these
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What one job would take; what does not apply to its stage is None."""
+
+    label: str
+    stage: str
+    folder: str = ""
+    reused: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    parts: Counter[str] = field(default_factory=Counter)
+    trainable: int | None = None
+    steps: int | None = None
+    steps_done: int = 0
+    tokens: float | None = None  # that the job is fed in all
+    epochs: float | None = None
+    is_whole: bool = True  # False: there is more text than was found, and there are fewer epochs
+    flops: float | None = None  # of the steps that are left
+    memory: "Memory | None" = None
+    micro_batch: str = ""
+    seconds: float | None = None
+    disk: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def show(configs: Sequence[StageConfig], labels: Sequence[str] | None = None) -> None:
+    """Print what the jobs would take: one in detail, of several a row each, and their totals."""
+    jobs = [survey(config, label) for config, label in zip(configs, labels or [""] * len(configs), strict=True)]
+    console = output_console()
+    console.print(_details(jobs[0]) if len(jobs) == 1 else _rows(jobs))
+    for note in dict.fromkeys(note for job in jobs for note in job.notes):
+        console.print(Text(note))
+
+
+def survey(config: Any, label: str = "") -> Job:
+    """What one job would take.
+
+    Raises:
+        ConfigError: as the job itself would, of what can be known before any work.
+    """
+    job = Job(label=label, stage=config.stage)
+    chain = CHAIN.get(config.stage, (config.stage,))
+    try:
+        run = import_module(f"llm.stage.{config.stage}").run(config)
+    except NotMadeError as missing:
+        if config.reuse is Reuse.require:
+            raise ConfigError(f"reuse=require, but there is no finished run {missing.folder}.") from None
+        first = chain.index(missing.plan.stage)
+        job.made = list(chain[first:])
+        job.reused = [str(missing.plan.folders[name]) for name in chain[:first]]
+        job.folder = str(missing.folder) if missing.plan.stage == config.stage else ""
+        _say_standing(job, config, missing)
+        _estimate(job, config, missing)
+        return job
+    job.reused, job.folder = [str(run.path)], str(run.path)
+    job.notes.append(f"{run.path} is finished: it would be reused as it is.")
+    return job
+
+
+def _say_standing(job: Job, config: Any, missing: NotMadeError) -> None:
+    record = read_record(missing.folder)
+    if record is None or config.reuse is Reuse.never:
+        return
+    steps = [int(path.name.rpartition("-")[2]) for path in (missing.folder / "checkpoints").glob("step-*")]
+    if missing.plan.stage == config.stage and steps:
+        job.steps_done = max(steps)
+        job.notes.append(f"{missing.folder} would go on from step {job.steps_done}.")
+    else:
+        job.notes.append(f"{missing.folder} was begun and would go on.")
+
+
+def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
+    if config.stage == "finetune":
+        _estimate_training(job, missing.plan.config, *_tuned_model(missing.plan.config, missing), text=None)
+        return
+    text = _text(job, config, missing)
+    if "shards" in job.made:
+        width = 2 if text.vocab_size <= 2**16 else 4
+        job.disk["shards"] = width * text.tokens / (1 - config.data.held_out_share)
+    if config.stage != "pretrain":
+        job.tokens = text.tokens
+        return
+    model = _model(config, text.vocab_size)
+    config = replace(config, trainer=replace(config.trainer, max_steps=_steps(config, text, model)))
+    _estimate_training(job, config, model, model.config, text=text)
+
+
+def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
+    """How many tokens there are to train on, from the nearest that is made."""
+    folders, note = missing.plan.folders, ""
+    if "shards" in folders:
+        results = load(Path(folders["shards"])).results
+        train = results["train"]
+        return TrainingText(
+            vocab_size=results["vocab_size"],
+            tokens=train["tokens"],
+            bytes_per_token=train["raw_bytes"] / train["tokens"],
+            is_whole=True,
+        )
+    raw_bytes, whole = _raw_bytes(config)
+    how = "all of it read" if whole else f"what {READ_SECONDS:g} s of reading found: there is more"
+    if "tokenizer" in folders:
+        trained = load(Path(folders["tokenizer"])).results
+        vocab_size, per_token = trained["vocab_size"], trained["bytes_per_token"]
+        note = f"{per_token:.2f} bytes a token, as the tokenizer's report has it"
+    else:
+        vocab_size = config.tokenizer.vocab_size
+        # Byte-level and character BPE on Korean statutes gave 4.5 at 4,096 and 5.5 to 6.5 at 8,192.
+        per_token = max(2.0, 4.5 + math.log2(vocab_size / 4096))
+        note = f"{per_token:.1f} bytes a token, a guess from tokenizer.vocab_size={vocab_size} for Korean text"
+    job.notes.append(f"Tokens are estimated: {raw_bytes / 1e6:.1f} MB of training text ({how}), at {note}.")
+    return TrainingText(vocab_size=vocab_size, tokens=raw_bytes / per_token, bytes_per_token=per_token, is_whole=whole)
+
+
+def _raw_bytes(config: Any) -> tuple[int, bool]:
+    """(bytes of training text, whether that is all of it)."""
+    from llm.data import open_corpus
+
+    found, began = 0, time.monotonic()
+    for text in open_corpus(config.data).texts(held_out=False):
+        found += len(text.encode())
+        if time.monotonic() - began > READ_SECONDS:
+            return found, False
+    return found, True
+
+
+def _steps(config: Any, text: TrainingText, model: Any) -> int:
+    """Optimizer steps, of a budget too: by the very rule that the stage has, given what is known of the shards."""
+    from llm.stage._budget import steps_within_budget
+
+    results = {
+        "train": {"tokens": text.tokens, "raw_bytes": text.tokens * text.bytes_per_token},
+        "vocab_size": text.vocab_size,
+    }
+    if config.trainer.max_flops is not None:
+        from llm.trainer.throughput import flops_per_token
+
+        a_token = flops_per_token(model, model.config, sequence_length=config.data.sequence_length)
+        tokens = max(1, round(config.trainer.max_flops / a_token))
+        config = replace(config, trainer=replace(config.trainer, max_flops=None, max_tokens=tokens))
+    return steps_within_budget(config, Run(Path(), {"stage": "shards", "results": results}))
+
+
+def _model(config: Any, vocab_size: int) -> Any:
+    import torch
+
+    from llm import model as models
+    from llm.tokenizer import Special
+
+    with torch.device("meta"):
+        return models.build(
+            config.model, vocab_size=vocab_size, special=Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+        )
+
+
+def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
+    """(the base with adapters, the base's config), of a fine-tuning."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llm import model as models
+    from llm.config import Architecture
+
+    base = load(Path(missing.plan.folders["base"]))
+    made = AutoConfig.from_pretrained(base.path / "model", local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        return models.add_lora(model, config.lora, Architecture[base.config["model"]["architecture"]]), made
+
+
+def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, text: TrainingText | None) -> None:
+    import torch
+
+    from llm.config import Accelerator
+    from llm.trainer.fit import micro_batch_size
+    from llm.trainer.rehearsal import rehearse
+    from llm.trainer.throughput import flops_per_token
+
+    trainer, data = config.trainer, config.data
+    job.parts, job.steps = parameters_by_part(model), trainer.max_steps
+    job.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    job.tokens = float(job.steps * data.batch_size * data.sequence_length)
+    if text:
+        job.epochs, job.is_whole = job.tokens / text.tokens, text.is_whole
+    left = job.tokens * (job.steps - job.steps_done) / job.steps
+    job.flops = left * flops_per_token(model, model_config, sequence_length=data.sequence_length)
+    on_gpu = trainer.accelerator is not Accelerator.cpu and torch.cuda.is_available()
+    job.seconds, note = _seconds(config, left, job.flops, "cuda" if on_gpu else "cpu")
+    job.notes.append(note)
+    devices = getattr(trainer, "world_size", trainer.devices)
+    rows = micro_batch_size(data, trainer)
+    accumulation = data.batch_size // (rows * devices)
+    where = f"each of {devices} devices" if devices > 1 else "one device"
+    job.micro_batch = f"{rows} rows of {data.sequence_length}, {accumulation} a step on {where}"
+    trained = job.trainable * 4  # bytes of parameters, which are kept in fp32
+    job.memory = rehearse(
+        model,
+        config.optimizer,
+        precision=trainer.precision,
+        rows=rows,
+        sequence_length=data.sequence_length,
+        accumulation=accumulation,
+        checkpointing=getattr(trainer, "activation_checkpointing", False),
+    )
+    kept = trainer.keep_checkpoints + trainer.keep_best
+    saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))
+    job.disk["checkpoints"] = saved * (trained + job.memory.optimizer)
+    job.disk["adapter" if config.stage == "finetune" else "model"] = trained
+
+
+def parameters_by_part(model: "nn.Module") -> Counter[str]:
+    """How many parameters each part of a model has, tied ones once, with the adapters on it."""
+    from torch import nn
+
+    looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        pieces = name.lower()
+        if parameter in looked_up:
+            part = "embeddings"
+        elif parameter is head:
+            part = "head"
+        elif "norm" in pieces or ".ln_" in pieces:
+            part = "norms"
+        elif "attn" in pieces:
+            part = "attention"
+        else:
+            part = "MLP" if "mlp" in pieces else "other"
+        counts[part] += parameter.numel()
+    return counts
+
+
+def _seconds(config: Any, tokens: float, flops: float, device: str) -> tuple[float, str]:
+    """(how long the steps that are left take, from what that is known).
+
+    A finished run of the same shape on this machine says it best; where there is none, it is a share of the peak.
+    """
+    if speeds := [run for run in candidates(config.outputs, config.stage) if _is_alike(run, config)]:
+        speed = float(speeds[-1].results["tokens_per_second_median"])
+        return tokens / speed, f"Time is from {speeds[-1].path}, which made {speed:,.0f} tokens/s here."
+    import torch
+
+    from llm.trainer.throughput import peak_flops
+
+    peak, source = peak_flops(torch.device(device), config.trainer.precision)
+    devices = getattr(config.trainer, "world_size", config.trainer.devices)
+    share = MFU_GUESS[device]
+    note = f"Time is a guess: {share:.0%} of {peak:.3g} FLOP/s ({source}); small models reach less."
+    return flops / (peak * share * devices), note
+
+
+def _is_alike(run: Run, config: Any) -> bool:
+    """Whether a finished run of this machine had the same shape, so that it tells how fast this one goes."""
+    if not run.is_done or run.record.get("host") != socket.gethostname() or not run.results.get("tokens"):
+        return False
+    return _shape(run.config) == _shape(_plain(asdict(config)))
+
+
+def _shape(config: dict[str, Any]) -> Any:
+    model = {key: value for key, value in config.get("model", {}).items() if key != "name"}
+    data = [config["data"].get(key) for key in ("sequence_length", "batch_size")]
+    keys = ("precision", "accelerator", "devices", "micro_batch_size", "compile")
+    return model, data, [config["trainer"].get(key) for key in keys], config.get("lora"), config.get("base")
+
+
+def _plain(value: Any) -> Any:
+    """As config.yaml has it: enums by their names."""
+    from enum import Enum
+
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _cells(job: Job) -> dict[str, str]:
+    """What is known of a job, in words, by what it is."""
+    cells = {"reused": "\n".join(job.reused) or "nothing", "made": ", ".join(job.made) or "nothing"}
+    if job.steps is not None:
+        total = job.parts.total()
+        cells["parameters"] = _count(total)
+        if job.trainable != total:
+            cells["trainable"] = f"{_count(job.trainable)} ({(job.trainable or 0) / total:.2%})"
+        done = f" ({job.steps_done:,} done)" if job.steps_done else ""
+        cells["steps"] = f"{job.steps:,}{done}"
+    if job.tokens is not None:
+        cells["tokens"] = _count(job.tokens)
+    if job.epochs is not None:
+        cells["epochs"] = f"{'' if job.is_whole else 'at most '}{job.epochs:.2f}"
+    if job.flops is not None:
+        cells["FLOPs"] = f"{job.flops:.2e}"
+    if job.memory is not None:
+        cells["memory"] = _size(job.memory.total)
+    if job.seconds is not None:
+        cells["time"] = _time(job.seconds)
+    if job.disk:
+        cells["disk"] = _size(sum(job.disk.values()))
+    return cells
+
+
+def _details(job: Job) -> Table:
+    table = Table(title=f"dry run of stage={job.stage}", highlight=False, show_header=False)
+    cells = _cells(job)
+    if job.parts:
+        cells["parameters"] += ": " + ", ".join(f"{p} {_count(job.parts[p])}" for p in PARTS if job.parts[p])
+    if job.memory is not None:
+        parts = {name: value for name, value in asdict(job.memory).items() if value}
+        cells["memory"] += " a device: " + ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
+        cells["micro-batch"] = job.micro_batch
+    if job.disk:
+        cells["disk"] += ": " + ", ".join(f"{name} {_size(value)}" for name, value in job.disk.items())
+    if job.folder and job.made:
+        cells["folder"] = job.folder
+    for key, value in cells.items():
+        table.add_row(Text(key), Text(value))
+    return table
+
+
+def _rows(jobs: list[Job]) -> Table:
+    """A row a job, and the totals; a tokenizer and shards that several would make are made once."""
+    everything = [_cells(job) for job in jobs]
+    columns = list(dict.fromkeys(key for cells in everything for key in cells if key != "reused"))
+    table = Table("job", *columns, title=f"dry run of {len(jobs)} jobs", highlight=False)
+    for job, cells in zip(jobs, everything, strict=True):
+        table.add_row(*map(Text, [job.label or job.stage, *(cells.get(key, "-") for key in columns)]))
+    totals = {
+        "tokens": _count(sum(job.tokens or 0 for job in jobs)),
+        "FLOPs": f"{sum(job.flops or 0 for job in jobs):.2e}",
+        "memory": f"most: {_size(max((job.memory.total for job in jobs if job.memory), default=0))}",
+        "time": _time(sum(job.seconds or 0 for job in jobs)),
+        "disk": _size(sum(size for job in jobs for size in job.disk.values())),
+        "steps": f"{sum(job.steps or 0 for job in jobs):,}",
+    }
+    table.add_section()
+    table.add_row(*map(Text, ["all", *(totals.get(key, "") for key in columns)]))
+    return table
+
+
+def _count(number: float | None) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number is not None and number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number or 0:.0f}"
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

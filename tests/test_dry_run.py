@@ -1,0 +1,237 @@
+"""What dry_run=true says, against runs and models that are made; and that it makes nothing."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from hydra_plugins.ttukttak.sweeper import show_dry_run
+from llm import model as models
+from llm.config import Architecture, LoraConfig, ModelConfig, OptimizerConfig, Precision, from_hydra
+from llm.dry_run import parameters_by_part, show, survey
+from llm.errors import ConfigError
+from llm.run import NotMadeError
+from llm.tokenizer import Special
+from llm.trainer.rehearsal import Memory, rehearse
+from tests.korean import documents
+
+ROOT = Path(__file__).parents[1]
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+SMALL = [
+    *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=600", "data=text", "data.held_out_share=0.1"),
+    *("data.sequence_length=64", "data.batch_size=4"),
+]
+MODEL = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "logger=local", "trainer.max_steps=10"]
+VOCAB, ROWS, LENGTH = 512, 2, 32
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    lines = [json.dumps({"text": document}, ensure_ascii=False) for document in documents(60)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def config(stage: str, text: Path, outputs: Path, *overrides: str) -> Any:
+    given = [f"stage={stage}", *SMALL, f"data.path={text}", f"outputs={outputs}", *overrides]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return from_hydra(compose("config", overrides=given))
+
+
+def pretrain(text: Path, outputs: Path, *overrides: str) -> Any:
+    return config("pretrain", text, outputs, "dry_run=true", *MODEL, *overrides)
+
+
+@pytest.fixture(scope="module")
+def with_shards(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """(outputs with a tokenizer and shards, what the shards' run says of them)."""
+    outputs = tmp_path_factory.mktemp("made") / "outputs"
+    run = import_module("llm.stage.shards").run(config("shards", text, outputs))
+    return outputs, run.results
+
+
+def meta_model(architecture: Architecture = Architecture.gpt2, *, lora: bool = False) -> Any:
+    made = ModelConfig(architecture=architecture, num_layers=2, num_heads=2, hidden_size=32)
+    with torch.device("meta"):
+        model: Any = models.build(made, vocab_size=VOCAB, special=SPECIAL)
+        return models.add_lora(model, LoraConfig(rank=2), architecture) if lora else model
+
+
+def memory(model: Any, **changes: Any) -> Memory:
+    usual = {"precision": Precision.fp32, "rows": ROWS, "sequence_length": LENGTH, "accumulation": 1}
+    return rehearse(model, OptimizerConfig(), **usual | changes)
+
+
+# What is there, and what would be made
+
+
+def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
+    for stage in ("tokenizer", "shards"):
+        survey(config(stage, text, tmp_path / "outputs", "dry_run=true"))
+    job = survey(pretrain(text, tmp_path / "outputs"))
+    assert job.made == ["tokenizer", "shards", "pretrain"] and not job.reused
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_what_is_not_made_is_estimated_and_it_is_said_from_what(text: Path, tmp_path: Path) -> None:
+    job = survey(pretrain(text, tmp_path / "outputs"))
+    assert any(re.fullmatch(r"Tokens are estimated: 0\.0 MB .*all of it read.*a guess from .*", n) for n in job.notes)
+
+
+def test_finished_shards_are_reused_and_their_tokens_counted(
+    text: Path, with_shards: tuple[Path, dict[str, Any]]
+) -> None:
+    outputs, results = with_shards
+    before = sorted(outputs.rglob("*"))
+    job = survey(pretrain(text, outputs))
+    assert job.made == ["pretrain"] and len(job.reused) == 2
+    assert job.tokens == 10 * 4 * 64
+    assert job.epochs == pytest.approx(10 * 4 * 64 / results["train"]["tokens"], rel=1e-12)
+    assert not any("estimated" in note for note in job.notes)
+    assert sorted(outputs.rglob("*")) == before
+
+
+def test_a_finished_run_is_reused_as_it_is(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
+    job = survey(config("shards", text, with_shards[0], "dry_run=true"))
+    assert not job.made and job.steps is None
+    assert job.notes == [f"{job.folder} is finished: it would be reused as it is."]
+
+
+def test_a_run_that_is_made_again_is_not_reused(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
+    assert survey(config("shards", text, with_shards[0], "dry_run=true", "reuse=never")).made == ["shards"]
+
+
+def test_a_run_that_is_required_is_missed(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="reuse=require, but there is no finished run"):
+        survey(pretrain(text, with_shards[0], "reuse=require"))
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("max_tokens=5120", 20), ("max_tokens=1000", 4)])
+def test_a_budget_is_told_in_steps(
+    budget: str, steps: int, text: Path, with_shards: tuple[Path, dict[str, Any]]
+) -> None:
+    assert survey(pretrain(text, with_shards[0], f"trainer.{budget}")).steps == steps
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(NotMadeError) as missing:
+        import_module("llm.stage.pretrain").run(pretrain(text, with_shards[0]))
+    folder, whole = missing.value.folder, survey(pretrain(text, with_shards[0]))
+    (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
+    record = {"stage": "pretrain", "name": "x", "key": missing.value.plan.key, "status": "running"}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    try:
+        job = survey(pretrain(text, with_shards[0]))
+    finally:
+        (folder / "checkpoints" / "step-00000004").rmdir()
+        (folder / "checkpoints").rmdir()
+        (folder / "run.json").unlink()
+        folder.rmdir()
+    assert job.steps_done == 4 and f"{folder} would go on from step 4." in job.notes
+    assert whole.flops is not None and job.flops == pytest.approx(0.6 * whole.flops, rel=1e-12)
+
+
+# Tables
+
+
+def test_several_jobs_have_a_row_each_and_totals(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [["optimizer.learning_rate=1e-3", "seed=1"], ["optimizer.learning_rate=3e-4", "seed=1"]]
+    show_dry_run([pretrain(text, with_shards[0], *job) for job in jobs], jobs)
+    said = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert [line[0] for line in lines] == ["optimizer.learning_rate=1e-3", "optimizer.learning_rate=3e-4", "all"]
+    header = next(line for line in said.splitlines() if "parameters" in line)
+    place = [cell.strip() for cell in header.split("┃")[1:-1]].index("steps")
+    assert [line[place] for line in lines] == ["10", "10", "20"]
+
+
+def test_one_job_is_told_in_detail(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show([pretrain(text, with_shards[0])])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("embeddings", "attention", "optimizer", "logits", "checkpoints", "4 rows of"))
+
+
+def test_a_sweep_that_is_dry_in_part_is_refused(text: Path, tmp_path: Path) -> None:
+    dry = pretrain(text, tmp_path)
+    wet = config("pretrain", text, tmp_path, *MODEL)
+    with pytest.raises(ConfigError, match="dry_run is true for some jobs of the sweep only"):
+        show_dry_run([dry, wet], [["dry_run=true"], ["dry_run=false"]])
+
+
+# The model and the step
+
+
+def test_parameters_are_counted_by_part() -> None:
+    h, inner, positions = 32, 128, 1024
+    assert parameters_by_part(meta_model()) == {
+        "embeddings": VOCAB * h + positions * h,
+        "attention": 2 * (4 * h * h + 4 * h),
+        "MLP": 2 * (2 * h * inner + inner + h),
+        "norms": 2 * 4 * h + 2 * h,
+    }
+
+
+def test_memory_that_stays_is_four_bytes_for_each_parameter_and_moment() -> None:
+    model = meta_model()
+    parameters = [p.numel() for p in model.parameters()]
+    held = memory(model)
+    assert held.weights == 4 * sum(parameters)
+    assert held.optimizer == 2 * 4 * sum(parameters) + 4 * len(parameters)  # two moments, and each one's step
+    assert held.logits % (4 * ROWS * LENGTH * VOCAB) == 0 and held.logits > 0
+
+
+def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
+    model = meta_model(lora=True)
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    held = memory(model)
+    assert held.optimizer == 2 * 4 * sum(trained) + 4 * len(trained)
+    assert held.gradients <= 4 * sum(trained) < held.weights / 4
+
+
+@pytest.mark.parametrize("architecture", [Architecture.gpt2, Architecture.llama])
+def test_the_step_is_one_that_can_be_taken_and_grows_with_its_rows(architecture: Architecture) -> None:
+    small, large = (memory(meta_model(architecture), rows=rows, sequence_length=256) for rows in (8, 16))
+    assert large.logits == 2 * small.logits
+    assert 1.8 < large.activations / small.activations < 2.2
+    assert large.weights == small.weights
+
+
+def test_a_second_micro_batch_comes_on_top_of_the_gradients_of_the_first() -> None:
+    model = meta_model()
+    gradients = 4 * sum(p.numel() for p in model.parameters())
+    assert memory(model, accumulation=2).gradients == gradients
+    assert memory(meta_model(), accumulation=2).total > memory(meta_model()).total
+
+
+def test_bf16_holds_less_than_fp32() -> None:
+    wide = {"rows": 8, "sequence_length": 256}
+    fp32, bf16 = memory(meta_model(), **wide), memory(meta_model(), precision=Precision.bf16, **wide)
+    assert bf16.activations < fp32.activations and bf16.weights == fp32.weights
+
+
+def test_checkpointing_holds_fewer_activations() -> None:
+    wide = {"rows": 8, "sequence_length": 256}
+    plain, again = memory(meta_model(), **wide), memory(meta_model(), checkpointing=True, **wide)
+    assert again.activations < plain.activations and again.logits == plain.logits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("model", ["gpt2_tiny", "llama_tiny", "gpt2_10m", "llama_125m"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_estimate_is_within_15_percent_of_what_a_gpu_took(model: str, precision: str) -> None:
+    from benchmarks.memory import compare
+
+    case = {"model": model, "micro_rows": 8, "length": 512, "vocab_size": 8192, "precision": precision}
+    expected, measured = compare(case)
+    assert expected["total"] == pytest.approx(measured, rel=0.15)
