@@ -53,7 +53,7 @@ def rehearse(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained: Any = model.train()
     if checkpointing:
-        trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained.activation_checkpointing_enable()
     vocab_size = trained.get_output_embeddings().weight.shape[0]
     with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size=vocab_size) as alive:
         _leave_meta(model)
