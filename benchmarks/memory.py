@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from llm.compare import output_console
 from llm.config import (
     Accelerator,
     Architecture,
@@ -162,14 +162,14 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = ("weights", "gradients", "optimizer", "logits", "activations", "total")
     table = Table(title="memory of training in MB")
-    for column in ("model", *parts, "measured", "expected / measured"):
+    for column in ("model", *parts, "measured", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in arguments.model:
         case = {key: value for key, value in vars(arguments).items() if key != "model"} | {"model": model}
         memory, peak = compare(case)
         cells = [f"{memory[part] / 1e6:.1f}" for part in parts]
         table.add_row(model, *cells, f"{peak / 1e6:.1f}", f"{memory['total'] / peak:.2f}")
-    Console().print(table)
+    output_console().print(table)
 
 
 if __name__ == "__main__":
