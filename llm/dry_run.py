@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ class Job:
     label: str
     stage: str
     folder: str = ""
+    first_missing: str = ""  # folder of the run that would be made first: jobs that share it share its shards
     reused: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     parts: Counter[str] = field(default_factory=Counter)
@@ -90,7 +92,7 @@ def survey(config: Any, label: str = "") -> Job:
     except NotMadeError as missing:
         if config.reuse is Reuse.require:
             raise ConfigError(f"reuse=require, but there is no finished run {missing.folder}.") from None
-        first = chain.index(missing.plan.stage)
+        first, job.first_missing = chain.index(missing.plan.stage), str(missing.folder)
         job.made = list(chain[first:])
         job.reused = [str(missing.plan.folders[name]) for name in chain[:first]]
         job.folder = str(missing.folder) if missing.plan.stage == config.stage else ""
@@ -142,7 +144,7 @@ def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
             bytes_per_token=train["raw_bytes"] / train["tokens"],
             is_whole=True,
         )
-    raw_bytes, whole = _raw_bytes(config)
+    raw_bytes, whole = _raw_bytes(_AsText(config.data))
     how = "all of it read" if whole else f"what {READ_SECONDS:g} s of reading found: there is more"
     if "tokenizer" in folders:
         trained = load(Path(folders["tokenizer"])).results
@@ -157,16 +159,40 @@ def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
     return TrainingText(vocab_size=vocab_size, tokens=raw_bytes / per_token, bytes_per_token=per_token, is_whole=whole)
 
 
-def _raw_bytes(config: Any) -> tuple[int, bool]:
+class _AsText:
+    """A data config, equal to one that reads the same: jobs of a sweep that share their text read it once."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self._key = repr(replace(data, sequence_length=2, batch_size=1))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _AsText) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@cache
+def _raw_bytes(text: _AsText) -> tuple[int, bool]:
     """(bytes of training text, whether that is all of it)."""
     from llm.data import open_corpus
 
     found, began = 0, time.monotonic()
-    for text in open_corpus(config.data).texts(held_out=False):
-        found += len(text.encode())
+    for document in open_corpus(text.data).texts(held_out=False):
+        found += len(document.encode())
         if time.monotonic() - began > READ_SECONDS:
             return found, False
     return found, True
+
+
+@cache
+def _peak(device: str, precision: Any) -> tuple[float, str]:
+    import torch
+
+    from llm.trainer.throughput import peak_flops
+
+    return peak_flops(torch.device(device), precision)
 
 
 def _steps(config: Any, text: TrainingText, model: Any) -> int:
@@ -284,11 +310,7 @@ def _seconds(config: Any, tokens: float, flops: float, device: str) -> tuple[flo
     if speeds := [run for run in candidates(config.outputs, config.stage) if _is_alike(run, config)]:
         speed = float(speeds[-1].results["tokens_per_second_median"])
         return tokens / speed, f"Time is from {speeds[-1].path}, which made {speed:,.0f} tokens/s here."
-    import torch
-
-    from llm.trainer.throughput import peak_flops
-
-    peak, source = peak_flops(torch.device(device), config.trainer.precision)
+    peak, source = _peak(device, config.trainer.precision)
     devices = getattr(config.trainer, "world_size", config.trainer.devices)
     share = MFU_GUESS[device]
     note = f"Time is a guess: {share:.0%} of {peak:.3g} FLOP/s ({source}); small models reach less."
@@ -370,12 +392,14 @@ def _rows(jobs: list[Job]) -> Table:
     table = Table("job", *columns, title=f"dry run of {len(jobs)} jobs", highlight=False)
     for job, cells in zip(jobs, everything, strict=True):
         table.add_row(*map(Text, [job.label or job.stage, *(cells.get(key, "-") for key in columns)]))
+    shards = {job.first_missing: job.disk["shards"] for job in jobs if "shards" in job.disk}
+    others = sum(size for job in jobs for name, size in job.disk.items() if name != "shards")
     totals = {
         "tokens": _count(sum(job.tokens or 0 for job in jobs)),
         "FLOPs": f"{sum(job.flops or 0 for job in jobs):.2e}",
         "memory": f"most: {_size(max((job.memory.total for job in jobs if job.memory), default=0))}",
         "time": _time(sum(job.seconds or 0 for job in jobs)),
-        "disk": _size(sum(size for job in jobs for size in job.disk.values())),
+        "disk": _size(others + sum(shards.values())),
         "steps": f"{sum(job.steps or 0 for job in jobs):,}",
     }
     table.add_section()
