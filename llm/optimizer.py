@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm.config import Algorithm, OptimizerConfig, Schedule
+from llm.config import Algorithm, DecayShape, OptimizerConfig, Schedule
 
 
 def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
@@ -33,7 +33,9 @@ def schedule(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
         return (step + 1) / config.warmup_steps
     decay_from = _first_decaying_step(config, max_steps=max_steps)
     progress = min(1.0, max(0.0, (step - decay_from) / max(1, max_steps - 1 - decay_from)))
-    return config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * _LEFT[config.schedule](progress)
+    is_line = config.schedule is Schedule.wsd and config.decay_shape is DecayShape.linear
+    left = _LEFT[Schedule.linear if is_line else config.schedule](progress)
+    return config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * left
 
 
 def extension_step(config: OptimizerConfig, *, max_steps: int) -> int | None:
@@ -54,7 +56,7 @@ def _first_decaying_step(config: OptimizerConfig, *, max_steps: int) -> int:
 _LEFT: dict[Schedule, Callable[[float], float]] = {
     Schedule.cosine: lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     Schedule.linear: lambda progress: 1 - progress,
-    Schedule.wsd: lambda progress: 1 - math.sqrt(progress),  # better than a line: Haegele et al. 2024, arXiv:2405.18392
+    Schedule.wsd: lambda progress: 1 - math.sqrt(progress),
     Schedule.constant: lambda progress: 1.0,
 }
 

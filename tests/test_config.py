@@ -133,6 +133,19 @@ def test_stages_mirror_modules():
         (["optimizer.beta2=1"], "optimizer.beta2=1.0 is out of range. Set a value from 0 up to 1."),
         (["optimizer.gradient_clip_norm=0"], "optimizer.gradient_clip_norm=0.0 must be above 0. Set it to inf not"),
         (["optimizer.muon_learning_rate=1e-3"], "is not used by optimizer.algorithm=adamw. Choose optimizer=muon, or"),
+        (
+            ["optimizer.muon_momentum=0.9"],
+            "optimizer.muon_momentum=0.9 is not used by optimizer.algorithm=adamw. Choose optimizer=muon, or leave it",
+        ),
+        (
+            ["optimizer.decay_share=0.1"],
+            "optimizer.decay_share=0.1 is not used by optimizer.schedule=cosine. Choose optimizer.schedule=wsd, or",
+        ),
+        (["optimizer.decay_shape=linear"], "optimizer.decay_shape=linear is not used by optimizer.schedule=cosine."),
+        (
+            ["optimizer.schedule=constant", "optimizer.min_learning_rate_ratio=0"],
+            "optimizer.min_learning_rate_ratio=0.0 is not used by optimizer.schedule=constant. Choose another",
+        ),
         (["optimizer=muon", "optimizer.muon_learning_rate=0"], "optimizer.muon_learning_rate=0.0 must be a number"),
         (["optimizer=muon", "optimizer.muon_momentum=1"], "optimizer.muon_momentum=1.0 is out of range"),
         (["optimizer.decay_share=0"], "optimizer.decay_share=0.0 is out of range. Set a share above 0, up to 1"),

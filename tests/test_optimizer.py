@@ -1,13 +1,15 @@
 """The optimizer: what decays, and the learning rate of each step."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.config import Algorithm, Architecture, LoraConfig, ModelConfig, OptimizerConfig, Schedule
+from llm.config import Algorithm, Architecture, DecayShape, LoraConfig, ModelConfig, OptimizerConfig, Schedule
 from llm.model import add_lora, build
 from llm.optimizer import build as build_optimizer
 from llm.optimizer import extension_step, schedule
@@ -87,8 +89,13 @@ WSD = OptimizerConfig(schedule=Schedule.wsd, warmup_steps=2, decay_share=0.5, mi
         ),
         (OptimizerConfig(schedule=Schedule.constant, warmup_steps=2), [1 / 2, *[1] * 9]),
         (WSD, [1 / 2, *[1] * 5, 0.2 + 0.8 * (1 - 0.5), 0.2 + 0.8 * (1 - 0.5**0.5), 0.2 + 0.8 * (1 - 0.75**0.5), 0.2]),
+        (replace(WSD, decay_shape=DecayShape.linear), [1 / 2, *[1] * 5, 0.8, 0.6, 0.4, 0.2]),
+        (
+            replace(WSD, decay_share=1.0, decay_shape=DecayShape.linear),
+            [1 / 2, 1, *(1 - 0.8 * i / 7 for i in range(8))],
+        ),
     ],
-    ids=["linear", "constant", "wsd"],
+    ids=["linear", "constant", "wsd", "wsd in a line", "wsd that decays after its warmup"],
 )
 def test_the_schedules_by_hand(config: OptimizerConfig, shares: list[float]) -> None:
     assert [schedule(step, config, max_steps=10) for step in range(10)] == pytest.approx(shares, rel=1e-12)
@@ -227,6 +234,31 @@ def test_a_step_that_is_to_be_left_out_changes_nothing() -> None:
         give_gradients(untouched, seed=seed)
         optimizer.step()
     assert same(values(model), values(untouched))  # as if the two had never been
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the values that a device would have to give to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_no_step_waits_for_the_device(algorithm: Algorithm) -> None:
+    model = model_of(Architecture.gpt2)
+    optimizer: Any = build_optimizer(model, replace(MUON, algorithm=algorithm), max_steps=10)[0]
+    for seed, bad in enumerate([False, True, False]):
+        give_gradients(model, seed=seed)
+        optimizer.found_inf = torch.tensor(float(bad))
+        with CountReads() as reads:
+            optimizer.step()
+        assert reads.count == 0
+    with CountReads() as reads:
+        assert optimizer.found_inf.item() == 0
+    assert reads.count == 1  # so it does count
 
 
 def test_muon_goes_on_from_its_saved_state_to_the_last_bit(tmp_path: Path) -> None:

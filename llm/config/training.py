@@ -1,6 +1,6 @@
 """The schema of what trains, and how: the model, LoRA on it, the optimizer, the trainer and the logger."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -114,8 +114,13 @@ class Algorithm(Enum):
 class Schedule(Enum):
     cosine = "cosine"  # down to the minimum at the last step
     linear = "linear"  # likewise, in a straight line
-    wsd = "wsd"  # warmup, stable, decay: the peak until decay_share of the steps are left, then down by 1 - sqrt
+    wsd = "wsd"  # warmup, stable, decay: the peak until decay_share of the steps are left, then down in decay_shape
     constant = "constant"  # the peak to the end
+
+
+class DecayShape(Enum):
+    one_minus_sqrt = "one_minus_sqrt"  # better than a line: Haegele et al. 2024, arXiv:2405.18392
+    linear = "linear"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,6 +133,7 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     schedule: Schedule = Schedule.cosine
     decay_share: float = 0.2  # of trainer.max_steps, for schedule=wsd
+    decay_shape: DecayShape = DecayShape.one_minus_sqrt  # for schedule=wsd
     min_learning_rate_ratio: float = 0.1
     warmup_steps: int = 100
     weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
@@ -139,11 +145,6 @@ class OptimizerConfig:
         for key in ("learning_rate", "muon_learning_rate"):
             if (rate := getattr(self, key)) is not None and not 0 < rate < float("inf"):
                 raise ConfigError(f"optimizer.{key}={rate} must be a number above 0, such as 1e-3.")
-        if self.algorithm is not Algorithm.muon and self.muon_learning_rate is not None:
-            raise ConfigError(
-                f"optimizer.muon_learning_rate={self.muon_learning_rate} is not used by optimizer.algorithm="
-                f"{self.algorithm.value}. Choose optimizer=muon, or leave it out."
-            )
         for key in ("min_learning_rate_ratio", "weight_decay"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
@@ -158,6 +159,21 @@ class OptimizerConfig:
                 f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be above 0. Set it to inf not to clip."
             )
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        if self.algorithm is not Algorithm.muon:
+            self._refuse("algorithm", "optimizer=muon", "muon_learning_rate", "muon_momentum")
+        if self.schedule is not Schedule.wsd:
+            self._refuse("schedule", "optimizer.schedule=wsd", "decay_share", "decay_shape")
+        if self.schedule is Schedule.constant:
+            self._refuse("schedule", "another schedule", "min_learning_rate_ratio")
+
+    def _refuse(self, choice: str, instead: str, *unused: str) -> None:
+        """Refuse settings that this choice leaves unused, where they are not their defaults."""
+        for f in fields(self):
+            if f.name in unused and (value := getattr(self, f.name)) != f.default:
+                raise ConfigError(
+                    f"optimizer.{f.name}={value.value if isinstance(value, Enum) else value} is not used by optimizer."
+                    f"{choice}={getattr(self, choice).value}. Choose {instead}, or leave it out."
+                )
 
 
 @dataclass(kw_only=True, slots=True)
