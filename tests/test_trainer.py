@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from llm import optimizer
 from llm.config import (
     Accelerator,
+    Algorithm,
     Architecture,
     DataConfig,
     DataKind,
@@ -376,14 +377,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {"architecture": Architecture.llama},
     "lora": {"lora": True},
+    "muon": {},
 }
 
 
 def resumable(folder: Path, variant: str, **settings: Any) -> Fit:
     """A task in which dropout, the order of rows over epochs (21 rows, 4 a step) and accumulation have to go on."""
     model = model_of(**VARIANTS[variant], dropout=0.2)
+    algorithm = Algorithm.muon if variant == "muon" else Algorithm.adamw
+    how = OptimizerConfig(algorithm=algorithm, learning_rate=1e-2, warmup_steps=3)
     settings = {"max_steps": 14, "micro_batch_size": 2, "log_every_steps": 3, "checkpoint_every_steps": 4} | settings
-    return task(folder, model=model, sample=lambda: [{"prompt": "가", "text": digest(model)}], **settings)
+    settings["sample"] = lambda: [{"prompt": "가", "text": digest(model)}]
+    return task(folder, model=model, optimizer=how, **settings)
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -432,7 +437,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
 
 
-@pytest.mark.parametrize("variant", ["llama", "lora"])
+@pytest.mark.parametrize("variant", ["llama", "lora", "muon"])
 @pytest.mark.parametrize(("step", "how"), [(6, "signal"), (9, "error")])
 def test_any_model_goes_on_where_it_was(
     variant: str, step: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
@@ -603,12 +608,13 @@ def poison(model: torch.nn.Module, steps: set[int], *, with_: float = math.nan, 
     model.lm_head.weight.register_hook(spoil)
 
 
-@pytest.mark.parametrize("with_", [math.nan, math.inf])
+@pytest.mark.parametrize(("with_", "algorithm"), [(math.nan, "adamw"), (math.inf, "adamw"), (math.nan, "muon")])
 def test_a_step_whose_gradients_are_not_finite_is_left_out(
-    with_: float, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    with_: float, algorithm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
-    made = task(tmp_path, max_steps=6, batch_size=8)
+    how = OptimizerConfig(algorithm=Algorithm[algorithm], learning_rate=1e-2, warmup_steps=3)
+    made = task(tmp_path, max_steps=6, batch_size=8, optimizer=how)
     poison(made.model, {3}, with_=with_)
     fit(made)
     assert [record["train/skipped_steps"] for record in metrics(tmp_path) if "train/skipped_steps" in record] == [
@@ -619,7 +625,7 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out(
     first = TrainingBatches(RandomRows(21).num_labels, batch_size=8, micro_batch_size=8, num_steps=6, seed=7).rows_of(2)
     named = ", ".join(f"row {row}" for row in first[:4])
     assert f"skipped step 3 ({named}, and 4 rows more): its gradients are not finite" in caplog.text
-    plain = task(tmp_path, max_steps=6, batch_size=8)
+    plain = task(tmp_path, max_steps=6, batch_size=8, optimizer=how)
     expected = plain_loop(plain, leave_out=3)
     for name, value in weights(made.model).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
