@@ -133,7 +133,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
         console.print(f"{result['model']}: tokens of Muon to where AdamW ends, of AdamW's, by seed: {shares}")
 
 
-def main() -> None:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_loss", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=["gpt2_tiny", "llama_tiny"], help="choices of conf/model")
     parser.add_argument("--steps", type=int, default=240, help="of AdamW")
@@ -144,7 +144,11 @@ def main() -> None:
     parser.add_argument("--outputs", default="outputs", help="where the runs go")
     parser.add_argument("--results", type=Path, help="a JSON file for all that was measured")
     parser.add_argument("settings", nargs="*", help="more settings for every run, as for train.py")
-    arguments = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(words)
+
+
+def main() -> None:
+    arguments = parse()
     with one_line_errors():
         results = [measure(arguments, model) for model in arguments.models]
     show(results, Console(width=120))

@@ -1,15 +1,23 @@
 """The comparison of optimizers: where a curve meets the target, how far a sweep goes, and what the whole prints."""
 
 import json
+import re
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from benchmarks import time_to_loss
+from llm.config import Schedule, from_hydra
 from tests.korean import documents
+
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8") + (time_to_loss.__doc__ or "")
+COMMANDS = re.findall(r"^ *(python .*?)(?: +#.*)?$", DOCS, re.MULTILINE)
 
 
 def point(step: float, bits: float) -> dict[str, float]:
@@ -67,6 +75,17 @@ def test_the_shortest_muon_run_that_gets_there_counts() -> None:
     assert found["token_share"] == pytest.approx(0.5)
     del curves["muon-30"]
     assert time_to_loss.to_target(curves, 0) == {"adamw": point(40, 1.5), "muon": None, "token_share": None}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_docs_is_one_that_can_be_typed(command: str) -> None:
+    words = shlex.split(command)
+    if words[1] != "train.py":
+        assert words[1:3] == ["-m", "benchmarks.time_to_loss"]
+        assert set(time_to_loss.parse(words[3:]).models) <= {"gpt2_tiny", "llama_tiny"}
+        return
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert from_hydra(compose("config", overrides=words[2:])).optimizer.schedule is Schedule.wsd
 
 
 def test_the_whole_is_measured_printed_and_kept(
