@@ -1,7 +1,7 @@
 """A model's parameters -> an optimizer, with decay on its matrices, and the learning rate of each step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from llm.config import Algorithm, DecayShape, OptimizerConfig, Schedule
+from llm.run import log
 
 
 def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
@@ -21,7 +22,12 @@ def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple
         head = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
         matrices = [p for p in decayed if p.ndim == 2 and (head is None or p is not head.weight)]
         rest = [p for p in decayed if p not in set(matrices)]
-        optimizer: torch.optim.Optimizer = MuonWithAdamW(_muon(matrices, config), _adamw(rest, others, config))
+        log.info(
+            "Muon takes %d matrices (%.2f million parameters), AdamW %d tensors (%.2f million)",
+            *(len(matrices), _millions(matrices), len(rest) + len(others), _millions(rest + others)),
+        )
+        muon = _muon(matrices, config, fused=_fused(model))
+        optimizer: torch.optim.Optimizer = MuonWithAdamW(muon, _adamw(rest, others, config))
     else:
         optimizer = _adamw(decayed, others, config)
     return optimizer, LambdaLR(optimizer, lambda step: schedule(step, config, max_steps=max_steps))
@@ -112,9 +118,37 @@ class MuonWithAdamW(torch.optim.Optimizer):
             tensor.copy_(torch.where(left_out, old, tensor))
 
 
-def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
-    return torch.optim.Muon(
+class Muon(torch.optim.Muon):
+    """torch's, for which a weight of GPT-2's queries, keys and values is the three matrices that it holds."""
+
+    def __init__(self, matrices: list[nn.Parameter], *, fused: frozenset[nn.Parameter], **settings: Any) -> None:
+        super().__init__(matrices, **settings)
+        self._fused = fused  # of shape (inputs, 3 x outputs)
+
+    def _init_group(self, group: MutableMapping[str, Any], *collected: list[torch.Tensor]) -> bool:
+        """torch's step works on the weights, gradients and momenta that this collects: here, on views of them."""
+        whole: tuple[list[torch.Tensor], ...] = ([], [], [])
+        has_complex = super()._init_group(group, *whole)
+        for weight, *others in zip(*whole, strict=True):
+            parts = 3 if weight in self._fused else 1
+            for tensors, tensor in zip(collected, (weight, *others), strict=True):
+                tensors += tensor.detach().chunk(parts, dim=1)
+        return has_complex
+
+
+def _fused(model: nn.Module) -> frozenset[nn.Parameter]:
+    """Weights of queries, keys and values side by side."""
+    return frozenset(p for name, p in model.named_parameters() if name.endswith(".c_attn.weight"))
+
+
+def _millions(parameters: list[nn.Parameter]) -> float:
+    return sum(parameter.numel() for parameter in parameters) / 1e6
+
+
+def _muon(matrices: list[nn.Parameter], config: OptimizerConfig, *, fused: frozenset[nn.Parameter]) -> Muon:
+    return Muon(
         matrices,
+        fused=fused,
         lr=config.muon_learning_rate or config.learning_rate,
         weight_decay=config.weight_decay,
         momentum=config.muon_momentum,

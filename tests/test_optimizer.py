@@ -1,6 +1,7 @@
 """The optimizer: what decays, and the learning rate of each step."""
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from llm.config import Algorithm, Architecture, DecayShape, LoraConfig, ModelCon
 from llm.model import add_lora, build
 from llm.optimizer import build as build_optimizer
 from llm.optimizer import extension_step, schedule
+from llm.run import log
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders
 
@@ -175,6 +177,43 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+def orthogonalized() -> float:
+    """What five Newton-Schulz steps in bf16 make of a permutation of 8: the polynomial of one singular value, rounded.
+
+    The momentum of a first gradient of 1 is 0.05, and 0.05 + 0.95 x 0.05 with Nesterov; 8 such have sqrt 8 the norm.
+    """
+    first = rounded(0.05 * 1 + 0.95 * 0.05)
+    singular = rounded(first / rounded(math.sqrt(8) * first))
+    for _ in range(5):
+        square = rounded(singular * singular)
+        singular = rounded(3.4445 * singular + rounded(-4.7750 * square + 2.0315 * square * square) * singular)
+    return singular
+
+
+def rounded(value: float) -> float:
+    return float(torch.tensor(value).bfloat16())
+
+
+def test_queries_keys_and_values_of_gpt2_are_three_matrices_to_muon() -> None:
+    model = model_of(Architecture.gpt2)
+    weight = model.get_parameter("transformer.h.0.attn.c_attn.weight")
+    before = weight.detach().clone()
+    parts = [torch.eye(8)[torch.randperm(8, generator=torch.Generator().manual_seed(seed))] for seed in range(3)]
+    weight.grad = torch.cat([2**i * part for i, part in enumerate(parts)], dim=1)  # one matrix would keep 1 : 2 : 4
+    optimizer, _schedule = build_optimizer(model, replace(MUON, weight_decay=0.0), max_steps=10)
+    optimizer.step()
+    size = 0.01 * 0.2 * math.sqrt(8) * orthogonalized()
+    torch.testing.assert_close(before - weight, size * torch.cat(parts, dim=1), rtol=0, atol=2**-8 * size)  # bf16's
+
+
+def test_the_log_says_what_muon_takes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("INFO"):
+        build_optimizer(model_of(Architecture.gpt2), MUON, max_steps=10)
+    # 8 x 24, 8 x 8, 8 x 32 and 32 x 8 of a block, against 1,024 + 20 embeddings of 8, and biases and norms
+    assert "Muon takes 4 matrices (0.00 million parameters), AdamW 12 tensors (0.01 million)" in caplog.text
+
+
 @pytest.mark.parametrize("architecture", list(MATRICES))
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_takes_the_matrices_of_the_blocks_and_torch_says_what_a_step_is(
@@ -193,7 +232,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_torch_says_what_a_step_is(
     chosen = {id(p) for p in [*matrices, *embeddings]}
     rest = [p for p in named.values() if id(p) not in chosen]
     assert any(name == "lm_head.weight" for name in named) is not tied
-    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    parts = [(p, chunk) for p in matrices for chunk in range(3 if p.shape == (8, 24) else 1)]  # GPT-2's c_attn
+    views = [p.detach()[:, 8 * chunk : 8 * chunk + 8] if p.shape == (8, 24) else p.detach() for p, chunk in parts]
+    muon = torch.optim.Muon(views, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in rest if p.ndim == 2], "weight_decay": 0.1},
@@ -208,6 +249,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_torch_says_what_a_step_is(
         for trained in (model, reference):
             give_gradients(trained, seed=seed)
         optimizer.found_inf = torch.zeros(())
+        for view, (p, chunk) in zip(views, parts, strict=True):
+            assert p.grad is not None
+            view.grad = p.grad[:, 8 * chunk : 8 * chunk + 8] if p.shape == (8, 24) else p.grad
         optimizer.step()
         muon.step()
         adamw.step()
