@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, DamagedError, fail, one_line_errors
-from llm.run import Run, candidates, check_files, load, log, start_logging
+from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
+from llm.run import Run, base_of, candidates, check_files, load, log, start_logging, usable_positions
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
     from llm.model import Sampling
@@ -102,28 +102,6 @@ def _named(outputs: str, name: str) -> list[Run]:
     finished = ", ".join(f"{run.stage}/{run.path.name}" for run in runs if run.is_done)
     listed = f"Finished ones: {finished}." if finished else "There is none yet: make one with python train.py."
     raise ConfigError(f"there is no pretrain or finetune run {name} under {outputs}/. {listed}")
-
-
-def base_of(run: Run) -> Run:
-    """The pretrained run whose weights a run talks with.
-
-    Raises:
-        DamagedError: the base was made anew, with other weights than the adapter was trained on.
-    """
-    if run.stage == "pretrain":
-        return run
-    base = run.parent("base")
-    if base.record.get("digest") != run.record["identity"]["parents"]["base"]:
-        raise DamagedError(
-            f"{run.path} was tuned on other weights than {base.path} holds now. Run the fine-tuning again."
-        )
-    return base
-
-
-def usable_positions(base: Run) -> int:
-    """Tokens that prompt and answer may take: gpt2 learns a vector for each position, and only for those it saw."""
-    learned = base.config["model"]["architecture"] == "gpt2"
-    return int(base.config["data"]["sequence_length"] if learned else base.config["model"]["max_position_embeddings"])
 
 
 def open_talker(run: Run, sampling: "Sampling") -> Talker:

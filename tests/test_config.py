@@ -86,6 +86,7 @@ def test_stages_mirror_modules():
         (["model=gpt3_tiny"], "model=gpt3_tiny is not a choice. Did you mean model=gpt2_tiny?"),
         (["stage=pretrin"], "stage=pretrin is not a choice. Did you mean stage=pretrain?"),
         (["stage=finetune"], "base is missing. Set base="),
+        (["stage=evaluate"], "run is missing. Set run=<the name or the folder of a pretraining or fine-tuning run>."),
         (["stage=tokenizer", "trainer.max_steps=3"], "trainer is not part of stage=tokenizer"),
         (["stage=tokenizer", "model=gpt2_tiny"], "model is not a group of this stage. It belongs to stage=pretrain"),
         (["a=b=c["], "cannot read the override 'a=b=c['"),

@@ -4,8 +4,9 @@ Hydra merges the YAML files and the command line into the schema, so a wrong key
 Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anything heavy.
 """
 
-from llm.config.compose import from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.compose import as_recorded, from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
+from llm.config.evaluation import EvaluationConfig
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
@@ -16,6 +17,7 @@ from llm.config.schema import (
     DataConfig,
     DataKind,
     DataSource,
+    EvaluateStage,
     FinetuneStage,
     Morphemes,
     Packing,
@@ -60,6 +62,8 @@ __all__ = [
     "DataKind",
     "DataSource",
     "DecayShape",
+    "EvaluateStage",
+    "EvaluationConfig",
     "FileFormat",
     "FinetuneStage",
     "HalvingConfig",
@@ -85,6 +89,7 @@ __all__ = [
     "TokenizerStage",
     "TrainerConfig",
     "WandbMode",
+    "as_recorded",
     "from_hydra",
     "identity_settings",
     "job_errors",

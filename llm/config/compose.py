@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from traceback import walk_tb
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +19,8 @@ from llm.config.explain import explain, explain_missing_value, explain_unknown_k
 from llm.config.parts import with_parts
 from llm.config.schema import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
+
+Config = TypeVar("Config")
 
 for _name, _schema in STAGES.items():
     ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")
@@ -40,6 +42,21 @@ def from_hydra(cfg: DictConfig) -> Any:
         return OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+
+
+def as_recorded(schema: type[Config], values: dict[str, Any], *, place: str) -> Config:
+    """The dataclass of a config that a run recorded in its config.yaml, checked as one that is typed; `place` names it.
+
+    Raises:
+        ConfigError: this version of the schema does not have it.
+    """
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except (OmegaConfBaseException, ConfigError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{place}: recorded by another version ({reason}). Make that run again.") from error
+    assert isinstance(made, schema)
+    return made
 
 
 def run_hydra(main: Callable[[], Any]) -> None:

@@ -47,7 +47,10 @@ def explain_unknown_key(key: str, config: type, prefix: str = "") -> str:
 
 def explain_missing_value(key: str) -> str:
     """What to set where the schema has no default and nobody gave a value."""
-    meanings = {"base": "the name or the folder of a pretraining run"}
+    meanings = {
+        "base": "the name or the folder of a pretraining run",
+        "run": "the name or the folder of a pretraining or fine-tuning run",
+    }
     return f"{key} is missing. Set {key}=<{meanings.get(key, 'value')}>."
 
 

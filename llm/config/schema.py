@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
+from llm.config.evaluation import EvaluationConfig
 from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least, divides
 from llm.config.training import (
     BUDGETS,
@@ -344,11 +345,24 @@ class FinetuneStage(StageConfig):
         _needs_equal_shares(self.data, self.trainer)
 
 
+@dataclass(kw_only=True, slots=True)
+class EvaluateStage(StageConfig):
+    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
+    seed: int = 0  # of which held-out sentences are taken, of their changes, and of what the model writes
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        at_least("seed", self.seed, 0)
+
+
 STAGES: dict[str, type[StageConfig]] = {
     "tokenizer": TokenizerStage,
     "shards": ShardsStage,
     "pretrain": PretrainStage,
     "finetune": FinetuneStage,
+    "evaluate": EvaluateStage,
 }
 
 

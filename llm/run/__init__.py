@@ -19,6 +19,7 @@ from llm.run.files import (
     write_text,
 )
 from llm.run.identity import Plan, differences
+from llm.run.lineage import base_of, usable_positions
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
@@ -34,6 +35,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Run",
+    "base_of",
     "candidates",
     "check_files",
     "clear_temporaries",
@@ -55,6 +57,7 @@ __all__ = [
     "sha256_of",
     "start_logging",
     "stop_on_signal",
+    "usable_positions",
     "whole_files",
     "whole_folder",
     "write_json",

@@ -1,0 +1,26 @@
+"""A run whose model is used -> the pretrained run that its weights are of, and how long a text that can take."""
+
+from llm.errors import DamagedError
+from llm.run.runs import Run
+
+
+def base_of(run: Run) -> Run:
+    """The pretrained run whose weights a run speaks with.
+
+    Raises:
+        DamagedError: the base was made anew, with other weights than the adapter was trained on.
+    """
+    if run.stage == "pretrain":
+        return run
+    base = run.parent("base")
+    if base.record.get("digest") != run.record["identity"]["parents"]["base"]:
+        raise DamagedError(
+            f"{run.path} was tuned on other weights than {base.path} holds now. Run the fine-tuning again."
+        )
+    return base
+
+
+def usable_positions(base: Run) -> int:
+    """Tokens that a text may take: gpt2 learns a vector for each position, and only for those it saw."""
+    learned = base.config["model"]["architecture"] == "gpt2"
+    return int(base.config["data"]["sequence_length"] if learned else base.config["model"]["max_position_embeddings"])

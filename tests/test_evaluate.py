@@ -1,0 +1,344 @@
+"""stage=evaluate end to end on a tiny model: its numbers are those that training saw, and what it refuses."""
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from rich.console import Console
+
+from llm.config import DataConfig, as_recorded, from_hydra, identity_settings
+from llm.data.split import is_held_out
+from llm.errors import ConfigError, DamagedError, DataError
+from llm.logger import RunLogger
+from llm.run import Run, log, start_logging
+from llm.stage._report import flat, table
+from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
+
+STEPS = ["trainer.max_steps=4", "trainer.sample_tokens=4", "logger=local"]
+TINY = [
+    *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=330", "data.held_out_share=0.2"),
+    *(
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "model.hidden_size=16",
+        "data.sequence_length=64",
+        "data.batch_size=4",
+    ),
+    *STEPS,
+]
+SMALL = ["evaluation.num_items=20", "evaluation.num_prompts=5", "evaluation.max_new_tokens=8", "logger=local"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_peak() -> Iterator[None]:
+    """Do not measure the machine before every tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda _device: (1e9, "assumed"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_logging()
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+
+
+def compose(stage: str, *overrides: str) -> Any:
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return from_hydra(hydra.compose("config", overrides=[f"stage={stage}", *overrides]))
+
+
+def run(stage: str, *overrides: str) -> Run:
+    finished = import_module(f"llm.stage.{stage}").run(compose(stage, *overrides))
+    assert isinstance(finished, Run)
+    return finished
+
+
+def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records), encoding="utf-8")
+    return path
+
+
+def texts() -> list[str]:
+    """300 documents of three sentences, in which every noun stands with particles of every pair."""
+    made = []
+    for number in range(300):
+        lines = []
+        for place in range(3):
+            noun, pair = NOUNS[(number + 3 * place) % len(NOUNS)], PAIRS[(number // 8 + place) % len(PAIRS)]
+            lines.append(f"{number}번 {noun}{form_of(noun, pair)} 오늘 {place}시에 다시 보았다.")
+        made.append("\n".join(lines))
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a pretraining and a fine-tuning, both named first."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = write_lines(folder / "text.jsonl", [{"text": text} for text in texts()])
+    chats = [{"question": f"{n}번 사람은 어디에 있나요?", "answer": f"{n}번 사람은 학교에 있다."} for n in range(60)]
+    write_lines(folder / "chats.jsonl", chats)
+    outputs = folder / "outputs"
+    run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", "name=first", *TINY)
+    tuning = [f"data.path={folder / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
+    run("finetune", "data=conversations", *tuning, f"outputs={outputs}", "base=first", "name=first", *STEPS)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path) -> Run:
+    return run("evaluate", f"outputs={trained}", f"run={folder_of(trained, 'pretrain')}", *SMALL)
+
+
+@pytest.fixture
+def outputs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained runs, with all that refers to their place."""
+    target = tmp_path / "outputs"
+    shutil.copytree(trained, target)
+    for record in target.rglob("run.json"):
+        record.write_text(record.read_text(encoding="utf-8").replace(str(trained), str(target)), encoding="utf-8")
+    return target
+
+
+def folder_of(outputs: Path, stage: str) -> Path:
+    (found,) = (outputs / stage).iterdir()
+    return found
+
+
+def record_of(outputs: Path, stage: str) -> dict[str, Any]:
+    return dict(json.loads((folder_of(outputs, stage) / "run.json").read_text(encoding="utf-8")))
+
+
+def results_of(evaluation: Run) -> dict[str, Any]:
+    return dict(json.loads((evaluation.path / "results.json").read_text(encoding="utf-8")))
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_loss_of_held_out_text_is_what_training_measured_last(evaluated: Run, trained: Path) -> None:
+    measured = record_of(trained, "pretrain")["results"]
+    found = results_of(evaluated)
+    held_out = [text for text in texts() if is_held_out(text, 0.2)]
+    assert found["text"]["bits_per_byte"] == pytest.approx(measured["val/bits_per_byte"], rel=1e-6)
+    assert found["text"]["loss"] == pytest.approx(measured["val/loss"], rel=1e-6)
+    assert found["text"]["raw_bytes"] == sum(len(text.encode()) for text in held_out)
+    assert evaluated.objective == found["text"]["bits_per_byte"]
+    assert "answers" not in found
+
+
+def test_items_and_prompts_are_of_held_out_text_alone(evaluated: Run) -> None:
+    held_out = "\n\n".join(text for text in texts() if is_held_out(text, 0.2))
+    items = lines_of(evaluated.path / "probes.jsonl")
+    assert all(item["choices"][0] in held_out and item["choices"][1] not in held_out for item in items)
+    assert {item["probe"] for item in items} == {"particles", "next_sentence", "word_order"}
+    written = lines_of(evaluated.path / "generations.jsonl")
+    assert len(written) == 5 and all(line["prompt"] in held_out and line["tokens"] <= 8 for line in written)
+
+
+def test_results_are_counts_of_the_items_with_chance_and_interval(evaluated: Run) -> None:
+    found, items = results_of(evaluated)["probes"], lines_of(evaluated.path / "probes.jsonl")
+    for name, chance in (("particles", 0.5), ("next_sentence", 0.25), ("word_order", 0.5)):
+        right = [item["is_right"] for item in items if item["probe"] == name]
+        assert (found[name]["right"], found[name]["items"], found[name]["chance"]) == (sum(right), len(right), chance)
+        assert (len(right) == 20 or name == "particles") and found[name]["accuracy"] == sum(right) / 20
+        assert 0 <= found[name]["low"] <= found[name]["accuracy"] <= found[name]["high"] <= 1
+    kinds = found["particles"]["kinds"]
+    assert sum(kind["items"] for kind in kinds.values()) == found["particles"]["items"] > 0
+    for name, kind in kinds.items():  # as many items after a consonant as after a vowel
+        words = [item["choices"][0].split()[1] for item in items if item["kind"] == name]
+        assert sum(word.endswith(name.split("/")[0]) for word in words) * 2 == kind["items"] == len(words)
+
+
+def test_an_evaluation_is_a_run_that_is_found_again(evaluated: Run, trained: Path) -> None:
+    base = record_of(trained, "pretrain")
+    identity = evaluated.record["identity"]
+    assert evaluated.path.name == f"first-{evaluated.key}"
+    assert identity["parents"] == {"run": base["digest"], "shards": base["identity"]["parents"]["shards"]}
+    assert set(evaluated.record["files"]) == {"config.yaml", "generations.jsonl", "probes.jsonl", "results.json"}
+    before = (evaluated.path / "run.json").read_bytes()
+    how = ["evaluation.batch_tokens=100", "evaluation.accelerator=cpu", "run=pretrain/*"]
+    again = run("evaluate", f"outputs={trained}", *SMALL, *how)
+    assert again.path == evaluated.path and (again.path / "run.json").read_bytes() == before
+
+
+def test_how_it_is_carried_out_changes_no_number(evaluated: Run, outputs: Path) -> None:
+    how = ["evaluation.batch_tokens=50", "reuse=never"]
+    again = run("evaluate", f"outputs={outputs}", f"run={folder_of(outputs, 'pretrain')}", *SMALL, *how)
+    assert again.results == pytest.approx(evaluated.results, rel=1e-6)
+    written = [(run.path / "generations.jsonl").read_bytes() for run in (again, evaluated)]
+    assert written[0] == written[1]
+
+
+def test_a_tuned_run_is_asked_for_the_answers_it_held_out(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, tuned = record_of(trained, "pretrain"), record_of(trained, "finetune")
+    found = run("evaluate", f"outputs={trained}", "run=first", *SMALL)
+    assert "first is a pretrained and a fine-tuned run; the fine-tuned one is evaluated" in caplog.text
+    results = results_of(found)
+    assert results["answers"]["loss"] == pytest.approx(tuned["results"]["val/loss"], rel=1e-6)
+    assert results["answers"]["conversations"] == tuned["results"]["held_out_records"]
+    assert found.objective == results["answers"]["loss"]
+    assert results["text"]["loss"] != pytest.approx(base["results"]["val/loss"], rel=1e-6)
+    assert found.record["identity"]["parents"] == {
+        "run": tuned["digest"],
+        "shards": base["identity"]["parents"]["shards"],
+        "base": base["digest"],
+        "data": tuned["identity"]["parents"]["data"],
+    }
+    prompts = [line["prompt"] for line in lines_of(found.path / "generations.jsonl")]
+    assert all(is_held_out(prompt, 0.2) and prompt.endswith("번 사람은 어디에 있나요?") for prompt in prompts)
+
+
+def test_a_tuned_run_and_its_base_are_asked_the_same(evaluated: Run, trained: Path) -> None:
+    tuned = run("evaluate", f"outputs={trained}", "run=first", *SMALL)
+    assert results_of(tuned)["items_sha256"] == results_of(evaluated)["items_sha256"]
+    other = run("evaluate", f"outputs={trained}", "run=first", "seed=1", *SMALL)
+    assert results_of(other)["items_sha256"] != results_of(evaluated)["items_sha256"]
+
+
+def test_the_logger_has_the_numbers_of_results_json(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(RunLogger, "summarize", lambda _self, results: sent.append(results))
+    found = run("evaluate", f"outputs={outputs}", "run=first", *SMALL, "reuse=never")
+    assert sent == [flat(results_of(found))] == [found.results]
+    particles = results_of(found)["probes"]["particles"]
+    assert sent[0]["probe/particles"] == particles["accuracy"]
+    assert sent[0]["probe/particles/은/는"] == particles["kinds"]["은/는"]["accuracy"]
+    assert sent[0]["answers/loss"] == results_of(found)["answers"]["loss"]
+
+
+def test_parts_can_be_left_out(outputs: Path) -> None:
+    found = run(
+        "evaluate", f"outputs={outputs}", "run=first", *SMALL, "evaluation.num_items=0", "evaluation.num_prompts=0"
+    )
+    assert results_of(found)["probes"] == {} and results_of(found)["writing"] == {}
+    assert not (found.path / "generations.jsonl").exists()
+
+
+def test_the_table_shows_each_number_with_chance_and_interval() -> None:
+    share = {"accuracy": 0.75, "right": 3, "items": 4, "low": 0.3, "high": 0.954}
+    results = {
+        "text": {"loss": 3.25, "bits_per_byte": 1.5},
+        "probes": {"particles": {**share, "chance": 0.5, "kinds": {"은/는": share}}},
+        "writing": {"prompts": 5, "stop_rate": 0.2, "distinct_1": None},
+        "tasks": {"copa": {"acc": 0.5}},
+    }
+    screen = Console(width=100, record=True, file=io.StringIO())
+    screen.print(table(results, title="pretrain first"))
+    rows = [line.strip("│ ").split("│") for line in screen.export_text().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        ["val/loss", "3.2500"],
+        ["val/bits_per_byte", "1.5000"],
+        ["writing/prompts", "5"],
+        ["writing/stop_rate", "0.2000"],
+        ["task/copa/acc", "0.5000"],
+        ["probe/particles", "75.0%", "30.0% to 95.4%", "50%", "4"],
+        ["은/는", "75.0%", "30.0% to 95.4%", "50%", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run=frist", "there is no run frist under"),
+        ("run=tokenizer/*", "is a tokenizer run, which has no model. Name a pretrain or finetune run"),
+        ("evaluation.max_new_tokens=64", "max_new_tokens=64 is out of range: prompt and text share 64 tokens in first"),
+        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0 is too small"),
+        ("evaluation.temperature=-1", "evaluation.temperature=-1.0 is out of range. Set 0 or more"),
+        ("evaluation.top_p=0", "evaluation.top_p=0.0 is out of range"),
+        ("evaluation.task_limit=3", "evaluation.task_limit=3 is for tasks, and none is named"),
+        ("seed=-1", "seed=-1 is too small"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(trained: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("evaluate", f"outputs={trained}", "run=first", *SMALL, override)
+
+
+def test_tasks_without_lm_eval_name_the_extra(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = import_module("llm.stage._subject")
+    monkeypatch.setattr(subject, "find_spec", lambda _name: None)
+    with pytest.raises(
+        ConfigError, match=r"lm-eval, which is not installed. Install the extra: pip install -e '.\[eval\]'"
+    ):
+        run("evaluate", f"outputs={trained}", "run=first", *SMALL, "evaluation.tasks=[kobest_copa]")
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("llm.stage._subject"), "find_spec", lambda _name: object())
+    tasks = ["evaluation.tasks=[mine]", "evaluation.task_path=nowhere"]
+    with pytest.raises(ConfigError, match=r"evaluation.task_path=nowhere is no folder"):
+        run("evaluate", f"outputs={trained}", "run=first", *SMALL, *tasks)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.accelerator=gpu, but this machine has no GPU"):
+        run("evaluate", f"outputs={trained}", "run=first", *SMALL, "evaluation.accelerator=gpu")
+
+
+def test_a_run_that_is_not_done_is_refused(outputs: Path) -> None:
+    path = folder_of(outputs, "pretrain") / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"done"', '"failed"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is failed, not done. Start it again first"):
+        run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
+
+
+def test_of_several_runs_one_must_be_named(outputs: Path) -> None:
+    first = folder_of(outputs, "pretrain")
+    shutil.copytree(first, first.with_name("first-00000000"))
+    with pytest.raises(ConfigError, match=r"means 2 runs: .*first-00000000"):
+        run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
+
+
+def test_conversations_that_changed_since_the_tuning_are_refused(trained: Path) -> None:
+    path = trained.parent / "chats.jsonl"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before[: before.index(b"\n") + 1])
+        with pytest.raises(DataError, match=r"it is not known which answers that held out. Put it back as it was"):
+            run("evaluate", f"outputs={trained}", "run=first", *SMALL)
+    finally:
+        path.write_bytes(before)
+
+
+def test_shards_that_were_made_anew_are_refused(outputs: Path) -> None:
+    path = folder_of(outputs, "shards") / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(DamagedError, match=r"was trained on other shards than .* holds now"):
+        run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
+
+
+def test_weights_that_are_damaged_are_refused(outputs: Path) -> None:
+    path = folder_of(outputs, "pretrain") / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x00")
+    with pytest.raises(DamagedError, match=r"model.safetensors is not what run.json says"):
+        run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
+
+
+def test_a_recorded_config_is_the_one_that_was_typed(trained: Path) -> None:
+    tuning = [f"data.path={trained.parent / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
+    typed = compose("finetune", "data=conversations", *tuning, "base=first").data
+    recorded = Run(folder_of(trained, "finetune"), {}).config["data"]
+    assert as_recorded(DataConfig, recorded, place="config.yaml") == typed
+    with pytest.raises(ConfigError, match=r"config.yaml: recorded by another version .*Make that run again"):
+        as_recorded(DataConfig, recorded | {"sequence_lenght": 3}, place="config.yaml")
+
+
+def test_batches_and_devices_are_no_part_of_the_identity() -> None:
+    here = [compose("evaluate", "run=x", *more) for more in ([], ["evaluation.batch_tokens=1", "logger.mode=disabled"])]
+    assert identity_settings(here[0], "evaluate") == identity_settings(here[1], "evaluate")
+    other = compose("evaluate", "run=x", "evaluation.num_items=1")
+    assert identity_settings(other, "evaluate") != identity_settings(here[0], "evaluate")
+    assert math.isclose(here[0].evaluation.temperature, 0.7)
