@@ -41,7 +41,7 @@ SMALL = ["evaluation.num_items=20", "evaluation.num_prompts=5", "evaluation.max_
 def _quick_peak() -> Iterator[None]:
     """Do not measure the machine before every tiny training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda _device: (1e9, "assumed"))
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
         yield
 
 
