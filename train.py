@@ -16,9 +16,11 @@ from llm.config import from_hydra, job_errors, job_overrides, run_hydra
 def main(cfg: DictConfig) -> float | None:
     with job_errors():
         config = from_hydra(cfg)
-        if "trainer" in cfg and config.trainer.devices > 1:
+        if "trainer" in cfg and config.trainer.world_size > 1:
+            from llm.run.devices import require_devices
             from llm.run.launch import launch_ranks, needs_launch
 
+            require_devices(config.trainer)
             if needs_launch(config.trainer.devices):
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
         from llm.run import stop_on_signal

@@ -7,6 +7,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 """
 
 from llm.run.console import console, log, log_to, start_logging
+from llm.run.devices import require_devices
 from llm.run.environment import launch_id, process_rank
 from llm.run.files import (
     TEMPORARY,
@@ -51,6 +52,7 @@ __all__ = [
     "process_rank",
     "read_metrics",
     "read_record",
+    "require_devices",
     "sha256_of",
     "start_logging",
     "stop_on_signal",

@@ -20,6 +20,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
+def is_launched() -> bool:
+    """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
+    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
+
+
 def launch_id() -> str | None:
     """What the processes of one distributed launch share, and another launch of the same run does not."""
     if os.environ.get("TORCHELASTIC_RUN_ID") == "none":  # torch's default, the same for every launch

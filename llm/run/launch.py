@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 from llm.errors import LaunchError, StoppedError, tracebacks_wanted
+from llm.run.environment import is_launched
 from llm.run.signals import on_signal
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -59,11 +60,6 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
 def needs_launch(devices: int) -> bool:
     """Whether a run on so many devices has yet to be given its processes."""
     return devices > 1 and not is_launched()
-
-
-def is_launched() -> bool:
-    """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
-    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
 
 
 def _shared_environment(devices: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ throughput.py   FLOPs per token and the device's peak: what MFU is made of
 """
 
 from llm.trainer.compiler import require_compiler
-from llm.trainer.fit import Fit, fit, require_accelerator
+from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
 
-__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_accelerator", "require_compiler"]
+__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler"]

@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig
 
 from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
-from llm.errors import ConfigError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
 from llm.run import SIGNALS, launch_id, log, on_signal, process_rank
@@ -57,20 +56,6 @@ class Fit:
     identity: dict[str, Any] = field(default_factory=dict)  # of the run: a checkpoint of another one is refused
 
 
-def require_accelerator(config: TrainerConfig) -> None:
-    """Refuse a device that is not there, before any work.
-
-    Raises:
-        ConfigError: trainer.accelerator=gpu without a GPU, or more devices than there are.
-    """
-    present = torch.cuda.device_count()
-    if config.accelerator is Accelerator.gpu and config.devices > present:
-        raise ConfigError(
-            f"trainer.accelerator=gpu with trainer.devices={config.devices}, but this machine has {present} GPUs that "
-            "torch can use. Choose trainer=cpu, or fewer devices."
-        )
-
-
 def fit(task: Fit) -> None:
     """Train task.model in place; an interrupted run goes on from its newest good checkpoint.
 
@@ -90,7 +75,7 @@ def fit(task: Fit) -> None:
         num_steps=task.trainer.max_steps,
         seed=task.seed,
         rank=process_rank(),
-        world_size=task.trainer.devices,
+        world_size=task.trainer.world_size,
         shares=task.train_rows.shares if isinstance(task.train_rows, MixedRows) else (),
     )
     if resume_from:
@@ -100,7 +85,7 @@ def fit(task: Fit) -> None:
         task.held_out_rows.num_labels,
         batch_size=micro_batch_size,
         rank=process_rank(),
-        world_size=task.trainer.devices,
+        world_size=task.trainer.world_size,
         edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
     )
     task.model.train()  # a loaded model comes in eval mode, without its dropout
@@ -125,7 +110,7 @@ def fit(task: Fit) -> None:
 
 def _micro_batch_size(task: Fit) -> int:
     """Rows per forward pass: the user's; else all of a step's on a GPU, and few enough for the cache on a CPU."""
-    rows = task.data.batch_size // task.trainer.devices
+    rows = task.data.batch_size // task.trainer.world_size
     if task.trainer.micro_batch_size is not None:
         return task.trainer.micro_batch_size
     if _device(task.trainer).type == "cuda":
@@ -181,11 +166,12 @@ def _lightning_trainer(
     return pl.Trainer(
         accelerator=config.accelerator.value,
         devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        num_nodes=config.num_nodes,
+        strategy="ddp" if config.world_size > 1 else "auto",
         precision=config.precision.value,
         max_steps=config.max_steps,
         max_epochs=1,
-        accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.devices),
+        accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.world_size),
         callbacks=[meter, *profiles, health, ProgressBar(meter, label=task.label), validation, saving],
         plugins=[
             CheckpointFolders(task.identity),
