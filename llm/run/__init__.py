@@ -8,7 +8,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices
-from llm.run.environment import launch_id, process_rank
+from llm.run.environment import ask_for_another_launch, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
     clear_temporaries,
@@ -34,6 +34,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Run",
+    "ask_for_another_launch",
     "candidates",
     "check_files",
     "clear_temporaries",
@@ -48,6 +49,7 @@ __all__ = [
     "log",
     "log_to",
     "make",
+    "of_srun",
     "on_signal",
     "process_rank",
     "read_metrics",

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from llm.errors import ConfigError
 
@@ -10,6 +11,8 @@ SECRET_NAME = re.compile(
     r"(?i)(api|access|private|secret)_?key$|passw(or)?d$|secret$|credentials?$"
     r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
 )
+
+ANOTHER_LAUNCH = "TTUKTTAK_ANOTHER_LAUNCH"  # a file that a process of a launch makes to ask for one
 
 # Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
 _KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
@@ -25,6 +28,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ or "SLURM_PROCID" in os.environ
 
 
+def of_srun() -> bool:
+    """Whether Slurm's srun started this process, and no launcher of torch's under it."""
+    return "SLURM_PROCID" in os.environ and "RANK" not in os.environ
+
+
 def launch_id() -> str | None:
     """What the processes of one distributed launch share, and another launch of the same run does not."""
     if os.environ.get("TORCHELASTIC_RUN_ID") == "none":  # torch's default, the same for every launch
@@ -34,6 +42,12 @@ def launch_id() -> str | None:
     if "SLURM_PROCID" in os.environ:
         return f"{os.environ.get('SLURM_JOB_ID')}:{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return None
+
+
+def ask_for_another_launch() -> None:
+    """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
+    if path := os.environ.get(ANOTHER_LAUNCH):
+        Path(path).touch()
 
 
 def secrets() -> list[str]:
