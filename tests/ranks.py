@@ -17,6 +17,7 @@ from llm.data import TokenRows
 from llm.run import launch
 from llm.trainer import Fit, fit
 from tests.test_data_rows import write_rows
+from tests.test_micro_batch import short_of
 from tests.test_trainer import LENGTH, VOCAB, model_of, run_interrupted, task, weights
 
 
@@ -33,6 +34,7 @@ class Case:
     micro_batch_size: int = 1
     max_steps: int = 6
     stop_after: int | None = None  # steps of this launch, by a signal
+    most_rows: int | None = None  # that the last rank has memory for, from the fifth step on
 
     def task(self, *, devices: int) -> Fit:
         slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, algorithm=Algorithm[self.algorithm])
@@ -60,6 +62,8 @@ def unequal_rows(folder: Path, packing: str) -> TokenRows:
 def run_case(case: Case, *, devices: int = 1) -> None:
     """Train; the weights are left beside the run."""
     made = case.task(devices=devices)
+    if case.most_rows and os.environ["RANK"] == str(devices - 1):
+        short_of(made.model, most=case.most_rows, from_step=3)  # of 8 rows each, and this rank has half
     if case.stop_after:
         with pytest.MonkeyPatch.context() as patch:
             run_interrupted(made, case.stop_after, "signal", patch)

@@ -97,3 +97,13 @@ def test_a_run_goes_on_under_any_strategy(folder: Path, tmp_path: Path) -> None:
             else:
                 run_on_ranks([case], tmp_path)
         assert_same(tmp_path / kind, folder / f"{kind}-one-8")
+
+
+def test_a_device_that_runs_out_of_memory_has_all_of_them_start_again_with_fewer_rows(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = replace(KINDS["gpt2"], folder=str(tmp_path / "gpt2"), strategy="ddp", micro_batch_size=4, most_rows=2)
+    run_on_ranks([case], tmp_path)
+    assert json.loads((tmp_path / "gpt2" / "micro_batch.json").read_text()) == {"rows": 4, "asked": 4, "size": 2}
+    assert capfd.readouterr().err.count("a device ran out of memory; the next start takes fewer rows at once") == 2
+    assert_same(tmp_path / "gpt2", folder / "gpt2-one-8")
