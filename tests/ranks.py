@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from safetensors.torch import save_file
 
 from llm import errors
@@ -93,7 +94,12 @@ def main(listed: str, devices: int) -> None:
     """What each process does."""
     sys.modules["llm.trainer.fit"].peak_flops = lambda *_: (1e9, "assumed")  # type: ignore[attr-defined]
     torch.set_num_threads(1)
+    _TrainingEpochLoop._broadcast_sigterm_tensor = _asked  # type: ignore[method-assign]
     with errors.one_line_errors():
         for case in json.loads(Path(listed).read_text(encoding="utf-8")):
             run_case(Case(**case), devices=devices)
     torch.distributed.destroy_process_group()
+
+
+def _asked(_loop: _TrainingEpochLoop) -> None:
+    raise AssertionError("Lightning asked the ranks about SIGTERM, for which each micro-batch waits for the device")

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, from_hydra, identity_settings
+from llm.config.compose import refuse_both
 from llm.config.explain import explain
 from llm.errors import ConfigError
 
@@ -363,6 +364,13 @@ def test_a_batch_in_tokens_is_the_batch_in_rows_that_has_them():
     in_tokens, in_rows = config_of("data.batch_tokens=4096"), config_of("data.batch_size=16")
     assert in_tokens.data.batch_size == 16
     assert identity_settings(in_tokens, "pretrain") == identity_settings(in_rows, "pretrain")
+
+
+def test_a_batch_in_tokens_and_in_rows_at_once_is_refused():
+    with pytest.raises(ConfigError, match=r"data.batch_size is computed from data.batch_tokens, and both are given. L"):
+        refuse_both(["data.batch_size=8", "seed=1", "data.batch_tokens=4096"])
+    refuse_both(["data.batch_size=8", "data.batch_tokens=null"])
+    refuse_both(["data.batch_tokens=4096"])
 
 
 def test_how_devices_share_the_work_is_not_its_identity():

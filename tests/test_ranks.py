@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 
 from llm.run import history, read_metrics
+from llm.trainer.strategy import environment
 from tests.ranks import Case, run_case, run_on_ranks
 
 SAME = 1e-5  # relative, of a loss: floats are added up in another order
@@ -100,10 +102,28 @@ def test_a_run_goes_on_under_any_strategy(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_device_that_runs_out_of_memory_has_all_of_them_start_again_with_fewer_rows(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    run_case(replace(KINDS["gpt2"], folder=str(tmp_path / "one"), micro_batch_size=8))
     case = replace(KINDS["gpt2"], folder=str(tmp_path / "gpt2"), strategy="ddp", micro_batch_size=4, most_rows=2)
     run_on_ranks([case], tmp_path)
     assert json.loads((tmp_path / "gpt2" / "micro_batch.json").read_text()) == {"rows": 4, "asked": 4, "size": 2}
     assert capfd.readouterr().err.count("a device ran out of memory; the next start takes fewer rows at once") == 2
-    assert_same(tmp_path / "gpt2", folder / "gpt2-one-8")
+    assert_same(tmp_path / "gpt2", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({}, LightningEnvironment),
+        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, SLURMEnvironment),
+        ({"SLURM_PROCID": "0", "RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
+    ],
+)
+def test_who_started_the_processes_is_seen(
+    variables: dict[str, str], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert type(environment()) is kind
