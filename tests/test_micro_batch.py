@@ -107,6 +107,7 @@ def test_a_step_done_again_is_to_the_bit_what_a_stop_before_it_and_a_start_in_sm
             tmp_path / name,
             model=model,
             batch_size=ROWS,
+            held_out=2,  # rows, which are one batch whatever the size
             micro_batch_size=size,
             sample=lambda: [{"prompt": "가", "text": digest(model)}],
         )
