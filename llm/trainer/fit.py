@@ -87,26 +87,10 @@ def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     resume_from = newest_good(task.folder / "checkpoints", task.identity)
     require_space(task.folder / "checkpoints", task.model, task.trainer)
     micro_batch_size, is_tried = _micro_batch_size(task)
-    batches = TrainingBatches(
-        task.train_rows.num_labels,
-        batch_size=task.data.batch_size,
-        micro_batch_size=micro_batch_size,
-        num_steps=task.trainer.max_steps,
-        seed=task.seed,
-        rank=process_rank(),
-        world_size=task.trainer.world_size,
-        shares=task.train_rows.shares if isinstance(task.train_rows, MixedRows) else (),
-    )
+    batches, held_out = _training_batches(task, micro_batch_size), _held_out_batches(task, micro_batch_size)
     if resume_from:
         batches.start_step = step_of(resume_from)
         log.info("going on from %s", resume_from)
-    held_out = EvaluationBatches(
-        task.held_out_rows.num_labels,
-        batch_size=micro_batch_size,
-        rank=process_rank(),
-        world_size=task.trainer.world_size,
-        edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
-    )
     task.model.train()  # a loaded model comes in eval mode, without its dropout
     if task.trainer.activation_checkpointing:
         checkpointed: Any = task.model
@@ -141,6 +125,29 @@ def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     if is_shared:
         gather(trained, into=task.model)
     return True
+
+
+def _training_batches(task: Fit, micro_batch_size: int) -> TrainingBatches:
+    return TrainingBatches(
+        task.train_rows.num_labels,
+        batch_size=task.data.batch_size,
+        micro_batch_size=micro_batch_size,
+        num_steps=task.trainer.max_steps,
+        seed=task.seed,
+        rank=process_rank(),
+        world_size=task.trainer.world_size,
+        shares=task.train_rows.shares if isinstance(task.train_rows, MixedRows) else (),
+    )
+
+
+def _held_out_batches(task: Fit, micro_batch_size: int) -> EvaluationBatches:
+    return EvaluationBatches(
+        task.held_out_rows.num_labels,
+        batch_size=micro_batch_size,
+        rank=process_rank(),
+        world_size=task.trainer.world_size,
+        edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
+    )
 
 
 def _micro_batch_size(task: Fit) -> tuple[int, bool]:
