@@ -21,9 +21,11 @@ def main(cfg: DictConfig) -> float | None:
 
             show([config])
             return None
-        if "trainer" in cfg and config.trainer.devices > 1:
+        if "trainer" in cfg and config.trainer.world_size > 1:
+            from llm.run.devices import require_devices
             from llm.run.launch import launch_ranks, needs_launch
 
+            require_devices(config.trainer)
             if needs_launch(config.trainer.devices):
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
         from llm.run import stop_on_signal

@@ -52,6 +52,12 @@ class StorageError(UserError):
     exit_code: int = 74
 
 
+class ShortOfMemoryError(UserError):
+    """The device has no memory for what a run would compute, however small its parts."""
+
+    exit_code: int = 74
+
+
 class WorkerError(UserError):
     """A process that works for this one was killed; the same command goes on from what was saved."""
 

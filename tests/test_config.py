@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, from_hydra, identity_settings
+from llm.config.compose import refuse_both
 from llm.config.explain import explain
 from llm.errors import ConfigError
 
@@ -111,7 +112,31 @@ def test_stages_mirror_modules():
         ),
         (["data.packing=bestfit"], "data.packing: Invalid value 'bestfit', expected one of [concatenate, best_fit,"),
         (["data.num_workers=0"], "data.num_workers=0 is too small. Set it to 1 or more."),
-        (["data.batch_size=3", "trainer.devices=2"], "data.batch_size=3 does not divide by trainer.devices=2"),
+        (
+            ["data.batch_size=3", "trainer.devices=2"],
+            "data.batch_size=3 over trainer.devices=2 gives unequal shares. Set data.batch_size=2 or 4, or other",
+        ),
+        (
+            ["data.batch_size=8", "trainer.devices=8", "trainer.num_nodes=2"],
+            "data.batch_size=8 over trainer.devices=8 on trainer.num_nodes=2 leaves some without a row. Set data.batch_"
+            "size=16 or more.",
+        ),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0 is too small. Set it to 1 or more."),
+        (
+            ["trainer.strategy=fsdp"],
+            "trainer.strategy=fsdp is for several devices, but trainer.devices=1 and trainer.num_nodes=1. Raise one of",
+        ),
+        (["trainer.strategy=fdsp"], "trainer.strategy: Invalid value 'fdsp', expected one of [auto, ddp, fsdp]"),
+        (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [fp32, bf16]"),
+        (
+            ["data.batch_tokens=1000"],
+            "data.batch_tokens=1000 is no multiple of data.sequence_length=256. Set it to 768 or 1024.",
+        ),
+        (["data.batch_tokens=100"], "data.batch_tokens=100 is too small. Set it to 256 or more."),
+        (
+            ["stage=finetune", "base=x", "data.batch_tokens=4096"],
+            "data.batch_tokens=4096 is for text: conversations are rows of unequal length. Set data.batch_size in its",
+        ),
         (["data.batch_size=8", "trainer.micro_batch_size=3"], "divide by trainer.micro_batch_size=3"),
         (
             ["model.max_position_embeddings=100"],
@@ -342,11 +367,30 @@ def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
     "override",
     [
         *("name=other", "outputs=elsewhere", "trainer.devices=2", "trainer.log_every_steps=1", "logger.mode=disabled"),
-        "data.num_workers=1",
+        *("data.num_workers=1", "trainer.micro_batch_size=4"),
     ],
 )
 def test_how_a_run_is_carried_out_is_not_its_identity(override):
     assert identity_settings(config_of(override), "pretrain") == identity_settings(config_of(), "pretrain")
+
+
+def test_a_batch_in_tokens_is_the_batch_in_rows_that_has_them():
+    in_tokens, in_rows = config_of("data.batch_tokens=4096"), config_of("data.batch_size=16")
+    assert in_tokens.data.batch_size == 16
+    assert identity_settings(in_tokens, "pretrain") == identity_settings(in_rows, "pretrain")
+
+
+def test_a_batch_in_tokens_and_in_rows_at_once_is_refused():
+    with pytest.raises(ConfigError, match=r"data.batch_size is computed from data.batch_tokens, and both are given. L"):
+        refuse_both(["data.batch_size=8", "seed=1", "data.batch_tokens=4096"])
+    refuse_both(["data.batch_size=8", "data.batch_tokens=null"])
+    refuse_both(["data.batch_tokens=4096"])
+
+
+def test_how_devices_share_the_work_is_not_its_identity():
+    several = config_of("trainer.devices=2", "trainer.num_nodes=2", "trainer.strategy=fsdp")
+    assert several.trainer.world_size == 4
+    assert identity_settings(several, "pretrain") == identity_settings(config_of(), "pretrain")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,22 @@ def test_a_rank_that_is_killed_is_named(ranks, monkeypatch):
     assert caught.value.exit_code == 1
 
 
+def test_all_are_started_again_where_one_asks_for_it(ranks):
+    folder = ranks(
+        """
+with open(folder / f"started-{rank}", "a") as file:
+    file.write("once ")
+again = folder / "again"
+if rank == 1 and not again.exists():
+    again.touch()
+    Path(os.environ["TTUKTTAK_ANOTHER_LAUNCH"]).touch()
+    sys.exit(75)
+"""
+    )
+    launch.launch_ranks([], devices=2)
+    assert [(folder / f"started-{rank}").read_text() for rank in range(2)] == ["once once "] * 2
+
+
 PARENT = """
 import sys
 from pathlib import Path

@@ -21,6 +21,7 @@ from llm.config.schema import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
 Config = TypeVar("Config")
+COMPUTED = (("data.batch_size", "data.batch_tokens"),)
 
 for _name, _schema in STAGES.items():
     ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")
@@ -36,6 +37,7 @@ def from_hydra(cfg: DictConfig) -> Any:
         raise ConfigError(f"no stage is chosen. Set stage to one of {', '.join(STAGES)}.")
     try:
         _reject_unknown_keys(cfg)
+        refuse_both(job_overrides() if HydraConfig.initialized() else [])
         cfg = with_parts(cfg)
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(explain_missing_value(missing[0]))
@@ -92,6 +94,16 @@ def _reject_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
             continue
         if is_dataclass(OmegaConf.get_type(cfg, key)) and OmegaConf.is_config(cfg._get_node(key)):
             _reject_unknown_keys(cfg[key], f"{prefix}{key}.")
+
+
+def refuse_both(overrides: list[str]) -> None:
+    """Refuse overrides of a setting and of another that it would be computed from."""
+    typed = {
+        key for key, _, value in (override.lstrip("+").partition("=") for override in overrides) if value != "null"
+    }
+    for computed, source in COMPUTED:
+        if {computed, source} <= typed:
+            raise ConfigError(f"{computed} is computed from {source}, and both are given. Leave one of them out.")
 
 
 def job_errors() -> AbstractContextManager[None]:

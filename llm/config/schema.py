@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.config.evaluation import EvaluationConfig
-from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least, divides
+from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least
 from llm.config.training import (
     BUDGETS,
     Algorithm,
@@ -172,6 +172,7 @@ class DataConfig:
     num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
     sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
+    batch_tokens: int | None = field(default=None, metadata=HOW)  # in place of batch_size, which is computed from it
     packing: Packing = field(default=Packing.concatenate, metadata=TEXT_ROWS)
     parts: Any = None  # of a mixture: name -> PartConfig, of which a user writes what is needed
     tokenizer_part: str | None = field(default=None, metadata=HOW)  # that its tokenizer learns from; None: all of them
@@ -186,6 +187,8 @@ class DataConfig:
         check_path("data.text_field", self.text_field)
         at_least("data.sequence_length", self.sequence_length, 2)
         at_least("data.batch_size", self.batch_size, 1)
+        if self.batch_tokens is not None:
+            self.batch_size = _rows_of(self.batch_tokens, self.sequence_length)
         if self.num_workers is not None:
             at_least("data.num_workers", self.num_workers, 1)
         if self.kind is DataKind.conversations:
@@ -232,6 +235,11 @@ class DataConfig:
             raise ConfigError(
                 f"data.packing={self.packing.value} is for text: a conversation has a row of its own. Leave it out."
             )
+        if self.batch_tokens is not None:
+            raise ConfigError(
+                f"data.batch_tokens={self.batch_tokens} is for text: conversations are rows of unequal length. "
+                "Set data.batch_size in its place."
+            )
         if self.num_workers is not None:
             raise ConfigError(
                 f"data.num_workers={self.num_workers} is for text, which becomes shards; data={self.name} does not. "
@@ -247,6 +255,18 @@ def _check_source(source: DataSource, path: str | None, name: str, kind: DataKin
         raise ConfigError(f"data.path={path} is not used by data={name}. Set data.parts.<part>.path.")
     if source is not DataSource.files and path is not None:
         raise ConfigError(f"data.path={path} is not used by data={name}. Choose data={kind.value}.")
+
+
+def _rows_of(batch_tokens: int, sequence_length: int) -> int:
+    """The rows that have so many tokens."""
+    at_least("data.batch_tokens", batch_tokens, sequence_length)
+    if batch_tokens % sequence_length:
+        below = batch_tokens // sequence_length * sequence_length
+        raise ConfigError(
+            f"data.batch_tokens={batch_tokens} is no multiple of data.sequence_length={sequence_length}. Set it to "
+            f"{below} or {below + sequence_length}."
+        )
+    return batch_tokens // sequence_length
 
 
 _FILES_OF = {
@@ -375,11 +395,19 @@ def _needs_text(config: Any) -> None:
 
 
 def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
-    divides("data.batch_size", data.batch_size, "trainer.devices", trainer.devices)
-    if trainer.micro_batch_size is not None:
-        rows = data.batch_size // trainer.devices
-        if rows % trainer.micro_batch_size:
-            raise ConfigError(
-                f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices} gives {rows} rows, which "
-                f"do not divide by trainer.micro_batch_size={trainer.micro_batch_size}. Set it to a divisor of {rows}."
-            )
+    rows, rest = divmod(data.batch_size, trainer.world_size)
+    over = f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices}"
+    if trainer.num_nodes > 1:
+        over += f" on trainer.num_nodes={trainer.num_nodes}"
+    if not rows:
+        raise ConfigError(f"{over} leaves some without a row. Set data.batch_size={trainer.world_size} or more.")
+    if rest:
+        raise ConfigError(
+            f"{over} gives unequal shares. Set data.batch_size={data.batch_size - rest} or "
+            f"{data.batch_size - rest + trainer.world_size}, or other devices."
+        )
+    if trainer.micro_batch_size is not None and rows % trainer.micro_batch_size:
+        raise ConfigError(
+            f"{over} gives {rows} rows, which do not divide by trainer.micro_batch_size={trainer.micro_batch_size}. "
+            f"Set it to a divisor of {rows}."
+        )

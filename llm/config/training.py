@@ -40,6 +40,12 @@ class Precision(Enum):
     bf16 = "bf16-mixed"
 
 
+class Strategy(Enum):
+    auto = "auto"  # ddp on several devices, none on one
+    ddp = "ddp"  # every device holds the whole model, its gradients and the optimizer's state
+    fsdp = "fsdp"  # the devices share them out, and put a layer together as it is needed (FSDP2)
+
+
 class WandbMode(Enum):
     auto = "auto"  # online when it can log in, else offline, and it says which and why
     online = "online"
@@ -188,8 +194,11 @@ class TrainerConfig:
     compile: bool = field(default=False, metadata=HOW)  # by torch.compile: pays where a run lasts many minutes
     activation_checkpointing: bool = field(default=False, metadata=HOW)  # blocks run twice: less memory, a third slower
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
-    devices: int = field(default=1, metadata=HOW)
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: as suits the device
+    devices: int = field(default=1, metadata=HOW)  # of each node
+    num_nodes: int = field(default=1, metadata=HOW)  # machines; more than one are started by srun or torch's launcher
+    strategy: Strategy = field(default=Strategy.auto, metadata=HOW)
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: what fits; less
+    # where the device runs out of memory, the rows of a step staying the same
     num_workers: int = field(default=0, metadata=HOW)
     profile_steps: int | None = field(default=None, metadata=HOW)  # traced after a warm-up, into the run's folder
     log_every_steps: int = field(default=10, metadata=HOW)
@@ -206,8 +215,9 @@ class TrainerConfig:
     )  # 0: the likeliest token; the draw is the same each time
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "devices", "log_every_steps", "validate_every_steps", "checkpoint_every_steps",
-                    "keep_checkpoints", "stop_after_skipped_steps", "sample_tokens"):  # fmt: skip
+        for key in ("max_steps", "devices", "num_nodes", "log_every_steps", "validate_every_steps",
+                    "checkpoint_every_steps", "keep_checkpoints", "stop_after_skipped_steps",
+                    "sample_tokens"):  # fmt: skip
             at_least(f"trainer.{key}", getattr(self, key), 1)
         for key in BUDGETS:
             if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
@@ -219,12 +229,22 @@ class TrainerConfig:
             at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
         if self.profile_steps is not None:
             at_least("trainer.profile_steps", self.profile_steps, 1)
+        if self.strategy is not Strategy.auto and self.world_size == 1:
+            raise ConfigError(
+                f"trainer.strategy={self.strategy.value} is for several devices, but trainer.devices=1 and "
+                "trainer.num_nodes=1. Raise one of them, or leave trainer.strategy out."
+            )
         if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
             raise ConfigError(
                 f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."
             )
         if not 0 <= self.sample_temperature < float("inf"):
             raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes: as many processes share a step's rows out."""
+        return self.devices * self.num_nodes
 
 
 def require_one_graph(architecture: Architecture, trainer: TrainerConfig) -> None:

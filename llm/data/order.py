@@ -65,13 +65,24 @@ class TrainingBatches:
         assert batch_size % (micro_batch_size * world_size) == 0, (batch_size, micro_batch_size, world_size)
         self.start_step = 0  # where a resumed run goes on
         self._num_labels, self._seed = num_labels, seed
-        self._batch_size, self._micro_batch_size, self._num_steps = batch_size, micro_batch_size, num_steps
+        self._batch_size, self._num_steps = batch_size, num_steps
+        self.micro_batch_size = micro_batch_size  # rows; another one cuts the same steps otherwise
         self._rank, self._world_size = rank, world_size
         self._shares = shares or [Share(0, len(num_labels), len(num_labels), len(num_labels))]
 
+    @property
+    def rows_per_step(self) -> int:
+        """Those of this rank."""
+        return self._batch_size // self._world_size
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Those of this rank."""
+        return self.rows_per_step // self.micro_batch_size
+
     def __len__(self) -> int:
         """Micro-batches of the whole run, whatever start_step is: how Lightning knows the end."""
-        return self._num_steps * self._batch_size // (self._micro_batch_size * self._world_size)
+        return self._num_steps * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for first in range(self.start_step, self._num_steps, STEPS_AT_ONCE):
@@ -79,7 +90,7 @@ class TrainingBatches:
             for step, rows in enumerate(self._rows(first, last), first):
                 num_labels = int(self._num_labels[rows].sum())
                 mine = rows.reshape(self._world_size, -1)[self._rank]
-                for micro_rows in mine.reshape(-1, self._micro_batch_size):
+                for micro_rows in mine.reshape(-1, self.micro_batch_size):
                     yield MicroBatch(step, micro_rows, num_labels)
 
     def rows_of(self, step: int) -> Array:
@@ -106,22 +117,27 @@ class EvaluationBatches:
     def __init__(
         self, num_labels: Array, *, batch_size: int, rank: int = 0, world_size: int = 1, edges: Sequence[int] = (0,)
     ) -> None:
-        self._num_labels = num_labels
-        ends = [*edges[1:], len(num_labels)]
-        batches = [
-            (begin, min(begin + batch_size, end))
-            for first, end in zip(edges, ends, strict=True)
-            for begin in range(first, end, batch_size)
-        ]
-        self._batches = list(enumerate(batches))[rank::world_size]
+        self.batch_size = batch_size
+        self._num_labels, self._edges = num_labels, edges
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._mine())
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for number, (begin, end) in self._batches:
+        for number, (begin, end) in self._mine():
             rows = np.arange(begin, end)
             yield MicroBatch(number, rows, int(self._num_labels[rows].sum()))
+
+    def _mine(self) -> list[tuple[int, tuple[int, int]]]:
+        """(number, its first row and the end of its rows) of each of this rank's batches."""
+        ends = [*self._edges[1:], len(self._num_labels)]
+        batches = [
+            (begin, min(begin + self.batch_size, end))
+            for first, end in zip(self._edges, ends, strict=True)
+            for begin in range(first, end, self.batch_size)
+        ]
+        return list(enumerate(batches))[self._rank :: self._world_size]
 
 
 def mixed(places: Array, shares: Sequence[Share], *, seed: int) -> Array:

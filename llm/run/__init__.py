@@ -7,7 +7,8 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 """
 
 from llm.run.console import console, log, log_to, start_logging
-from llm.run.environment import launch_id, process_rank
+from llm.run.devices import require_devices
+from llm.run.environment import ask_for_another_launch, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
     clear_temporaries,
@@ -35,6 +36,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Run",
+    "ask_for_another_launch",
     "base_of",
     "candidates",
     "check_files",
@@ -50,10 +52,12 @@ __all__ = [
     "log",
     "log_to",
     "make",
+    "of_srun",
     "on_signal",
     "process_rank",
     "read_metrics",
     "read_record",
+    "require_devices",
     "sha256_of",
     "start_logging",
     "stop_on_signal",

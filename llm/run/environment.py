@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from llm.errors import ConfigError
 
@@ -11,6 +12,8 @@ SECRET_NAME = re.compile(
     r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
 )
 
+ANOTHER_LAUNCH = "TTUKTTAK_ANOTHER_LAUNCH"  # a file that a process of a launch makes to ask for one
+
 # Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
 _KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
 
@@ -18,6 +21,16 @@ _KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-
 def process_rank() -> int:
     """The global rank: set by torch.distributed.run, else by Slurm's srun, else 0."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def is_launched() -> bool:
+    """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
+    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
+
+
+def of_srun() -> bool:
+    """Whether Slurm's srun started this process, and no launcher of torch's under it."""
+    return "SLURM_PROCID" in os.environ and "RANK" not in os.environ
 
 
 def launch_id() -> str | None:
@@ -29,6 +42,12 @@ def launch_id() -> str | None:
     if "SLURM_PROCID" in os.environ:
         return f"{os.environ.get('SLURM_JOB_ID')}:{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return None
+
+
+def ask_for_another_launch() -> None:
+    """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
+    if path := os.environ.get(ANOTHER_LAUNCH):
+        Path(path).touch()
 
 
 def secrets() -> list[str]:

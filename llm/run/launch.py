@@ -14,8 +14,11 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llm.errors import LaunchError, StoppedError, tracebacks_wanted
+from llm.run.console import log, start_logging
+from llm.run.environment import ANOTHER_LAUNCH, is_launched
 from llm.run.signals import on_signal
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -34,8 +37,24 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
         StoppedError: they were stopped, and can go on.
         LaunchError: one failed, and said why on the terminal; the exit code is that of the first.
     """
+    with TemporaryDirectory() as folder:
+        asked = Path(folder) / "again"
+        while not _launch_once(overrides, devices=devices, asked=asked):
+            asked.unlink()
+            start_logging()
+            log.info("starting the %d processes again", devices)
+
+
+def _launch_once(overrides: list[str], *, devices: int, asked: Path) -> bool:
+    """Whether they are done; if not, one of them asked to be started again with all the others."""
     command = [sys.executable, str(TRAIN), *overrides, "hydra.mode=RUN"]
-    shared = _shared_environment(devices)
+    shared = _shared_environment(devices) | {ANOTHER_LAUNCH: str(asked)}
+    signals: list[str] = []
+
+    def pass_on(name: str) -> None:
+        signals.append(name)
+        _pass_on(name, ranks)
+
     ranks = [
         subprocess.Popen(
             command,
@@ -46,24 +65,22 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
         for rank in range(devices)
     ]
     try:
-        with on_signal(lambda name: _pass_on(name, ranks)):
+        with on_signal(pass_on):
             first_failed = _wait(ranks)
     finally:
         for rank in ranks:
             rank.kill()  # does nothing to one that has ended
             rank.wait()
+    if asked.exists() and not signals:
+        return False
     if first_failed is not None:
         _raise_for(first_failed, ranks[first_failed].returncode)
+    return True
 
 
 def needs_launch(devices: int) -> bool:
     """Whether a run on so many devices has yet to be given its processes."""
     return devices > 1 and not is_launched()
-
-
-def is_launched() -> bool:
-    """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
-    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
 
 
 def _shared_environment(devices: int) -> dict[str, str]:

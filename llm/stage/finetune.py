@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import LINEAR_LAYERS, Accelerator, Architecture, FinetuneStage, require_one_graph
+from llm.config import LINEAR_LAYERS, Architecture, FinetuneStage, require_one_graph
 from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
-from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, sha256_of
+from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, require_devices, sha256_of
 from llm.stage import corpus_notes
 from llm.stage._training import train
 
@@ -22,10 +22,7 @@ def run(config: FinetuneStage) -> Run:
     base = find(config.outputs, "pretrain", config.base)
     _check_against_base(config, base)
     check_files(base, under="model/")
-    if config.trainer.accelerator is Accelerator.gpu:
-        from llm.trainer import require_accelerator
-
-        require_accelerator(config.trainer)
+    require_devices(config.trainer)
     if config.trainer.compile:
         from llm.trainer import require_compiler
 

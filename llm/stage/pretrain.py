@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import Accelerator, PretrainStage, ShardsStage
+from llm.config import PretrainStage, ShardsStage
 from llm.data import MixedRows, TokenRows, read_manifest
-from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, sha256_of
+from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, require_devices, sha256_of
 from llm.stage import shards as shards_stage
 from llm.stage._budget import steps_within_budget
 from llm.stage._extension import adopt_beginning
@@ -20,10 +20,7 @@ FORMAT_VERSION = 2
 
 def run(config: PretrainStage) -> Run:
     """The finished pretraining run of a config."""
-    if config.trainer.accelerator is Accelerator.gpu:
-        from llm.trainer import require_accelerator
-
-        require_accelerator(config.trainer)
+    require_devices(config.trainer)
     if config.trainer.compile:
         from llm.trainer import require_compiler
 

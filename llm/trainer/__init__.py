@@ -2,6 +2,8 @@
 
 fit.py          puts the parts below around Lightning's trainer
 module.py       the LightningModule: the loss of a step, weighted by tokens
+strategy.py     one device, or several that share the work out
+micro_batch.py  how many rows go through the model at once, and fewer where memory runs out
 journal.py      metrics.jsonl, samples.jsonl and the logger, which a resumed run goes on writing
 meter.py        tokens, seconds, loss, throughput, memory, time left; every log_every_steps a record
 waiting.py      the data loader, with a clock: how long batches are waited for
@@ -19,7 +21,7 @@ throughput.py   FLOPs per token and the device's peak: what MFU is made of
 """
 
 from llm.trainer.compiler import require_compiler
-from llm.trainer.fit import Fit, fit, require_accelerator
+from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
 
-__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_accelerator", "require_compiler"]
+__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler"]

@@ -1,17 +1,18 @@
 """A model, rows and a run's folder -> the trained model: the parts of this package around Lightning's trainer."""
 
+import copy
 import logging
 import signal
 import warnings
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
@@ -21,16 +22,18 @@ from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
-from llm.run import SIGNALS, launch_id, log, on_signal, process_rank
+from llm.run import SIGNALS, log, on_signal, process_rank
 from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
+from llm.trainer.micro_batch import MicroBatches, kept_size, release
 from llm.trainer.module import NextTokenModule
 from llm.trainer.profile import Profile
 from llm.trainer.progress import ProgressBar
 from llm.trainer.saving import Saving, StopFlag
 from llm.trainer.space import require_space
+from llm.trainer.strategy import environment, gather, gathered, is_shared_out, strategy_of
 from llm.trainer.throughput import flops_per_token, peak_flops
 from llm.trainer.validation import Validation
 from llm.trainer.waiting import TimedLoader
@@ -57,81 +60,120 @@ class Fit:
     identity: dict[str, Any] = field(default_factory=dict)  # of the run: a checkpoint of another one is refused
 
 
-def require_accelerator(config: TrainerConfig) -> None:
-    """Refuse a device that is not there, before any work.
-
-    Raises:
-        ConfigError: trainer.accelerator=gpu without a GPU, or more devices than there are.
-    """
-    present = torch.cuda.device_count()
-    if config.accelerator is Accelerator.gpu and config.devices > present:
-        raise ConfigError(
-            f"trainer.accelerator=gpu with trainer.devices={config.devices}, but this machine has {present} GPUs that "
-            "torch can use. Choose trainer=cpu, or fewer devices."
-        )
-
-
 def fit(task: Fit) -> None:
     """Train task.model in place; an interrupted run goes on from its newest good checkpoint.
 
     Raises:
-        StoppedError: a signal came; the state is saved.
+        StoppedError: a signal came; the state is saved. Or one of several devices ran out of memory.
         DivergedError: the gradients, or the validation's loss, are not finite.
         StorageError: the disk has no room for the checkpoints.
+        ShortOfMemoryError: a device has no room for a single row.
+        ConfigError: there are more devices than rows.
     """
-    checkpoints = task.folder / "checkpoints"
-    resume_from = newest_good(checkpoints, task.identity)
-    require_space(checkpoints, task.model, task.trainer)
-    micro_rows = micro_batch_size(task.data, task.trainer)
-    batches = TrainingBatches(
+    if len(task.train_rows) < task.trainer.world_size:
+        raise ConfigError(
+            f"trainer.devices={task.trainer.devices} on trainer.num_nodes={task.trainer.num_nodes} share out "
+            f"{len(task.train_rows)} training rows, which leaves some without one. Use fewer devices, or more text."
+        )
+    stop, journal = StopFlag(), Journal(task.folder, task.logger)
+    with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
+        _ignore_known_warnings()
+        while not _attempt(task, stop, journal):
+            release(_device(task.trainer))
+
+
+def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
+    """Whether training came to its end; if not, memory ran out, and the next attempt takes fewer rows at once."""
+    resume_from = newest_good(task.folder / "checkpoints", task.identity)
+    require_space(task.folder / "checkpoints", task.model, task.trainer)
+    micro_rows, is_tried = _micro_batch_size(task)
+    batches, held_out = _training_batches(task, micro_rows), _held_out_batches(task, micro_rows)
+    if resume_from:
+        batches.start_step = step_of(resume_from)
+        log.info("going on from %s", resume_from)
+    task.model.train()  # a loaded model comes in eval mode, without its dropout
+    if task.trainer.activation_checkpointing:
+        checkpointed: Any = task.model
+        checkpointed.activation_checkpointing_enable()
+    is_shared = is_shared_out(task.trainer)
+    trained = copy.deepcopy(task.model) if is_shared else task.model
+    module = NextTokenModule(
+        trained,
+        task.optimizer,
+        max_steps=task.trainer.max_steps,
+        seed=task.seed,
+        compile=task.trainer.compile,
+    )
+    saving, callbacks = _callbacks(task, batches, held_out, stop, journal)
+    micro_batches = MicroBatches(
+        task.folder,
+        batches,
+        held_out,
+        asked=task.trainer.micro_batch_size,
+        is_tried=is_tried,
+        sequence_length=task.data.sequence_length,
+        saving=saving,
+    )
+    trainer = _lightning_trainer(task, [*callbacks, micro_batches], accumulate=batches.micro_batches_per_step)
+    _take_over_signals(trainer)
+    loader = _loader(task.train_rows, batches, task.trainer)
+    try:
+        trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+    except Exception as error:
+        micro_batches.explain(error)
+        return False
+    if is_shared:
+        gather(trained, into=task.model)
+    return True
+
+
+def _training_batches(task: Fit, micro_rows: int) -> TrainingBatches:
+    return TrainingBatches(
         task.train_rows.num_labels,
         batch_size=task.data.batch_size,
         micro_batch_size=micro_rows,
         num_steps=task.trainer.max_steps,
         seed=task.seed,
         rank=process_rank(),
-        world_size=task.trainer.devices,
+        world_size=task.trainer.world_size,
         shares=task.train_rows.shares if isinstance(task.train_rows, MixedRows) else (),
     )
-    if resume_from:
-        batches.start_step = step_of(resume_from)
-        log.info("going on from %s", resume_from)
-    held_out = EvaluationBatches(
+
+
+def _held_out_batches(task: Fit, micro_rows: int) -> EvaluationBatches:
+    return EvaluationBatches(
         task.held_out_rows.num_labels,
         batch_size=micro_rows,
         rank=process_rank(),
-        world_size=task.trainer.devices,
+        world_size=task.trainer.world_size,
         edges=task.held_out_rows.first_rows if isinstance(task.held_out_rows, MixedRows) else (0,),
     )
-    task.model.train()  # a loaded model comes in eval mode, without its dropout
-    if task.trainer.activation_checkpointing:
-        checkpointed: Any = task.model
-        checkpointed.activation_checkpointing_enable()
-    module = NextTokenModule(
-        task.model,
-        task.optimizer,
-        max_steps=task.trainer.max_steps,
-        seed=task.seed,
-        compile=task.trainer.compile,
-    )
-    stop = StopFlag()
-    journal = Journal(task.folder, task.logger)
-    trainer = _lightning_trainer(task, checkpoints, batches, held_out, stop, journal, micro_batch_size=micro_rows)
-    _leave_signals_alone(trainer)
-    with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
-        _ignore_known_warnings()
-        trainer.fit(module, _loader(task.train_rows, batches, task.trainer), ckpt_path=resume_from, weights_only=True)
+
+
+def _micro_batch_size(task: Fit) -> tuple[int, bool]:
+    """(rows per forward pass to begin with, whether to try first if they fit).
+
+    What the run goes on with; else as it begins.
+    """
+    rows, asked = task.data.batch_size // task.trainer.world_size, task.trainer.micro_batch_size
+    if size := kept_size(task.folder, rows=rows, asked=asked):
+        return size, False
+    return micro_batch_size(task.data, task.trainer), asked is None and _is_tried(_device(task.trainer))
 
 
 def micro_batch_size(data: DataConfig, config: TrainerConfig) -> int:
     """Rows per forward pass: the user's; else all of a step's on a GPU, and few enough for the cache on a CPU."""
-    rows = data.batch_size // config.devices
+    rows = data.batch_size // config.world_size
     if config.micro_batch_size is not None:
         return config.micro_batch_size
-    if _device(config).type == "cuda":
+    if _is_tried(_device(config)):
         return rows
     most = max(1, CPU_TOKENS // data.sequence_length)
     return max(divisor for divisor in range(1, rows + 1) if rows % divisor == 0 and divisor <= most)
+
+
+def _is_tried(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _device(config: TrainerConfig) -> torch.device:
@@ -139,18 +181,11 @@ def _device(config: TrainerConfig) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def _lightning_trainer(
-    task: Fit,
-    checkpoints: Path,
-    batches: TrainingBatches,
-    held_out: EvaluationBatches,
-    stop: StopFlag,
-    journal: Journal,
-    *,
-    micro_batch_size: int,
-) -> pl.Trainer:
+def _callbacks(
+    task: Fit, batches: TrainingBatches, held_out: EvaluationBatches, stop: StopFlag, journal: Journal
+) -> tuple[Saving, list[pl.Callback]]:
+    """What looks on as steps end, in the order in which it does; Saving comes last, and by itself too."""
     config = task.trainer
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
     peak, peak_source = peak_flops(_device(config), config.precision)
     flops = flops_per_token(task.model, task.model_config, sequence_length=task.data.sequence_length)
     log.info("MFU is measured against %.3g FLOP/s (%s); a token takes %.3g FLOPs", peak, peak_source, flops)
@@ -163,6 +198,7 @@ def _lightning_trainer(
         meter=meter,
         every_steps=config.validate_every_steps,
         sample=task.sample,
+        whole_model=partial(_whole_model, task),
     )
     health = Health(
         meter,
@@ -171,26 +207,30 @@ def _lightning_trainer(
         documents_of=lambda step: task.train_rows.describe(batches.rows_of(step)),
     )
     saving = Saving(
-        checkpoints,
+        task.folder / "checkpoints",
         config,
         meter=meter,
         validation=validation,
         stop=stop,
         kept_step=extension_step(task.optimizer, max_steps=config.max_steps),
     )
+    return saving, [meter, *profiles, health, ProgressBar(meter, label=task.label), validation, saving]
+
+
+def _lightning_trainer(task: Fit, callbacks: list[pl.Callback], *, accumulate: int) -> pl.Trainer:
+    config = task.trainer
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
     return pl.Trainer(
         accelerator=config.accelerator.value,
         devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        num_nodes=config.num_nodes,
+        strategy=strategy_of(config),
         precision=config.precision.value,
         max_steps=config.max_steps,
         max_epochs=1,
-        accumulate_grad_batches=task.data.batch_size // (micro_batch_size * config.devices),
-        callbacks=[meter, *profiles, health, ProgressBar(meter, label=task.label), validation, saving],
-        plugins=[
-            CheckpointFolders(task.identity),
-            TorchElasticEnvironment() if launch_id() else LightningEnvironment(),
-        ],
+        accumulate_grad_batches=accumulate,
+        callbacks=callbacks,
+        plugins=[CheckpointFolders(task.identity), environment()],
         default_root_dir=task.folder,
         logger=False,
         enable_checkpointing=False,  # Lightning's own; Saving does it
@@ -199,6 +239,14 @@ def _lightning_trainer(
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
+
+
+def _whole_model(task: Fit, module: pl.LightningModule) -> AbstractContextManager[nn.Module]:
+    """task.model with the weights of now; it is what is trained, unless that is shared out."""
+    assert isinstance(module, NextTokenModule)
+    if not is_shared_out(task.trainer):
+        return nullcontext(task.model)
+    return gathered(module.model, into=task.model, device=module.device)
 
 
 def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: TrainerConfig) -> DataLoader[Any]:
@@ -223,9 +271,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Keep Lightning from its own SIGTERM handler, which ends within a step, with exit code 0 and nothing saved."""
+def _take_over_signals(trainer: pl.Trainer) -> None:
+    """Keep Lightning from its own SIGTERM handler, which ends within a step, with exit code 0 and nothing saved.
+
+    And from asking the ranks about it before each micro-batch, for which it waits for the device; Saving asks them.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def _ignore_known_warnings() -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from llm import optimizer
 from llm.config import OptimizerConfig
 from llm.model import compiled, document_bounds, next_token_loss
+from llm.trainer.strategy import share_out, whole
 
 
 class NextTokenModule(pl.LightningModule):
@@ -30,6 +31,11 @@ class NextTokenModule(pl.LightningModule):
         self.gradient_norm = torch.zeros(())  # of the last step that was not skipped, before clipping
         self.is_skipped = torch.zeros(())  # 1 where the last step was, its gradients not being finite, else 0
         self._config, self._max_steps, self._seed = config, max_steps, seed
+
+    def configure_model(self) -> None:
+        """Share the model out where the strategy has the devices do so."""
+        if self._device_mesh is not None:
+            share_out(self.model, self._device_mesh["data_parallel"])
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Draw dropout from (seed, micro-batch, rank) alone: a resumed run draws what an uninterrupted one does."""
@@ -63,7 +69,7 @@ class NextTokenModule(pl.LightningModule):
         them to, and no host has to wait for the device.
         """
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trainable, self._config.gradient_clip_norm).detach()
+        norm = whole(nn.utils.clip_grad_norm_(trainable, self._config.gradient_clip_norm).detach())
         self.is_skipped = (~norm.isfinite()).to(torch.float32)
         self.gradient_norm = torch.where(self.is_skipped > 0, self.gradient_norm.to(norm), norm)
         while isinstance(optimizer, LightningOptimizer):

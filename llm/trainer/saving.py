@@ -41,9 +41,12 @@ class Saving(pl.Callback):
         self._checkpoints, self._config, self._kept_step = checkpoints, config, kept_step
         self._meter, self._validation, self._stop = meter, validation, stop
         self._saved_at = time.monotonic()
+        self._hosts: Any = None  # the ranks, to be asked without waiting for their devices
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
+        if trainer.world_size > 1:
+            self._hosts = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,16 +67,22 @@ class Saving(pl.Callback):
                 "saved. Start the same command again to go on."
             )
 
+    def save_as_it_is(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save where a step was begun but changed nothing, unless the end of the one before was saved."""
+        if not folder_of(self._checkpoints, trainer.global_step).exists():
+            assert isinstance(module, NextTokenModule)
+            self._meter.settle(trainer, module)
+            self._save(trainer)
+
     def _ask_ranks(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """(whether any rank was told to stop, whether a save by the clock is due), the same on all of them."""
         minutes = self._config.checkpoint_every_minutes
         is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         urgency = 2 if self._stop.signal_name else int(is_late)
         if trainer.world_size > 1:
-            everywhere = trainer.strategy.reduce(
-                torch.tensor(urgency, device=trainer.strategy.root_device), reduce_op="max"
-            )
-            urgency = int(torch.as_tensor(everywhere))
+            everywhere = torch.tensor(urgency)
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self._hosts)
+            urgency = int(everywhere)
         return urgency == 2, urgency >= 1
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,14 +88,16 @@ class Validation(pl.Callback):
         meter: Meter,
         every_steps: int,
         sample: Callable[[], list[dict[str, str]]],
+        whole_model: Callable[[pl.LightningModule], AbstractContextManager[nn.Module]],
     ) -> None:
         self._loader, self._rows = loader, rows
         self._journal, self._meter, self._every_steps, self._sample = journal, meter, every_steps, sample
+        self._whole_model = whole_model  # which one rank can call without the others
         self.best_step: int | None = None  # of the lowest loss
         self._best_loss = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
+        if self.best_step is None:  # not yet done: a step that is done again has it behind it
             self._validate(trainer, pl_module)
 
     def on_train_batch_end(
@@ -108,9 +111,9 @@ class Validation(pl.Callback):
             reduced = trainer.strategy.reduce(nats.to(module.device), reduce_op="sum")
             return torch.as_tensor(reduced)
 
-        with self._meter.pause():
+        with self._meter.pause(), self._whole_model(module) as model:
             with trainer.precision_plugin.forward_context():
-                result = evaluate(module.model, self._loader, self._rows, device=module.device, add_up=add_up)
+                result = evaluate(model, self._loader, self._rows, device=module.device, add_up=add_up)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             if result.loss < self._best_loss:

@@ -1,0 +1,65 @@
+"""What this machine or this launch cannot give a run is said in one line, before any work."""
+
+import pytest
+import torch
+
+from llm.config import Accelerator, Precision, TrainerConfig
+from llm.errors import ConfigError
+from llm.run import require_devices
+
+
+def gpus(monkeypatch, *capabilities):
+    """Have the machine's GPUs be of these compute capabilities."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {capabilities[index][0]}")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "accelerator", "devices", "line"),
+    [
+        ([], Accelerator.gpu, 1, "trainer.accelerator=gpu with trainer.devices=1, but this machine has 0 GPUs that"),
+        ([(8, 0)], Accelerator.gpu, 2, "has 1 GPUs that torch can use. Choose trainer=cpu, or fewer devices."),
+        ([(8, 0)], Accelerator.auto, 2, "trainer.accelerator=auto with trainer.devices=2, but this machine has 1 GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(capabilities, accelerator, devices, line, monkeypatch):
+    gpus(monkeypatch, *capabilities)
+    with pytest.raises(ConfigError, match=line):
+        require_devices(TrainerConfig(accelerator=accelerator, devices=devices))
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(monkeypatch):
+    gpus(monkeypatch, (8, 0), (7, 5))
+    require_devices(TrainerConfig(precision=Precision.bf16))
+    require_devices(TrainerConfig(devices=2))
+    with pytest.raises(
+        ConfigError, match=r"trainer.precision=bf16, but Card 7 \(GPU 1\) has no bf16 arithmetic. Set trainer.prec"
+    ):
+        require_devices(TrainerConfig(devices=2, precision=Precision.bf16))
+
+
+def test_a_cpu_takes_any_number_of_processes_and_bf16(monkeypatch):
+    gpus(monkeypatch)
+    for accelerator in (Accelerator.auto, Accelerator.cpu):
+        require_devices(TrainerConfig(accelerator=accelerator, devices=5, precision=Precision.bf16))
+
+
+def test_several_nodes_want_a_launcher_on_each():
+    with pytest.raises(
+        ConfigError, match=r"num_nodes=2, but this is one process on one machine. .* srun --nodes=2 --nt"
+    ):
+        require_devices(TrainerConfig(num_nodes=2, accelerator=Accelerator.cpu))
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "1", "WORLD_SIZE": "3"}, {"SLURM_PROCID": "1", "SLURM_NTASKS": "3"}], ids=["torch", "srun"]
+)
+def test_a_launch_of_another_size_is_refused(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    require_devices(TrainerConfig(devices=3, accelerator=Accelerator.cpu))
+    with pytest.raises(
+        ConfigError, match=r"this launch has 3 processes, but trainer.devices=2 on trainer.num_nodes=2 takes 4. Make"
+    ):
+        require_devices(TrainerConfig(devices=2, num_nodes=2, accelerator=Accelerator.cpu))

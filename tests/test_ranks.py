@@ -1,0 +1,129 @@
+"""Several devices: the losses and the checkpoints are those of one, whatever shares the work out (gloo, on a CPU)."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from safetensors.torch import load_file
+
+from llm.run import history, read_metrics
+from llm.trainer.strategy import environment
+from tests.ranks import Case, run_case, run_on_ranks
+
+SAME = 1e-5  # relative, of a loss: floats are added up in another order
+WEIGHTS = 1e-5  # absolute, after six steps of 1e-3
+WEIGHTS_OF_MUON = 1e-4  # it evens the singular values out in bf16, whose rounding a last bit in the gradient can turn
+LOSSES = ("train/loss", "val/loss", "train/gradient_norm")
+
+# What is trained, by the name of its folder; on one device, and on two in each way there is.
+KINDS = {
+    "gpt2": Case(folder="gpt2"),
+    "llama": Case(folder="llama", architecture="llama"),
+    "lora": Case(folder="lora", lora=True),
+    "muon": Case(folder="muon", architecture="llama", algorithm="muon"),
+    "best_fit": Case(folder="best_fit", packing="best_fit"),
+    "padded": Case(folder="padded", architecture="llama", packing="padded"),
+}
+CUTS = {"gpt2": (4, 2, 1), "best_fit": (4, 2, 1), "padded": (4, 2, 1)}  # rows per forward pass: 1, 2, 4 a step
+STRATEGIES = ("ddp", "fsdp")
+JOURNEY = ((1, "auto", 1), (2, "ddp", 2), (2, "fsdp", 1), (1, "auto", None))  # (devices, strategy, stop after)
+
+
+def shared(kind: str, strategy: str, rows: int, folder: Path) -> Case:
+    return replace(
+        KINDS[kind], folder=str(folder / f"{kind}-{strategy}-{rows}"), strategy=strategy, micro_batch_size=rows
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all the cases leave, those of two devices made in one launch."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for kind, case in KINDS.items():
+        for rows in (8, *(2 * rows for rows in CUTS.get(kind, ()))):
+            run_case(replace(case, folder=str(folder / f"{kind}-one-{rows}"), micro_batch_size=rows))
+    cases = [shared(kind, s, rows, folder) for kind in KINDS for s in STRATEGIES for rows in CUTS.get(kind, (2,))]
+    run_on_ranks(cases, folder)
+    return folder
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    for name in LOSSES:
+        steps, values = zip(*history(read_metrics(found / "metrics.jsonl"), name), strict=True)
+        whole_steps, whole_values = zip(*history(read_metrics(expected / "metrics.jsonl"), name), strict=True)
+        assert steps == whole_steps
+        assert values == pytest.approx(whole_values, rel=SAME), name
+    left, right = (load_file(path / "weights.safetensors") for path in (found, expected))
+    assert left.keys() == right.keys()
+    atol = WEIGHTS_OF_MUON if expected.name.startswith("muon") else WEIGHTS
+    for name, weight in right.items():
+        torch.testing.assert_close(left[name], weight, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_one_device_gives_the_same_losses_however_a_step_is_cut(kind: str, folder: Path) -> None:
+    for rows in CUTS[kind]:
+        assert_same(folder / f"{kind}-one-{2 * rows}", folder / f"{kind}-one-8")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_devices_give_the_losses_and_weights_of_one(kind: str, strategy: str, folder: Path) -> None:
+    for rows in CUTS.get(kind, (2,)):
+        assert_same(folder / f"{kind}-{strategy}-{rows}", folder / f"{kind}-one-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_holds_the_same_whatever_made_it(kind: str, folder: Path) -> None:
+    """The same keys, and the same places of tensors: tied weights once, the optimizer's state by number."""
+    rows = CUTS.get(kind, (2,))[0]
+    states = []
+    for name in (f"{kind}-one-8", *(f"{kind}-{strategy}-{rows}" for strategy in STRATEGIES)):
+        path = folder / name / "checkpoints" / "step-00000006"
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        shapes = {key: tensor.shape for key, tensor in load_file(path / "tensors.safetensors").items()}
+        states.append((shapes, state["state_dict"], state["optimizer_states"]))
+    assert states[0] == states[1] == states[2]
+
+
+def test_a_run_goes_on_under_any_strategy(folder: Path, tmp_path: Path) -> None:
+    for kind in ("gpt2", "lora"):
+        run = replace(KINDS[kind], folder=str(tmp_path / kind))
+        for devices, strategy, stop_after in JOURNEY:
+            case = replace(run, strategy=strategy, stop_after=stop_after, micro_batch_size=2)
+            if devices == 1:
+                run_case(case)
+            else:
+                run_on_ranks([case], tmp_path)
+        assert_same(tmp_path / kind, folder / f"{kind}-one-8")
+
+
+def test_a_device_that_runs_out_of_memory_has_all_of_them_start_again_with_fewer_rows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_case(replace(KINDS["gpt2"], folder=str(tmp_path / "one"), micro_batch_size=8))
+    case = replace(KINDS["gpt2"], folder=str(tmp_path / "gpt2"), strategy="ddp", micro_batch_size=4, most_rows=2)
+    run_on_ranks([case], tmp_path)
+    assert json.loads((tmp_path / "gpt2" / "micro_batch.json").read_text()) == {"rows": 4, "asked": 4, "size": 2}
+    assert capfd.readouterr().err.count("a device ran out of memory; the next start takes fewer rows at once") == 2
+    assert_same(tmp_path / "gpt2", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({}, LightningEnvironment),
+        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, SLURMEnvironment),
+        ({"SLURM_PROCID": "0", "RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
+    ],
+)
+def test_who_started_the_processes_is_seen(
+    variables: dict[str, str], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert type(environment()) is kind
