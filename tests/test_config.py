@@ -126,6 +126,10 @@ def test_stages_mirror_modules():
             ["trainer.strategy=fsdp"],
             "trainer.strategy=fsdp is for several devices, but trainer.devices=1 and trainer.num_nodes=1. Raise one of",
         ),
+        (
+            ["trainer.strategy=fsdp", "trainer.devices=2", "trainer.compile=true"],
+            "trainer.compile=true is one graph, which trainer.strategy=fsdp breaks at each block. Set trainer.strat",
+        ),
         (["trainer.strategy=fdsp"], "trainer.strategy: Invalid value 'fdsp', expected one of [auto, ddp, fsdp]"),
         (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [fp32, bf16]"),
         (

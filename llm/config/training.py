@@ -229,6 +229,11 @@ class TrainerConfig:
             at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
         if self.profile_steps is not None:
             at_least("trainer.profile_steps", self.profile_steps, 1)
+        if self.strategy is Strategy.fsdp and self.compile:
+            raise ConfigError(
+                "trainer.compile=true is one graph, which trainer.strategy=fsdp breaks at each block. Set "
+                "trainer.strategy=ddp, or trainer.compile=false."
+            )
         if self.strategy is not Strategy.auto and self.world_size == 1:
             raise ConfigError(
                 f"trainer.strategy={self.strategy.value} is for several devices, but trainer.devices=1 and "

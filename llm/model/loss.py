@@ -118,7 +118,7 @@ def _head(model: nn.Module) -> nn.Linear | None:
     causal = _without_adapters(model)
     config = getattr(causal, "config", None)
     others = (getattr(config, name, None) for name in ("final_logit_softcapping", "output_router_logits"))
-    if not hasattr(causal, "get_output_embeddings") or hasattr(causal, "unshard") or any(others):
+    if not hasattr(causal, "get_output_embeddings") or hasattr(model, "unshard") or any(others):
         return None
     head = causal.get_output_embeddings()
     return head if type(head) is nn.Linear and head.bias is None else None
