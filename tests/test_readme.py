@@ -140,7 +140,8 @@ def test_the_metrics_have_the_keys_of_the_readme(ran):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in ran.outputs.glob("*/first-*/metrics.jsonl"):
         keys = {key for line in path.read_text(encoding="utf-8").splitlines() for key in json.loads(line)}
-        assert keys == {"step", "tokens", "seconds"} | {k for k in re.findall(r"`([\w/]+)`", readme) if is_metric(k)}
+        named = {key for key in re.findall(r"`([\w/]+)`", readme) if is_metric(key)}
+        assert named and {"step", "tokens", "seconds"} | named <= keys  # docs/numbers.md has them all
 
 
 def is_metric(key: str) -> bool:

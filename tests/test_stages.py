@@ -322,7 +322,7 @@ def test_a_longer_run_goes_on_from_the_stable_phase_of_a_shorter_one_to_the_same
     assert read_metrics(longer.path / "samples.jsonl") == read_metrics(outputs.parent / "whole" / "samples.jsonl")
 
 
-@pytest.mark.parametrize("different", ["seed=1", "optimizer.warmup_steps=2", "optimizer.schedule=cosine"])
+@pytest.mark.parametrize("different", ["seed=1", "optimizer.warmup_steps=2", "optimizer.decay_shape=linear"])
 def test_a_run_that_differs_in_more_than_its_length_lends_no_checkpoint(
     different: str, outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
 ) -> None:

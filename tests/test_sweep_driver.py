@@ -213,6 +213,17 @@ def test_two_drivers_of_one_sweep_end_well_and_do_no_job_twice(tmp_path):
     assert {record["state"] for record in ledger} == {"done"}
 
 
+def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(sweep):
+    one = sweep("ok=a", "ok=bb")
+    job, _ = one.jobs()
+    job.begin(job.read())
+    late = one.driver()  # counts the attempt that is under way
+    late._find_finished = lambda: None  # as if it had looked before that came to its end
+    assert {each.state for each in one.run().values()} == {"done"}
+    assert {each.state for each in late.run()} == {"done"}
+    assert one.starts() == {"a": 1, "bb": 1}
+
+
 def test_a_job_whose_run_another_process_makes_is_waited_for_without_counting_as_a_failure(sweep, tmp_path):
     from llm.run.owner import owned
 

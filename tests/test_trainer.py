@@ -657,11 +657,12 @@ def test_a_loss_that_is_not_finite_makes_gradients_that_are_not(
     """Even where the model's own gradients would be."""
     calls: list[int] = []
 
-    def spoiled(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def spoiled(model: torch.nn.Module, batch: dict[str, Any], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        return next_token_nats(model, batch) + (math.inf if len(calls) == 2 else 0.0)
+        nats = next_token_nats(model, batch) + (math.inf if len(calls) == 2 else 0.0)
+        return nats, nats
 
-    monkeypatch.setattr("llm.trainer.module.next_token_nats", spoiled)
+    monkeypatch.setattr("llm.trainer.module.next_token_loss", spoiled)
     fit(task(tmp_path, max_steps=3))
     assert [record["train/skipped_steps"] for record in metrics(tmp_path) if "train/skipped_steps" in record] == [
         *(0, 1, 1),
@@ -718,11 +719,12 @@ def test_a_jump_of_the_loss_is_told(
     monkeypatch.setattr(log, "propagate", True)
     calls: list[int] = []
 
-    def jumping(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def jumping(model: torch.nn.Module, batch: dict[str, Any], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        return next_token_nats(model, batch) * (3.0 if len(calls) == 15 else 1.0)
+        nats = next_token_nats(model, batch) * (3.0 if len(calls) == 15 else 1.0)
+        return nats, nats
 
-    monkeypatch.setattr("llm.trainer.module.next_token_nats", jumping)
+    monkeypatch.setattr("llm.trainer.module.next_token_loss", jumping)
     fit(task(tmp_path, max_steps=20))
     assert [line for line in caplog.messages if "train/loss jumped to" in line] == [
         line for line in caplog.messages if "at step 15, from a mean of" in line

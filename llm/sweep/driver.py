@@ -110,13 +110,15 @@ class Driver:
                 each.not_before = time.monotonic() + WAIT_SECONDS
 
     def _settle_by_others(self, each: Standing, record: JobRecord) -> bool:
-        """Whether another driver has brought the job to its end since this one began."""
-        if len(record.attempts) <= each.attempts_before or each.job.is_taken():
+        """Whether another driver has brought the job to its end: a failure counts if it came since this one began."""
+        if each.job.is_taken():
+            return False
+        if record.state == "done" and record.run and (run := load_finished(record)):
+            each.state, each.run = "done", run
+            return True
+        if len(record.attempts) <= each.attempts_before:
             return False
         last = record.attempts[-1]
-        if record.state == "done" and record.run:
-            each.state, each.run = "done", load_finished(record)
-            return each.run is not None
         if record.state == "failed" and last.kind and not self._is_retried(each, last.kind):
             each.state, each.ending = "failed", Ending(last.kind, last.message or "")
             return True
