@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from llm.config import TokenizerConfig
-from llm.config.schema import Alphabet, Morphemes
+from llm.config import Alphabet, Morphemes, TokenizerConfig
 from llm.tokenizer import save, train
 
 _WHO = [

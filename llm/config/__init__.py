@@ -10,26 +10,23 @@ from llm.config.evaluation import EvaluationConfig
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
-    ALPHABET_SIZES,
     STAGES,
-    Alphabet,
     BadRecords,
     DataConfig,
     DataKind,
     DataSource,
     EvaluateStage,
     FinetuneStage,
-    Morphemes,
     Packing,
     PartConfig,
     PretrainStage,
     Reuse,
     ShardsStage,
     StageConfig,
-    TokenizerConfig,
     TokenizerStage,
 )
 from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
+from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerConfig
 from llm.config.training import (
     LINEAR_LAYERS,
     Accelerator,

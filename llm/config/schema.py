@@ -1,4 +1,4 @@
-"""The schema of conf/: one dataclass for each stage, with the checks across its groups; text and its tokenizer here."""
+"""The schema of conf/: what data may be, and one dataclass for each stage, with the checks across its groups."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.config.evaluation import EvaluationConfig
 from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least
+from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
     Algorithm,
@@ -51,77 +52,6 @@ class Packing(Enum):
     concatenate = "concatenate"  # documents end to end, cut where a row is full
     best_fit = "best_fit"  # only documents longer than a row are cut; the rest go where they fit best
     padded = "padded"  # one document a row
-
-
-class Alphabet(Enum):
-    none = "none"
-    bytes = "bytes"  # the 256 symbols of a byte-level tokenizer
-    ks_x_1001 = "ks_x_1001"  # the 2,350 Hangul syllables of the KS X 1001 standard
-    jamo = "jamo"  # the 67 conjoining letters that modern Hangul decomposes into
-
-
-ALPHABET_SIZES = {Alphabet.none: 0, Alphabet.bytes: 256, Alphabet.ks_x_1001: 2350, Alphabet.jamo: 67}
-
-
-class Morphemes(Enum):
-    none = "none"
-    kiwi = "kiwi"
-    mecab = "mecab"
-
-
-@dataclass(kw_only=True, slots=True)
-class TokenizerConfig:
-    """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
-
-    name: str = field(default=MISSING, metadata=HOW)
-    vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
-    normalizer: Any = None  # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
-    pre_tokenizer: Any = None
-    model: Any = MISSING
-    post_processor: Any = None
-    decoder: Any = None
-    special_tokens: list[str] = field(default_factory=lambda: ["<|endoftext|>"])  # their ids are 0, 1, 2, ...
-    bos_token: str | None = None  # one of special_tokens; None: the first
-    eos_token: str | None = None  # one of special_tokens; None: the first
-    pad_token: str | None = None  # one of special_tokens; None pads with eos
-    initial_alphabet: Alphabet = Alphabet.none  # symbols that are in the vocabulary whether the text has them or not
-    limit_alphabet: int | None = None  # characters kept as single tokens; None keeps all that the text has
-    min_frequency: int = 2  # how often a pair must occur to be merged
-    morphemes: Morphemes = Morphemes.none  # whose morphemes no token may cross in training; encoding needs none of it
-    sample_bytes: int | None = None  # of the training text, taken at random by document; None takes all
-    sample_seed: int = 0
-    ladder: int | None = field(default=None, metadata=HOW)  # cut from the tokenizer of this size where that is the same
-    allow_lossy: bool = field(default=False, metadata=HOW)  # keep a tokenizer that does not give held-out text back
-
-    def __post_init__(self) -> None:
-        if self.model is None:
-            raise ConfigError("tokenizer.model is null. Set it to BPE, WordPiece, Unigram or WordLevel.")
-        if not self.special_tokens:
-            raise ConfigError(
-                "tokenizer.special_tokens is empty, but documents need an end. Set it to ['<|endoftext|>']."
-            )
-        for role in ("bos_token", "eos_token", "pad_token"):
-            if (token := getattr(self, role)) is not None and token not in self.special_tokens:
-                raise ConfigError(f"tokenizer.{role}={token} is not one of tokenizer.special_tokens. Add it there.")
-        if len(set(self.special_tokens)) < len(self.special_tokens):
-            raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
-        for key in ("limit_alphabet", "sample_bytes", "ladder"):
-            if getattr(self, key) is not None:
-                at_least(f"tokenizer.{key}", getattr(self, key), 1)
-        at_least("tokenizer.min_frequency", self.min_frequency, 0)
-        at_least("tokenizer.sample_seed", self.sample_seed, 0)
-        byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
-        least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
-        if self.vocab_size < least:
-            raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size} is too small: special tokens, alphabet and bytes take "
-                f"{least - 1}. Set tokenizer.vocab_size to {least} or more."
-            )
-        if self.ladder is not None and self.ladder < self.vocab_size:
-            raise ConfigError(
-                f"tokenizer.ladder={self.ladder} is smaller than tokenizer.vocab_size={self.vocab_size}, which is cut "
-                "from it. Set tokenizer.ladder to the largest vocabulary of the sweep, or to null."
-            )
 
 
 @dataclass(kw_only=True, slots=True)
