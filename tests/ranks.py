@@ -54,7 +54,9 @@ class Case:
 
 
 def unequal_rows(folder: Path, packing: str) -> TokenRows:
-    """Documents from one token to three rows long."""
+    """Documents from one token to three rows long; each process writes shards of its own."""
+    folder = folder / f"rows-{os.environ.get('RANK', '0')}"
+    folder.mkdir(exist_ok=True)
     draw = np.random.default_rng(3)
     documents = [draw.integers(2, VOCAB, size=size).tolist() for size in draw.integers(1, 3 * LENGTH, size=30)]
     return write_rows(folder, [documents], sequence_length=LENGTH, packing=Packing[packing])

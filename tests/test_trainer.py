@@ -657,9 +657,9 @@ def test_a_loss_that_is_not_finite_makes_gradients_that_are_not(
     """Even where the model's own gradients would be."""
     calls: list[int] = []
 
-    def spoiled(model: torch.nn.Module, batch: dict[str, Any], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoiled(model: torch.nn.Module, batch: dict[str, Any], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        nats = next_token_nats(model, batch) + (math.inf if len(calls) == 2 else 0.0)
+        nats = next_token_nats(model, batch, **more) + (math.inf if len(calls) == 2 else 0.0)
         return nats, nats
 
     monkeypatch.setattr("llm.trainer.module.next_token_loss", spoiled)
@@ -719,9 +719,9 @@ def test_a_jump_of_the_loss_is_told(
     monkeypatch.setattr(log, "propagate", True)
     calls: list[int] = []
 
-    def jumping(model: torch.nn.Module, batch: dict[str, Any], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def jumping(model: torch.nn.Module, batch: dict[str, Any], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        nats = next_token_nats(model, batch) * (3.0 if len(calls) == 15 else 1.0)
+        nats = next_token_nats(model, batch, **more) * (3.0 if len(calls) == 15 else 1.0)
         return nats, nats
 
     monkeypatch.setattr("llm.trainer.module.next_token_loss", jumping)
