@@ -95,7 +95,7 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
     from llm.trainer import Fit, fit
 
     on_gpu = torch.cuda.is_available()
-    before = 0 if on_gpu else _begin_peak()
+    before = 0 if on_gpu else begin_peak()
     rows, length = case["micro_rows"], case["length"]
     model = build(model_config(case["model"]), vocab_size=case["vocab_size"], special=SPECIAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,17 +122,18 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
                 label="memory",
             )
         )
-    return {"total": torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM") - before}
+    return {"total": torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM") - before}
 
 
-def _begin_peak() -> int:
+def begin_peak() -> int:
     """Have the kernel's mark of the peak begin again, after what torch and Lightning need whatever the model is."""
     torch.ones(512, 512).matmul(torch.ones(512, 512))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
+    """A size that Linux says of this process: VmRSS, what it has in RAM; VmHWM, the most of that since the mark."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 

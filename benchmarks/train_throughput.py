@@ -18,7 +18,6 @@ import json
 import logging
 import multiprocessing
 import re
-import resource
 import statistics
 import time
 import warnings
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train, device
+from benchmarks.memory import begin_peak, status_bytes
 from llm.config import Architecture
 from llm.config.training import Precision
 from llm.run import log
@@ -165,9 +165,9 @@ def _peak_in_a_process(name: str, shape: Shape, mode: Mode) -> int:
 def _grow(name: str, shape: Shape, mode: Mode) -> int:
     _be_quiet()
     CONTESTANTS[name](TINY, mode)(Clock(TINY), 2)  # imports and first calls are not the contest's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = begin_peak()  # getrusage would not do: its peak is inherited from the process that starts this one
     CONTESTANTS[name](shape, mode)(Clock(shape), 4)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return status_bytes("VmHWM") - before
 
 
 def _print(shape: Shape, mode: Mode, scores: dict[str, Score], *, documents: int) -> None:
