@@ -49,8 +49,6 @@ def model_of(architecture: Architecture, *, vocab_size: int = VOCAB, **changes: 
 
 def preset(name: str) -> ModelConfig:
     settings = yaml.safe_load((Path("conf/model") / f"{name}.yaml").read_text(encoding="utf-8"))
-    for choice in settings.pop("defaults", ["_self_"])[:-1]:
-        settings = yaml.safe_load((Path("conf/model") / f"{choice}.yaml").read_text(encoding="utf-8")) | settings
     return ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
 
 
