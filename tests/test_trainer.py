@@ -28,6 +28,7 @@ from llm.config import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    Schedule,
     TrainerConfig,
 )
 from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
@@ -777,13 +778,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         fit(other)
 
 
-def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("schedule", "number"), [(Schedule.cosine, 3), (Schedule.wsd, 4)])
+def test_a_disk_without_room_is_refused_before_the_first_step(
+    schedule: Schedule, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("llm.trainer.space.shutil.disk_usage", lambda _path: usage)
-    with pytest.raises(
-        StorageError, match=r"0.00 GB are free on the disk, but 3 checkpoints of .* lower trainer.keep_"
-    ):
-        fit(task(tmp_path))
+    refusal = rf"0.00 GB are free on the disk, but {number} checkpoints of .* lower trainer.keep_"
+    with pytest.raises(StorageError, match=refusal):
+        fit(task(tmp_path, optimizer=OptimizerConfig(warmup_steps=3, schedule=schedule)))
     assert StorageError.exit_code == 74
     assert not (tmp_path / "metrics.jsonl").exists()
 

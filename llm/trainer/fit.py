@@ -85,7 +85,8 @@ def fit(task: Fit) -> None:
 def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     """Whether training came to its end; if not, memory ran out, and the next attempt takes fewer rows at once."""
     resume_from = newest_good(task.folder / "checkpoints", task.identity)
-    require_space(task.folder / "checkpoints", task.model, task.trainer)
+    is_extensible = extension_step(task.optimizer, max_steps=task.trainer.max_steps) is not None
+    require_space(task.folder / "checkpoints", task.model, task.trainer, kept=int(is_extensible))
     micro_rows, is_tried = _micro_batch_size(task)
     batches, held_out = _training_batches(task, micro_rows), _held_out_batches(task, micro_rows)
     if resume_from:

@@ -12,14 +12,14 @@ from llm.trainer.checkpoint import PREFIX
 STATES = 3  # of a parameter in a checkpoint: its value and AdamW's two moments
 
 
-def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig) -> None:
-    """Refuse to start what could not be saved.
+def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *, kept: int = 0) -> None:
+    """Refuse to start what could not be saved; so many checkpoints are `kept` beside the newest and the best.
 
     Raises:
         StorageError: the disk has less free than the checkpoints still to come and the finished model take.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    number = config.keep_checkpoints + config.keep_best + 1  # the new one is written before an old one goes
+    number = config.keep_checkpoints + config.keep_best + kept + 1  # the new one is written before an old one goes
     to_come = max(1, number - len(list(checkpoints.glob(f"{PREFIX}*"))))
     needed = (to_come * STATES + 1) * trained
     free = shutil.disk_usage(checkpoints.parent).free
