@@ -135,7 +135,8 @@ def test_a_signal_through_the_command_line_is_obeyed_at_the_steps_end(
         folder = workspaces.fresh("gpt2", tmp_path / str(number))
         moment, sent = Moment("training", 1, draw.uniform(0.1, 0.4)), draw.choice(SIGNALS)
         code = strike_command(launch("gpt2", folder), moment, sent)
-        assert code in (0, 75), (moment, sent, said(folder)[-1500:])
+        after_the_end = code == -sent and "pretrain done in" in said(folder)  # in the interpreter's last moments
+        assert code in (0, 75) or after_the_end, (moment, sent, said(folder)[-1500:])
         assert_at_step_boundary(folder, said(folder)[-1500:])
         assert_ends_the_same("gpt2", folder, workspaces)
 
