@@ -1,7 +1,9 @@
 """Every file in conf/ composes, and what cannot be composed or go together is one line that names the key."""
 
 import os
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from yaml import YAMLError
 
@@ -430,3 +434,30 @@ def test_rows_are_no_part_of_a_tokenizers_identity():
     ]
     assert shards[0] == shards[1]
     assert settings[0]["tokenizer"]["initial_alphabet"] == Alphabet.ks_x_1001.name
+
+
+# The docs
+
+
+def commands_of_the_docs() -> list[str]:
+    pages = (path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    return [line for page in pages for line in re.findall(r"^(?: {4})?(python train\.py.*)$", page, re.MULTILINE)]
+
+
+def first_value(override: Override) -> str:
+    """What the first job of a sweep has of it."""
+    if not override.is_sweep_override():
+        return override.input_line
+    value = override.value()
+    first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={first}"
+
+
+@pytest.mark.parametrize("command", commands_of_the_docs())
+def test_a_command_of_the_docs_passes_the_schema(command):
+    words = [word for word in shlex.split(command, comments=True)[2:] if word != "-m"]
+    config_of(*map(first_value, OverridesParser.create().parse_overrides(words)))
+
+
+def test_the_docs_have_commands():
+    assert len(commands_of_the_docs()) > 10

@@ -202,8 +202,8 @@ def test_no_job_outlives_a_driver_that_is_killed(tmp_path):
     wait_for(lambda: not any(map(is_alive, left)))
 
 
-def test_two_drivers_of_one_sweep_end_well_and_do_no_job_twice(tmp_path):
-    jobs = [f"0.4={name}" for name in "abcdefgh"]
+def test_two_drivers_share_a_sweep_and_no_job_is_done_twice(tmp_path):
+    jobs = [f"meet={name}" for name in "abcdefgh"]
     drivers = [start(tmp_path, *jobs) for _ in range(2)]
     said = [driver.communicate(timeout=120)[1] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
@@ -211,6 +211,7 @@ def test_two_drivers_of_one_sweep_end_well_and_do_no_job_twice(tmp_path):
     assert sweep.starts() == dict.fromkeys("abcdefgh", 1)
     ledger = sweep.ledger().values()
     assert {record["state"] for record in ledger} == {"done"}
+    assert len({record["attempts"][0]["driver"] for record in ledger}) == 2
 
 
 def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(sweep):

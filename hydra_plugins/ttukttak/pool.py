@@ -12,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config import PoolConfig, StageConfig
+from llm.errors import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -34,7 +35,15 @@ class PoolLauncher(Launcher):
         self._choices = config.hydra.runtime.choices
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise NotImplementedError("hydra/launcher=pool needs hydra/sweeper=checked or search")
+        """What another sweeper asks for: jobs as text alone, of which nobody has seen whether they can be.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "hydra/launcher=pool takes the jobs of hydra/sweeper=checked, which looks at each of them first. Leave "
+            "hydra/sweeper out, or choose hydra/launcher=basic."
+        )
 
     def launch_checked(self, jobs: Sequence[Sequence[str]], configs: Sequence[StageConfig]) -> list[JobReturn]:
         """Carry the jobs out; what each of them came to."""

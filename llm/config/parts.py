@@ -18,7 +18,6 @@ from llm.config.schema import DataSource, PartConfig
 from llm.errors import ConfigError
 
 CHOICES = Path(__file__).parents[2] / "conf" / "data"
-_OF_PART = {"use", "weight", "max_bytes", "max_tokens"}
 _OF_MIXTURE = ("name", "sequence_length", "batch_size", "packing", "num_workers")  # of a choice: rows are the mixture's
 _NAME = re.compile(r"\w[\w-]{0,31}")  # it names metrics
 _KNOWN = PartConfig.__dataclass_fields__
