@@ -246,3 +246,14 @@ def test_a_command_that_cannot_be_is_one_line_with_nothing_written(tmp_path, wor
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {line}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweeper_that_checks_nothing_is_refused_in_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/sweeper=basic", "seed=1,2"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: hydra/launcher=pool takes the jobs of hydra/sweeper=checked, which looks at each of them first. Leave "
+        "hydra/sweeper out, or choose hydra/launcher=basic.\n"
+    )
+    assert not (tmp_path / "outputs").exists()
