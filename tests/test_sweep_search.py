@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from sweeps import SCRIPT, FinderOfStandIns
 
 from llm.config import HalvingConfig, PoolConfig, Sampler, StageConfig, SweeperConfig
 from llm.errors import ConfigError, LaunchError
 from llm.sweep import process
 from llm.sweep.board import Board
+from llm.sweep.halving import Halving, Place, go_on, point_of, points
 from llm.sweep.pool import Pool
 from llm.sweep.search import Search
 from llm.sweep.shares import Shares
@@ -27,6 +30,7 @@ from llm.sweep.study import best_trials, check_objectives, open_study, table
 ROOT = Path(__file__).parents[1]
 X = Dimension(key="x", low=0.0, high=1.0)
 N = Dimension(key="n", choices=("1", "2", "3"))
+POOL = PoolConfig()
 
 # The stand-in's run is worth what its point says, and may write the curve of a training while it lasts.
 WORTH = """
@@ -34,19 +38,26 @@ point = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
 x, n, seed = float(point.get("x", 0)), int(point.get("n", 0)), int(point.get("seed", 0))
 name = f"{point.get('x')}-{n}-{seed}"
 """
+# Nine steps, from the one after the last that an earlier attempt has written.
 CURVE = """
-with (run / "metrics.jsonl").open("w") as file:
-    for step in range(1, 10):
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+metrics = run / "metrics.jsonl"
+seen = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+for step in range(seen + 1, 10):
+    time.sleep(0.15)
+    with metrics.open("a") as file:
         file.write(json.dumps({"step": step, "val/loss": n + 1 / step}) + "\\n")
-        file.flush()
-        time.sleep(0.4)
+"""
+FAILURE = """
+if os.environ.get("FAIL") == str(n):
+    raise RuntimeError("a bug")
 """
 
 
 def script(outputs: Path) -> str:
     text = SCRIPT.format(outputs=str(outputs))
     text = text.replace('do, _, name = sys.argv[1].partition("=")', "").replace("job = Path(", WORTH + "job = Path(", 1)
-    curve = "if os.environ.get('CURVE'):" + CURVE.replace("\n", "\n    ") + "\ntime.sleep(0.2)\n"
+    curve = FAILURE + "if os.environ.get('CURVE'):" + CURVE.replace("\n", "\n    ") + "\ntime.sleep(0.2)\n"
     begin, end = text.index('if do == "hold"'), text.index("time.sleep(float(do)")
     text = re.sub(r"time\.sleep\(float\(do\).*\n", "", text[:begin] + curve + text[end:])
     results = 'keep(results={"val/loss": n + x + 0.25 * seed, "tokens": x})'
@@ -59,10 +70,11 @@ def config_of(outputs: Path, overrides: list[str]) -> StageConfig:
     return StageConfig(stage="pretrain", outputs=str(outputs), name=name)
 
 
-def search(outputs: Path, settings: SweeperConfig, *, space=(X, N), compose=None, cores: int = 2) -> Search:
+def search(
+    outputs: Path, settings: SweeperConfig, *, space=(X, N), compose=None, cores: int = 2, launcher=POOL
+) -> Search:
     (outputs / "train.py").write_text(script(outputs), encoding="utf-8")
     process.TRAIN = outputs / "train.py"
-    launcher = PoolConfig()
     shares = Shares(launcher, num_jobs=8, gpus=[], cores=cores, memory=10**12)
     return Search(
         settings,
@@ -123,15 +135,97 @@ def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
     assert {trial.number for trial in best_trials(study)} == unbeaten
 
 
-def test_what_does_badly_at_a_rung_is_stopped_there(tmp_path, monkeypatch):
+NINE = Dimension(key="n", choices=tuple("123456789"))
+HALVING = replace(LOSS, trials=9, sampler=Sampler.grid, halving=HalvingConfig(first_step=1, factor=4))
+
+
+def steps_of(outputs: Path) -> dict[str, list[int]]:
+    """Point -> the steps in its run's metrics.jsonl, in their order."""
+    files = {path.parent.name.split("-")[1]: path for path in outputs.glob("pretrain/*/metrics.jsonl")}
+    return {n: [json.loads(line)["step"] for line in path.read_text().splitlines()] for n, path in files.items()}
+
+
+@pytest.mark.parametrize("order", ["123456789", "594172836"])
+def test_what_does_badly_at_a_rung_is_stopped_and_goes_on_from_there_once_it_is_among_the_best(
+    tmp_path, monkeypatch, order
+):
     monkeypatch.setenv("CURVE", "1")
-    settings = replace(LOSS, trials=3, sampler=Sampler.grid, halving=HalvingConfig(first_step=2, factor=3))
-    study = search(tmp_path, settings, space=(N,), cores=3).run()
-    state = {trial.params["n"]: trial.state.name for trial in study.trials}
-    assert state["1"] == "COMPLETE"  # the best at every step
-    assert "PRUNED" in {state["2"], state["3"]}
-    shown = [line for line in table(study, settings).columns[0]._cells]
-    assert shown[0] == str(next(trial.number for trial in study.trials if trial.params["n"] == "1"))
+    monkeypatch.setattr("llm.sweep.search.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("llm.sweep.study.points_of_grid", lambda space: [{"n": n} for n in order])
+    study = search(tmp_path, HALVING, space=(NINE,), cores=1).run()
+    newest = {trial.params["n"]: trial for trial in points(study).values()}
+    assert [n for n, trial in newest.items() if trial.state.name == "COMPLETE"] == ["1"]  # the best at every step
+    taken = steps_of(tmp_path)
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in taken.values())  # none twice, none left out
+    assert len(taken["1"]) == 9
+    assert sum(map(len, taken.values())) < 0.4 * 9 * 9
+    shown = list(table(study, HALVING).columns[0]._cells)
+    assert shown[0] == str(point_of(newest["1"]))
+    assert sorted(map(int, shown)) == list(range(9))  # each point once
+    again = search(tmp_path, HALVING, space=(NINE,), cores=1).run()
+    assert len(again.trials) == len(study.trials)
+
+
+def told(values: dict[str, dict[int, float]], states: str) -> optuna.Study:
+    """A study whose trials have come to these rungs: P has been stopped, R runs, C is complete."""
+    study = optuna.create_study()
+    for curve, state in zip(values.values(), states, strict=True):
+        trial = study.ask()
+        for rung, value in curve.items():
+            trial.report(value, rung)
+        if state != "R":
+            study.tell(trial, 0.0 if state == "C" else None, TrialState.COMPLETE if state == "C" else TrialState.PRUNED)
+    return study
+
+
+def test_the_places_at_a_rung_are_those_of_a_hand_worked_case():
+    halving = Halving(HalvingConfig(first_step=10, factor=2), direction="minimize")
+    curves = {"a": {10: 4.0}, "b": {10: 2.0, 20: 1.0}, "c": {10: float("nan")}, "d": {10: 3.0}, "e": {10: 1.0, 20: 2.0}}
+    study = told(curves, "PRPPP")
+    assert [halving.place(study, point, 10).rank for point in range(5)] == [4, 2, 5, 3, 1]
+    assert [halving.place(study, point, 10).goes_on for point in range(5)] == [False, True, False, False, True]
+    assert halving.place(study, 4, 20) == Place(rung=20, rank=2, of=2, goes_on=False)
+    assert halving.to_go_on(study) is None  # d would be the third of five
+    [trial, place] = halving.furthest(study)
+    assert (trial.number, place.rung) == (4, 20)
+    more = told(curves | {"f": {10: 9.0}}, "PRPPPP")
+    [trial, place] = halving.to_go_on(more)
+    assert (trial.number, place) == (3, Place(rung=10, rank=3, of=6, goes_on=True))
+    further = go_on(more, trial)
+    assert (point_of(further), further.number) == (3, 6)
+    assert halving.to_go_on(more) is None
+    assert halving.tell(more, further, {10: 3.0, 20: 0.5}) == Place(rung=20, rank=1, of=3, goes_on=True)
+    largest = Halving(HalvingConfig(first_step=10, factor=2), direction="maximize")
+    assert [largest.place(study, point, 10).rank for point in range(5)] == [1, 3, 5, 2, 4]
+
+
+def test_a_curve_has_come_to_each_rung_that_it_was_measured_at_or_after():
+    halving = Halving(HalvingConfig(first_step=10, factor=3), direction="minimize")
+    curve = [(5, 9.0), (12, 8.0), (25, 7.0), (95, 6.0)]
+    assert halving.reached(curve, max_steps=inf) == {10: 8.0, 30: 6.0, 90: 6.0}
+    assert halving.reached(curve, max_steps=90) == {10: 8.0, 30: 6.0}
+
+
+def test_what_failed_is_tried_again_at_a_later_start_as_often_as_it_may_be(tmp_path, monkeypatch, capsys):
+    settings = replace(LOSS, sampler=Sampler.grid, trials=3)
+    monkeypatch.setenv("FAIL", "2")
+    first = search(tmp_path, settings, space=(N,)).run()
+    assert {t.params["n"]: t.state.name for t in first.trials} == {"1": "COMPLETE", "2": "FAIL", "3": "COMPLETE"}
+    search(tmp_path, settings, space=(N,), launcher=PoolConfig(max_attempts=1)).run()
+    assert "has failed 1 times; hydra.launcher.max_attempts=1. Raise it" in capsys.readouterr().err
+    monkeypatch.delenv("FAIL")
+    study = search(tmp_path, settings, space=(N,)).run()
+    assert {n: trial.state.name for n, trial in points(study).items()} == dict.fromkeys(range(3), "COMPLETE")
+    starts = {path.parent.name.split("-")[1]: path.read_text() for path in tmp_path.glob("pretrain/*/starts.txt")}
+    assert {n: len(text.splitlines()) for n, text in starts.items()} == {"1": 1, "2": 2, "3": 1}
+
+
+def test_the_first_failure_ends_a_search_that_is_to_fail_fast(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "1")
+    settings = replace(LOSS, sampler=Sampler.grid, trials=3)
+    with pytest.raises(LaunchError, match=r"fail_fast: trial \d: n=1: failed: RuntimeError: a bug") as e:
+        search(tmp_path, settings, space=(N,), cores=1, launcher=PoolConfig(fail_fast=True)).run()
+    assert e.value.exit_code == 3
 
 
 def test_values_that_cannot_go_together_fail_alone(tmp_path):
@@ -153,22 +247,28 @@ PROGRAM = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_sweep_search import LOSS, replace, search
+from test_sweep_search import HALVING, LOSS, N, NINE, X, replace, search
 if __name__ == "__main__":
-    search(Path({folder!r}), replace(LOSS, trials=8)).run()
+    search(Path({folder!r}), {settings}, space={space}).run()
 """
 
 
-def test_a_search_that_is_killed_again_and_again_ends_with_its_trials_each_once(tmp_path, request):
+def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: int) -> None:
     program = tmp_path / "driver.py"
-    program.write_text(PROGRAM.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path)))
-    for number in range(20 if request.config.getoption("--storm") else 2):
+    names = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
+    program.write_text(PROGRAM.format(**names, settings=settings, space=space))
+    for number in range(times):
         driver = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
         time.sleep(2.5 + 0.37 * (number % 7))
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_search_that_is_killed_again_and_again_ends_with_its_trials_each_once(tmp_path, request):
+    times = 20 if request.config.getoption("--storm") else 2
+    kill_again_and_again(tmp_path, "replace(LOSS, trials=8)", "(X, N)", times=times)
     study = open_study(replace(LOSS, trials=8), (X, N), [], tmp_path / "sweeps" / "search")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 8
     assert [trial.value for trial in study.trials] == [t.params["x"] + int(t.params["n"]) for t in study.trials]
@@ -178,6 +278,16 @@ def test_a_search_that_is_killed_again_and_again_ends_with_its_trials_each_once(
     for record in records:  # nothing is begun after the end, which a driver that was killed may not have seen
         kinds = [attempt["kind"] for attempt in record["attempts"]]
         assert kinds.count("done") <= 1 and "done" not in kinds[:-1]
+
+
+def test_a_search_with_halving_that_is_killed_again_and_again_takes_each_step_once(tmp_path, request, monkeypatch):
+    monkeypatch.setenv("CURVE", "1")
+    kill_again_and_again(tmp_path, "HALVING", "(NINE,)", times=20 if request.config.getoption("--storm") else 2)
+    study = open_study(HALVING, (NINE,), [], tmp_path / "sweeps" / "search")
+    states = {trial.params["n"]: trial.state.name for trial in points(study).values()}
+    assert len(states) == 9 and states["1"] == "COMPLETE"
+    assert set(states.values()) == {"COMPLETE", "PRUNED"}
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in steps_of(tmp_path).values())
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):

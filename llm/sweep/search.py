@@ -1,29 +1,32 @@
 """A space and a number of trials -> the best of them, by Optuna; killed at any moment, the same command goes on.
 
-Optuna's journal keeps the trials, the ledger the jobs. A trial that nobody is at any more is taken up with its own
-number, so that its jobs find their folders and go on from their checkpoints.
+Optuna's journal keeps the trials, the ledger the jobs. A trial that nobody is at any more is taken up with the number
+of its point, so that its jobs find their folders and go on from their checkpoints; so does one that failed, at a later
+start.
 """
 
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import inf
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from llm.compare import output_console
-from llm.config import PoolConfig, Sampler, SweeperConfig
+from llm.config import PoolConfig, Sampler, StageConfig, SweeperConfig, TrainerConfig
 from llm.data import available_cores
-from llm.errors import StoppedError, UserError
+from llm.errors import PARTIAL_EXIT_CODE, LaunchError, StoppedError, UserError
 from llm.run import history, log, read_metrics, start_logging
 from llm.run.signals import on_signal
 from llm.sweep.board import Board
 from llm.sweep.driver import LOOK_SECONDS, Standing
 from llm.sweep.ending import Ending, may_retry
 from llm.sweep.finding import Finder
+from llm.sweep.halving import PAST_RUNG, Halving, Place, go_on, point_of, points
 from llm.sweep.ledger import Job
 from llm.sweep.pool import Pool
 from llm.sweep.process import start_server
@@ -32,19 +35,25 @@ from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space
 from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
 
 CHOOSING = timedelta(seconds=20)  # at most, from the begin of a trial until it has its values
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
 class Trial:
     """A point that this driver has taken up, and its jobs: one for each seed."""
 
-    number: int
-    point: dict[str, Value]
-    jobs: list[Standing]
     optuna_trial: optuna.Trial
-    told_steps: set[int] = field(default_factory=set)
+    jobs: list[Standing]
+    past_rung: int = 0  # the last at which it was looked at, in steps
     is_pruned: bool = False
+
+    @property
+    def number(self) -> int:
+        """That of the point, by which people and folders know it."""
+        return point_of(self.optuna_trial)
+
+    @property
+    def point(self) -> dict[str, Value]:
+        return self.optuna_trial.params
 
 
 class Search:
@@ -67,10 +76,14 @@ class Search:
         self._space, self._fixed, self._compose = space, fixed, compose
         self._folder, self._pool, self._board, self._finder = folder, pool, board, finder
         self.study = open_study(settings, space, fixed, folder)
-        self._mine: dict[int, Trial] = {}
+        self._halving: Halving | None = None
+        if settings.halving.first_step is not None:
+            self._halving = Halving(settings.halving, direction=settings.directions[0])
+        self._mine: dict[int, Trial] = {}  # by the number of the point
         self._standings: dict[int, Standing] = {}
         self._stopped_by: str | None = None
         self._is_stopping = False
+        self._failed = ""  # what ended the search, where the first failure is to
 
     def run(self) -> optuna.Study:
         """The study, once it has its trials.
@@ -80,6 +93,7 @@ class Search:
         """
         try:
             with on_signal(self._stop), self._board.shown(self._standings.values(), self._pool):
+                self._take_up_failed()
                 self._take_up_left()
                 while self._goes_on():
                     self._start_ready()
@@ -90,6 +104,8 @@ class Search:
                     self._board.refresh()
         finally:
             self._pool.kill_all()
+        if self._failed:
+            raise LaunchError(f"hydra.launcher.fail_fast: {self._failed}", exit_code=PARTIAL_EXIT_CODE)
         if self._stopped_by:
             raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
         return self.study
@@ -104,10 +120,11 @@ class Search:
                 self._is_stopping = True
                 self._pool.stop_all()
             return bool(self._pool.running)
-        return bool(self._mine) or self._wants_more() or self._others_are_at_it()
+        return bool(self._mine) or self._wants_more() or self._others_are_at_it() or self._promote_furthest()
 
     def _wants_more(self) -> bool:
-        return len(self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))) < self._num_trials
+        begun = [trial for trial in points(self.study).values() if trial.state is not TrialState.WAITING]
+        return len(begun) < self._num_trials
 
     @property
     def _num_trials(self) -> int:
@@ -125,7 +142,7 @@ class Search:
 
     def _take_up_left(self) -> None:
         for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if left.number in self._mine:
+            if point_of(left) in self._mine:
                 continue
             again = optuna.Trial(self.study, left._trial_id)
             if len(left.params) < len(self._space):  # its driver was killed, or is about to choose
@@ -136,6 +153,23 @@ class Search:
             if not any(each.job.is_taken() for each in trial.jobs):
                 self._take(trial)
 
+    def _take_up_failed(self) -> None:
+        """Have what failed at an earlier start tried again, as long as it may be."""
+        for failed in [each for each in points(self.study).values() if each.state is TrialState.FAIL]:
+            try:
+                jobs = self._trial(optuna.Trial(self.study, failed._trial_id)).jobs
+            except UserError:  # its values cannot go together
+                continue
+            times = max(len(each.job.read().failures()) for each in jobs)
+            if 0 < times < self._launcher.max_attempts:
+                go_on(self.study, failed)
+            elif times:
+                said = f"has failed {times} times; hydra.launcher.max_attempts={self._launcher.max_attempts}. Raise it"
+                self._board.say(f"trial {point_of(failed)}: {said}")
+
+    def _job_folder(self, number: int) -> Path:
+        return self._folder / "jobs" / f"{number:04d}"
+
     def _take(self, trial: Trial) -> None:
         self._mine[trial.number] = trial
         self._standings.update({each.job.number: each for each in trial.jobs})
@@ -143,16 +177,16 @@ class Search:
     def _trial(self, asked: optuna.Trial) -> Trial:
         jobs = []
         for seed in range(self._settings.seeds):
-            number = asked.number * self._settings.seeds + seed
+            number = point_of(asked) * self._settings.seeds + seed
             overrides = as_overrides(asked.params) + self._fixed
             overrides += [f"seed={seed}"] if self._settings.seeds > 1 else []
             config = self._compose(overrides, number)
-            folder = self._folder / "jobs" / f"{number:04d}"
+            folder = self._job_folder(number)
             folder.mkdir(parents=True, exist_ok=True)
             label = " ".join(as_overrides(short(asked.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
             job = Job(number=number, overrides=overrides, config=config, label=label, folder=folder)
             jobs.append(Standing(job, len(job.read().attempts)))
-        return Trial(asked.number, dict(asked.params), jobs, asked)
+        return Trial(asked, jobs, past_rung=asked.user_attrs.get(PAST_RUNG, 0))
 
     def _start_ready(self) -> None:
         if self._stopped_by:
@@ -161,8 +195,13 @@ class Search:
             for each in trial.jobs:
                 if each.state == "waiting" and time.monotonic() >= each.not_before and not self._start(trial, each):
                     return
-        while self._wants_more() and not self._is_full():
-            self._ask()
+        while not self._is_full():
+            if self._halving and (found := self._halving.to_go_on(self.study)):
+                self._promote(*found)
+            elif self._wants_more():
+                self._ask()
+            else:
+                return
 
     def _is_full(self) -> bool:
         return any(each.state == "waiting" for trial in self._mine.values() for each in trial.jobs)
@@ -176,9 +215,26 @@ class Search:
             self._board.say(f"trial {asked.number}: {' '.join(as_overrides(asked.params))}: {error}")
             self.study.tell(asked, state=TrialState.FAIL)
             return
+        self._begin(trial)
+
+    def _begin(self, trial: Trial) -> None:
         self._take(trial)
         for each in trial.jobs:
             self._start(trial, each)
+
+    def _promote(self, stopped: FrozenTrial, place: Place) -> None:
+        """Have a trial go on that was stopped at a rung."""
+        trial = self._trial(go_on(self.study, stopped))
+        self._board.say(f"trial {trial.number}: goes on past step {place.rung}, as {place.rank} of {place.of}")
+        self._begin(trial)
+
+    def _promote_furthest(self) -> bool:
+        """Where all is over and no trial has come to its end: have the best one go on."""
+        over = not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if self._halving is None or not over or not (found := self._halving.furthest(self.study)):
+            return False
+        self._promote(*found)
+        return True
 
     def _start(self, trial: Trial, each: Standing) -> bool:
         """Start a job, or find its run; gives whether there may be room for another."""
@@ -208,24 +264,31 @@ class Search:
         else:
             each.state = "failed" if ended.is_failure else "stopped"
             if ended.is_failure:
-                self._board.say(f"trial {trial.number}: {each.job.label}: {ended.kind}: {ended.message}")
+                said = f"trial {trial.number}: {each.job.label}: {ended.kind}: {ended.message}"
+                self._board.say(said)
+                if self._launcher.fail_fast and not self._stopped_by:
+                    self._failed, self._stopped_by = said, "hydra.launcher.fail_fast"
 
     def _look_at_rungs(self) -> None:
-        """Tell Optuna what each run has reached, and stop those that it would not go on with."""
-        if self._settings.halving.first_step is None:
+        """Tell Optuna what each run has reached, and stop those that do not go on."""
+        if self._halving is None:
             return
         for trial in self._mine.values():
             [each] = trial.jobs
             folder = each.job.announced_folder()
             if each.state != "running" or folder is None or trial.is_pruned:
                 continue
-            for step, value in history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0]):
-                if step >= self._settings.halving.first_step and step not in trial.told_steps:
-                    trial.told_steps.add(step)
-                    trial.optuna_trial.report(value, step)
-            if trial.told_steps and trial.optuna_trial.should_prune():
+            curve = history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0])
+            reached = self._halving.reached(curve, max_steps=max_steps_of(each.job.config))
+            new = {rung: value for rung, value in reached.items() if rung > trial.past_rung}
+            if not new:
+                continue
+            trial.past_rung = max(new)
+            place = self._halving.tell(self.study, trial.optuna_trial, new)
+            if not place.goes_on:
                 trial.is_pruned = True
-                self._board.say(f"trial {trial.number}: {each.job.label}: stopped at step {max(trial.told_steps)}")
+                said = f"stopped at step {place.rung}, as {place.rank} of {place.of}"
+                self._board.say(f"trial {trial.number}: {each.job.label}: {said}")
                 self._pool.stop(each.job.number)
 
     def _tell_ended(self) -> None:
@@ -237,16 +300,22 @@ class Search:
             if states == {"done"}:  # even if it was to be stopped: it came to its end before
                 self._tell_values(trial)
             elif trial.is_pruned and "failed" not in states:
-                self.study.tell(trial.number, state=TrialState.PRUNED)
+                self.study.tell(trial.optuna_trial, state=TrialState.PRUNED)
             else:
-                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.study.tell(trial.optuna_trial, state=TrialState.FAIL)
 
     def _tell_values(self, trial: Trial) -> None:
         runs = [each.run for each in trial.jobs if each.run is not None]
         values = [sum(result(run, name) for run in runs) / len(runs) for name in self._settings.objectives]
-        self.study.tell(trial.number, values)
+        self.study.tell(trial.optuna_trial, values)
         said = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True))
         self._board.say(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {said}")
+
+
+def max_steps_of(config: StageConfig) -> float:
+    """The steps of a training; infinite where a stage has none."""
+    trainer: TrainerConfig | None = getattr(config, "trainer", None)
+    return inf if trainer is None else trainer.max_steps
 
 
 def run_search(

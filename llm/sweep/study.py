@@ -13,6 +13,7 @@ from rich.table import Table
 from llm.config import Sampler, StageConfig, SweeperConfig
 from llm.errors import ConfigError, LaunchError
 from llm.run import Run, digest_of
+from llm.sweep.halving import point_of, points
 from llm.sweep.space import Dimension, Value, points_of_grid
 
 # What a training's results hold besides val/...: a wrong name is refused before the first job.
@@ -31,7 +32,7 @@ def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[
         study_name="sweep",
         storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
         directions=[optuna.study.StudyDirection[each.upper()] for each in settings.directions],
-        pruner=_pruner(settings),
+        pruner=optuna.pruners.NopPruner(),  # llm.sweep.halving says which trials go on
         load_if_exists=True,
     )
     identity = search_identity(settings, space, fixed)
@@ -66,14 +67,6 @@ def _sampler(settings: SweeperConfig, number: int) -> optuna.samplers.BaseSample
     if settings.sampler is Sampler.tpe:
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _pruner(settings: SweeperConfig) -> optuna.pruners.BasePruner:
-    if settings.halving.first_step is None:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=settings.halving.first_step, reduction_factor=settings.halving.factor
-    )
 
 
 def result(run: Run, name: str) -> float:
@@ -114,20 +107,29 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def table(study: optuna.Study, settings: SweeperConfig) -> Table:
-    """A row for each trial: the finished ones first, by their first objective."""
-    keys = dict.fromkeys(key for trial in study.trials for key in trial.params)
+    """A row for each point: the finished ones first, by their first objective, then those that came furthest."""
+    keys = dict.fromkeys(key for trial in points(study).values() for key in trial.params)
     drawn = Table("trial", *settings.objectives, *keys, "", highlight=False)
     sign = 1 if settings.directions[0] == "minimize" else -1
-    trials = sorted(study.trials, key=lambda t: (t.values is None, sign * t.values[0] if t.values else t.number))
+    trials = sorted(
+        points(study).values(), key=lambda t: (t.values is None, sign * t.values[0] if t.values else t.number)
+    )
     for trial in trials:
         values = [f"{value:.4f}" for value in trial.values or []]
         drawn.add_row(
-            str(trial.number),
+            str(point_of(trial)),
             *(values or ["-"] * len(settings.objectives)),
             *(str(short(trial.params).get(key, "")) for key in keys),
             "" if trial.state is TrialState.COMPLETE else _state(trial),
         )
     return drawn
+
+
+def _order(trial: FrozenTrial, sign: int) -> tuple[int, float, int]:
+    """The best of the finished first, then those that came furthest."""
+    if trial.values:
+        return 0, sign * trial.values[0], point_of(trial)
+    return 1, -max(trial.intermediate_values, default=0), point_of(trial)
 
 
 def _state(trial: FrozenTrial) -> str:
