@@ -113,7 +113,7 @@ def test_a_job_that_failed_too_often_is_left_out_until_the_limit_is_raised(sweep
 
 
 def test_fail_fast_stops_the_others_which_can_go_on(sweep):
-    jobs = sweep("hold=a", "0.5=b", "raise=c", "ok=d", fail_fast=True, cores=3, jobs=3)
+    jobs = sweep("hold=a", "0.5=b", "raise_late=c", "ok=d", fail_fast=True, cores=3, jobs=3)
     standings = jobs.run()
     assert standings["c"].state == "failed"
     assert standings["a"].state == "stopped" and standings["d"].state == "stopped"

@@ -100,19 +100,18 @@ class Driver:
         for each in self.standings.values():
             if each.state != "waiting" or self._gives_up or time.monotonic() < each.not_before:
                 continue
-            record = each.job.read()
+            if each.job.is_taken():
+                each.not_before = time.monotonic() + LOOK_SECONDS
+                continue
+            record = each.job.read()  # after the look: what it says is the last word of whoever had the job
             if self._settle_by_others(each, record):
                 continue
             if self._pool.start(each.job, record):
                 each.state = "running"
                 self._board.say(f"{each.job.label}: started")
-            elif each.job.is_taken():
-                each.not_before = time.monotonic() + WAIT_SECONDS
 
     def _settle_by_others(self, each: Standing, record: JobRecord) -> bool:
         """Whether another driver has brought the job to its end: a failure counts if it came since this one began."""
-        if each.job.is_taken():
-            return False
         if record.state == "done" and record.run and (run := load_finished(record)):
             each.state, each.run = "done", run
             return True

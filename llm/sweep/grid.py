@@ -11,7 +11,7 @@ from llm.sweep.driver import Driver, Standing
 from llm.sweep.finding import Finder
 from llm.sweep.ledger import Job, labels, open_ledger, sweep_folder
 from llm.sweep.pool import Pool
-from llm.sweep.process import start_server
+from llm.sweep.process import prepare_server
 from llm.sweep.shares import Shares, free_memory, present_gpus
 
 EXIT_CODES = {"config": 2, "data": 65, "diverged": 70}
@@ -30,7 +30,7 @@ def run_grid(
     shares = Shares(settings, num_jobs=len(jobs), gpus=present_gpus(), cores=available_cores(), memory=free_memory())
     for config in configs:
         shares.check(config)
-    start_server({config.stage for config in configs}, threads=shares.threads)
+    prepare_server({config.stage for config in configs})
     folder = sweep_folder(configs, jobs, choice=choice)
     checked = [
         Job(number=number, overrides=list(job), config=config, label=label, folder=folder / "jobs" / f"{number:04d}")

@@ -31,14 +31,15 @@ PRELOADED = {
 _forks = multiprocessing.get_context("forkserver")
 
 
-def start_server(stages: Iterable[str], *, threads: int) -> None:
-    """Have the server begin with the imports of these stages; it ends with this process.
-
-    `threads` is for OpenMP, which reads its number when torch is loaded.
-    """
+def prepare_server(stages: Iterable[str]) -> None:
+    """Say which stages the server is to import, before the first job has it start."""
     _forks.set_forkserver_preload(sorted({module for stage in stages for module in PRELOADED[stage]}))
+
+
+def _ensure_server(threads: str) -> None:
+    """Have the server run; it ends with this process. `threads` is for OpenMP, which reads it as torch is loaded."""
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = threads
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
@@ -52,6 +53,7 @@ class JobProcess:
 
     def __init__(self, overrides: list[str], *, folder: Path, environment: dict[str, str]) -> None:
         """Start it; what it says is added to console.log in the job's folder."""
+        _ensure_server(environment["OMP_NUM_THREADS"])
         self._process = _forks.Process(
             target=_run,
             args=(

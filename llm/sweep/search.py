@@ -29,7 +29,7 @@ from llm.sweep.finding import Finder
 from llm.sweep.halving import PAST_RUNG, Halving, Place, go_on, point_of, points
 from llm.sweep.ledger import Job
 from llm.sweep.pool import Pool
-from llm.sweep.process import start_server
+from llm.sweep.process import prepare_server
 from llm.sweep.shares import Shares, free_memory, present_gpus
 from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid
 from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
@@ -238,11 +238,12 @@ class Search:
 
     def _start(self, trial: Trial, each: Standing) -> bool:
         """Start a job, or find its run; gives whether there may be room for another."""
+        record = each.job.read()  # before the look: what ends after it has changed the record
         if run := self._finder.find(each.job.config):
             each.state, each.run = "done", run
             each.job.keep_found(run)
             return True
-        if self._pool.start(each.job, each.job.read()):
+        if self._pool.start(each.job, record):
             each.state = "running"
             self._board.say(f"trial {trial.number}: {each.job.label}: started")
             return True
@@ -341,7 +342,7 @@ def run_search(
     num_jobs = (settings.trials or 1) * settings.seeds
     shares = Shares(launcher, num_jobs=num_jobs, gpus=present_gpus(), cores=available_cores(), memory=free_memory())
     shares.check(config)
-    start_server({config.stage}, threads=shares.threads)
+    prepare_server({config.stage})
     name = config.name or choice or config.stage
     folder = Path(config.outputs) / "sweeps" / f"{name}-{search_identity(settings, space, fixed)[:8]}"
     start_logging()
