@@ -26,7 +26,7 @@ lint: .venv/.installed
 
 test-faults: .venv/.installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/faults --storm
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py -k killed_again --storm
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py tests/test_sweep_train.py -k "killed_again or both_ranks" --storm
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu

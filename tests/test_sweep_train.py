@@ -54,14 +54,19 @@ def test_a_job_without_memory_fails_alone_and_the_same_command_runs_it_alone_aga
     assert again.stderr.count("reused ") == 2
 
 
-def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path):
-    ended = sweep(tmp_path, "trainer.devices=2", "optimizer.learning_rate=1e-3,2e-3", "hydra.launcher.jobs=2")
+@pytest.mark.parametrize("form", ["grid", "search"])
+def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path, request, form):
+    rates = [round(1e-3 * n, 4) for n in range(1, 11 if request.config.getoption("--storm") else 3)]
+    words = ["trainer.devices=2", f"optimizer.learning_rate={','.join(map(str, rates))}", "hydra.launcher.jobs=2"]
+    searching = ["hydra.sweeper.sampler=grid", f"hydra.sweeper.trials={len(rates)}"] if form == "search" else []
+    ended = sweep(tmp_path, *words, *searching)
     assert ended.returncode == 0, ended.stderr
     made = records(tmp_path)
-    assert sorted(r["identity"]["settings"]["optimizer"]["learning_rate"] for r in made) == [1e-3, 2e-3]
-    assert [record["status"] for record in made] == ["done", "done"]
+    assert sorted(r["identity"]["settings"]["optimizer"]["learning_rate"] for r in made) == rates
+    assert {record["status"] for record in made} == {"done"}
     # A rank with other settings would look for a run of another key, and the two would wait for each other for ever.
     assert all(record["launch"] for record in made)
+    assert [len(job["attempts"]) for job in ledger(tmp_path)] == [1] * len(rates)
 
 
 @pytest.mark.parametrize(
