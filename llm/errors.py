@@ -32,6 +32,12 @@ class DivergedError(UserError):
     exit_code: int = 70  # EX_SOFTWARE
 
 
+class UnequalError(UserError):
+    """What was made of a model does not do what that model does."""
+
+    exit_code: int = 70
+
+
 class DamagedError(UserError):
     """A file that a run left is missing or is not what its manifest says."""
 

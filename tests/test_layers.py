@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     *("errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer", "evaluation"),
-    *("stage", "tool"),
+    *("export", "stage", "tool"),
 ]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")
 FILES = sorted(path for path in (ROOT / "llm").rglob("*.py") if path != ROOT / "llm" / "__init__.py")

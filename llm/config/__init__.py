@@ -7,6 +7,7 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 from llm.config.compose import as_recorded, from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
 from llm.config.evaluation import EvaluationConfig
+from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
 from llm.config.schema import (
@@ -16,6 +17,7 @@ from llm.config.schema import (
     DataKind,
     DataSource,
     EvaluateStage,
+    ExportStage,
     FinetuneStage,
     Packing,
     PartConfig,
@@ -62,8 +64,11 @@ __all__ = [
     "DecayShape",
     "EvaluateStage",
     "EvaluationConfig",
+    "ExportConfig",
+    "ExportStage",
     "FileFormat",
     "FinetuneStage",
+    "GgufType",
     "HalvingConfig",
     "LayoutConfig",
     "LoggerConfig",
@@ -88,6 +93,7 @@ __all__ = [
     "TokenizerStage",
     "TrainerConfig",
     "WandbMode",
+    "WeightType",
     "as_recorded",
     "from_hydra",
     "identity_settings",

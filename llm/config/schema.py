@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.config.evaluation import EvaluationConfig
+from llm.config.export import ExportConfig
 from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
@@ -307,12 +308,19 @@ class EvaluateStage(StageConfig):
         at_least("seed", self.seed, 0)
 
 
+@dataclass(kw_only=True, slots=True)
+class ExportStage(StageConfig):
+    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
 STAGES: dict[str, type[StageConfig]] = {
     "tokenizer": TokenizerStage,
     "shards": ShardsStage,
     "pretrain": PretrainStage,
     "finetune": FinetuneStage,
     "evaluate": EvaluateStage,
+    "export": ExportStage,
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CHAIN = {"pretrain": ("tokenizer", "shards", "pretrain"), "shards": ("tokenizer", "shards")}  # of one command
 READ_SECONDS = 5.0  # at most, to find out how much text there is
 MFU_GUESS = {"cpu": 0.4, "cuda": 0.35}  # of a medium model, where no finished run here says better
+GGUF_SHARE = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 34 / 128}  # of the bytes that fp32 takes
 PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
 
 
@@ -106,6 +107,9 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     if config.stage == "finetune":
         _estimate_training(job, missing.plan.config, *_tuned_model(missing.plan.config, missing), text=None)
         return
+    if config.stage == "export":
+        job.disk.update(_disk_of_export(config.export, load(Path(missing.plan.folders["run"]))))
+        return
     text = _text(job, config, missing)
     if "shards" in job.made:
         width = 2 if text.vocab_size <= 2**16 else 4
@@ -116,6 +120,18 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     model = _model(config, text.vocab_size)
     config = replace(config, trainer=replace(config.trainer, max_steps=_steps(config, text, model)))
     _estimate_training(job, config, model, model.config, text=text)
+
+
+def _disk_of_export(export: Any, run: Run) -> dict[str, float]:
+    """Bytes of the files that an export writes: the weights in its dtype, from those of the runs, which are in fp32."""
+    from llm.run import base_of, weights_folder
+
+    of = base_of(run).path / "model" if export.merge else weights_folder(run)
+    weights = sum(path.stat().st_size for path in of.glob("*.safetensors"))
+    share = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5}[export.dtype.name]
+    return {"model" if export.merge else "adapter": weights * share} | (
+        {"model.gguf": weights * GGUF_SHARE[export.gguf.name]} if export.gguf else {}
+    )
 
 
 def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:

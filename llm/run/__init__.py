@@ -20,7 +20,7 @@ from llm.run.files import (
     write_text,
 )
 from llm.run.identity import Plan, differences
-from llm.run.lineage import base_of, usable_positions
+from llm.run.lineage import base_of, tokenizer_folder, usable_positions, weights_folder
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
@@ -61,7 +61,9 @@ __all__ = [
     "sha256_of",
     "start_logging",
     "stop_on_signal",
+    "tokenizer_folder",
     "usable_positions",
+    "weights_folder",
     "whole_files",
     "whole_folder",
     "write_json",

@@ -1,5 +1,7 @@
 """A run whose model is used -> the pretrained run that its weights are of, and how long a text that can take."""
 
+from pathlib import Path
+
 from llm.errors import DamagedError
 from llm.run.runs import Run
 
@@ -24,3 +26,13 @@ def usable_positions(base: Run) -> int:
     """Tokens that a text may take: gpt2 learns a vector for each position, and only for those it saw."""
     learned = base.config["model"]["architecture"] == "gpt2"
     return int(base.config["data"]["sequence_length"] if learned else base.config["model"]["max_position_embeddings"])
+
+
+def weights_folder(run: Run) -> Path:
+    """The folder that a run's training wrote: model/, or adapter/ of a run that trained one on its base."""
+    return run.path / ("adapter" if (run.path / "adapter").is_dir() else "model")
+
+
+def tokenizer_folder(run: Run) -> Path:
+    """The folder with the tokenizer that a run was trained with: every run keeps it beside its weights."""
+    return weights_folder(run)

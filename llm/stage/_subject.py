@@ -47,7 +47,7 @@ def find_subject(config: EvaluateStage) -> Subject:
         DamagedError: a file of it is not what it was, or what it was made from was made anew.
         DataError: the conversations it was tuned on are others now, so that it is not known which it held out.
     """
-    run = _find(config.outputs, config.run)
+    run = find_model_run(config.outputs, config.run, done_to_it="evaluated")
     base = base_of(run)
     shards = base.parent("shards")
     if shards.record.get("digest") != base.record["identity"]["parents"]["shards"]:
@@ -73,7 +73,12 @@ def task_parents(config: EvaluationConfig) -> dict[str, str]:
     return {"tasks": digest_of([[str(path.relative_to(config.task_path)), sha256_of(path)] for path in files])}
 
 
-def _find(outputs: str, name_or_folder: str) -> Run:
+def find_model_run(outputs: str, name_or_folder: str, *, done_to_it: str) -> Run:
+    """A finished run with a model, tuned or pretrained, by folder, name or glob; `done_to_it` is for the log.
+
+    Raises:
+        ConfigError: no such run, several, or one that is not done or has no model.
+    """
     found = find_runs(outputs, name_or_folder)
     runs = [run for run in found if run.stage in STAGES]
     if not runs:
@@ -86,7 +91,7 @@ def _find(outputs: str, name_or_folder: str) -> Run:
         raise ConfigError(f"run={name_or_folder}: {runs[-1].path} is {runs[-1].state}, not done. Start it again first.")
     if {run.stage for run in done} == set(STAGES):
         done = [run for run in done if run.stage == STAGES[0]]
-        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is evaluated", name_or_folder)
+        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is %s", name_or_folder, done_to_it)
     if len(done) > 1:
         folders = ", ".join(str(run.path) for run in done)
         raise ConfigError(f"run={name_or_folder} means {len(done)} runs: {folders}. Give one of these.")

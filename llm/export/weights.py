@@ -1,0 +1,115 @@
+"""A model or an adapter -> its files in Hugging Face format, and proof that what is read back is what was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from llm import model as models
+from llm.config import ExportConfig, WeightType
+from llm.errors import UnequalError
+from llm.export.proof import Trial, difference, end, logits, require_same_text, require_within, write
+from llm.run import log, write_json
+from llm.tokenizer import Special
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def export_model(model: Any, folder: Path, trial: Trial, special: Special, config: ExportConfig) -> dict[str, Any]:
+    """Write a whole model in Hugging Face format, an adapter merged into its base; gives what was proved of it.
+
+    `model` is that of the run, in fp32, which `trial` was made with; it is of no use afterwards.
+
+    Raises:
+        UnequalError: the merged model, or the one that is read back from the files, is not the run's.
+    """
+    merged = model.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model
+    end(merged, special)
+    merging = difference(logits(merged, trial.rows), trial.logits)
+    require_within(merging, config.merge_bound, what="the merged model")
+    ties = require_same_text(trial.written, write(merged, trial.prompts), within=merging, what="the merged model")
+    _say_whether_tied(merged)
+    for role in ("bos", "eos", "pad"):
+        setattr(merged.config, f"{role}_token_id", getattr(special, f"{role}_id"))
+    merged = merged.to(getattr(torch, config.dtype.value))
+    merged.save_pretrained(folder)
+    read = read_back(folder, merged)
+    apart = difference(logits(read, trial.rows), trial.logits)
+    require_within(apart, config.bound, what=f"the exported model in {config.dtype.name}")
+    texts = [write(each, trial.prompts) for each in (merged, read)]
+    require_same_text(*texts, within=0, what="the exported model")
+    return _proof(trial, apart, ties, read) | {"max_logit_difference_of_merge": merging}
+
+
+def export_adapter(
+    source: Path, base: Path, folder: Path, trial: Trial, special: Special, config: ExportConfig
+) -> dict[str, Any]:
+    """Write the adapter of folder `source` on the base of another in PEFT format; gives what was proved of it.
+
+    Raises:
+        UnequalError: with its base it is not the run's model.
+    """
+    save_adapter(source, folder, dtype=config.dtype, base_model=config.base_model or str(base.resolve()))
+    read = models.load_adapter(models.load(base), folder).eval()
+    end(read, special)
+    apart = difference(logits(read, trial.rows), trial.logits)
+    require_within(apart, config.bound, what=f"the exported adapter in {config.dtype.name}")
+    ties = require_same_text(trial.written, write(read, trial.prompts), within=apart, what="the exported adapter")
+    return _proof(trial, apart, ties, read)
+
+
+def _proof(trial: Trial, apart: float, ties: int, model: Any) -> dict[str, Any]:
+    """What run.json and the card say."""
+    return {
+        "max_logit_difference": apart,
+        "positions_compared": trial.num_positions,
+        "texts_compared": len(trial.written),
+        "texts_parted_at_ties": ties,
+        "parameters": models.count_parameters(model),
+    }
+
+
+def _say_whether_tied(model: Any) -> None:
+    """Have the config say what the weights are: by it, readers such as vLLM take the head from the embeddings."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if not model.config.tie_word_embeddings or head.weight is embeddings.weight:
+        return
+    if torch.equal(head.weight, embeddings.weight):
+        head.weight = embeddings.weight
+    else:
+        model.config.tie_word_embeddings = False
+        log.info("the head was trained apart from the embeddings that it was tied to: they are exported untied")
+
+
+def read_back(folder: Path, written: nn.Module) -> Any:
+    """The model in a folder as transformers loads it, in the dtype that the folder says.
+
+    Raises:
+        UnequalError: one of its tensors is not what `written` has.
+    """
+    read = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+    before, after = written.state_dict(), read.state_dict()
+    for name in dict.fromkeys([*before, *after]):
+        if name not in before or name not in after or not _same(before[name], after[name]):
+            raise UnequalError(
+                f"{name} does not come back from the files as it was written. Nothing was exported. Look whether the "
+                "disk is sound, and start the same command again."
+            )
+    return read
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def save_adapter(source: Path, folder: Path, *, dtype: WeightType, base_model: str) -> None:
+    """Copy an adapter in PEFT format, its tensors in `dtype`, its config naming the base where others find it."""
+    weights = load_file(source / ADAPTER_FILES[0])
+    kept = {name: tensor.to(getattr(torch, dtype.value)) for name, tensor in weights.items()}
+    save_file(kept, folder / ADAPTER_FILES[0], metadata={"format": "pt"})
+    config = json.loads((source / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
+    write_json(folder / ADAPTER_FILES[1], config | {"base_model_name_or_path": base_model})

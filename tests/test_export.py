@@ -1,0 +1,300 @@
+"""stage=export end to end on tiny runs: it loads without us, says where it is from, and refuses what is not the run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from korean import documents
+from safetensors.torch import load_file, save_file
+
+from llm.config import from_hydra, identity_settings
+from llm.errors import ConfigError, DamagedError, UnequalError
+from llm.run import Run, load, log, start_logging
+from llm.verify import verify, with_parents
+
+QUICK = ["trainer.max_steps=4", "trainer.sample_tokens=4", "logger=local"]
+TINY = [
+    *("tokenizer=byte_bpe", "tokenizer.vocab_size=330", "data.held_out_share=0.2", "model.num_layers=1"),
+    *("model.num_heads=2", "model.hidden_size=16", "data.sequence_length=64", "data.batch_size=4", *QUICK),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_peak() -> Iterator[None]:
+    """Do not measure the machine before every tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_logging()
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+
+
+def compose(stage: str, *overrides: str) -> Any:
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return from_hydra(hydra.compose("config", overrides=[f"stage={stage}", *overrides]))
+
+
+def run(stage: str, *overrides: str) -> Run:
+    finished = import_module(f"llm.stage.{stage}").run(compose(stage, *overrides))
+    assert isinstance(finished, Run)
+    return finished
+
+
+def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a pretraining and a fine-tuning, both named first."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = write_lines(folder / "text.jsonl", [{"text": text} for text in documents(200)])
+    chats = [{"question": f"{n}번 사람은 어디에 있나요?", "answer": f"{n}번 사람은 학교에 있다."} for n in range(60)]
+    write_lines(folder / "chats.jsonl", chats)
+    outputs = folder / "outputs"
+    run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", "name=first", "model=llama_tiny", *TINY)
+    tuning = [f"data.path={folder / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
+    tuning += ["optimizer.learning_rate=0.05", "optimizer.warmup_steps=0"]
+    run("finetune", "data=conversations", *tuning, f"outputs={outputs}", "base=first", "name=first", *QUICK)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def merged(trained: Path) -> Run:
+    return run("export", f"outputs={trained}", f"run={folder_of(trained, 'finetune')}")
+
+
+@pytest.fixture
+def outputs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained runs, with all that refers to their place, and nothing exported."""
+    target = tmp_path / "outputs"
+    shutil.copytree(trained, target, ignore=shutil.ignore_patterns("export"))
+    for record in target.rglob("run.json"):
+        record.write_text(record.read_text(encoding="utf-8").replace(str(trained), str(target)), encoding="utf-8")
+    return target
+
+
+def folder_of(outputs: Path, stage: str) -> Path:
+    (found,) = (outputs / stage).iterdir()
+    return found
+
+
+def plain(code: str, cwd: Path, *arguments: str) -> Any:
+    """What a program prints that knows nothing of llm, as JSON."""
+    code = f"import sys, json, torch\n{code}\nassert not [name for name in sys.modules if name.split('.')[0] == 'llm']"
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout)
+
+
+TRANSFORMERS_ALONE = """
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder = sys.argv[1]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
+inputs = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+made = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+pipe = pipeline("text-generation", model=folder)
+print(json.dumps({
+    "text": tokenizer.decode(made, skip_special_tokens=True),
+    "pipeline": pipe(turns, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]["content"],
+    "prompt_ids": inputs["input_ids"][0].tolist(),
+    "ids": made.tolist(),
+    "plain_ids": tokenizer("어제 책을")["input_ids"],
+    "plain": pipe("어제 책을", max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"],
+}))
+"""
+
+
+def test_a_merged_model_loads_and_writes_in_transformers_alone(merged: Run, trained: Path, tmp_path: Path) -> None:
+    from llm import model as models
+    from llm import tokenizer
+
+    said = plain(TRANSFORMERS_ALONE, tmp_path, str(merged.path / "model"))
+    base, tuned = folder_of(trained, "pretrain"), folder_of(trained, "finetune")
+    model = models.load_adapter(models.load(base / "model"), tuned / "adapter").eval()
+    words = tokenizer.load(tuned / "adapter")
+    sampling = models.Sampling(max_new_tokens=8, repetition_penalty=1.0)
+    turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
+    chat = tokenizer.load_chat(tuned / "adapter")
+    ids = list(chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    assert said["prompt_ids"] == ids
+    ours = models.generate(model, ids, words, sampling=sampling, pad_id=1)
+    assert said["text"] == said["pipeline"] == ours and len(said["ids"]) == 8
+    begin = [tokenizer.special(tuned / "adapter").bos_id]
+    assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids
+    sampling = models.Sampling(max_new_tokens=4, repetition_penalty=1.0)
+    assert said["plain"] == models.generate(model, said["plain_ids"], words, sampling=sampling, pad_id=1)
+
+
+def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, trained: Path) -> None:
+    tuned, base = load(folder_of(trained, "finetune")), load(folder_of(trained, "pretrain"))
+    assert merged.path.name == f"first-{merged.key}" and merged.path.parent.name == "export"
+    assert merged.record["identity"]["parents"] == {"run": tuned.digest, "base": base.digest}
+    files = {name for name in merged.record["files"] if name.startswith("model/")}
+    assert files == {
+        *("model/README.md", "model/config.json", "model/generation_config.json", "model/model.safetensors"),
+        *("model/tokenizer.json", "model/tokenizer_config.json", "model/chat_template.jinja"),
+    }
+    before = (merged.path / "run.json").read_bytes()
+    again = run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=0.01")
+    assert again.path == merged.path and (again.path / "run.json").read_bytes() == before
+    assert [verify(each)[1] for each in with_parents([merged])] == [[]] * 5
+
+
+def test_the_merge_and_the_files_are_within_the_bound(merged: Run, caplog: pytest.LogCaptureFixture) -> None:
+    results = merged.results
+    assert 0 < results["max_logit_difference_of_merge"] <= 1e-4 and results["max_logit_difference"] <= 1e-4
+    assert results["texts_compared"] == 3 and results["texts_parted_at_ties"] == 0
+    weights = load_file(merged.path / "model" / "model.safetensors")
+    assert results["parameters"] == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_a_tighter_bound_than_an_export_was_made_under_refuses_it(merged: Run, trained: Path) -> None:
+    with pytest.raises(UnequalError, match=r"apart, and export.max_logit_difference=1e-12 is asked for"):
+        run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=1e-12")
+    assert load(merged.path).is_done
+
+
+ADAPTER_ALONE = """
+import warnings
+warnings.simplefilter("ignore")
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+adapter, merged = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+inputs = tokenizer("5번 사람은 어디에 있나요?", return_tensors="pt")
+models = AutoPeftModelForCausalLM.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(merged)
+with torch.inference_mode():
+    logits = [model.eval()(**inputs).logits for model in models]
+print(json.dumps(float((logits[0] - logits[1]).abs().max())))
+"""
+
+
+def test_an_adapter_loads_in_auto_peft_and_is_the_merged_model(merged: Run, trained: Path, tmp_path: Path) -> None:
+    adapter = run("export", f"outputs={trained}", "run=first", "export.merge=false")
+    assert adapter.key != merged.key and not (adapter.path / "model").exists()
+    assert adapter.results["max_logit_difference"] == 0
+    apart = plain(ADAPTER_ALONE, tmp_path, str(adapter.path / "adapter"), str(merged.path / "model"))
+    assert apart <= 1e-5
+    header = yaml.safe_load((adapter.path / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert header["library_name"] == "peft"
+    assert header["base_model"] == folder_of(trained, "pretrain").name
+
+
+def test_a_pretrained_run_is_exported_bit_for_bit(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = folder_of(trained, "pretrain")
+    made = run("export", f"outputs={trained}", f"run={base}", "name=base")
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (base, made.path))
+    assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
+    assert made.results["max_logit_difference"] == 0 and made.record["identity"]["parents"]["run"] == load(base).digest
+    assert "logits at most 0 from those of first-" in caplog.text
+
+
+def test_the_card_says_where_the_model_comes_from(merged: Run, trained: Path) -> None:
+    text = (merged.path / "model" / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---")[1])
+    assert header == {
+        "language": ["ko"], "library_name": "transformers", "pipeline_tag": "text-generation",
+        "tags": ["ttukttak", "llama"],
+    }  # fmt: skip
+    tuned = load(folder_of(trained, "finetune"))
+    for stage in ("tokenizer", "shards", "pretrain", "finetune"):
+        each = load(folder_of(trained, stage))
+        assert f"| {stage} | {each.path.name} | {each.digest[:12]} |" in text
+    assert f"| `val/loss` | {tuned.results['val/loss']:.4g} |" in text
+    assert f"| max logit difference | {merged.results['max_logit_difference']:.4g} |" in text
+    assert "pretrained on `text` and tuned on `conversations`" in text
+    assert "none stated: it is the owner's own text" in text
+    assert "rank: 8" in text and "vocab_size: 330" in text
+    assert str(trained) not in text
+
+
+def test_the_rights_of_the_text_are_in_the_card(outputs: Path) -> None:
+    path = folder_of(outputs, "shards") / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["notes"]["rights"] = "자유 이용 | 출처 표시\n둘째 줄"
+    path.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    made = run("export", f"outputs={outputs}", "run=first")
+    assert "| 자유 이용 \\| 출처 표시 둘째 줄 |" in (made.path / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def refuse(error: type[Exception], message: str, outputs: Path, *overrides: str) -> None:
+    """Nothing that looks like an export is left."""
+    with pytest.raises(error, match=message):
+        run("export", f"outputs={outputs}", "run=first", *overrides)
+    assert not list(outputs.glob("export/*/model")) and not list(outputs.glob("export/*/.tmp-*"))
+    assert all(not load(path).is_done for path in outputs.glob("export/*"))
+
+
+def test_a_merge_that_changes_the_model_is_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    merge = peft.LoraModel.merge_and_unload
+
+    def spoil(self: Any, **options: Any) -> Any:
+        model = merge(self, **options)
+        model.get_input_embeddings().weight.data[5:100] += 0.05
+        return model
+
+    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", spoil)
+    refuse(UnequalError, r"the merged model gives other logits than the run: .* Nothing was exported", outputs)
+
+
+def test_a_base_that_was_made_anew_is_refused(outputs: Path) -> None:
+    path = folder_of(outputs, "pretrain") / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    refuse(DamagedError, r"was tuned on other weights than .* holds now. Run the fine-tuning again", outputs)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("pretrain", "model/model"), ("finetune", "adapter/adapter_model")])
+def test_weights_that_are_not_what_was_trained_are_refused(stage: str, name: str, outputs: Path) -> None:
+    path = folder_of(outputs, stage) / f"{name}.safetensors"
+    save_file({key: tensor + 0.5 for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    refuse(DamagedError, r"safetensors is not what run.json says", outputs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=frist"], r"there is no run frist under"),
+        (["run=tokenizer/*"], r"is a tokenizer run, which has no model. Name a pretrain or finetune run"),
+        (["run=pretrain/*", "export.merge=false"], r"export.merge=false is for a run with an adapter, and .* is a pre"),
+        (["export.max_logit_difference=-1"], r"export.max_logit_difference=-1.0 is out of range. Set 0 or more"),
+        (["export.base_model=me/base"], r"export.base_model=me/base is for an adapter; a merged model needs no base"),
+        (["export.merge=false", "export.gguf=f16"], r"export.gguf=f16 is a whole model, and export.merge=false asks"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(trained: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("export", f"outputs={trained}", "run=first", *overrides)
+
+
+def test_the_bound_and_the_place_are_no_part_of_the_identity() -> None:
+    one, other = (compose("export", "run=x", *more) for more in ([], ["export.max_logit_difference=1", "run=y"]))
+    assert identity_settings(one, "export") == identity_settings(other, "export")
+    assert identity_settings(compose("export", "run=x", "export.dtype=bf16"), "export")["export"]["dtype"] == "bf16"
+    assert (one.export.bound, one.export.merge_bound, other.export.bound) == (1e-4, 1e-4, 1.0)
+
+
+def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
+    from llm.dry_run import survey
+
+    job = survey(compose("export", f"outputs={outputs}", "run=first", "export.dtype=bf16", "dry_run=true"))
+    size = (folder_of(outputs, "pretrain") / "model" / "model.safetensors").stat().st_size
+    assert job.made == ["export"] and job.disk == {"model": size / 2} and not (outputs / "export").exists()

@@ -1,0 +1,267 @@
+"""What export writes is what the run computes: merged or not, tied or not, with new tokens; or it is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from korean import preset, save_preset
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm import model as models
+from llm import tokenizer
+from llm.config import LINEAR_LAYERS, Architecture, ExportConfig, ModelConfig, WeightType
+from llm.errors import UnequalError
+from llm.export import export_adapter, export_model, try_out, write_tokenizer
+from llm.export.proof import Written, difference, require_same_text
+from llm.export.weights import read_back
+from llm.tokenizer import Special
+
+MOST = 64
+NEW = ["<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer as a run keeps it."""
+    return save_preset("byte_bpe", tmp_path_factory.mktemp("words"), vocab_size=300)
+
+
+def build(architecture: str, *, tied: bool, vocab_size: int, special: Special) -> Any:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        name="tiny",
+        architecture=Architecture[architecture],
+        num_layers=2,
+        num_heads=2,
+        hidden_size=32,
+        max_position_embeddings=MOST,
+        tie_word_embeddings=tied,
+    )
+    model = models.build(config, vocab_size=vocab_size, special=special)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # logits of the size that trained models have, so that an error shows
+            parameter.data *= 3
+    return model.eval()
+
+
+def trained_adapter(base: Any, architecture: str, *, new_ids: list[int], tied: bool, **method: Any) -> Any:
+    """The base with an adapter after five steps, in which every part of it moved."""
+    new: dict[str, Any] = {}
+    if new_ids and tied:
+        new["trainable_token_indices"] = {name_of_embeddings(architecture): new_ids}
+    elif new_ids:
+        new["trainable_token_indices"] = {name_of_embeddings(architecture): new_ids, "lm_head": new_ids}
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules=LINEAR_LAYERS[Architecture[architecture]],
+        fan_in_fan_out=architecture == "gpt2",
+        **new,
+        **method,
+    )
+    model = peft.get_peft_model(base, settings)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    ids = torch.randint(2, base.config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
+    if new_ids:
+        ids[:, ::5] = torch.tensor(new_ids).repeat(2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def name_of_embeddings(architecture: str) -> str:
+    return "wte" if architecture == "gpt2" else "embed_tokens"
+
+
+def prompts_of(vocab_size: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randint(2, vocab_size, (n,), generator=draw).tolist() for n in (5, 9, 14)]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("new_tokens", [0, 2])
+@pytest.mark.parametrize("method", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+def test_adapter_merged_and_exported_model_have_the_same_logits_and_text(
+    architecture: str, tied: bool, method: dict[str, Any], new_tokens: int, words: Path, tmp_path: Path
+) -> None:
+    special = tokenizer.special(words)
+    size = 300 + new_tokens
+    base = build(architecture, tied=tied, vocab_size=size, special=special)
+    models.save(base, tmp_path / "base")
+    new_ids = list(range(300, size))
+    tuned = trained_adapter(base, architecture, new_ids=new_ids, tied=tied, **method)
+    row = torch.tensor([[*prompts_of(300)[1], *new_ids]])
+    with torch.inference_mode():
+        before = tuned(input_ids=row).logits
+    trial = try_out(tuned, prompts_of(300), special, new_ids, most=MOST)
+    assert [row[: len(prompt)] for row, prompt in zip(trial.rows, trial.prompts, strict=False)] == prompts_of(300)
+    assert trial.rows[-1] == [special.bos_id, *new_ids, special.eos_id]
+    proof = export_model(tuned, tmp_path / "out", trial, special, ExportConfig())
+    assert proof["max_logit_difference"] <= 1e-4 and proof["texts_compared"] == 3
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert read.dtype == torch.float32 and read.config.vocab_size == size
+    assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) is tied
+    with torch.inference_mode():
+        torch.testing.assert_close(read(input_ids=row).logits, before, atol=1e-4, rtol=0)
+        original = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")(input_ids=row).logits
+    assert (original - before).abs().max() > 0.1  # the adapter does something that could have been lost
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_an_adapter_on_a_tied_head_is_refused(words: Path, tmp_path: Path) -> None:
+    special = tokenizer.special(words)
+    base = build("llama", tied=True, vocab_size=300, special=special)
+    tuned = peft.get_peft_model(
+        base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    ).eval()
+    trial = try_out(tuned, prompts_of(300), special, [], most=MOST)
+    with pytest.raises(UnequalError, match=r"other logits than the run: .* apart at most, and 0.0001 is allowed"):
+        export_model(tuned, tmp_path, trial, special, ExportConfig())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["same", "other"])
+def test_the_config_says_whether_the_head_is_that_of_the_embeddings(is_same: bool, words: Path, tmp_path: Path) -> None:
+    special = tokenizer.special(words)
+    model = build("llama", tied=False, vocab_size=300, special=special)
+    model.config.tie_word_embeddings = True
+    if is_same:
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
+    trial = try_out(model, prompts_of(300), special, [], most=MOST)
+    export_model(model, tmp_path, trial, special, ExportConfig())
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is is_same
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not is_same
+
+
+def test_what_does_not_come_back_from_the_files_is_refused(words: Path, tmp_path: Path) -> None:
+    model = build("llama", tied=False, vocab_size=300, special=tokenizer.special(words))
+    models.save(model, tmp_path)
+    model.lm_head.weight.data[7, 3] += 1e-3
+    with pytest.raises(UnequalError, match=r"lm_head.weight does not come back from the files as it was written"):
+        read_back(tmp_path, model)
+
+
+@pytest.mark.parametrize("dtype", list(WeightType), ids=lambda dtype: dtype.name)
+def test_weights_are_written_in_the_dtype_that_is_asked_for(dtype: WeightType, words: Path, tmp_path: Path) -> None:
+    special = tokenizer.special(words)
+    model = build("qwen3", tied=True, vocab_size=300, special=special)
+    expected = {name: tensor.to(getattr(torch, dtype.value)) for name, tensor in model.state_dict().items()}
+    trial = try_out(model, prompts_of(300), special, [], most=MOST)
+    proof = export_model(model, tmp_path, trial, special, ExportConfig(dtype=dtype, max_logit_difference=1e9))
+    written = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == expected.keys() - {"lm_head.weight"}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype.value
+    assert (proof["max_logit_difference"] == 0) is (dtype is WeightType.fp32)
+
+
+def test_rounding_past_the_bound_is_refused(words: Path, tmp_path: Path) -> None:
+    special = tokenizer.special(words)
+    model = build("llama", tied=True, vocab_size=300, special=special)
+    trial = try_out(model, prompts_of(300), special, [], most=MOST)
+    with pytest.raises(UnequalError, match=r"the exported model in bf16 gives other logits .* and 1e-05 is allowed"):
+        export_model(model, tmp_path, trial, special, ExportConfig(dtype=WeightType.bf16, max_logit_difference=1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_exported_adapter_loads_on_its_base(words: Path, tmp_path: Path) -> None:
+    special, base_folder = tokenizer.special(words), tmp_path / "base"
+    base = build("llama", tied=True, vocab_size=300, special=special)
+    models.save(base, base_folder)
+    tuned = trained_adapter(base, "llama", new_ids=[], tied=True)
+    tuned.save_pretrained(tmp_path / "adapter")
+    for name in ("model", "adapter"):
+        (tmp_path / f"out-{name}").mkdir()
+    trial = try_out(tuned, prompts_of(300), special, [], most=MOST)
+    out = tmp_path / "out-adapter"
+    config = ExportConfig(merge=False)
+    assert export_adapter(tmp_path / "adapter", base_folder, out, trial, special, config)["max_logit_difference"] == 0
+    settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == str(base_folder.resolve())
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(out)
+    with torch.inference_mode():
+        found = loaded(input_ids=torch.tensor([trial.rows[0]])).logits[0]
+    torch.testing.assert_close(found, trial.logits[0], atol=1e-5, rtol=0)
+    named = replace(config, base_model="me/base", dtype=WeightType.bf16, max_logit_difference=1.0)
+    export_adapter(tmp_path / "adapter", base_folder, tmp_path / "out-model", trial, special, named)
+    settings = json.loads((tmp_path / "out-model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == "me/base"
+    tensors = load_file(tmp_path / "out-model" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_that_is_not_the_one_that_was_tried_is_refused(words: Path, tmp_path: Path) -> None:
+    special, base_folder, source = tokenizer.special(words), tmp_path / "base", tmp_path / "adapter"
+    base = build("llama", tied=True, vocab_size=300, special=special)
+    models.save(base, base_folder)
+    tuned = trained_adapter(base, "llama", new_ids=[], tied=True)
+    tuned.save_pretrained(source)
+    trial = try_out(tuned, prompts_of(300), special, [], most=MOST)
+    tensors = load_file(source / "adapter_model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, source / "adapter_model.safetensors")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnequalError, match=r"the exported adapter in fp32 gives other logits than the run"):
+        export_adapter(source, base_folder, tmp_path / "out", trial, special, ExportConfig(merge=False))
+
+
+def test_prompts_without_room_are_left_out_and_rows_fit_the_positions(words: Path) -> None:
+    special = tokenizer.special(words)
+    model = build("gpt2", tied=True, vocab_size=300, special=special)
+    trial = try_out(model, [[2] * 40, [2] * 41], special, [7] * 100, most=MOST)
+    assert trial.prompts == [[2] * 40] and len(trial.written) == 1
+    assert trial.rows[-1] == [special.bos_id, *[7] * 63]
+    assert [tuple(each.shape) for each in trial.logits] == [(len(row), 300) for row in trial.rows]
+
+
+def written(ids: list[int], logits: list[list[float]]) -> Written:
+    return Written(ids=ids, logits=torch.tensor(logits))
+
+
+def test_texts_may_part_only_at_a_tie() -> None:
+    one = [written([0, 1], [[1.0, 0.5], [0.0, 0.25]])]
+    same, parted = [written([0, 1], [[1.0, 0.5], [0.0, 0.25]])], [written([0, 0], [[1.0, 0.5], [0.25, 0.0]])]
+    assert require_same_text(one, same, within=0, what="it") == 0
+    assert require_same_text(one, parted, within=0.125, what="it") == 1  # 0.25 apart: twice 0.125
+    with pytest.raises(UnequalError, match=r"it writes another text after held-out prompt 1 than the run does"):
+        require_same_text(one, parted, within=0.12, what="it")
+    with pytest.raises(UnequalError, match=r"writes another text"):  # it ended earlier, which is no tie
+        require_same_text(one, [written([0], [[1.0, 0.5]])], within=9, what="it")
+
+
+def test_what_is_not_a_number_is_infinitely_far() -> None:
+    one, nan = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, float("nan")]])
+    assert difference([one], [one + torch.tensor([0.5, -0.25])]) == 0.5
+    assert difference([one], [nan]) == difference([one], [torch.zeros(1, 3)]) == float("inf")
+
+
+@pytest.mark.parametrize("name", ["byte_bpe", "char_bpe", "bert_wordpiece"])
+def test_an_exported_tokenizer_begins_a_text_as_training_did(name: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    save_preset(name, source, vocab_size=3000)
+    special = tokenizer.special(source)
+    write_tokenizer(source, out, special, positions=77)
+    loaded, text = AutoTokenizer.from_pretrained(out), "어제 도서관에서 책을 읽었다."
+    ids = tokenizer.load(source).encode(text, add_special_tokens=False).ids
+    assert loaded(text)["input_ids"] == [special.bos_id, *ids]
+    assert loaded.model_max_length == 77 and loaded.eos_token_id == special.eos_id == loaded.convert_tokens_to_ids(
+        preset(name).eos_token or preset(name).special_tokens[0]
+    )
+    turns = [{"role": "user", "content": text}]
+    asked = [
+        chat.apply_chat_template(turns, return_dict=True)["input_ids"] for chat in (loaded, tokenizer.load_chat(source))
+    ]
+    assert asked[0] == asked[1] and asked[0].count(special.bos_id) == 1
