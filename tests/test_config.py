@@ -213,7 +213,10 @@ def test_stages_mirror_modules():
         (["+optimizer=adamw"], "optimizer is chosen twice. Write optimizer=<choice> once, without a +."),
         (["learning_rate=1"], "unknown key learning_rate. Did you mean optimizer.learning_rate?"),
         (["hydra.foo=1"], "unknown key hydra.foo."),
-        (["~stage"], "no stage is chosen. Set stage to one of tokenizer, shards, pretrain, finetune, evaluate, export."),
+        (
+            ["~stage"],
+            "no stage is chosen. Set stage to one of tokenizer, shards, pretrain, finetune, evaluate, export.",
+        ),
         (["~optimizer"], "optimizer is missing. Set optimizer=<value>."),
         (["tokenizer.model.foo=1"], "tokenizer.model.foo is not there yet. Add it with +tokenizer.model.foo=1"),
         (["stage=tokenizer,shards"], "stage=tokenizer,shards is a sweep, or a value with a comma. Add -m to sweep, or"),

@@ -1,5 +1,7 @@
 """A pretrained or fine-tuned run -> a folder that transformers loads without us, proved to be the same model."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
@@ -37,9 +39,9 @@ def run(config: ExportStage) -> Run:
     """The finished export of a config, with its files checked and its difference within the bound that is asked for."""
     source = find_model_run(config.outputs, config.run, done_to_it="exported")
     base = base_of(source)
-    _check(config, source)
     check_files(base, under="model/")
     check_files(source, under=f"{weights_folder(source).name}/")
+    _check(config, source, base)
     plan = Plan(
         config=config,
         default_name=str(source.record["name"]),
@@ -54,15 +56,26 @@ def run(config: ExportStage) -> Run:
     return made
 
 
-def _check(config: ExportStage, source: Run) -> None:
+def _check(config: ExportStage, source: Run, base: Run) -> None:
     """Refuse, before any work, what this run cannot be exported as."""
-    if config.export.gguf is not None:
-        raise ConfigError(f"export.gguf={config.export.gguf.name} cannot be written yet. Leave it out.")
     if not config.export.merge and weights_folder(source).name != "adapter":
         raise ConfigError(
             f"export.merge=false is for a run with an adapter, and {source.path} is a {source.stage} run with a whole "
             "model. Leave it out."
         )
+    if config.export.gguf is not None:
+        _require_gguf(config, source, base)
+
+
+def _require_gguf(config: ExportStage, source: Run, base: Run) -> "tokenizer.LlamaCppForm":
+    """How llama.cpp cuts text as the run's tokenizer does."""
+    assert config.export.gguf is not None
+    asked = f"export.gguf={config.export.gguf.name}"
+    if find_spec("gguf") is None:
+        raise ConfigError(f"{asked} needs the package gguf. Install the extra: pip install -e '.[gguf]'.")
+    from llm.export.gguf import require_gguf  # with transformers: takes seconds
+
+    return require_gguf(base.path / "model", tokenizer.load(tokenizer_folder(source)), asked=asked)
 
 
 def _require_bound(config: ExportStage, made: Run) -> None:
@@ -96,6 +109,8 @@ def _export(run: Run, config: ExportStage, source: Run, base: Run) -> Outcome:
             file_for_llama_cpp=FILE_FOR_LLAMA_CPP if settings.gguf else None,
             proof=proof,
         )
+        if settings.gguf is not None:
+            _write_gguf(target, config, source, base)
         write_text(target / "README.md", export.card(source, base, facts))
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
     log.info(
@@ -106,6 +121,25 @@ def _export(run: Run, config: ExportStage, source: Run, base: Run) -> Outcome:
         proof["texts_compared"],
     )
     return Outcome(results=proof, digest=digest)
+
+
+def _write_gguf(folder: Path, config: ExportStage, source: Run, base: Run) -> None:
+    from llm.export.gguf import write_gguf
+
+    assert config.export.gguf is not None
+    form = _require_gguf(config, source, base)
+    write_gguf(
+        folder,
+        folder / FILE_FOR_LLAMA_CPP,
+        form,
+        tokenizer.special(tokenizer_folder(source)),
+        kind=config.export.gguf,
+        name=str(source.record["name"]),
+        positions=usable_positions(base),
+    )
+    log.info("%s: read back and compared tensor by tensor", FILE_FOR_LLAMA_CPP)
+    if form.needs_nfc:
+        log.info("llama.cpp does not normalize text: give it text in NFC, as keyboards and most files have it")
 
 
 def _try_out(source: Run, base: Run) -> tuple["Trial", Any]:

@@ -6,6 +6,7 @@ morphemes.py    where morphemes begin, by an optional analyser
 training.py     texts -> a trained tokenizer
 ladder.py       a trained tokenizer -> a smaller one
 fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
+llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
@@ -13,12 +14,14 @@ report.py       what a tokenizer keeps of held-out text, what it loses, how shor
 from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, special
 from llm.tokenizer.ladder import cut, why_not_cut
+from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
 from llm.tokenizer.training import train, why_not_reproducible
 
 __all__ = [
+    "LlamaCppForm",
     "Report",
     "Special",
     "Taken",
@@ -26,6 +29,7 @@ __all__ = [
     "cut",
     "digest",
     "installed_analyser",
+    "llama_cpp_form",
     "load",
     "load_chat",
     "lost_bytes",

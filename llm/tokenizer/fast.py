@@ -51,12 +51,12 @@ def why_not_fast(tokenizer: Tokenizer) -> str | None:
     marks = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model["type"] != "BPE" or any(model.get(mark) for mark in marks):
         return "its model is not plain BPE"
-    if state["normalizer"] not in (None, {"type": "NFC"}) or _rule(state["pre_tokenizer"]) is None:
+    if state["normalizer"] not in (None, {"type": "NFC"}) or word_rule(state["pre_tokenizer"]) is None:
         return "it cuts or normalizes text in its own way"
     return _why_not_provable(model)
 
 
-def _rule(pre_tokenizer: dict[str, Any] | None) -> str | None:
+def word_rule(pre_tokenizer: dict[str, Any] | None) -> str | None:
     """The regex by which words are cut, if it is one of those that were compared."""
     parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     plain = {"type": "ByteLevel", "add_prefix_space": False}
@@ -71,13 +71,20 @@ def _rule(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _why_not_provable(model: dict[str, Any]) -> str | None:
+    if not all(symbol in model["vocab"] for symbol in pre_tokenizers.ByteLevel.alphabet()):
+        return "it lacks a byte"
+    return why_not_by_ids(model)
+
+
+def why_not_by_ids(model: dict[str, Any]) -> str | None:
+    """What keeps joining by the lowest id of the joined from being joining by the list of pairs; None if nothing does.
+
+    `model` is BPE as tokenizer.json has it.
+    """
     vocab: dict[str, int] = model["vocab"]
     made = [vocab["".join(pair)] for pair in model["merges"]]
-    symbols = pre_tokenizers.ByteLevel.alphabet()
     if made != sorted(set(made)):
         return "a token is made by two pairs, or not in the order of the ids"
-    if not all(symbol in vocab for symbol in symbols):
-        return "it lacks a byte"
     alone = Tokenizer.from_str(json.dumps(_bare(model)))
     tokens = [token for token, number in vocab.items() if number in set(made)]
     if any(e.ids != [vocab[token]] for token, e in zip(tokens, alone.encode_batch_fast(tokens), strict=True)):
@@ -100,7 +107,7 @@ def _with_tiktoken(tokenizer: Tokenizer) -> Encoder:
     used = {token: number for token, number in vocab.items() if token in bytes_of or number in made}
     encoding = tiktoken.Encoding(
         "ttukttak",
-        pat_str=str(_rule(state["pre_tokenizer"])),
+        pat_str=str(word_rule(state["pre_tokenizer"])),
         mergeable_ranks={bytes(bytes_of[symbol] for symbol in token): number for token, number in used.items()},
         special_tokens={},
     )

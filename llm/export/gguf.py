@@ -1,0 +1,217 @@
+"""A model's folder in Hugging Face format -> one file in GGUF for llama.cpp, read back and compared with the folder.
+
+The names and the layout are llama.cpp's own (convert_hf_to_gguf.py is its converter, which comes with its sources and
+in no package). What its code for an architecture does not do is refused.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig
+
+from llm.config import GgufType
+from llm.errors import ConfigError, UnequalError
+from llm.export.tokenizer import CHAT_TEMPLATE
+from llm.tokenizer import LlamaCppForm, Special, llama_cpp_form
+
+# What llama.cpp does for each architecture, and has no setting for.
+_FIXED: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    "llama": (_llama := {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}),
+    "qwen3": {**_llama, "use_sliding_window": False},
+}
+_ARCHITECTURES = {
+    "gpt2": gguf.MODEL_ARCH.GPT2,
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+_TYPES = {
+    GgufType.f32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    GgufType.f16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    GgufType.bf16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    GgufType.q8_0: (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+_TRANSPOSED = re.compile(r"c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D holds (in, out)
+_ROTARY = re.compile(r"\.(q|k)_proj\.weight$")
+_BLOCK = 32  # weights that share a scale in q8_0; other rows are written in f16
+_GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")  # a tag of transformers alone
+
+
+def require_gguf(folder: Path, words: Tokenizer, *, asked: str) -> LlamaCppForm:
+    """The form of the tokenizer in llama.cpp, where the model in a folder and its tokenizer have one.
+
+    Raises:
+        ConfigError: they have none.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if reason := _why_not(config):
+        raise ConfigError(f"{asked}: {reason}. Leave export.gguf out.")
+    form = llama_cpp_form(words)
+    if isinstance(form, str):
+        raise ConfigError(
+            f"{asked}: {form}. Leave export.gguf out, or train with tokenizer=byte_bpe, which llama.cpp can do."
+        )
+    return form
+
+
+def _why_not(config: Any) -> str | None:
+    fixed = _FIXED.get(config.model_type)
+    if fixed is None:
+        return f"{config.model_type} is not among {', '.join(_FIXED)}, which are proved to give the same in llama.cpp"
+    for name, value in fixed.items():
+        if (found := getattr(config, name, value)) != value:
+            return f"llama.cpp has {name}={value} for {config.model_type}, and this model has {found}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        return f"rope_type={rope['rope_type']} is not written"
+    return None
+
+
+def write_gguf(
+    folder: Path, path: Path, form: LlamaCppForm, special: Special, *, kind: GgufType, name: str, positions: int
+) -> None:
+    """Write the model in a folder, with its tokenizer and chat template, and read the file back.
+
+    Raises:
+        UnequalError: a tensor of the file is not that of the folder.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    tensors = dict(_tensors(folder, config, positions))
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[config.model_type]])
+    writer.add_name(name)
+    writer.add_file_type(_TYPES[kind][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_shape(writer, config, positions)
+    _add_tokenizer(writer, folder, form, special, size=config.vocab_size)
+    for key, tensor in tensors.items():
+        qtype = _type_of(key, tensor, kind)
+        writer.add_tensor(key, gguf.quantize(tensor, qtype), raw_dtype=qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_gguf(path, tensors)
+
+
+def check_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Compare each tensor of a file with what it was made of: equal, or as near as its type comes.
+
+    Raises:
+        UnequalError: one is missing, is further off, or is too much.
+    """
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for key in dict.fromkeys([*tensors, *found]):
+        if key not in tensors or key not in found or not _is_near(found[key], tensors[key]):
+            raise UnequalError(f"{path.name}: {key} is not what was written. Nothing was exported.")
+
+
+def _is_near(read: Any, tensor: np.ndarray) -> bool:
+    values = gguf.dequantize(read.data, read.tensor_type).reshape(tensor.shape)
+    if read.tensor_type is gguf.GGMLQuantizationType.F32:
+        return bool(np.array_equal(values, tensor))
+    if read.tensor_type is gguf.GGMLQuantizationType.Q8_0:  # half a step, and the rounding of the step to f16
+        blocks = np.abs(tensor).reshape(-1, _BLOCK).max(axis=1, keepdims=True)
+        near = blocks * (0.5 / 127 + 2**-10) + 2**-20
+        return bool((np.abs(values - tensor).reshape(-1, _BLOCK) <= near).all())
+    dtype = torch.float16 if read.tensor_type is gguf.GGMLQuantizationType.F16 else torch.bfloat16
+    return bool(np.array_equal(values, torch.from_numpy(tensor).to(dtype).float().numpy()))
+
+
+def _tensors(folder: Path, config: Any, positions: int) -> Iterator[tuple[str, np.ndarray]]:
+    """llama.cpp's name of each tensor, and its values in fp32."""
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            key = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if key is None:
+                raise UnequalError(f"{name} has no name in llama.cpp. Leave export.gguf out.")
+            yield key, _laid_out(name, tensor.float(), config, positions).contiguous().numpy()
+
+
+def _laid_out(name: str, tensor: torch.Tensor, config: Any, positions: int) -> torch.Tensor:
+    if config.model_type == "gpt2":
+        if name.endswith("wpe.weight"):
+            return tensor[:positions]  # those that were trained
+        return tensor.T if _TRANSPOSED.search(name) else tensor
+    if config.model_type == "llama" and (which := _ROTARY.search(name)):
+        heads = config.num_attention_heads if which[1] == "q" else config.num_key_value_heads
+        # llama.cpp turns neighbours of a head, transformers its two halves
+        return tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+    return tensor
+
+
+def _type_of(key: str, tensor: np.ndarray, kind: GgufType) -> Any:
+    """Norms, biases and positions stay as they are: llama.cpp adds them in f32."""
+    if tensor.ndim == 1 or key.startswith("position_embd"):
+        return gguf.GGMLQuantizationType.F32
+    if kind is GgufType.q8_0 and tensor.shape[-1] % _BLOCK:
+        return gguf.GGMLQuantizationType.F16
+    return _TYPES[kind][0]
+
+
+def _add_shape(writer: Any, config: Any, positions: int) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+
+
+def _add_tokenizer(writer: Any, folder: Path, form: LlamaCppForm, special: Special, *, size: int) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens, types = _tokens(state, form, size)
+    writer.add_tokenizer_model(form.model)
+    writer.add_tokenizer_pre(form.pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if form.model == "gpt2":
+        writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
+    else:
+        writer.add_token_scores([-float(number) for number in range(size)])  # an earlier merge before a later one
+        writer.add_add_space_prefix(False)
+        if (unknown := state["model"].get("unk_token")) in state["model"]["vocab"]:
+            writer.add_unk_token_id(state["model"]["vocab"][unknown])
+    writer.add_bos_token_id(special.bos_id)
+    writer.add_eos_token_id(special.eos_id)
+    writer.add_pad_token_id(special.pad_id)
+    writer.add_add_bos_token(True)  # as the tokenizer of the folder does
+    writer.add_add_eos_token(False)
+    if (template := folder / CHAT_TEMPLATE).is_file():
+        writer.add_chat_template(_GENERATION.sub(r"{#\1 \2#}", template.read_text(encoding="utf-8")))
+
+
+def _tokens(state: dict[str, Any], form: LlamaCppForm, size: int) -> tuple[list[str], list[int]]:
+    """The text and the type of each id."""
+    kinds = gguf.TokenType
+    tokens, types = [f"[PAD{number}]" for number in range(size)], [int(kinds.UNUSED)] * size
+    for token, number in state["model"]["vocab"].items():
+        is_byte = form.model == "llama" and re.fullmatch("<0x[0-9A-F]{2}>", token)
+        tokens[number], types[number] = token, int(kinds.BYTE if is_byte else kinds.NORMAL)
+    for added in state["added_tokens"]:
+        is_unknown = added["content"] == state["model"].get("unk_token")
+        tokens[added["id"]], types[added["id"]] = added["content"], int(kinds.UNKNOWN if is_unknown else kinds.CONTROL)
+    return tokens, types
