@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from llm.run import log
+from llm.run import devices, log
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +21,12 @@ def _no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name in names or name.startswith(("SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_bf16_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """trainer.precision=auto is fp32, so that a number in a test is one on any CPU."""
+    monkeypatch.setattr(devices, "CPU_INFO", Path(os.devnull))
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ ALIASES = {"gpt2_small": "gpt2_125m", "llama_small": "llama_125m"}
 
 
 def test_every_preset_has_its_size_below() -> None:
-    assert {path.stem for path in Path("conf/model").glob("*.yaml")} == {*SIZES, *ALIASES}
+    assert {path.stem for path in Path("conf/model").glob("*.yaml")} == {*SIZES, *ALIASES, "pretrained"}
     for alias, name in ALIASES.items():
         assert {**vars_of(preset(alias)), "name": name} == vars_of(preset(name))
 

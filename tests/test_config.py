@@ -51,6 +51,7 @@ def test_every_choice_composes_in_a_stage_that_uses_it(override):
     stage = "finetune" if settings.get("kind") == "conversations" else STAGE_OF.get(choice, "pretrain")
     needed = ["base=x"] if stage == "finetune" else []
     needed += ["data.path=x"] if group == "data" and "source" not in settings else []
+    needed += [f"{group}.path=x"] if choice == "pretrained" else []
     needed += ["data.parts={law: {use: korean_law}}"] if choice == "mixture" else []
     assert config_of(f"stage={stage}", override, *needed).stage == stage
 
@@ -87,7 +88,7 @@ def test_stages_mirror_modules():
         ),
         (["modle=a"], "unknown key modle. Did you mean model?"),
         (["trainer.max_steps=abc"], "trainer.max_steps: Value 'abc' of type 'str' could not be converted to Integer"),
-        (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [fp32, bf16]"),
+        (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [auto, fp32, bf16]"),
         (["model=gpt3_tiny"], "model=gpt3_tiny is not a choice. Did you mean model=gpt2_tiny?"),
         (["stage=pretrin"], "stage=pretrin is not a choice. Did you mean stage=pretrain?"),
         (["stage=finetune"], "base is missing. Set base="),
@@ -135,7 +136,7 @@ def test_stages_mirror_modules():
             "trainer.compile=true is one graph, which trainer.strategy=fsdp breaks at each block. Set trainer.strat",
         ),
         (["trainer.strategy=fdsp"], "trainer.strategy: Invalid value 'fdsp', expected one of [auto, ddp, fsdp]"),
-        (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [fp32, bf16]"),
+        (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [auto, fp32, bf16]"),
         (
             ["data.batch_tokens=1000"],
             "data.batch_tokens=1000 is no multiple of data.sequence_length=256. Set it to 768 or 1024.",

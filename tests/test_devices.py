@@ -1,11 +1,13 @@
 """What this machine or this launch cannot give a run is said in one line, before any work."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from llm.config import Accelerator, Precision, TrainerConfig
 from llm.errors import ConfigError
-from llm.run import require_devices
+from llm.run import devices, log, require_devices, with_precision
 
 
 def gpus(monkeypatch, *capabilities):
@@ -43,6 +45,39 @@ def test_a_cpu_takes_any_number_of_processes_and_bf16(monkeypatch):
     gpus(monkeypatch)
     for accelerator in (Accelerator.auto, Accelerator.cpu):
         require_devices(TrainerConfig(accelerator=accelerator, devices=5, precision=Precision.bf16))
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512_bf16 sse", Precision.bf16), ("amx_bf16", Precision.bf16), ("fpu avx512f", Precision.fp32)],
+)
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(flags, precision, tmp_path, monkeypatch):
+    gpus(monkeypatch)
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n", encoding="ascii")
+    for accelerator in (Accelerator.cpu, Accelerator.auto):
+        asked = TrainerConfig(accelerator=accelerator, max_steps=7)
+        assert with_precision(asked) == replace(asked, precision=precision)
+
+
+def test_auto_is_fp32_where_a_cpu_does_not_say_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "none")
+    assert with_precision(TrainerConfig(accelerator=Accelerator.cpu)).precision is Precision.fp32
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [([(8, 0)] * 2, Precision.bf16), ([(8, 0), (7, 5)], Precision.fp32)]
+)
+def test_auto_is_bf16_where_every_gpu_has_it(capabilities, precision, monkeypatch):
+    gpus(monkeypatch, *capabilities)
+    assert with_precision(TrainerConfig(devices=2)).precision is precision
+
+
+def test_bf16_that_a_cpu_can_only_imitate_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(log, "propagate", True)
+    asked = TrainerConfig(accelerator=Accelerator.cpu, precision=Precision.bf16)
+    assert with_precision(asked) is asked
+    assert "trainer.precision=bf16: this CPU has no instructions for it, so it is slower than fp32" in caplog.text
 
 
 def test_several_nodes_want_a_launcher_on_each():

@@ -241,10 +241,18 @@ def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "vocab_size", "chunks"), [(48, 512, 1), (2**15, 50304, 32), (7, 2**26, 7), (3, 2**27, 3)]
+    ("num_tokens", "vocab_size", "sizes"),
+    [
+        (48, 512, [48]),
+        (2**15, 50304, [1024] * 32),
+        (7, 2**26, [1] * 7),
+        (3, 2**27, [1] * 3),
+        (8191, 50304, [1171] * 6 + [1165]),  # a prime: not one token at a time
+    ],
 )
-def test_chunks_are_few_and_of_one_size(num_tokens: int, vocab_size: int, chunks: int) -> None:
-    assert loss._number_of_chunks(num_tokens, vocab_size) == chunks
+def test_chunks_are_few_and_of_one_size_where_that_can_be(num_tokens: int, vocab_size: int, sizes: list[int]) -> None:
+    size = loss._chunk_size(num_tokens, vocab_size)
+    assert [len(range(num_tokens)[start : start + size]) for start in range(0, num_tokens, size)] == sizes
 
 
 @pytest.mark.parametrize("change", ["final_logit_softcapping", "output_router_logits"])

@@ -28,6 +28,7 @@ from llm.config import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    Precision,
     Schedule,
     TrainerConfig,
 )
@@ -114,7 +115,8 @@ def task(
 ) -> Fit:
     folder.mkdir(parents=True, exist_ok=True)
     model = model or model_of()
-    settings = {"log_every_steps": 1, "validate_every_steps": 4, "checkpoint_every_steps": 4} | trainer
+    settings: dict[str, Any] = {"log_every_steps": 1, "validate_every_steps": 4, "checkpoint_every_steps": 4} | trainer
+    settings.setdefault("precision", Precision.fp32)
     return Fit(
         model=model,
         model_config=model.config,

@@ -1,5 +1,6 @@
 """What every setting's field can say: the stages whose result it changes, and that its value is out of range."""
 
+import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -31,6 +32,11 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
         else:
             settings[f.name] = value.name if isinstance(value, Enum) else value
     return settings
+
+
+def label_of(path: str, *, otherwise: str) -> str:
+    """The last part of a path as a run's name can have it."""
+    return re.sub(r"[^\w.+-]", "_", path.rstrip("/").rpartition("/")[2])[:40].lstrip(".+-") or otherwise
 
 
 def at_least(key: str, value: int, least: int) -> None:

@@ -260,7 +260,8 @@ class PretrainStage(StageConfig):
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
         require_one_graph(self.model.architecture, self.trainer)
-        if self.data.sequence_length > self.model.max_position_embeddings:
+        is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
+        if is_read and self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="
                 f"{self.model.max_position_embeddings}. Lower the first or raise the second."

@@ -1,12 +1,13 @@
 """The schema of a tokenizer: its five stages, and how it is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, at_least
+from llm.config.fields import HOW, at_least, label_of
 from llm.errors import ConfigError
 
 
@@ -31,6 +32,8 @@ class TokenizerConfig:
     """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
 
     name: str = field(default=MISSING, metadata=HOW)
+    path: str | None = field(default=None, metadata=HOW)  # a folder with a tokenizer.json, or a hub id: taken as it is,
+    # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
     vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
     normalizer: Any = None  # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
     pre_tokenizer: Any = None
@@ -51,6 +54,14 @@ class TokenizerConfig:
     allow_lossy: bool = field(default=False, metadata=HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            self._refuse_what_is_for_training()
+            return
+        if self.model is None and not self.special_tokens:
+            raise ConfigError(
+                "tokenizer.path is missing. Set tokenizer.path=<a folder with a tokenizer.json, or the hub's id of a "
+                "model>."
+            )
         if self.model is None:
             raise ConfigError("tokenizer.model is null. Set it to BPE, WordPiece, Unigram or WordLevel.")
         if not self.special_tokens:
@@ -79,3 +90,23 @@ class TokenizerConfig:
                 f"tokenizer.ladder={self.ladder} is smaller than tokenizer.vocab_size={self.vocab_size}, which is cut "
                 "from it. Set tokenizer.ladder to the largest vocabulary of the sweep, or to null."
             )
+
+    def _refuse_what_is_for_training(self) -> None:
+        for f in fields(self):
+            default = f.default if f.default_factory is NO_DEFAULT else None
+            value, unset = getattr(self, f.name), None if f.name == "model" else default
+            if f.name not in _OF_A_PATH and value != unset and value != []:  # special_tokens is []
+                raise ConfigError(
+                    f"tokenizer.{f.name} is for a tokenizer that is trained; that of tokenizer.path={self.path} is "
+                    "taken as it is. Leave it out."
+                )
+
+    @property
+    def label(self) -> str:
+        """What a run of it is called, unless the user says."""
+        if self.path is None:
+            return f"{self.name}-{self.vocab_size}"
+        return label_of(self.path, otherwise=self.name)
+
+
+_OF_A_PATH = ("name", "path", "bos_token", "eos_token", "pad_token", "allow_lossy")

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, at_least, below_one, divides
+from llm.config.fields import HOW, at_least, below_one, divides, label_of
 from llm.errors import ConfigError
 
 
@@ -16,6 +16,7 @@ class Architecture(Enum):
     qwen3 = "qwen3"  # llama with normed queries and keys
     gemma3 = "gemma3"  # most layers see the last 512 tokens alone
     qwen3_moe = "qwen3_moe"  # qwen3 whose every token goes through a few of many experts
+    other = "other"  # of model.path alone: what its config.json says
 
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -26,6 +27,7 @@ LINEAR_LAYERS = {
     Architecture.qwen3: _llama,
     Architecture.gemma3: _llama,
     Architecture.qwen3_moe: _ATTENTION,  # its experts are no layers, but one tensor
+    Architecture.other: _llama,  # as most decoders of transformers name them
 }
 
 
@@ -36,6 +38,7 @@ class Accelerator(Enum):
 
 
 class Precision(Enum):
+    auto = "auto"  # bf16 where the device is fast at it, else fp32; what it comes to is in the identity
     fp32 = "32-true"
     bf16 = "bf16-mixed"
 
@@ -55,10 +58,16 @@ class WandbMode(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer."""
+    """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer.
+
+    With a path it is one that is there already, and what else it is comes from its config.json.
+    """
 
     name: str = field(default=MISSING, metadata=HOW)
-    architecture: Architecture = MISSING
+    architecture: Architecture | None = MISSING  # None: of model.path
+    path: str | None = field(default=None, metadata=HOW)  # Hugging Face folder, finished run or hub id to go on from;
+    # its weights' digest is in the identity
+    resize_vocabulary: bool = False  # take another tokenizer than the one of model.path: new tokens get new embeddings
     num_layers: int = 3
     num_heads: int = 4
     hidden_size: int = 160
@@ -74,6 +83,11 @@ class ModelConfig:
     extra: dict[str, Any] = field(default_factory=dict)  # any other key of the architecture's Hugging Face config
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            if self.extra:
+                raise ConfigError("model.extra is not used with model.path, whose config.json says it. Leave it out.")
+            return
+        self._refuse_what_is_for_a_path()
         for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
             at_least(f"model.{key}", getattr(self, key), 1)
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
@@ -86,6 +100,22 @@ class ModelConfig:
             at_least("model.intermediate_size", self.intermediate_size, 1)
         self._check_experts()
         below_one("model.dropout", self.dropout)
+
+    @property
+    def label(self) -> str:
+        """What a run of it is called, unless the user says."""
+        return self.name if self.path is None else label_of(self.path, otherwise=self.name)
+
+    def _refuse_what_is_for_a_path(self) -> None:
+        if self.architecture is None:
+            raise ConfigError(
+                "model.path is missing. Set model.path=<a Hugging Face folder, a finished pretraining run, or the "
+                "hub's id of a model>."
+            )
+        if self.architecture is Architecture.other:
+            raise ConfigError("model.architecture=other is of model.path alone. Choose model=pretrained.")
+        if self.resize_vocabulary:
+            raise ConfigError("model.resize_vocabulary=true is for model=pretrained. Leave it out.")
 
     def _check_heads(self) -> None:
         if self.hidden_size // self.num_heads % 2:
@@ -101,6 +131,7 @@ class ModelConfig:
             if (number := getattr(self, key)) is None:
                 continue
             if self.architecture is not Architecture.qwen3_moe:
+                assert self.architecture is not None
                 raise ConfigError(
                     f"model.{key} is a setting of qwen3_moe; {self.architecture.value} has none. Remove it."
                 )
@@ -190,7 +221,7 @@ class TrainerConfig:
     max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
     max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
     max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
-    precision: Precision = Precision.fp32
+    precision: Precision = Precision.auto
     compile: bool = field(default=False, metadata=HOW)  # by torch.compile: pays where a run lasts many minutes
     activation_checkpointing: bool = field(default=False, metadata=HOW)  # blocks run twice: less memory, a third slower
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
@@ -252,7 +283,7 @@ class TrainerConfig:
         return self.devices * self.num_nodes
 
 
-def require_one_graph(architecture: Architecture, trainer: TrainerConfig) -> None:
+def require_one_graph(architecture: Architecture | None, trainer: TrainerConfig) -> None:
     """Refuse to compile what breaks into several graphs: transformers takes a lock to collect a mixture's router."""
     if trainer.compile and architecture is Architecture.qwen3_moe:
         raise ConfigError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm.config import Reuse
 from llm.errors import ConfigError
-from llm.run import NotMadeError, Run, candidates, load, read_record
+from llm.run import NotMadeError, Run, candidates, load, read_record, with_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,6 +110,8 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     if config.stage == "export":
         job.disk.update(_disk_of_export(config.export, load(Path(missing.plan.folders["run"]))))
         return
+    config = replace(config, trainer=with_precision(config.trainer)) if config.stage == "pretrain" else config
+    config = missing.plan.config if missing.plan.stage == "pretrain" else config
     text = _text(job, config, missing)
     if "shards" in job.made:
         width = 2 if text.vocab_size <= 2**16 else 4
@@ -153,10 +155,12 @@ def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
         vocab_size, per_token = trained["vocab_size"], trained["bytes_per_token"]
         note = f"{per_token:.2f} bytes a token, as the tokenizer's report has it"
     else:
-        vocab_size = config.tokenizer.vocab_size
+        from llm.stage import tokenizer as tokenizer_stage
+
+        vocab_size = tokenizer_stage.vocab_size(config.tokenizer)
         # Byte-level and character BPE on Korean statutes gave 4.5 at 4,096 and 5.5 to 6.5 at 8,192.
         per_token = max(2.0, 4.5 + math.log2(vocab_size / 4096))
-        note = f"{per_token:.1f} bytes a token, a guess from tokenizer.vocab_size={vocab_size} for Korean text"
+        note = f"{per_token:.1f} bytes a token, a guess from {vocab_size} tokens for Korean text"
     job.notes.append(f"Tokens are estimated: {raw_bytes / 1e6:.1f} MB of training text ({how}), at {note}.")
     return TrainingText(vocab_size=vocab_size, tokens=raw_bytes / per_token, bytes_per_token=per_token, is_whole=whole)
 

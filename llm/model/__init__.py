@@ -1,30 +1,39 @@
 """A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
 
 architectures.py  config -> the Hugging Face config of its architecture
+pretrained.py a folder that is there already -> its config and digest, checked; its model for a tokenizer
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
+paths.py      the quicker ways to a model's loss, where they give its loss
 isolation.py  documents that share a row do not see each other
 generation.py a prompt -> text, piece by piece
 """
 
 from llm.model.architectures import check_extra
 from llm.model.attention import document_bounds
-from llm.model.build import build, count_parameters, load, save
+from llm.model.build import begin, build, count_parameters, load, save
 from llm.model.generation import Sampling, generate, stream
 from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter
 from llm.model.loss import compiled, next_token_loss, next_token_nats
+from llm.model.paths import take_plain_paths_where_needed
+from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
 
 __all__ = [
     "Sampling",
     "add_lora",
+    "as_it_is",
+    "begin",
     "build",
     "check_extra",
+    "check_tokenizer",
     "compiled",
     "count_parameters",
+    "digest_of_model",
     "document_bounds",
+    "folder_of_model",
     "generate",
     "load",
     "load_adapter",
@@ -33,4 +42,5 @@ __all__ = [
     "require_isolation",
     "save",
     "stream",
+    "take_plain_paths_where_needed",
 ]

@@ -47,6 +47,7 @@ def hugging_face_config(config: ModelConfig, *, vocab_size: int, special: Specia
         ConfigError: model.extra has a key that the architecture lacks or that has a setting of its own, or a value that
             cannot be.
     """
+    assert config.architecture is not None  # a config without one has a path, and is read from there
     settings = _settings(config)
     _check_extra(config, settings)
     try:
@@ -74,6 +75,7 @@ def check_extra(config: ModelConfig) -> None:
 
 
 def _check_extra(config: ModelConfig, settings: dict[str, Any]) -> None:
+    assert config.architecture is not None
     known = set(_CONFIGS[config.architecture]().to_dict())
     for key in config.extra:
         if key in settings or key in _FROM_ELSEWHERE:

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "ttukttak_documents"  # among the attention functions of transformers
+PARTS_BY_MASKS = "ttukttak_parts_by_masks"  # of a model: True where its own masks alone part documents rightly
 LEAST_BOUNDS = 64  # places for bounds are a power of two, so that batches give torch.compile few shapes to see
 CAPABILITY_OF_VARLEN = 8  # the first major compute capability that flash attention has kernels for
 
@@ -47,7 +48,7 @@ def attention_within_documents(model: nn.Module, *, device: torch.device) -> Ite
     Only calls that bring bounds may run in it. Outside, as in generation, a model is as transformers made it.
     """
     config = getattr(model, "config", None)
-    if config is None or not _can_part(config, device=device):
+    if config is None or getattr(model, PARTS_BY_MASKS, False) or not _can_part(config, device=device):
         yield False
         return
     before = config._attn_implementation

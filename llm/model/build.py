@@ -2,21 +2,42 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config import ModelConfig
 from llm.model.architectures import hugging_face_config
+from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.tokenizer import Special
+from llm.tokenizer import special as special_tokens
 
 
 def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrainedModel:
-    """A model with random weights, drawn from torch's global generator."""
-    model = AutoModelForCausalLM.from_config(hugging_face_config(config, vocab_size=vocab_size, special=special))
-    model.generation_config = GenerationConfig(
-        bos_token_id=special.bos_id, eos_token_id=special.eos_id, pad_token_id=special.pad_id
-    )
+    """A model with random weights, drawn from torch's global generator; with a path, one of the shape that is there."""
+    if config.path is None:
+        made = hugging_face_config(config, vocab_size=vocab_size, special=special)
+    else:
+        made = read_config(folder_of_model(config))
+        made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
+    return with_special(AutoModelForCausalLM.from_config(made, dtype=torch.float32), special)
+
+
+def begin(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
+    """The model that training begins with: random, or that of config.path; for this tokenizer."""
+    special = special_tokens(tokenizer_folder)
+    if config.path is None:
+        return build(config, vocab_size=vocab_size, special=special)
+    return with_special(load_pretrained(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size), special)
+
+
+def with_special(model: PreTrainedModel, special: Special) -> PreTrainedModel:
+    """The model with the special tokens of a tokenizer, in its config and for generation."""
+    ids = {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id, "pad_token_id": special.pad_id}
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+    model.generation_config = GenerationConfig(**ids)
     return model
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from llm.model.attention import attention_within_documents, document_bounds
 
 IGNORED = -100  # torch's default: such labels cost nothing
+WITH_ALL_LOGITS = "ttukttak_with_all_logits"  # of a model: True where its head alone does not make its logits
 CHUNK_LOGITS = 2**26  # at most, at once: 256 MB in fp32
 
 
@@ -116,6 +117,8 @@ def _head(model: nn.Module) -> nn.Linear | None:
     None as well where parameters are sharded, which only a call of the whole model gathers.
     """
     causal = _without_adapters(model)
+    if getattr(model, WITH_ALL_LOGITS, False):
+        return None
     config = getattr(causal, "config", None)
     others = (getattr(config, name, None) for name in ("final_logit_softcapping", "output_router_logits"))
     if not hasattr(causal, "get_output_embeddings") or hasattr(model, "unshard") or any(others):
@@ -144,7 +147,7 @@ class _ChunkedNats(torch.autograd.Function):
         gradients = torch.empty_like(states) if needs_states else None
         gradient_of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         nats = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        size = len(labels) // _number_of_chunks(len(labels), len(weight))
+        size = _chunk_size(len(labels), len(weight))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels), size):
                 here = slice(start, start + size)
@@ -179,10 +182,15 @@ def _chunk(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> 
     return nats, (gradient * is_label).to(states.dtype)
 
 
-def _number_of_chunks(num_tokens: int, vocab_size: int) -> int:
-    """As few as keep to CHUNK_LOGITS and leave all chunks of one size."""
-    least = -(-num_tokens * vocab_size // CHUNK_LOGITS)
-    return next((number for number in range(least, num_tokens) if num_tokens % number == 0), num_tokens)
+def _chunk_size(num_tokens: int, vocab_size: int) -> int:
+    """Tokens of a chunk, as many as keep to CHUNK_LOGITS, so that all chunks are of one size: one shape to compile.
+
+    Where that would take more than twice as many chunks as need be (a number of tokens that is prime), the last one is
+    smaller in its place.
+    """
+    least = max(1, -(-num_tokens * vocab_size // CHUNK_LOGITS))
+    even = next((number for number in range(least, 2 * least + 1) if num_tokens % number == 0), least)
+    return max(1, -(-num_tokens // even))
 
 
 EAGER = Passes(nats=_nats, balanced=_balanced, hidden_states=_hidden_states, chunk=_chunk)

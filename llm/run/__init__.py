@@ -7,7 +7,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 """
 
 from llm.run.console import console, log, log_to, start_logging
-from llm.run.devices import require_devices
+from llm.run.devices import require_devices, with_precision
 from llm.run.environment import ask_for_another_launch, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
@@ -24,13 +24,16 @@ from llm.run.lineage import base_of, tokenizer_folder, usable_positions, weights
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
+from llm.run.pretrained import CONFIG, TOKENIZER, folder_of
 from llm.run.runs import Run, candidates, find, find_runs, load, read_record
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
+    "CONFIG",
     "NOT_MINE",
     "SIGNALS",
     "TEMPORARY",
+    "TOKENIZER",
     "MetricsLog",
     "NotMadeError",
     "Outcome",
@@ -46,6 +49,7 @@ __all__ = [
     "digest_of",
     "find",
     "find_runs",
+    "folder_of",
     "history",
     "launch_id",
     "load",
@@ -66,6 +70,7 @@ __all__ = [
     "weights_folder",
     "whole_files",
     "whole_folder",
+    "with_precision",
     "write_json",
     "write_text",
 ]

@@ -1,11 +1,16 @@
 """The devices that a run asks for -> a refusal, before any work, of what this machine or this launch cannot give it."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 from llm.config import Accelerator, Precision, TrainerConfig
 from llm.errors import ConfigError
+from llm.run.console import log
 from llm.run.environment import is_launched
 
+CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16
+CPU_INFO = Path("/proc/cpuinfo")
 LEAST_FOR_BF16 = 8  # compute capability: Ampere. Older GPUs make bf16 of other instructions, slower than fp32
 
 
@@ -20,6 +25,45 @@ def require_devices(config: TrainerConfig) -> None:
         return
     if config.accelerator is Accelerator.gpu or config.devices > 1 or config.precision is Precision.bf16:
         _require_gpus(config)
+
+
+def with_precision(config: TrainerConfig) -> TrainerConfig:
+    """The config with the precision that trainer.precision=auto is on these devices; it is said when it is bf16."""
+    if config.precision is not Precision.auto:
+        if config.precision is Precision.bf16 and _is_on_cpu(config) and not cpu_flags():
+            log.warning("trainer.precision=bf16: this CPU has no instructions for it, so it is slower than fp32")
+        return config
+    if _is_on_cpu(config):
+        reason = f"the CPU has {', '.join(flags)}" if (flags := cpu_flags()) else None
+    else:
+        reason = "all GPUs have it" if _gpus_have_bf16(config.devices) else None
+    if reason:
+        log.info("trainer.precision=auto is bf16 here: %s. It is part of what the run is", reason)
+    return replace(config, precision=Precision.bf16 if reason else Precision.fp32)
+
+
+def cpu_flags() -> list[str]:
+    """The instructions for products in bf16 that this CPU has, by Linux's names; none where that is not known."""
+    try:
+        lines = CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+    words = next((line.split() for line in lines if line.startswith("flags")), [])
+    return sorted(CPU_FLAGS.intersection(words))
+
+
+def _is_on_cpu(config: TrainerConfig) -> bool:
+    if config.accelerator is Accelerator.cpu:
+        return True
+    import torch
+
+    return not torch.cuda.device_count()
+
+
+def _gpus_have_bf16(number: int) -> bool:
+    import torch
+
+    return all(torch.cuda.get_device_capability(index)[0] >= LEAST_FOR_BF16 for index in range(number))
 
 
 def _require_launch(config: TrainerConfig) -> None:

@@ -1,5 +1,6 @@
 """A pretrained run and conversations -> a LoRA adapter in PEFT format."""
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,20 @@ from llm import tokenizer
 from llm.config import LINEAR_LAYERS, Architecture, FinetuneStage, require_one_graph
 from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
 from llm.errors import ConfigError, DataError
-from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, find, log, make, require_devices, sha256_of
+from llm.run import (
+    NOT_MINE,
+    Outcome,
+    Plan,
+    Run,
+    check_files,
+    digest_of,
+    find,
+    log,
+    make,
+    require_devices,
+    sha256_of,
+    with_precision,
+)  # fmt: skip
 from llm.stage import corpus_notes
 from llm.stage._training import train
 
@@ -23,6 +37,7 @@ def run(config: FinetuneStage) -> Run:
     _check_against_base(config, base)
     check_files(base, under="model/")
     require_devices(config.trainer)
+    config = replace(config, trainer=with_precision(config.trainer))
     if config.trainer.compile:
         from llm.trainer import require_compiler
 

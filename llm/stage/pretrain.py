@@ -6,10 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import PretrainStage, ShardsStage
+from llm.config import PretrainStage, ShardsStage, TokenizerStage
 from llm.data import MixedRows, TokenRows, read_manifest
-from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, digest_of, log, make, require_devices, sha256_of
+from llm.run import (
+    NOT_MINE,
+    Outcome,
+    Plan,
+    Run,
+    check_files,
+    digest_of,
+    log,
+    make,
+    require_devices,
+    sha256_of,
+    with_precision,
+)
 from llm.stage import shards as shards_stage
+from llm.stage import tokenizer as tokenizer_stage
 from llm.stage._budget import steps_within_budget
 from llm.stage._extension import adopt_beginning
 from llm.stage._mixture import mixed_rows, say_epochs
@@ -21,6 +34,7 @@ FORMAT_VERSION = 2
 def run(config: PretrainStage) -> Run:
     """The finished pretraining run of a config."""
     require_devices(config.trainer)
+    config = replace(config, trainer=with_precision(config.trainer))
     if config.trainer.compile:
         from llm.trainer import require_compiler
 
@@ -29,22 +43,14 @@ def run(config: PretrainStage) -> Run:
         from llm.model import check_extra  # takes seconds: only for what the schema cannot know
 
         check_extra(config.model)
-    shards = shards_stage.run(
-        ShardsStage(
-            stage="shards",
-            outputs=config.outputs,
-            dry_run=config.dry_run,
-            tokenizer=config.tokenizer,
-            data=config.data,
-        ),
-        wait=True,
-    )
+    source, config = _source(config)
+    shards = shards_stage.run(ShardsStage(stage="shards", **_shared(config)), wait=True)
     config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
     plan = Plan(
         config=config,
-        default_name=f"{config.model.name}-{config.tokenizer.name}-{config.data.name}",
+        default_name=f"{config.model.label}-{config.tokenizer.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"shards": shards.digest},
+        parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
     return make(
@@ -52,6 +58,28 @@ def run(config: PretrainStage) -> Run:
         lambda run: _train(run, config, shards),
         prepare=lambda folder: adopt_beginning(folder, plan, config),
     )
+
+
+def _shared(config: PretrainStage) -> dict[str, Any]:
+    """What the stages that are made on the way have of this one."""
+    return {key: getattr(config, key) for key in ("outputs", "dry_run", "tokenizer", "data")}
+
+
+def _source(config: PretrainStage) -> tuple[dict[str, str], PretrainStage]:
+    """(the digest of the model to go on from, if there is one; the config with what that model is).
+
+    Raises:
+        ConfigError: there is none, or its tokenizer is another: known before a shard is written.
+    """
+    if config.model.path is None:
+        return {}, config
+    from llm import model as models
+
+    config = replace(config, model=models.as_it_is(config.model))
+    folder = models.folder_of_model(config.model)
+    made = tokenizer_stage.run(TokenizerStage(stage="tokenizer", **_shared(config)), wait=True)
+    models.check_tokenizer(config.model, folder, made.path)
+    return {"model": models.digest_of_model(folder)}, config
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
@@ -64,9 +92,11 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     special = tokenizer.special(tokenizer_folder)
     rows, vocab_size = _rows(config, shards), shards.results["vocab_size"]
     torch.manual_seed(config.seed)
-    model = models.build(config.model, vocab_size=vocab_size, special=special)
-    models.require_isolation(model, vocab_size=vocab_size, architecture=config.model.architecture.value)
-    log.info("%s: %.2f million parameters", config.model.name, models.count_parameters(model) / 1e6)
+    model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
+    models.require_isolation(model, vocab_size=vocab_size, architecture=model.config.model_type)
+    for path in models.take_plain_paths_where_needed(model, vocab_size=vocab_size):
+        log.info("%s: %s is not for this model, which is trained the plain way", model.config.model_type, path)
+    log.info("%s: %.2f million parameters", config.model.label, models.count_parameters(model) / 1e6)
     log.info(
         "%d training rows of %d tokens (data.packing=%s), %.1f %% of them padding or the end of a document",
         len(rows["train"]),

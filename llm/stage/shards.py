@@ -65,7 +65,7 @@ def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait:
 
 
 def _name(config: ShardsStage) -> str:
-    return f"{config.tokenizer.name}-{config.tokenizer.vocab_size}-{config.data.name}"
+    return f"{config.tokenizer.label}-{config.data.name}"
 
 
 def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:

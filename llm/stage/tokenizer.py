@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -10,7 +11,7 @@ from llm import tokenizer
 from llm.config import DataConfig, Reuse, TokenizerConfig, TokenizerStage
 from llm.data import Corpus, MixedCorpus, open_texts
 from llm.errors import DataError
-from llm.run import Outcome, Plan, Run, log, make, whole_files, write_json
+from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, make, whole_files, write_json
 from llm.stage import corpus_notes
 
 FORMAT_VERSION = 2
@@ -24,23 +25,50 @@ def run(config: TokenizerStage, *, wait: bool = False) -> Run:
     """
     if config.data.tokenizer_part is not None:
         config = replace(config, data=config.data.part(config.data.tokenizer_part))
+    source = pretrained_parents(config.tokenizer)
     corpus = open_texts(config.data)
     plan = Plan(
         config=config,
-        default_name=f"{config.tokenizer.name}-{config.tokenizer.vocab_size}-{config.data.name}",
+        default_name=f"{config.tokenizer.label}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"data": corpus.digest()},
+        parents={"data": corpus.digest()} | source,
     )
     made = make(plan, lambda run: _train(run, config, corpus), wait=wait)
     _refuse_lossy(config.tokenizer, made.results)  # it may have been made with allow_lossy, and be reused without
     return made
 
 
+def pretrained_parents(config: TokenizerConfig) -> dict[str, str]:
+    """What a tokenizer that is read, not trained, is made from."""
+    if config.path is None:
+        return {}
+    return {"tokenizer": tokenizer.digest_of_pretrained(_folder(config), config)}
+
+
+def vocab_size(config: TokenizerConfig) -> int:
+    """The size that is asked for; of a tokenizer that is read, the size it has."""
+    if config.path is None:
+        return config.vocab_size
+    return int(tokenizer.read_pretrained(_folder(config), config)[0].get_vocab_size())
+
+
+def _folder(config: TokenizerConfig) -> Path:
+    assert config.path is not None
+    return folder_of("tokenizer.path", config.path, file=TOKENIZER)
+
+
 def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Outcome:
     corpus.keep_left_out(run.path)
-    trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
-    with whole_files(run.path) as target:
-        tokenizer.save(trained, config.tokenizer, target)
+    if config.tokenizer.path is None:
+        trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
+        with whole_files(run.path) as target:
+            tokenizer.save(trained, config.tokenizer, target)
+    else:
+        taken, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
+        log.info("taken from %s: %s", folder, ", ".join(f"{role} {token}" for role, token in roles.items()))
+        notes = corpus_notes(corpus) | {"taken_from": str(folder)}
+        with whole_files(run.path) as target:
+            tokenizer.save_with_roles(taken, roles, target)
     texts = _held_out(_Corpus(config.data, run.record["identity"]["parents"]["data"], corpus))
     report = tokenizer.report(tokenizer.load(run.path), texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
@@ -117,7 +145,7 @@ def _say(config: TokenizerConfig, report: tokenizer.Report) -> None:
         100 * report.lost_bytes_share,
         report.encode_megabytes_per_second,
     )
-    if report.vocab_size > config.vocab_size:
+    if config.path is None and report.vocab_size > config.vocab_size:
         log.warning(
             "%d tokens are more than tokenizer.vocab_size=%d: the text has so many characters. Set "
             "tokenizer.limit_alphabet to keep fewer",

@@ -7,15 +7,17 @@ training.py     texts -> a trained tokenizer
 ladder.py       a trained tokenizer -> a smaller one
 fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
+pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, and what its special tokens are for
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
 from llm.tokenizer.fast import batch_encoder
-from llm.tokenizer.folder import Special, digest, load, load_chat, save, special
+from llm.tokenizer.folder import Special, digest, load, load_chat, save, save_with_roles, special
 from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
+from llm.tokenizer.pretrained import digest_of_pretrained, gives_same_ids, read_pretrained, tokens_of
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
 from llm.tokenizer.training import train, why_not_reproducible
@@ -28,6 +30,8 @@ __all__ = [
     "batch_encoder",
     "cut",
     "digest",
+    "digest_of_pretrained",
+    "gives_same_ids",
     "installed_analyser",
     "llama_cpp_form",
     "load",
@@ -35,10 +39,13 @@ __all__ = [
     "lost_bytes",
     "lost_characters",
     "peak_memory_bytes",
+    "read_pretrained",
     "report",
     "sample",
     "save",
+    "save_with_roles",
     "special",
+    "tokens_of",
     "train",
     "why_not_cut",
     "why_not_reproducible",

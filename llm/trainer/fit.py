@@ -288,6 +288,7 @@ def _ignore_known_warnings() -> None:
         ".*You're resuming from a checkpoint that ended before the epoch ended.*",  # TrainingBatches.start_step
         ".*`training_step` and `validation_step`.*",
         ".*GPU available but not used.*",
+        ".*The `srun` command is available on your system but is not used.*",  # one process of ours needs none
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's use of a torch function
         ".*torch.jit.script_method.*",  # what torch.compile imports
     ):

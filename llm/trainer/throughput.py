@@ -49,11 +49,13 @@ def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_leng
     L: layers; H x Q: heads times their size; T: tokens per row, or the window of a layer that sees fewer.
     """
     head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
+    looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head}
+    chosen = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     multiplied = 0.0
     for name, parameter in model.named_parameters():
-        is_looked_up = name.split(".")[-2] in ("wpe", "wte", "embed_tokens") and parameter is not head
-        share = config.num_experts_per_tok / config.num_local_experts if ".experts." in name else 1.0
-        multiplied += 0.0 if is_looked_up else share * parameter.numel() * (6 if parameter.requires_grad else 4)
+        share = chosen if ".experts." in name else 1.0
+        share = 0.0 if parameter in looked_up else share
+        multiplied += share * parameter.numel() * (6 if parameter.requires_grad else 4)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -1,0 +1,227 @@
+"""A folder of a model that is there already -> its config and digest, checked; the model, for a tokenizer."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
+
+from llm import tokenizer
+from llm.config import Architecture, ModelConfig
+from llm.errors import ConfigError
+from llm.run import CONFIG, digest_of, folder_of, log, sha256_of
+
+MODEL_TYPES = {"gemma3_text": Architecture.gemma3} | {kind.value: kind for kind in Architecture}
+_INNER = {Architecture.gpt2: "n_inner", Architecture.qwen3_moe: "moe_intermediate_size"}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def folder_of_model(config: ModelConfig) -> Path:
+    """The folder that config.path means.
+
+    Raises:
+        ConfigError: it is none, or holds no model.
+    """
+    assert config.path is not None
+    return folder_of("model.path", config.path, file=CONFIG)
+
+
+def as_it_is(config: ModelConfig) -> ModelConfig:
+    """A config with a path, with the architecture and the sizes that the folder has: what else was typed is refused.
+
+    Raises:
+        ConfigError: there is no causal language model that can be trained, or a setting says otherwise than it.
+    """
+    folder = folder_of_model(config)
+    found = _settings(read_config(folder))
+    for key, value in found.items():
+        typed = getattr(config, key)
+        if typed not in (ModelConfig.__dataclass_fields__[key].default, value) and key != "architecture":
+            raise ConfigError(f"model.{key}={typed}, but the model in {folder} has {value}. Leave it out.")
+    if config.architecture not in (None, found["architecture"]):
+        raise ConfigError(
+            f"model.architecture={config.architecture.value}, but the model in {folder} is another. Leave it out."
+        )
+    return replace(config, **found)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """What config.json says.
+
+    Raises:
+        ConfigError: it cannot be read, or is not of a causal language model that transformers has and that can be
+            trained from safetensors.
+    """
+    path = folder / CONFIG
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(raw["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "it has no model_type" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read ({reason}). Give a folder in Hugging Face format.") from None
+    built = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if kind not in CONFIG_MAPPING_NAMES:
+        asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
+        raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
+    if not isinstance(built, str) or raw.get("architectures", [built]) != [built] or "Conditional" in built:
+        held = ", ".join(raw.get("architectures") or [kind])
+        raise ConfigError(f"{path} is of {held}, not a causal language model of text alone. Choose another.")
+    if "quantization_config" in raw:
+        raise ConfigError(f"{path}: its weights are quantised, which cannot be trained. Give the model they came from.")
+    _weight_files(folder)
+    try:
+        made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each config of transformers has checks, and errors, of its own
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not what {kind} takes: {reason}. Put it right, or choose another.") from None
+    return made
+
+
+def digest_of_model(folder: Path) -> str:
+    """SHA-256 of the weights and of config.json: what training goes on from."""
+    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return digest_of([raw, *(sha256_of(path) for path in _weight_files(folder))])
+
+
+def check_tokenizer(config: ModelConfig, folder: Path, tokenizer_folder: Path) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than the model has learned, unless that is asked for.
+
+    Raises:
+        ConfigError: it is another than that of the folder; or, where the folder has none, its size or its end differ.
+    """
+    if config.resize_vocabulary:
+        return
+    if (folder / "tokenizer.json").is_file():
+        if tokenizer.gives_same_ids(folder, tokenizer_folder):
+            return
+        reason = "it is another than the model's own tokenizer.json"
+    else:
+        made, special = read_config(folder), tokenizer.special(tokenizer_folder)
+        number = tokenizer.load(tokenizer_folder).get_vocab_size()
+        if (number, special.eos_id) == (made.vocab_size, made.eos_token_id):
+            log.warning("%s has no tokenizer.json: its tokenizer is told by size and end alone", folder)
+            return
+        reason = (
+            f"it has {number} tokens and eos {special.eos_id}, the model {made.vocab_size} and {made.eos_token_id} "
+            "(it brings no tokenizer.json)"
+        )
+    raise ConfigError(
+        f"tokenizer: {reason}, in {folder}. Choose tokenizer=pretrained, which takes that, or set "
+        "model.resize_vocabulary=true to go on with new embeddings for new tokens."
+    )
+
+
+def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
+    """The model of config.path in fp32, with embeddings for every token; new ones are drawn from torch's generator.
+
+    Raises:
+        ConfigError: weights are missing, of other shapes, or damaged; or there are fewer embeddings than tokens.
+    """
+    folder = folder_of_model(config)
+    made = read_config(folder)
+    disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=made, local_files_only=True, dtype=torch.float32, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise _bad_weights(folder, " ".join(str(error).split())[:300]) from None
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise _bad_weights(folder, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if unused := sorted(map(str, report["unexpected_keys"])):
+        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
+    log.info("going on from %s", folder)
+    if config.resize_vocabulary:
+        _take_tokenizer(model, folder, tokenizer_folder)
+    elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:
+        raise ConfigError(
+            f"model.path={config.path} has {rows} embeddings for {vocab_size} tokens. Set model.resize_vocabulary=true."
+        )
+    return model
+
+
+def _settings(made: PreTrainedConfig) -> dict[str, Any]:
+    """What is in ModelConfig, of a Hugging Face config."""
+    architecture = MODEL_TYPES.get(made.model_type, Architecture.other)
+    dropout = getattr(made, "resid_pdrop" if architecture is Architecture.gpt2 else "attention_dropout", None)
+    is_mixture = architecture is Architecture.qwen3_moe
+    return {
+        "architecture": architecture,
+        "num_layers": made.num_hidden_layers,
+        "num_heads": made.num_attention_heads,
+        "hidden_size": made.hidden_size,
+        "intermediate_size": getattr(made, _INNER.get(architecture, "intermediate_size"), None),
+        "num_key_value_heads": getattr(made, "num_key_value_heads", None),
+        "num_experts": made.num_local_experts if is_mixture else None,
+        "num_experts_per_token": made.num_experts_per_tok if is_mixture else None,
+        "max_position_embeddings": made.max_position_embeddings,
+        "dropout": float(dropout or 0.0),
+        "tie_word_embeddings": bool(made.tie_word_embeddings),
+    }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in the order of their names."""
+    names = [SINGLE]
+    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise _bad_weights(folder, f"{INDEX} cannot be read ({error})") from None
+    paths = [folder / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            pickles = " (a pytorch_model.bin is a pickle, which is not read)" if [*folder.glob("*.bin")] else ""
+            raise _bad_weights(folder, f"{path.name} is missing{pickles}")
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise _bad_weights(folder, f"{path.name} cannot be read ({error})") from None
+    return paths
+
+
+def _bad_weights(folder: Path, reason: str) -> ConfigError:
+    return ConfigError(f"model.path: {folder} does not hold a model's weights: {reason}. Give a whole one.")
+
+
+@torch.no_grad()
+def _take_tokenizer(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
+    """Give each token of another tokenizer the embedding of the token of the same text, else one that is drawn.
+
+    A new one is drawn from a normal distribution of the mean and spread, column by column, of all that there were: so
+    no new token stands out at the start (Hewitt 2021, "Initializing new word embeddings").
+    """
+    tokens = tokenizer.tokens_of(tokenizer_folder)
+    known = tokenizer.tokens_of(folder) if (folder / "tokenizer.json").is_file() else dict(tokens)
+    old_layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    is_tied = old_layers[0].weight is old_layers[1].weight
+    old = [layer.weight.clone() for layer in old_layers[: 1 if is_tied else 2]]
+    old_bias = getattr(old_layers[1], "bias", None)
+    pairs = [(number, known[text]) for text, number in tokens.items() if known.get(text, len(old[0])) < len(old[0])]
+    new_ids, old_ids = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    model.resize_token_embeddings(len(tokens), mean_resizing=False)
+    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for before, layer in zip(old, layers, strict=False):
+        spread, mean = torch.std_mean(before, dim=0)
+        layer.weight.copy_(mean + spread * torch.randn(len(tokens), before.shape[1]))
+        layer.weight[new_ids] = before[old_ids]
+    if isinstance(old_bias, nn.Parameter):
+        layers[1].bias.fill_(old_bias.mean())
+        layers[1].bias[new_ids] = old_bias[old_ids]
+    log.info(
+        "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, drawn from the "
+        "mean and spread of the old",
+        len(tokens),
+        len(old[0]),
+        len(pairs),
+        len(tokens) - len(pairs),
+    )

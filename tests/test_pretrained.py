@@ -1,0 +1,455 @@
+"""model=pretrained and tokenizer=pretrained: training goes on from a Hugging Face folder, a run, or the hub's cache."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    CohereConfig,
+    CohereForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from llm.config import Architecture
+from llm.dry_run.survey import survey
+from llm.errors import ConfigError
+from llm.model import next_token_nats, take_plain_paths_where_needed
+from llm.run import Run, log, read_metrics, sha256_of, start_logging
+from llm.trainer.throughput import flops_per_token
+from tests.korean import documents
+from tests.test_stages import compose, run, without_times, write_text
+
+WORDS = 400
+END = "<|끝|>"
+TINY = [
+    "data=text",
+    "data.held_out_share=0.1",
+    "data.sequence_length=32",
+    "data.batch_size=4",
+    "trainer.max_steps=4",
+    "trainer.log_every_steps=1",
+    "trainer.sample_tokens=4",
+    "optimizer.warmup_steps=0",
+    "logger=local",
+]
+SHAPE: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+SMALL = ["tokenizer.initial_alphabet=none", "tokenizer.vocab_size=600", "model.num_layers=1", "model.num_heads=2"]
+SMALL += ["model.hidden_size=16"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    start_logging()
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+    yield
+
+
+def words_of(size: int, *, seed: int = 0) -> Tokenizer:
+    """A byte-level tokenizer of somebody else."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(documents(60, seed=seed), trainer)
+    made.enable_truncation(16)  # as a folder may have it, which would cut documents
+    return made
+
+
+def write_folder(folder: Path, model: Any, *, size: int = WORDS, seed: int = 0) -> Path:
+    model.save_pretrained(folder)
+    roles = {"eos_token": END}
+    PreTrainedTokenizerFast(tokenizer_object=words_of(size, seed=seed), **roles).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+
+
+def qwen3(**changes: Any) -> Any:
+    torch.manual_seed(1)
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"head_dim": 8, "num_key_value_heads": 1} | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "their-model", qwen3())
+
+
+def go_on(tmp_path: Path, text: Path, path: object, *overrides: str, tokenizer: str = "pretrained") -> Run:
+    return run("pretrain", *asked(tmp_path, text, path, *overrides, tokenizer=tokenizer))
+
+
+def asked(tmp_path: Path, text: Path, path: object, *overrides: str, tokenizer: str = "pretrained") -> list[str]:
+    where = [f"data.path={text}", f"outputs={tmp_path / 'outputs'}", f"model.path={path}"]
+    return ["model=pretrained", f"tokenizer={tokenizer}", *TINY, *where, *overrides]
+
+
+def refusal(tmp_path: Path, text: Path, path: object, *overrides: str, tokenizer: str = "pretrained") -> str:
+    """The one line; nothing has been made."""
+    with pytest.raises(ConfigError) as caught:
+        go_on(tmp_path, text, path, *overrides, tokenizer=tokenizer)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "outputs" / "shards").exists()
+    return str(caught.value)
+
+
+def test_training_goes_on_from_the_weights_of_a_folder(folder: Path, tmp_path: Path, text: Path) -> None:
+    made = go_on(tmp_path, text, folder)
+    theirs, ours = (load_file(path / "model.safetensors") for path in (folder, made.path / "model"))
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    moved = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert 0 < moved < 0.02  # four steps of 1e-3 each
+    recorded = made.config["model"]
+    assert (recorded["architecture"], recorded["num_key_value_heads"], recorded["hidden_size"]) == ("qwen3", 1, 16)
+    assert made.path.name.startswith("their-model-pretrained-text-")
+    saved = json.loads((made.path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert (saved["bos_token_id"], saved["eos_token_id"], saved["pad_token_id"]) == (0, 0, 0)
+
+
+def test_the_loss_before_the_first_step_is_that_of_the_folder(folder: Path, tmp_path: Path, text: Path) -> None:
+    """On every held-out row, by the model as transformers loads it; fp32, for it is compared to a float's last bits."""
+    from llm.data import TokenRows, read_manifest
+
+    made = go_on(tmp_path, text, folder, "trainer.precision=fp32")
+    manifest = read_manifest(made.parent("shards").path / "shards")
+    rows = TokenRows(made.parent("shards").path / "shards", manifest, manifest.held_out, sequence_length=32)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    nats, labels = 0.0, 0
+    from llm.data import MicroBatch
+
+    for number in range(len(rows)):
+        batch = rows.__getitems__(MicroBatch(rows=[number], num_labels=0, step=0))
+        with torch.no_grad():
+            logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0], batch["labels"][0], reduction="sum", ignore_index=-100)
+        nats, labels = nats + float(loss), labels + int((batch["labels"] != -100).sum())
+    assert made.results["val/loss_before"] == pytest.approx(nats / labels, rel=1e-5)
+
+
+def test_a_read_tokenizer_cuts_no_document(folder: Path, tmp_path: Path, text: Path) -> None:
+    """Though its tokenizer.json asks for truncation to 16 tokens."""
+    made = go_on(tmp_path, text, folder)
+    tokenizer = Tokenizer.from_file(str(made.path / "model" / "tokenizer.json"))
+    assert tokenizer.truncation is None
+    assert made.parent("tokenizer").results["exact_round_trip"] == 1.0
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    kept = json.loads((made.path / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert whole["truncation"] is not None
+    assert {key for key in whole if whole[key] != kept[key]} == {"truncation"}
+
+
+def test_the_same_folder_elsewhere_is_the_same_run_and_other_weights_another(
+    folder: Path, tmp_path: Path, text: Path
+) -> None:
+    made = go_on(tmp_path, text, folder)
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert go_on(tmp_path, text, moved).path == made.path
+    weights = load_file(moved / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    assert go_on(tmp_path, text, moved).key != made.key
+
+
+def test_a_run_of_ours_goes_on_with_its_own_tokenizer(tmp_path: Path, text: Path) -> None:
+    """By the run's folder, and the tokenizer as it was configured, which is found again."""
+    where = [f"data.path={text}", f"outputs={tmp_path / 'outputs'}"]
+    first = run("pretrain", *TINY, *where, *SMALL, "model=llama_tiny", "name=first")
+    again = go_on(tmp_path, text, first.path, "name=second", *SMALL[:2], tokenizer="char_bpe")
+    assert again.parent("tokenizer").path == first.parent("tokenizer").path
+    assert again.results["val/loss_before"] == pytest.approx(first.results["val/loss"], rel=1e-6)
+    assert again.config["model"]["architecture"] == "llama"
+    read = go_on(tmp_path, text, first.path, "name=third")
+    assert read.results["val/loss_before"] == again.results["val/loss_before"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = go_on(tmp_path / "whole", text, folder)
+    saving = import_module("llm.trainer.saving")
+    original = saving.Saving.on_train_batch_end
+
+    def fail_at_three(self: Any, trainer: Any, *rest: Any) -> None:
+        original(self, trainer, *rest)
+        if trainer.global_step == 3:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saving, "on_train_batch_end", fail_at_three)
+        with pytest.raises(RuntimeError, match="stopped"):
+            go_on(tmp_path, text, folder, "trainer.checkpoint_every_steps=2")
+    resumed = go_on(tmp_path, text, folder, "trainer.checkpoint_every_steps=2")
+    assert without_times(resumed.path) == without_times(whole.path)
+    assert sha256_of(resumed.path / "model" / "model.safetensors") == sha256_of(
+        whole.path / "model" / "model.safetensors"
+    )
+
+
+def test_a_dry_run_knows_the_model_and_makes_nothing(folder: Path, tmp_path: Path, text: Path) -> None:
+    job = survey(compose("pretrain", *asked(tmp_path, text, folder, "dry_run=true")))
+    assert job.parts.total() == sum(p.numel() for p in qwen3().parameters())
+    assert job.made == ["tokenizer", "shards", "pretrain"]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_another_tokenizer_is_refused_before_a_shard_is_written(folder: Path, tmp_path: Path, text: Path) -> None:
+    line = refusal(tmp_path, text, folder, *SMALL[:2], tokenizer="char_bpe")
+    assert line.startswith("tokenizer: it is another than the model's own tokenizer.json, in ")
+    assert "Choose tokenizer=pretrained, which takes that, or set model.resize_vocabulary=true" in line
+
+
+def test_a_resized_vocabulary_keeps_the_embeddings_of_known_tokens(
+    folder: Path, tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_folder(tmp_path / "other", qwen3(), size=450, seed=3)
+    from llm.model.pretrained import load_pretrained
+
+    config = compose("pretrain", *asked(tmp_path, text, folder, "model.resize_vocabulary=true")).model
+    torch.manual_seed(0)
+    model = load_pretrained(config, tokenizer_folder=other, vocab_size=450)
+    old = load_file(folder / "model.safetensors")
+    known, tokens = (Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab() for path in (folder, other))
+    shared = sorted(known.keys() & tokens.keys())
+    assert 257 <= len(shared) < WORDS
+    for layer, name in ((model.get_input_embeddings(), "model.embed_tokens"), (model.lm_head, "lm_head")):
+        weight = layer.weight.detach()
+        assert weight.shape == (450, 16)
+        assert torch.equal(weight[[tokens[t] for t in shared]], old[f"{name}.weight"][[known[t] for t in shared]])
+        new = weight[[number for token, number in tokens.items() if token not in known]]
+        assert float((new.mean(0) - old[f"{name}.weight"].mean(0)).abs().max()) < 4 * 0.02 / len(new) ** 0.5
+        assert float(new.std()) == pytest.approx(float(old[f"{name}.weight"].std()), rel=0.1)
+    assert f"450 tokens in place of 400; {len(shared)} keep the embedding of their text" in caplog.text
+    made = go_on(tmp_path, text, folder, "model.resize_vocabulary=true", *SMALL[:2], tokenizer="char_bpe")
+    assert (
+        AutoModelForCausalLM.from_pretrained(made.path / "model").config.vocab_size
+        == (made.parent("shards").results["vocab_size"])
+    )
+
+
+def test_a_folder_without_a_tokenizer_is_compared_by_size_and_end(folder: Path, tmp_path: Path, text: Path) -> None:
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    assert go_on(tmp_path, text, bare, f"tokenizer.path={folder}").is_done
+    larger = write_folder(tmp_path / "larger", qwen3(), size=450)
+    line = refusal(tmp_path / "second", text, bare, f"tokenizer.path={larger}")
+    assert "it has 450 tokens and eos 0, the model 400 and 0 (it brings no tokenizer.json)" in line
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache(
+    folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    repository = cache / "models--someone--small"
+    shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    made = go_on(tmp_path, text, "someone/small")
+    assert made.config["model"]["architecture"] == "qwen3"
+    assert go_on(tmp_path, text, folder).path == made.path
+    line = refusal(tmp_path / "second", text, "someone/smaller")
+    assert line.startswith("model.path=someone/smaller: there is no such folder, and the hub's model of that id cannot")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def with_adapter(folder: Path) -> None:
+    without_config(folder)
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (without_config, "has no config.json. Give a folder in Hugging Face format."),
+        (with_adapter, "has no config.json. It holds an adapter, not a whole model."),
+        (without_weights, "model.safetensors is missing (a pytorch_model.bin is a pickle, which is not read)"),
+        (cut_short, "model.safetensors cannot be read"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda f: edit(f, model_type=None), "config.json cannot be read (it has no model_type)"),
+        (lambda f: edit(f, model_type="qwen9"), "model_type qwen9 is none of transformers. Choose another model."),
+        (
+            lambda f: edit(f, model_type="qwen9", auto_map={"AutoConfig": "x.X"}),
+            "is none of transformers, and code that a model brings (auto_map) is not run.",
+        ),
+        (lambda f: edit(f, quantization_config={"bits": 4}), "its weights are quantised, which cannot be trained"),
+        (lambda f: edit(f, num_attention_heads="many"), "config.json is not what qwen3 takes"),
+    ],
+)
+def test_a_folder_that_cannot_be_gone_on_from_is_one_line(
+    change: Any, line: str, folder: Path, tmp_path: Path, text: Path
+) -> None:
+    change(folder)
+    assert line in refusal(tmp_path, text, folder, f"tokenizer.path={folder}")
+
+
+def test_weights_that_are_missing_are_refused_not_drawn(folder: Path, tmp_path: Path, text: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"1 weights are missing, such as model\.norm\.weight\. Give a whole one"):
+        go_on(tmp_path, text, folder)
+
+
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path, text: Path) -> None:
+    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    model = BertForMaskedLM(BertConfig(**{key: SHAPE[key] for key in keys}))
+    bert = write_folder(tmp_path / "bert", model)
+    assert "is of BertForMaskedLM, not a causal language model" in refusal(tmp_path, text, bert)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model.num_layers=7"], "model.num_layers=7, but the model in "),
+        (["model.architecture=gpt2"], "model.architecture=gpt2, but the model in "),
+        (["data.sequence_length=65"], "data.sequence_length=65 is longer than model.max_position_embeddings=64."),
+        (["tokenizer.eos_token='끝'"], "its eos_token 끝 is none of its special tokens. Set tokenizer.eos_token."),
+    ],
+)
+def test_settings_that_the_folder_contradicts_are_refused(
+    overrides: list[str], line: str, folder: Path, tmp_path: Path, text: Path
+) -> None:
+    assert line in refusal(tmp_path, text, folder, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model=pretrained"], "model.path is missing. Set model.path=<a Hugging Face folder"),
+        (["tokenizer=pretrained"], "tokenizer.path is missing. Set tokenizer.path=<a folder with a tokenizer.json"),
+        (["model.resize_vocabulary=true"], "model.resize_vocabulary=true is for model=pretrained. Leave it out."),
+        (["model.architecture=other"], "model.architecture=other is of model.path alone. Choose model=pretrained."),
+        (
+            ["model=pretrained", "model.path=x", "+model.extra.rope_theta=1"],
+            "model.extra is not used with model.path, whose config.json says it. Leave it out.",
+        ),
+        (
+            ["tokenizer=pretrained", "tokenizer.path=x", "tokenizer.vocab_size=9000"],
+            "tokenizer.vocab_size is for a tokenizer that is trained; that of tokenizer.path=x is taken as it is.",
+        ),
+        (
+            ["tokenizer=pretrained", "tokenizer.path=x", "tokenizer.normalizer=NFC"],
+            "tokenizer.normalizer is for a tokenizer that is trained",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_as_it_is_composed(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=line.replace("(", r"\(")):
+        compose("pretrain", *overrides)
+
+
+def test_a_tokenizer_without_an_end_asks_for_one(folder: Path, tmp_path: Path, text: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    edit(folder, eos_token_id=None, bos_token_id=None)
+    assert "it names no eos_token, which ends a document. Set tokenizer.eos_token" in refusal(tmp_path, text, folder)
+    assert go_on(tmp_path, text, folder, f"tokenizer.eos_token='{END}'").is_done
+
+
+def test_the_roles_come_from_config_json_where_nothing_else_says_them(folder: Path, tmp_path: Path, text: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    assert go_on(tmp_path, text, folder).is_done  # eos_token_id=0
+
+
+# Architectures that are none of ours
+
+
+def neox() -> Any:
+    torch.manual_seed(1)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE))
+
+
+def cohere() -> Any:
+    torch.manual_seed(1)
+    return CohereForCausalLM(CohereConfig(**SHAPE | {"logit_scale": 0.25, "pad_token_id": 0}))
+
+
+@pytest.mark.parametrize("make", [neox, cohere])
+def test_an_architecture_that_is_not_ours_is_trained_too(make: Any, tmp_path: Path, text: Path) -> None:
+    theirs = write_folder(tmp_path / "theirs", make())
+    made = go_on(tmp_path, text, theirs, "trainer.precision=fp32")
+    assert made.config["model"]["architecture"] == "other"
+    losses = [record["train/loss"] for record in read_metrics(made.path / "metrics.jsonl") if "train/loss" in record]
+    assert len(losses) == 4
+    assert type(AutoModelForCausalLM.from_pretrained(made.path / "model")) is type(make())
+
+
+def test_a_head_whose_logits_are_scaled_afterwards_is_not_applied_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = cohere().eval(), LlamaForCausalLM(LlamaConfig(**SHAPE | {"pad_token_id": 0})).eval()
+    assert take_plain_paths_where_needed(plain, vocab_size=WORDS) == []
+    ids = torch.randint(WORDS, (1, 9), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "position_ids": torch.arange(8)[None]}
+    logits = model(batch["input_ids"]).logits[0].detach()
+    expected = float(torch.nn.functional.cross_entropy(logits, batch["labels"][0], reduction="sum"))
+    monkeypatch.setattr("llm.model.loss.CHUNK_LOGITS", 3 * WORDS)
+    assert float(next_token_nats(model, batch).detach()) != pytest.approx(expected, rel=1e-4)
+    assert take_plain_paths_where_needed(model, vocab_size=WORDS) == ["logits by chunks"]
+    assert float(next_token_nats(model, batch).detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_flops_of_an_architecture_that_is_not_ours_leave_its_embeddings_out() -> None:
+    model = neox()
+    head, embeddings = model.get_output_embeddings().weight.numel(), model.gpt_neox.embed_in.weight.numel()
+    rest = sum(p.numel() for p in model.parameters()) - embeddings
+    assert head == embeddings
+    assert flops_per_token(model, model.config, sequence_length=10) == 6 * rest + 12 * 16 * 10
+
+
+def test_every_architecture_of_ours_is_known_by_its_model_type() -> None:
+    from llm.model.architectures import _CONFIGS
+    from llm.model.pretrained import MODEL_TYPES
+
+    assert {MODEL_TYPES[made.model_type] for made in _CONFIGS.values()} == {*Architecture} - {Architecture.other}
