@@ -30,13 +30,13 @@ from llm.config.schema import (
 from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
 from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerConfig
 from llm.config.training import (
+    EXPERT_TENSORS,
     LINEAR_LAYERS,
     Accelerator,
     Algorithm,
     Architecture,
     DecayShape,
     LoggerConfig,
-    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     Precision,
@@ -46,9 +46,12 @@ from llm.config.training import (
     WandbMode,
     require_one_graph,
 )
+from llm.config.tuning import ALL_LINEAR, LoraConfig, Method, WeightPrecision
 
 __all__ = [
+    "ALL_LINEAR",
     "ALPHABET_SIZES",
+    "EXPERT_TENSORS",
     "LINEAR_LAYERS",
     "STAGES",
     "Accelerator",
@@ -73,6 +76,7 @@ __all__ = [
     "LayoutConfig",
     "LoggerConfig",
     "LoraConfig",
+    "Method",
     "ModelConfig",
     "Morphemes",
     "OptimizerConfig",
@@ -93,6 +97,7 @@ __all__ = [
     "TokenizerStage",
     "TrainerConfig",
     "WandbMode",
+    "WeightPrecision",
     "WeightType",
     "as_recorded",
     "from_hydra",

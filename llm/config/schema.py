@@ -17,12 +17,13 @@ from llm.config.training import (
     BUDGETS,
     Algorithm,
     LoggerConfig,
-    LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    Strategy,
     TrainerConfig,
     require_one_graph,
 )
+from llm.config.tuning import LoraConfig, Method, WeightPrecision
 from llm.errors import ConfigError
 
 
@@ -289,12 +290,14 @@ class FinetuneStage(StageConfig):
         for key in BUDGETS:
             if getattr(self.trainer, key) is not None:
                 raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
-        if self.optimizer.algorithm is Algorithm.muon:
+        if self.optimizer.algorithm is Algorithm.muon and self.lora.method is not Method.full:
             raise ConfigError(
                 "optimizer.algorithm=muon is for whole matrices; LoRA trains thin factors of them. Choose "
-                "optimizer=adamw_lora."
+                "optimizer=adamw_lora, or lora.method=full."
             )
         _needs_equal_shares(self.data, self.trainer)
+        if self.trainer.strategy is Strategy.fsdp:
+            _needs_one_precision(self.lora)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -330,6 +333,18 @@ def _needs_text(config: Any) -> None:
         raise ConfigError(
             f"data={config.data.name} is {config.data.kind.value}, but stage={config.stage} learns from text. "
             "Choose data=text or data=korean_law."
+        )
+
+
+def _needs_one_precision(lora: LoraConfig) -> None:
+    """A block is put together as one tensor, of one type."""
+    if lora.method is Method.qlora:
+        raise ConfigError("trainer.strategy=fsdp does not share out a base in 4 bits. Set trainer.strategy=ddp.")
+    if (lora.base_precision is WeightPrecision.bf16) != (lora.precision is WeightPrecision.bf16):
+        raise ConfigError(
+            "trainer.strategy=fsdp shares out weights of one precision, but lora.base_precision="
+            f"{lora.base_precision.name} and lora.precision={lora.precision.name}. Make them equal, or set "
+            "trainer.strategy=ddp."
         )
 
 

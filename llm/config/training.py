@@ -1,4 +1,4 @@
-"""The schema of what trains, and how: the model, LoRA on it, the optimizer, the trainer and the logger."""
+"""The schema of what trains, and how: the model, the optimizer, the trainer and the logger."""
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -26,9 +26,11 @@ LINEAR_LAYERS = {
     Architecture.llama: (_llama := [*_ATTENTION, "gate_proj", "up_proj", "down_proj"]),
     Architecture.qwen3: _llama,
     Architecture.gemma3: _llama,
-    Architecture.qwen3_moe: _ATTENTION,  # its experts are no layers, but one tensor
+    Architecture.qwen3_moe: _ATTENTION,  # its experts are no layers, but one tensor: named, or by all-linear
     Architecture.other: _llama,  # as most decoders of transformers name them
 }
+# What experts have in place of layers: a tensor for all of them. What LoRA can be put on as well, where it is named.
+EXPERT_TENSORS = ["gate_up_proj", "down_proj"]
 
 
 class Accelerator(Enum):
@@ -304,18 +306,3 @@ class LoggerConfig:
     entity: str | None = None
     group: str | None = None  # None: the stage
     tags: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
-class LoraConfig:
-    """Low-rank adapters on the linear layers of a frozen base (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = 8
-    alpha: int = 16  # the update is scaled by alpha / rank
-    dropout: float = 0.0
-    target_modules: list[str] | None = None  # None: every linear layer of a block
-
-    def __post_init__(self) -> None:
-        at_least("lora.rank", self.rank, 1)
-        at_least("lora.alpha", self.alpha, 1)
-        below_one("lora.dropout", self.dropout)

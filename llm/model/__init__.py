@@ -3,7 +3,8 @@
 architectures.py  config -> the Hugging Face config of its architecture
 pretrained.py a folder that is there already -> its config and digest, checked; its model for a tokenizer
 build.py      config -> a model with random weights; a folder -> the model in it
-lora.py       a frozen base -> the same model with low-rank adapters to train
+lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
+targets.py    a model -> what adapters can be put on
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 paths.py      the quicker ways to a model's loss, where they give its loss
@@ -16,10 +17,11 @@ from llm.model.attention import document_bounds
 from llm.model.build import begin, build, count_parameters, load, save
 from llm.model.generation import Sampling, generate, stream
 from llm.model.isolation import require_isolation
-from llm.model.lora import add_lora, load_adapter
+from llm.model.lora import add_lora, load_adapter, merge, save_adapter
 from llm.model.loss import compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
+from llm.model.targets import known_targets, targets
 
 __all__ = [
     "Sampling",
@@ -35,12 +37,16 @@ __all__ = [
     "document_bounds",
     "folder_of_model",
     "generate",
+    "known_targets",
     "load",
     "load_adapter",
+    "merge",
     "next_token_loss",
     "next_token_nats",
     "require_isolation",
     "save",
+    "save_adapter",
     "stream",
     "take_plain_paths_where_needed",
+    "targets",
 ]

@@ -1,34 +1,115 @@
-"""A frozen base -> the same model with low-rank adapters, and the adapter's folder in PEFT format."""
+"""A frozen base -> the same model with low-rank adapters, their folder in PEFT format, and the two as one model again."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import peft
+import torch
 from transformers import PreTrainedModel
 
-from llm.config import LINEAR_LAYERS, Architecture, LoraConfig
+from llm.config import Architecture, LoraConfig, Method
+from llm.model.targets import has_transposed_weights, split_targets
+
+ADAPTER = "default"  # PEFT's name for the only one
 
 
-def add_lora(base: PreTrainedModel, config: LoraConfig, architecture: Architecture) -> peft.PeftModel:
-    """The base, frozen, with trainable adapters that change nothing yet (B starts at zero)."""
+def add_lora(
+    base: PreTrainedModel,
+    config: LoraConfig,
+    architecture: Architecture | None = None,
+    *,
+    new_token_ids: Sequence[int] = (),
+) -> peft.PeftModel:
+    """The base, frozen, with trainable adapters that change nothing yet.
+
+    `architecture` is None for a model that is not of ours, whose layers are then looked for. The rows of `new_token_ids`
+    in the embeddings, and in the head where it has rows of its own, are trained as well, and no other row of these.
+    """
+    layers, tensors = split_targets(base, config.target_modules, architecture)
     settings = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.target_modules or LINEAR_LAYERS[architecture],
-        fan_in_fan_out=architecture is Architecture.gpt2,  # its Conv1D layers hold their weights transposed
+        target_modules=layers,
+        target_parameters=tensors or None,
+        fan_in_fan_out=has_transposed_weights(base, layers),
+        use_rslora=config.method is Method.rslora,
+        use_dora=config.method is Method.dora,
+        init_lora_weights="pissa" if config.method is Method.pissa else True,
+        trainable_token_indices=_embeddings(base, new_token_ids),
     )
     with _without_known_warnings():
-        return peft.get_peft_model(base, settings)
+        model = peft.get_peft_model(base, settings)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, config.precision.value))
+    if config.method is Method.pissa:
+        _remember_beginning(model)
+    return model
+
+
+def save_adapter(model: peft.PeftModel, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, for the base as it was before the adapters."""
+    settings = model.peft_config[ADAPTER]
+    beginning: dict[str, torch.Tensor] | None = vars(model).get("beginning")
+    if beginning is None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return
+    changed = {"r": 2 * settings.r, "lora_alpha": 2 * settings.lora_alpha, "init_lora_weights": True}
+    before = {name: getattr(settings, name) for name in changed}
+    try:
+        vars(settings).update(changed)
+        model.save_pretrained(folder, state_dict=_as_update(model, beginning), save_embedding_layers=False)
+    finally:
+        vars(settings).update(before)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """The base with the adapter in `folder`, for use."""
+    """The base with the adapter in `folder`, for use; where that has tokens of its own, the base grows by their rows."""
+    settings = peft.PeftConfig.from_pretrained(str(folder))
+    ids = [id for rows in (settings.trainable_token_indices or {}).values() for id in rows]
+    if ids and max(ids) >= base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)  # rows that the adapter brings the values of
     with _without_known_warnings():
         return peft.PeftModel.from_pretrained(base, str(folder))
+
+
+def merge(model: peft.PeftModel) -> PreTrainedModel:
+    """The base with the adapters' updates added to its weights, and the rows of new tokens put in; `model` is used up.
+
+    It is the base itself that is changed. In fp32 its logits are those of `model` to about 1e-5.
+    """
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _embeddings(base: PreTrainedModel, new_token_ids: Sequence[int]) -> dict[str, list[int]] | None:
+    """The modules whose rows belong to tokens -> the rows that are trained; a tied head follows by itself."""
+    if not new_token_ids:
+        return None
+    words, head = base.get_input_embeddings(), base.get_output_embeddings()
+    modules = [words] if head is None or head.weight is words.weight else [words, head]
+    names = {part: name for name, part in base.named_modules()}
+    return {names[part]: sorted(new_token_ids) for part in modules}
+
+
+def _remember_beginning(model: peft.PeftModel) -> None:
+    """Keep PiSSA's first adapters, which it has taken out of the base: what is learned is what came on top of them."""
+    vars(model)["beginning"] = {
+        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if ".lora_" in name
+    }
+
+
+def _as_update(model: peft.PeftModel, beginning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state with the adapters as an update of the whole base, of twice the rank: [B, -B0] [A; A0] = B A - B0 A0."""
+    state = model.state_dict()
+    for name, first in beginning.items():
+        is_outer = ".lora_B." in name
+        now = state[name]
+        state[name] = torch.cat([now, (-first if is_outer else first).to(now)], dim=1 if is_outer else 0)
+    return state
 
 
 @contextmanager
