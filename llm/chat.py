@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
-from llm.run import Run, base_of, candidates, check_files, load, log, start_logging, usable_positions
+from llm.run import Run, candidates, load, log, positions_of, start_logging, weights_of
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
     from llm.model import Sampling
@@ -112,20 +112,17 @@ def open_talker(run: Run, sampling: "Sampling") -> Talker:
     """
     from llm import model as models
 
-    base = base_of(run)
-    folder = base.path / "model"
-    check_files(base, under="model/")
-    model = models.load(folder)
-    if run.stage == "finetune":
-        check_files(run, under="adapter/")
-        model = models.load_adapter(model, run.path / "adapter")
+    weights = weights_of(run)
+    model, folder = models.load(weights.model), weights.tokenizer
+    if weights.adapter:
+        model = models.load_adapter(model, weights.adapter)
     return Talker(
         model=model.eval(),
         words=tokenizer.load(folder),
         chat=tokenizer.load_chat(folder),
         special=tokenizer.special(folder),
         sampling=sampling,
-        positions=usable_positions(base),
+        positions=weights.positions,
     )
 
 
@@ -199,17 +196,17 @@ def _check_text(text: str, special: tokenizer.Special) -> None:
             raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
 
 
-def _check_settings(arguments: argparse.Namespace, base: Run) -> None:
+def _check_settings(arguments: argparse.Namespace, run: Run) -> None:
     """Refuse, before the model is loaded, what it cannot do."""
     if not 0 <= arguments.temperature < float("inf"):
         raise ConfigError(f"--temperature={arguments.temperature} is out of range. Set it to 0 or more, such as 0.7.")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p={arguments.top_p} is out of range. Set it above 0 and up to 1, such as 0.95.")
-    positions = usable_positions(base)
+    positions = positions_of(run)
     if not 0 < arguments.max_new_tokens < positions:
         raise ConfigError(
             f"--max-new-tokens={arguments.max_new_tokens} is out of range: prompt and answer share {positions} tokens "
-            f"in {base.path.name}. Set it to {positions // 2} or less."
+            f"in {run.path.name}. Set it to {positions // 2} or less."
         )
 
 
@@ -234,7 +231,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _talk(arguments: argparse.Namespace) -> None:
     run = find_run(arguments.outputs, arguments.run)
-    _check_settings(arguments, base_of(run))
+    _check_settings(arguments, run)
     prompt = read_prompt(arguments)
     log.info("talking to %s", run.path)
     from llm.model import Sampling

@@ -92,6 +92,7 @@ def places(outputs: str, base: Run, tuned: Run) -> dict[str, Path]:
         "shards": base.parent("shards").path / "shards",
         "model": base.path / "model",
         "adapter": tuned.path / "adapter",
+        "tuned model": tuned.path / "model",
         "W&B": Path(outputs, "wandb"),
     }
     return {name: path for name, path in found.items() if path.exists()}

@@ -20,13 +20,13 @@ from llm.config import DataConfig, DataKind
 from llm.data.files import open_files
 from llm.data.records import Document, Fault
 from llm.errors import ConfigError, DataError, one_line_errors
-from llm.run import Run, find_runs, write_json, write_text
+from llm.run import Run, find_runs, tokenizer_folder, write_json, write_text
 from llm.tokenizer.fast import symbol_bytes
 from llm.tokenizer.training import unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
 UNKNOWN_COLOUR = "#ff3b3b"
-FOLDER_OF = {"tokenizer": ".", "pretrain": "model", "finetune": "adapter"}  # where a run keeps its tokenizer
+STAGES = ("tokenizer", "pretrain", "finetune")  # whose runs keep a tokenizer
 MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥", "\r": "␍"})  # white space that a reader can see
 NUMBERS = {
     "vocab_size": "vocabulary",
@@ -76,13 +76,13 @@ def find_tokenizers(outputs: str, names: list[str]) -> list[Named]:
     for name in names:
         runs = [run for run in find_runs(outputs, name) if run.is_done]
         own = [run for run in runs if run.stage == "tokenizer"]
-        usable = own or [run for run in runs if run.stage in FOLDER_OF]
+        usable = own or [run for run in runs if run.stage in STAGES]
         if not usable:
             raise ConfigError(
                 f"{name} has no finished run with a tokenizer. Make one with python train.py stage=tokenizer."
             )
         for run in usable:
-            folder = run.path / FOLDER_OF[run.stage]
+            folder = run.path if run.stage == "tokenizer" else tokenizer_folder(run)
             found[folder.resolve()] = Named(run.path.name, run, tokenizers.load(folder))
     return list(found.values())
 

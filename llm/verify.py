@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
-from llm.run import Run, check_files, find_runs, start_logging
+from llm.run import Run, base_behind, check_files, find_runs, is_foreign, start_logging
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 
@@ -33,12 +33,15 @@ def with_parents(runs: list[Run]) -> list[Run]:
     """The runs and all that they were made from, parents first, each once.
 
     Raises:
-        DamagedError: a parent is missing.
+        DamagedError: a parent is missing, or a model that was not made here is not what it was.
     """
     found: dict[Path, Run] = {}
 
     def add(run: Run) -> None:
-        for name in run.record.get("folders") or {}:
+        for name, folder in (run.record.get("folders") or {}).items():
+            if is_foreign(Path(folder)):
+                base_behind(run)  # whose digest is taken again
+                continue
             try:
                 add(run.parent(name))
             except ConfigError as error:

@@ -1,9 +1,9 @@
 """Every way of tuning, on every architecture: what is trained is what is saved, what is loaded, and what is merged."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +14,7 @@ from llm.config import Architecture, LoraConfig, Method, ModelConfig, OptimizerC
 from llm.model import (
     add_lora,
     build,
+    count_base_parameters,
     count_parameters,
     load,
     load_adapter,
@@ -120,3 +121,129 @@ def test_trained_reloaded_and_merged_are_one_model(
     reloaded = load(tmp_path / "merged").eval()
     assert torch.equal(logits(reloaded, tokens), logits(merged, tokens))
     assert written(reloaded) == text
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_of_the_embeddings_only_the_rows_of_new_tokens_are_trained(tie: bool, tmp_path: Path) -> None:
+    base = grown(base_of(Architecture.llama, tie=tie))
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    model = trained(add_lora(base, LoraConfig(rank=2, target_modules=["q_proj"]), new_token_ids=NEW), vocab=VOCAB + 2)
+    save_adapter(model, tmp_path)
+    rows = [tensor for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items() if "lora_" not in name]
+    assert [tuple(tensor.shape) for tensor in rows] == [(2, 16)] * (1 if tie else 2)  # and no whole embedding
+    after = merge(model).state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(after[name][:VOCAB], before[name][:VOCAB])
+        assert not any(torch.equal(after[name][row], before[name][row]) for row in NEW)
+
+
+def test_gradients_begin_at_the_first_adapter_and_stay_off_the_base() -> None:
+    base = base_of(Architecture.llama)
+    words = base.get_input_embeddings()
+    reached = []
+    model = add_lora(base, LoraConfig(rank=2, target_modules=["down_proj"]), Architecture.llama)
+    model.get_base_model().model.layers[0].self_attn.register_forward_hook(
+        lambda _module, _inputs, output: reached.append(output[0].requires_grad)
+    )
+    tokens = ids(2, 9)
+    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "position_ids": torch.arange(8).expand(2, 8)}
+    next_token_nats(model.train(), batch).backward()
+    assert reached == [False]  # what lies before the first adapter takes no part in the backward pass
+    assert words.weight.grad is None
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_a_pissa_adapter_is_an_update_of_the_whole_base(tmp_path: Path) -> None:
+    """It loads without taking the base apart, and merges into it as plain LoRA of twice the rank, by any tool."""
+    base = base_of(Architecture.llama, tie=False)
+    save(base, tmp_path / "base")
+    whole = base.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
+    model = trained(add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6), Architecture.llama))
+    save_adapter(model, tmp_path / "adapter")
+    settings = peft.PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    assert (settings.r, settings.lora_alpha, settings.init_lora_weights) == (6, 12, True)
+    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    place = "base_model.model.model.layers.0.mlp.up_proj"
+    by_hand = whole + 2 * state[f"{place}.lora_B.weight"] @ state[f"{place}.lora_A.weight"]
+    merged = merge(model).state_dict()["model.layers.0.mlp.up_proj.weight"]
+    torch.testing.assert_close(by_hand, merged, rtol=0, atol=1e-5)
+    assert model.peft_config["default"].r == 3  # saving has not changed what goes on training
+
+
+def test_pissa_begins_from_the_largest_singular_values() -> None:
+    base = base_of(Architecture.llama)
+    whole = base.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    model = add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6), Architecture.llama)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    u, s, v = torch.linalg.svd(whole)
+    largest = u[:, :3] @ torch.diag(s[:3]) @ v[:3]
+    taken = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(taken, largest, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.base_layer.weight, whole - largest, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "scale"), [(Method.lora, 16 / 4), (Method.rslora, 16 / 4**0.5)])
+def test_the_update_is_scaled_as_its_paper_has_it(method: Method, scale: float) -> None:
+    base = base_of(Architecture.llama)
+    whole = base.model.layers[1].mlp.down_proj.weight.detach().clone()
+    model = trained(add_lora(base, LoraConfig(method=method, rank=4, alpha=16), Architecture.llama))
+    layer = model.get_base_model().model.layers[1].mlp.down_proj
+    update = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+    merged = merge(model).model.layers[1].mlp.down_proj.weight
+    torch.testing.assert_close(merged, whole + scale * update, rtol=0, atol=1e-5)
+
+
+def test_a_base_in_bf16_keeps_the_adapter_in_its_own_precision() -> None:
+    base = base_of(Architecture.llama).to(torch.bfloat16)
+    for precision in WeightPrecision:
+        model = add_lora(base, LoraConfig(rank=2, precision=precision), Architecture.llama)
+        kinds = {p.requires_grad: p.dtype for p in model.parameters()}
+        assert kinds == {True: getattr(torch, precision.value), False: torch.bfloat16}
+        base = model.unload()
+
+
+def test_the_parameters_of_a_base_are_counted_without_its_adapters() -> None:
+    for architecture in ARCHITECTURES:
+        base = base_of(architecture)
+        expected = count_parameters(base)
+        assert count_base_parameters(base) == expected
+        assert count_base_parameters(add_lora(base, LoraConfig(method=Method.dora), architecture)) == expected
+
+
+# What adapters are put on
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (Architecture.gpt2, {"c_attn", "c_proj", "c_fc"}),
+        (Architecture.llama, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (Architecture.qwen3_moe, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    ],
+)
+def test_a_model_says_what_it_has(architecture: Architecture, expected: set[str]) -> None:
+    assert set(targets(base_of(architecture, tie=False))) == expected  # without the head
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (None, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        (["all-linear"], {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        (["q_proj", "down_proj"], {"q_proj", "down_proj"}),
+    ],
+)
+def test_experts_are_adapted_where_they_are_named(wanted: list[str] | None, expected: set[str], tmp_path: Path) -> None:
+    base = base_of(Architecture.qwen3_moe, num_experts=3)
+    save(base, tmp_path / "base")
+    model = trained(add_lora(base, LoraConfig(rank=2, target_modules=wanted), Architecture.qwen3_moe))
+    names = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    scores = logits(model, tokens := ids(2, 9))
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(load(tmp_path / "base"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(again, tokens), scores, rtol=0, atol=1e-5)
+    settings = peft.PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    found = {*settings.target_modules, *(name.rpartition(".")[2] for name in settings.target_parameters or [])}
+    assert found == expected
+    assert len(names) == 2 * len(expected)  # in both layers
+    torch.testing.assert_close(logits(merge(again), tokens), scores, rtol=0, atol=1e-4)

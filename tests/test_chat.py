@@ -256,7 +256,7 @@ def script(*lines: str) -> Any:
         (["mini", "--prompt", "가", "--max-new-tokens", "0"], "--max-new-tokens=0 is out of range"),
         (
             ["mini", "--prompt", "가", "--max-new-tokens", "160"],
-            "--max-new-tokens=160 is out of range: prompt and answer share 160 tokens in mini-00000001. Set it to 80",
+            "--max-new-tokens=160 is out of range: prompt and answer share 160 tokens in mini-00000002. Set it to 80",
         ),
     ],
 )

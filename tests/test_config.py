@@ -25,7 +25,8 @@ from llm.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 GROUPS = ("tokenizer", "data", "model", "optimizer", "trainer", "logger")
-STAGE_OF = {"adamw_lora": "finetune"}
+FSDP = ["stage=finetune", "base=x", "trainer.devices=2", "trainer.strategy=fsdp"]
+STAGE_OF = {"adamw_lora": "finetune", "adamw_full": "finetune"}
 
 
 def config_of(*overrides, conf=CONF):
@@ -205,6 +206,31 @@ def test_stages_mirror_modules():
             ["stage=finetune", "base=x", "lora.dropout=1"],
             "lora.dropout=1.0 is out of range. Set a value from 0 up to 1.",
         ),
+        (
+            ["stage=finetune", "base=x", "lora.method=full", "lora.rank=16"],
+            "lora.rank=16 is not for lora.method=full: every weight is trained, in fp32. Leave it out.",
+        ),
+        (
+            ["stage=finetune", "base=x", "lora.method=qlora", "lora.base_precision=bf16"],
+            "lora.base_precision=bf16 is not for lora.method=qlora: the base is held in 4 bits. Leave it out.",
+        ),
+        (
+            ["stage=finetune", "base=x", "lora.method=pissa", "lora.base_precision=bf16"],
+            "lora.base_precision=bf16 is not for lora.method=pissa: it takes matrices apart",
+        ),
+        (
+            ["stage=finetune", "base=x", "lora.target_modules=[]"],
+            "lora.target_modules is empty. Name layers, or",
+        ),
+        (["stage=finetune", "base=x", "lora.method=loha"], "lora.method"),
+        (
+            [*FSDP, "lora.method=qlora"],
+            "trainer.strategy=fsdp does not share out a base in 4 bits. Set trainer.strategy=ddp.",
+        ),
+        (
+            [*FSDP, "lora.base_precision=bf16"],
+            "trainer.strategy=fsdp shares out weights of one precision, but lora.base_precision=bf16 and",
+        ),
         (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is too small. Set it to 1 or more."),
         (["experiment=nope"], "experiment=nope is not a choice. Known here: demo"),
         (["experiment=demoo"], "experiment=demoo is not a choice. Did you mean experiment=demo?"),
@@ -347,7 +373,7 @@ def test_the_other_jobs_of_a_sweep_go_on_and_its_end_names_what_failed(tmp_path)
 def test_help_lists_groups_settings_and_examples(tmp_path):
     shown = train("--help", cwd=tmp_path).stdout
     for line in (
-        "optimizer: adamw, adamw_lora, muon",
+        "optimizer: adamw, adamw_full, adamw_lora, muon",
         "  learning_rate: 0.001",
         "  python train.py",
     ):
@@ -357,7 +383,7 @@ def test_help_lists_groups_settings_and_examples(tmp_path):
 def test_completion_of_a_group_answers_with_its_choices(tmp_path):
     line = "train.py optimizer=adam"
     ended = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert ended.stdout.split() == ["optimizer=adamw", "optimizer=adamw_lora"]
+    assert ended.stdout.split() == ["optimizer=adamw", "optimizer=adamw_full", "optimizer=adamw_lora"]
     assert "complete" in train("-sc", "install=bash", cwd=tmp_path).stdout
 
 

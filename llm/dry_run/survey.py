@@ -231,24 +231,27 @@ def _model(config: Any, vocab_size: int) -> Any:
 
 
 def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
-    """(the base with adapters, the base's config), of a fine-tuning."""
+    """(the base as it is to be trained, the base's config), of a fine-tuning."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from llm import model as models
-    from llm.config import Architecture
+    from llm.config import Method
+    from llm.run import find_base
+    from llm.stage._base import architecture_of, outline
 
-    base = load(Path(missing.plan.folders["base"]))
-    made = AutoConfig.from_pretrained(base.path / "model", local_files_only=True)
+    base, tuning = find_base(config.outputs, missing.plan.folders["base"]), config.lora
+    if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
+        tuning = replace(tuning, method=Method.lora)
+    model = outline(base).to(getattr(torch, tuning.base_precision.value))
+    made = model.config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
-        return models.add_lora(model, config.lora, Architecture[base.config["model"]["architecture"]]), made
+        return (model if tuning.method is Method.full else models.add_lora(model, tuning, architecture_of(base))), made
 
 
 def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, text: TrainingText | None) -> None:
     import torch
 
-    from llm.config import Accelerator
+    from llm.config import Accelerator, Method
     from llm.trainer.fit import micro_batch_size
     from llm.trainer.rehearsal import rehearse
     from llm.trainer.throughput import flops_per_token
@@ -282,7 +285,8 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     kept = trainer.keep_checkpoints + trainer.keep_best
     saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))
     job.disk["checkpoints"] = saved * (trained + job.memory.optimizer)
-    job.disk["adapter" if config.stage == "finetune" else "model"] = trained
+    is_adapter = config.stage == "finetune" and config.lora.method is not Method.full
+    job.disk["adapter" if is_adapter else "model"] = trained
 
 
 def parameters_by_part(model: "nn.Module") -> Counter[str]:

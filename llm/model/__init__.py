@@ -14,14 +14,14 @@ generation.py a prompt -> text, piece by piece
 
 from llm.model.architectures import check_extra
 from llm.model.attention import document_bounds
-from llm.model.build import begin, build, count_parameters, load, save
+from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, save
 from llm.model.generation import Sampling, generate, stream
 from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter, merge, save_adapter
 from llm.model.loss import compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
-from llm.model.targets import known_targets, targets
+from llm.model.targets import expert_tensors, known_targets, targets
 
 __all__ = [
     "Sampling",
@@ -32,10 +32,13 @@ __all__ = [
     "check_extra",
     "check_tokenizer",
     "compiled",
+    "count_base_parameters",
     "count_parameters",
     "digest_of_model",
     "document_bounds",
+    "expert_tensors",
     "folder_of_model",
+    "four_bits",
     "generate",
     "known_targets",
     "load",

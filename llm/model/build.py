@@ -1,13 +1,14 @@
 """A model config and a vocabulary -> a Hugging Face causal language model, and its folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from llm.config import ModelConfig
+from llm.config import LoraConfig, Method, ModelConfig
 from llm.model.architectures import hugging_face_config
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.tokenizer import Special
@@ -41,16 +42,35 @@ def with_special(model: PreTrainedModel, special: Special) -> PreTrainedModel:
     return model
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model in a folder of Hugging Face format, in fp32."""
+def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
+    """The model in a folder of Hugging Face format, in fp32; or in the precision that a tuning holds its base in."""
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32")
+    how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else "float32"}
+    if tuning and tuning.method is Method.qlora:
+        how |= {"quantization_config": four_bits(), "device_map": {"": torch.cuda.current_device()}}
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """How a base is held in 4 bits: NF4, its constants in 8 bits, multiplied in bf16 (arXiv:2305.14314, section 3)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json, generation_config.json and model.safetensors."""
     disable_progress_bar()
     model.save_pretrained(folder)
+
+
+def count_base_parameters(model: nn.Module) -> int:
+    """Parameters of a model without its adapters, tied ones once; what 4 bits hold counts as many as there are."""
+    base = {p for name, p in model.named_parameters() if "lora_" not in name and "trainable_tokens" not in name}
+    return sum(getattr(getattr(p, "quant_state", p), "shape", p.shape).numel() for p in base)
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""A frozen base -> the same model with low-rank adapters, their folder in PEFT format, and the two as one model again."""
+"""A frozen base -> the same model with low-rank adapters, their folder in PEFT format, and both as one model again."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ def add_lora(
 ) -> peft.PeftModel:
     """The base, frozen, with trainable adapters that change nothing yet.
 
-    `architecture` is None for a model that is not of ours, whose layers are then looked for. The rows of `new_token_ids`
-    in the embeddings, and in the head where it has rows of its own, are trained as well, and no other row of these.
+    `architecture` is None for a model that is not of ours, whose layers are then looked for. The rows of
+    `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
     """
     layers, tensors = split_targets(base, config.target_modules, architecture)
     settings = peft.LoraConfig(
@@ -68,7 +68,7 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """The base with the adapter in `folder`, for use; where that has tokens of its own, the base grows by their rows."""
+    """The base with the adapter in `folder`, for use; it grows by the rows of tokens that the adapter brings."""
     settings = peft.PeftConfig.from_pretrained(str(folder))
     ids = [id for rows in (settings.trainable_token_indices or {}).values() for id in rows]
     if ids and max(ids) >= base.get_input_embeddings().weight.shape[0]:

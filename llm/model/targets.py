@@ -1,4 +1,4 @@
-"""A model -> the names of what LoRA can be put on: its linear layers, and the tensors that experts have in their place."""
+"""A model -> the names of what LoRA can be put on: linear layers, and the tensors that experts have in their place."""
 
 from collections.abc import Iterable
 

@@ -6,6 +6,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
   log.txt  metrics.jsonl         and what the stage makes
 """
 
+from llm.run.bases import Base, base_behind, check_base, find_base, positions_of, weights_of
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
 from llm.run.environment import ask_for_another_launch, launch_id, of_srun, process_rank
@@ -20,7 +21,15 @@ from llm.run.files import (
     write_text,
 )
 from llm.run.identity import Plan, differences
-from llm.run.lineage import base_of, tokenizer_folder, usable_positions, weights_folder
+from llm.run.lineage import (
+    Weights,
+    base_of,
+    has_whole_model,
+    is_foreign,
+    tokenizer_folder,
+    usable_positions,
+    weights_folder,
+)
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
@@ -34,23 +43,30 @@ __all__ = [
     "SIGNALS",
     "TEMPORARY",
     "TOKENIZER",
+    "Base",
     "MetricsLog",
     "NotMadeError",
     "Outcome",
     "Plan",
     "Run",
+    "Weights",
     "ask_for_another_launch",
+    "base_behind",
     "base_of",
     "candidates",
+    "check_base",
     "check_files",
     "clear_temporaries",
     "console",
     "differences",
     "digest_of",
     "find",
+    "find_base",
     "find_runs",
     "folder_of",
+    "has_whole_model",
     "history",
+    "is_foreign",
     "launch_id",
     "load",
     "log",
@@ -58,6 +74,7 @@ __all__ = [
     "make",
     "of_srun",
     "on_signal",
+    "positions_of",
     "process_rank",
     "read_metrics",
     "read_record",
@@ -68,6 +85,7 @@ __all__ = [
     "tokenizer_folder",
     "usable_positions",
     "weights_folder",
+    "weights_of",
     "whole_files",
     "whole_folder",
     "with_precision",

@@ -1,25 +1,49 @@
-"""A run whose model is used -> the pretrained run that its weights are of, and how long a text that can take."""
+"""A run whose model is used -> the folders that its model is put together from, and how long a text that can take."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from llm.errors import DamagedError
+from llm.errors import ConfigError, DamagedError
 from llm.run.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a run's model is put together from."""
+
+    model: Path  # a folder in Hugging Face format
+    adapter: Path | None  # in PEFT format, on that model
+    tokenizer: Path  # the folder of the tokenizer that the run was trained with
+    positions: int  # tokens that a text may take
 
 
 def base_of(run: Run) -> Run:
     """The pretrained run whose weights a run speaks with.
 
     Raises:
+        ConfigError: it was tuned on a model that no run made.
         DamagedError: the base was made anew, with other weights than the adapter was trained on.
     """
     if run.stage == "pretrain":
         return run
+    if is_foreign(place := Path(run.record["folders"]["base"])):
+        raise ConfigError(f"{run.path} was tuned on {place}, which no run here pretrained. Name one whose base was.")
     base = run.parent("base")
     if base.record.get("digest") != run.record["identity"]["parents"]["base"]:
         raise DamagedError(
             f"{run.path} was tuned on other weights than {base.path} holds now. Run the fine-tuning again."
         )
     return base
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds a model that no run made."""
+    return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
+
+
+def has_whole_model(run: Run) -> bool:
+    """Whether a run left a model that stands by itself: a pretraining, or a fine-tuning of every weight."""
+    return weights_folder(run).name == "model"
 
 
 def usable_positions(base: Run) -> int:

@@ -1,6 +1,7 @@
 """The run that an evaluation is of -> the runs and the text that stand behind it; and what cannot be asked of it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,18 @@ from typing import Any
 from llm.config import Accelerator, DataConfig, EvaluateStage, EvaluationConfig, as_recorded
 from llm.data import Corpus, open_corpus
 from llm.errors import ConfigError, DamagedError, DataError
-from llm.run import Run, base_of, check_files, digest_of, find_runs, log, sha256_of, usable_positions
+from llm.run import (
+    Run,
+    Weights,
+    base_of,
+    digest_of,
+    find_runs,
+    is_foreign,
+    log,
+    positions_of,
+    sha256_of,
+    weights_of,
+)
 
 STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned run is meant
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
@@ -26,12 +38,17 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """Of the model and its tokenizer."""
-        return self.base.path / "model"
+        """Of the tokenizer."""
+        return self.weights.tokenizer
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Checked when they are first asked for."""
+        return weights_of(self.run)
 
     @property
     def positions(self) -> int:
-        return usable_positions(self.base)
+        return positions_of(self.run)
 
     def parents(self) -> dict[str, str]:
         """The digests of all that the numbers depend on."""
@@ -48,6 +65,11 @@ def find_subject(config: EvaluateStage) -> Subject:
         DataError: the conversations it was tuned on are others now, so that it is not known which it held out.
     """
     run = find_model_run(config.outputs, config.run, done_to_it="evaluated")
+    if run.stage == "finetune" and is_foreign(place := Path(run.record["folders"]["base"])):
+        raise ConfigError(
+            f"run={config.run}: {run.path} was tuned on {place}, which was not pretrained here, so that no text is "
+            "known that it has not seen. The loss of its held-out answers is in its own run.json."
+        )
     base = base_of(run)
     shards = base.parent("shards")
     if shards.record.get("digest") != base.record["identity"]["parents"]["shards"]:
@@ -59,9 +81,7 @@ def find_subject(config: EvaluateStage) -> Subject:
         data = as_recorded(DataConfig, run.config["data"], place=str(run.path / "config.yaml"))
     subject = Subject(run=run, base=base, shards=shards, data=data, corpus=open_corpus(data) if data else None)
     _check(config.evaluation, subject)
-    check_files(base, under="model/")
-    if run.stage == "finetune":
-        check_files(run, under="adapter/")
+    assert subject.weights.model.is_dir()  # which has every file checked
     return subject
 
 
@@ -103,7 +123,7 @@ def _check(config: EvaluationConfig, subject: Subject) -> None:
     if not config.max_new_tokens < subject.positions:
         raise ConfigError(
             f"evaluation.max_new_tokens={config.max_new_tokens} is out of range: prompt and text share "
-            f"{subject.positions} tokens in {subject.base.path.name}. Set it to {subject.positions // 2} or less."
+            f"{subject.positions} tokens in {subject.run.path.name}. Set it to {subject.positions // 2} or less."
         )
     if config.tasks and find_spec("lm_eval") is None:
         raise ConfigError(

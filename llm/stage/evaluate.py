@@ -97,9 +97,10 @@ def _open_scorer(config: EvaluateStage, subject: Subject) -> "Scorer":
     from llm import model as models
     from llm.evaluation import Scorer
 
-    model: Any = models.load(subject.folder)
-    if subject.run.stage == "finetune":
-        model = models.load_adapter(model, subject.run.path / "adapter")
+    weights = subject.weights
+    model: Any = models.load(weights.model)
+    if weights.adapter:
+        model = models.load_adapter(model, weights.adapter)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(
         model.eval().to("cuda" if on_gpu else "cpu"),

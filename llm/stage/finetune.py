@@ -1,41 +1,49 @@
-"""A pretrained run and conversations -> a LoRA adapter in PEFT format."""
+"""A base and conversations -> a LoRA adapter in PEFT format, or the whole model, tuned."""
 
 from dataclasses import replace
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import LINEAR_LAYERS, Architecture, FinetuneStage, require_one_graph
+from llm.config import FinetuneStage, Method
 from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
-from llm.errors import ConfigError, DataError
+from llm.errors import DataError
 from llm.run import (
     NOT_MINE,
+    Base,
     Outcome,
     Plan,
     Run,
-    check_files,
+    check_base,
     digest_of,
-    find,
+    find_base,
     log,
     make,
     require_devices,
     sha256_of,
     with_precision,
-)  # fmt: skip
+)
 from llm.stage import corpus_notes
+from llm.stage._base import architecture_of, check_against_base
 from llm.stage._training import train
+from llm.stage.pretrain import model_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 2
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+BYTES = 4  # of a weight, or of a moment of AdamW's, in fp32
 
 
 def run(config: FinetuneStage) -> Run:
     """The finished fine-tuning run of a config."""
-    base = find(config.outputs, "pretrain", config.base)
-    _check_against_base(config, base)
-    check_files(base, under="model/")
+    base = find_base(config.outputs, config.base)
+    check_against_base(config, base)
+    check_base(base)
     require_devices(config.trainer)
     config = replace(config, trainer=with_precision(config.trainer))
     if config.trainer.compile:
@@ -45,7 +53,7 @@ def run(config: FinetuneStage) -> Run:
     corpus = open_corpus(config.data)
     plan = Plan(
         config=config,
-        default_name=f"{base.record['name']}-{config.data.name}",
+        default_name=f"{base.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
         parents={"base": base.digest, "data": corpus.digest()},
         folders={"base": str(base.path)},
@@ -53,47 +61,83 @@ def run(config: FinetuneStage) -> Run:
     return make(plan, lambda run: _train(run, config, base, corpus))
 
 
-def _train(run: Run, config: FinetuneStage, base: Run, corpus: Corpus) -> Outcome:
+def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
 
-    folder = base.path / "model"
+    folder = base.folder if base.run else tokenizer.adopt(base.folder, run.path / "tokenizer")
     special = tokenizer.special(folder)
     corpus.keep_left_out(run.path)
     rows, prompts, dropped = _read(config, corpus, folder, special)
     torch.manual_seed(config.seed)
-    base_model = models.load(folder)
-    model = models.add_lora(base_model, config.lora, Architecture[base.config["model"]["architecture"]])
-    model.peft_config["default"].base_model_name_or_path = str(folder)
-    trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
-    log.info("LoRA: %d of %d parameters are trained (%.2f %%)", trainable, total, 100 * trainable / total)
+    loaded = models.load(base.folder, config.lora)
+    model = _tuned(loaded, config, base)
+    is_full = config.lora.method is Method.full
     results = train(
         run,
         config,
         model=model,
-        model_config=base_model.config,
+        model_config=loaded.config,
         rows=rows,
         tokenizer_folder=folder,
         prompts=prompts,
-        save=model.save_pretrained,
-        save_as="adapter",
-        facts={
-            "parameters": total,
-            "trainable_parameters": trainable,
-            "train_records": len(rows["train"]),
-            "held_out_records": len(rows["held_out"]),
-        },
+        save=partial(models.save if is_full else models.save_adapter, model),
+        save_as="model" if is_full else "adapter",
+        facts=_sizes(model, config) | {"train_records": len(rows["train"]), "held_out_records": len(rows["held_out"])},
     )
     if results is None:
         return NOT_MINE
-    adapter = [sha256_of(run.path / "adapter" / name) for name in ("adapter_model.safetensors", "adapter_config.json")]
     return Outcome(
-        results=results,
-        digest=digest_of(adapter),
-        notes=corpus_notes(corpus) | {"dropped_after_encoding": dropped},
+        results=results | ({} if is_full else _saved_sizes(run.path / "adapter", results)),
+        digest=model_digest(run.path / "model") if is_full else _adapter_digest(run.path / "adapter"),
+        notes=corpus_notes(corpus) | {"dropped_after_encoding": dropped, "positions": base.positions},
         objective=results["val/loss"],
     )
+
+
+def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Base) -> Any:
+    """The base as it is to be trained: with adapters, or as it is."""
+    from llm import model as models
+
+    if config.lora.method is Method.full:
+        return loaded
+    model = models.add_lora(loaded, config.lora, architecture_of(base))
+    model.peft_config["default"].base_model_name_or_path = str(base.folder)
+    return model
+
+
+def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
+    """What is trained and what AdamW keeps of it, beside what full fine-tuning would."""
+    from llm import model as models
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
+    base = models.count_base_parameters(model)
+    log.info("%s: %d of %d parameters are trained (%.2f %%)", config.lora.method.value, trainable, total,
+             100 * trainable / total)  # fmt: skip
+    facts: dict[str, Any] = {"parameters": total, "trainable_parameters": trainable}
+    if config.lora.method is Method.full:
+        return facts
+    moments, of_full = 2 * sum(p.numel() * p.element_size() for p in trained), 2 * BYTES * base
+    log.info("AdamW keeps %s of them; in full fine-tuning it would keep %s (%.2f %%)", _megabytes(moments),
+             _megabytes(of_full), 100 * moments / of_full)  # fmt: skip
+    return facts | {"optimizer_bytes": moments, "optimizer_bytes_full": of_full, "model_bytes": BYTES * base}
+
+
+def _saved_sizes(adapter: Path, results: dict[str, Any]) -> dict[str, int]:
+    size, whole = (adapter / ADAPTER_FILES[0]).stat().st_size, results["model_bytes"]
+    log.info("the adapter takes %s; full fine-tuning would leave a model of %s (%.2f %%)", _megabytes(size),
+             _megabytes(whole), 100 * size / whole)  # fmt: skip
+    return {"adapter_bytes": size}
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:.2f} MB"
+
+
+def _adapter_digest(adapter: Path) -> str:
+    return digest_of([sha256_of(adapter / name) for name in ADAPTER_FILES])
 
 
 def _read(
@@ -125,24 +169,3 @@ def _read(
 
 def _is_long(conversation: Conversation) -> bool:
     return sum(len(message["content"]) for message in conversation.messages[:-1]) > SAMPLE_CHARACTERS
-
-
-def _check_against_base(config: FinetuneStage, base: Run) -> None:
-    """Refuse, before any work, what this base cannot do."""
-    made: dict[str, Any] = base.config
-    require_one_graph(architecture := Architecture[made["model"]["architecture"]], config.trainer)
-    layers = LINEAR_LAYERS[architecture]
-    for name in config.lora.target_modules or []:
-        if name not in layers:
-            close = get_close_matches(name, layers, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(layers)}."
-            raise ConfigError(f"lora.target_modules: {base.path.name} has no layer {name}. {hint}")
-    positions = made["model"]["max_position_embeddings"]
-    learned = made["model"]["architecture"] == Architecture.gpt2.name
-    longest = made["data"]["sequence_length"] if learned else positions
-    if config.data.sequence_length > longest:
-        why = "learned no position past that" if learned else "has no position past that"
-        raise ConfigError(
-            f"data.sequence_length={config.data.sequence_length} is longer than {longest}: {base.path.name} {why}. "
-            f"Set data.sequence_length={longest} or less."
-        )

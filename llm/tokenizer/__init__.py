@@ -9,11 +9,13 @@ fast.py         a tokenizer -> a function that encodes, by a faster library wher
 llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
 pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, and what its special tokens are for
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
+foreign.py      the tokenizer of a model that was not made here -> such a folder
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
 from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, save_with_roles, special
+from llm.tokenizer.foreign import adopt, require_chat
 from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
@@ -27,6 +29,7 @@ __all__ = [
     "Report",
     "Special",
     "Taken",
+    "adopt",
     "batch_encoder",
     "cut",
     "digest",
@@ -41,6 +44,7 @@ __all__ = [
     "peak_memory_bytes",
     "read_pretrained",
     "report",
+    "require_chat",
     "sample",
     "save",
     "save_with_roles",

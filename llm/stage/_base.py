@@ -1,0 +1,103 @@
+"""A fine-tuning's config and its base -> one line, before any work, of what that base cannot do."""
+
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from llm.config import ALL_LINEAR, EXPERT_TENSORS, Architecture, FinetuneStage, Method, require_one_graph
+from llm.errors import ConfigError
+from llm.run import Base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def architecture_of(base: Base) -> Architecture | None:
+    """Of a model that was built here; None of a Hugging Face folder, which is looked at in its place."""
+    return Architecture[base.run.config["model"]["architecture"]] if base.run else None
+
+
+def check_against_base(config: FinetuneStage, base: Base) -> None:
+    """Refuse what this base cannot do."""
+    if config.lora.method is Method.qlora:
+        _require_four_bits()
+    if architecture := architecture_of(base):
+        require_one_graph(architecture, config.trainer)
+        if config.lora.target_modules:
+            from llm.model import known_targets  # takes seconds: only where there is something to check
+
+            _check_targets(config, base, known_targets(architecture))
+            _check_experts(config, EXPERT_TENSORS if architecture is Architecture.qwen3_moe else [])
+    else:
+        from llm.model import expert_tensors, targets
+        from llm.tokenizer import require_chat
+
+        require_chat(base.folder)
+        model = outline(base)
+        _check_targets(config, base, targets(model))
+        _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])
+    _check_length(config, base)
+
+
+def outline(base: Base) -> "PreTrainedModel":
+    """The base's model without its weights.
+
+    Raises:
+        ConfigError: its folder is of no model that transformers knows.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, __version__
+
+    try:
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ConfigError(
+            f"base={base.path} is no causal language model of transformers {__version__}: {reason}."
+        ) from None
+
+
+def _check_targets(config: FinetuneStage, base: Base, layers: list[str]) -> None:
+    for name in config.lora.target_modules or []:
+        if name not in [*layers, ALL_LINEAR]:
+            close = get_close_matches(name, [*layers, ALL_LINEAR], n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(layers)}."
+            raise ConfigError(f"lora.target_modules: {base.path.name} has no layer {name}. {hint}")
+
+
+def _check_experts(config: FinetuneStage, tensors: list[str]) -> None:
+    """Refuse what PEFT has no way to do on a tensor that is no layer."""
+    lora = config.lora
+    if not tensors or not {ALL_LINEAR, *tensors} & set(lora.target_modules or []):
+        return
+    if lora.dropout or lora.method in (Method.dora, Method.pissa):
+        setting = f"lora.dropout={lora.dropout}" if lora.dropout else f"lora.method={lora.method.value}"
+        raise ConfigError(
+            f"lora.target_modules: {setting} is not for the tensors of experts ({', '.join(dict.fromkeys(tensors))}). "
+            "Name other layers, or set lora.method=lora and lora.dropout=0."
+        )
+
+
+def _check_length(config: FinetuneStage, base: Base) -> None:
+    if config.data.sequence_length <= base.positions:
+        return
+    learned = architecture_of(base) is Architecture.gpt2
+    why = "learned no position past that" if learned else "has no position past that"
+    raise ConfigError(
+        f"data.sequence_length={config.data.sequence_length} is longer than {base.positions}: {base.path.name} {why}. "
+        f"Set data.sequence_length={base.positions} or less."
+    )
+
+
+def _require_four_bits() -> None:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "lora.method=qlora holds the base in 4 bits through bitsandbytes, which is not installed. Install the "
+            "extra: pip install -e '.[qlora]', or set lora.method=lora."
+        )
+    import torch  # takes seconds
+
+    if not torch.cuda.is_available():
+        raise ConfigError("lora.method=qlora is for a GPU, and torch sees none here. Set lora.method=lora.")

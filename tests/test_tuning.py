@@ -1,0 +1,262 @@
+"""stage=finetune by each method and on any base, end to end, on a little Korean text."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from llm import model as models
+from llm.chat import open_talker
+from llm.errors import ConfigError, DamagedError
+from llm.model import Sampling
+from llm.run import Run, log, positions_of, read_metrics, start_logging, weights_of
+from llm.tokenize import find_tokenizers
+from llm.verify import with_parents
+from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_peak() -> Iterator[None]:
+    """Do not measure the machine before every tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of outputs, with a finished pretraining named base; beside it chat.jsonl."""
+    folder = tmp_path_factory.mktemp("made")
+    text = write_text(folder / "text.jsonl")
+    write_conversations(folder / "chat.jsonl")
+    run("pretrain", "data=text", f"data.path={text}", f"outputs={folder / 'outputs'}", "name=base", *TINY)
+    return folder / "outputs"
+
+
+def tune(outputs: Path, *overrides: str) -> Run:
+    chats = f"data.path={outputs.parent / 'chat.jsonl'}"
+    return run("finetune", f"outputs={outputs}", *CHAT, chats, "base=base", *overrides)
+
+
+def base_folder(outputs: Path) -> Path:
+    (folder,) = (outputs / "pretrain").glob("base-*")
+    return folder / "model"
+
+
+@pytest.fixture
+def foreign(outputs: Path, tmp_path: Path) -> Path:
+    """The base's model as any model of Hugging Face, which no run stands behind."""
+    folder = tmp_path / "other-model"
+    shutil.copytree(base_folder(outputs), folder)
+    (folder / "tokenizer.sha256").unlink()
+    return folder
+
+
+# Adapters
+
+
+def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start_logging()
+    log.propagate = True
+    caplog.set_level(logging.INFO, "llm")
+    tuned = tune(outputs, "lora.rank=2")
+    base = models.count_parameters(models.load(base_folder(outputs)))
+    results, adapter = tuned.results, load_file(tuned.path / "adapter" / "adapter_model.safetensors")
+    trained = sum(tensor.numel() for tensor in adapter.values())
+    assert results["trainable_parameters"] == trained
+    assert (results["optimizer_bytes"], results["optimizer_bytes_full"]) == (8 * trained, 8 * base)
+    assert results["adapter_bytes"] == (tuned.path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert results["model_bytes"] == 4 * base
+    said = f"AdamW keeps {8 * trained / 1e6:.2f} MB of them; in full fine-tuning it would keep {8 * base / 1e6:.2f} MB"
+    assert said in caplog.text
+    assert f"full fine-tuning would leave a model of {4 * base / 1e6:.2f} MB" in caplog.text
+    (checkpoint,) = (tuned.path / "checkpoints").iterdir()
+    kept = load_file(checkpoint / "tensors.safetensors")
+    moments = sum(t.numel() * t.element_size() for name, t in kept.items() if name.endswith(("exp_avg", "exp_avg_sq")))
+    assert moments == results["optimizer_bytes"]
+    assert sum(t.numel() for t in kept.values()) < 3 * trained + 100  # and none of the frozen base
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa"])
+def test_the_adapter_of_any_method_is_the_one_that_was_sampled(outputs: Path, method: str) -> None:
+    tuned = tune(outputs, f"lora.method={method}", "trainer.sample_temperature=0", "lora.rank=3")
+    said = [line for line in read_metrics(tuned.path / "samples.jsonl") if line["step"] == 4]
+    talker = open_talker(tuned, Sampling(max_new_tokens=4, temperature=0))
+    messages = [{"role": "user", "content": said[0]["prompt"]}]
+    assert "".join(talker.answer(messages)) == said[0]["text"]
+
+
+def test_a_frozen_base_in_bf16_has_the_adapter_in_fp32(outputs: Path) -> None:
+    tuned = tune(outputs, "lora.base_precision=bf16")
+    adapter = load_file(tuned.path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert tuned.results["val/loss"] < tuned.results["val/loss_before"]
+    halved = tune(outputs, "lora.base_precision=bf16", "lora.precision=bf16")
+    assert halved.results["optimizer_bytes"] * 2 == tuned.results["optimizer_bytes"]
+
+
+# Full fine-tuning
+
+
+def test_full_fine_tuning_leaves_a_model_that_stands_by_itself(outputs: Path) -> None:
+    tuned = tune(outputs, "lora.method=full", "name=whole")
+    assert not (tuned.path / "adapter").exists()
+    base, model = (load_file(folder / "model.safetensors") for folder in (base_folder(outputs), tuned.path / "model"))
+    assert base.keys() == model.keys()
+    assert not any(torch.equal(base[name], model[name]) for name in base)
+    assert tuned.results["trainable_parameters"] == tuned.results["parameters"]
+    weights = weights_of(tuned)
+    assert (weights.model, weights.adapter, weights.positions) == (tuned.path / "model", None, 64)
+    talker = open_talker(tuned, Sampling())
+    assert type(talker.model) is type(AutoModelForCausalLM.from_pretrained(tuned.path / "model"))
+    (named,) = find_tokenizers(str(outputs), [f"finetune/{tuned.path.name}"])
+    assert named.tokenizer.get_vocab_size() == 600
+
+
+def test_a_fully_tuned_run_is_evaluated_with_its_own_weights(outputs: Path) -> None:
+    tuned = tune(outputs, "lora.method=full", "name=whole")
+    evaluated = run(
+        "evaluate", f"outputs={outputs}", f"run={tuned.path}", "evaluation.num_items=0", "evaluation.num_prompts=0",
+        "evaluation.max_new_tokens=8", "logger=local",
+    )  # fmt: skip
+    assert evaluated.results["answers/loss"] == pytest.approx(tuned.results["val/loss"], rel=1e-5)
+
+
+# Bases that were not made here
+
+
+def test_a_folder_of_hugging_face_is_tuned_as_the_run_that_it_is_a_copy_of(outputs: Path, foreign: Path) -> None:
+    ours, theirs = tune(outputs, "lora.rank=2"), tune(outputs, "lora.rank=2", f"base={foreign}")
+    assert theirs.path.name.startswith("other-model-conversations-")
+    assert theirs.record["folders"] == {"base": str(foreign)}
+    assert theirs.results["val/loss"] == ours.results["val/loss"]
+    tensors = [load_file(tuned.path / "adapter" / "adapter_model.safetensors") for tuned in (ours, theirs)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert positions_of(theirs) == 1024  # of its config; what its positions have learned is not known
+    answers = [
+        "".join(
+            open_talker(tuned, Sampling(max_new_tokens=8, temperature=0)).answer([{"role": "user", "content": "책"}])
+        )
+        for tuned in (ours, theirs)
+    ]
+    assert answers[0] == answers[1]
+    assert with_parents([theirs]) == [theirs]
+
+
+def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: Path, foreign: Path) -> None:
+    tuned = tune(outputs, "lora.rank=2", "seed=1", f"base={foreign}")
+    model = AutoModelForCausalLM.from_pretrained(foreign)
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    model.save_pretrained(foreign)
+    for use in (lambda: open_talker(tuned, Sampling()), lambda: with_parents([tuned])):
+        with pytest.raises(
+            DamagedError, match=r"was tuned on other weights than .*other-model holds now\. Put them back"
+        ):
+            use()
+
+
+def test_a_folder_has_no_held_out_text_to_evaluate_on(outputs: Path, foreign: Path) -> None:
+    tuned = tune(outputs, "lora.rank=2", "seed=2", f"base={foreign}")
+    with pytest.raises(ConfigError, match=r"other-model, which was not pretrained here, so that no text is known"):
+        run("evaluate", f"outputs={outputs}", f"run={tuned.path}", "logger=local")
+
+
+def strip(folder: Path, name: str) -> None:
+    """Take one thing away from a model's folder."""
+    if name in ("eos_token", "chat_template"):
+        chat = PreTrainedTokenizerFast.from_pretrained(folder)
+        setattr(chat, name, None)
+        (folder / "chat_template.jinja").unlink()
+        chat.save_pretrained(folder)
+        return
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if name == "positions":
+        del config["n_positions"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+    elif name == "kind":
+        path.write_text(json.dumps(config | {"model_type": "no_such_kind"}), encoding="utf-8")
+    else:
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            "tokenizer.json",
+            r"base=.*other-model has no tokenizer\.json\. Put the model's tokenizer beside",
+        ),
+        ("chat_template", r"base=.*other-model: its tokenizer has no chat template\. Put one beside it"),
+        ("model.safetensors", r"base=.*other-model has no \*\.safetensors: other formats can run code"),
+        ("positions", r"its config\.json does not say how long a text may be\. Add max_position_embeddings\."),
+        ("kind", r"base=.*other-model is no causal language model of transformers 5\.[\d.]+: .*no_such_kind"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_one_line(outputs: Path, foreign: Path, missing: str, message: str) -> None:
+    strip(foreign, missing)
+    with pytest.raises(ConfigError, match=message):
+        tune(outputs, f"base={foreign}")
+
+
+def test_an_adapter_is_no_base(outputs: Path) -> None:
+    adapter = tune(outputs, "lora.rank=2").path / "adapter"
+    with pytest.raises(ConfigError, match=r"holds an adapter, not a model\. Name the run or the folder that it is for"):
+        tune(outputs, f"base={adapter}")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("c_atn", r"Did you mean c_attn\?"), ("xyz", r"It has: c_attn, c_proj, c_fc\.")]
+)
+def test_a_layer_that_a_folder_does_not_have_is_refused(outputs: Path, foreign: Path, name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=rf"lora\.target_modules: other-model has no layer {name}\. {hint}"):
+        tune(outputs, f"base={foreign}", f"lora.target_modules=[{name}]")
+
+
+# Experts
+
+
+@pytest.mark.parametrize("setting", ["lora.method=dora", "lora.method=pissa", "lora.dropout=0.1"])
+def test_what_the_tensors_of_experts_cannot_have_is_refused(outputs: Path, tmp_path: Path, setting: str) -> None:
+    folder = tmp_path / "experts"
+    shutil.copytree(base_folder(outputs), folder)
+    config = Qwen3MoeConfig(
+        vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_local_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=8, head_dim=8, num_key_value_heads=2,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=rf"lora\.target_modules: {setting} is not for the tensors of experts"):
+        tune(outputs, f"base={folder}", "lora.target_modules=[all-linear]", setting)
+
+
+# 4 bits
+
+
+def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("llm.stage._base"), "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"through bitsandbytes, which is not installed\. Install the extra: pip"):
+        tune(outputs, "lora.method=qlora")
+
+
+def test_four_bits_without_a_gpu_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("llm.stage._base"), "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"lora\.method=qlora is for a GPU, and torch sees none here"):
+        tune(outputs, "lora.method=qlora")
+
+
+def test_four_bits_are_nf4_multiplied_in_bf16() -> None:
+    settings = models.four_bits()
+    assert (settings.load_in_4bit, settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant) == (
+        True,
+        "nf4",
+        True,
+    )
+    assert settings.bnb_4bit_compute_dtype is torch.bfloat16
