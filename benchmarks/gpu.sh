@@ -3,18 +3,20 @@
 #   sh benchmarks/gpu.sh [folder for the results]
 # It uses PYTHON (python3), which needs torch with CUDA and triton, transformers, tokenizers, peft, pytorch-lightning,
 # safetensors, numpy and pytest. Where there is no package index, carry a folder of wheels and name it in WHEELS:
-#   hydra-core omegaconf antlr4-python3-runtime wandb (with their dependencies), and accelerate for the Trainer
-# Without accelerate the Trainer is left out, and the table says so.
+#   hydra-core omegaconf antlr4-python3-runtime wandb (with their dependencies), accelerate for the Trainer, and trl with
+#   datasets for benchmarks.lora. Without accelerate or trl that peer is left out, and the table says so.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${1:-benchmarks/results}
 if [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m pip install --quiet --no-index --find-links "$WHEELS" hydra-core omegaconf wandb accelerate
+    "$PYTHON" -m pip install --quiet --no-index --find-links "$WHEELS" trl datasets || echo "benchmarks/gpu.sh: no trl"
 fi
 "$PYTHON" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "benchmarks/gpu.sh: torch sees no GPU.")'
 export TOKENIZERS_PARALLELISM=false
 status=0
 timeout 150 "$PYTHON" -m pytest -q -m gpu tests || status=$?
-"$PYTHON" -m benchmarks.train_throughput --profile gpu --rounds 3 --steps 20 --warmup 5 --minutes 6 --results "$RESULTS"
+"$PYTHON" -m benchmarks.train_throughput --profile gpu --rounds 3 --steps 20 --warmup 5 --minutes 5 --results "$RESULTS"
+timeout 120 "$PYTHON" -m benchmarks.lora --profile gpu --rounds 3 --steps 10 --warmup 3 --results "$RESULTS" || status=$?
 exit "$status"
