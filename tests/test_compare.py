@@ -224,7 +224,8 @@ def test_runs_are_found_by_name_folder_or_glob(tmp_path: Path, given: str, expec
 def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
     tool.main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
-    assert capsys.readouterr().out.count("a-00000001") == 1
+    (names,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("┃ run")]
+    assert names.count("a-00000001") == 1
 
 
 @pytest.mark.parametrize(

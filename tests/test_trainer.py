@@ -305,6 +305,7 @@ def test_mfu_is_the_flops_of_the_model_over_those_of_the_device(tmp_path: Path) 
         if "throughput/mfu" in record:
             expected = record["throughput/tokens_per_second"] * per_token / 1e9
             assert record["throughput/mfu"] == pytest.approx(expected, rel=1e-9)
+            assert record["train/flops"] == record["tokens"] * per_token
 
 
 # Validation and samples

@@ -4,7 +4,7 @@ Hydra merges the YAML files and the command line into the schema, so a wrong key
 Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anything heavy.
 """
 
-from llm.config.compose import as_recorded, from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.compose import as_recorded, composed, from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig, GgufType, WeightType
@@ -100,6 +100,7 @@ __all__ = [
     "WeightPrecision",
     "WeightType",
     "as_recorded",
+    "composed",
     "from_hydra",
     "identity_settings",
     "job_errors",

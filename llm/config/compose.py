@@ -1,13 +1,16 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,6 +24,7 @@ from llm.config.schema import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
 Config = TypeVar("Config")
+CONF = Path(__file__).parents[2] / "conf"
 COMPUTED = (("data.batch_size", "data.batch_tokens"),)
 
 for _name, _schema in STAGES.items():
@@ -59,6 +63,24 @@ def as_recorded(schema: type[Config], values: dict[str, Any], *, place: str) -> 
         raise ConfigError(f"{place}: recorded by another version ({reason}). Make that run again.") from error
     assert isinstance(made, schema)
     return made
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides make of conf/, as nested dicts; what must be set and is not is missing as `???`.
+
+    Raises:
+        ConfigError: they cannot be composed.
+    """
+    try:
+        if GlobalHydra.instance().is_initialized():  # at the end of a sweep
+            config = compose("config", overrides=list(overrides))
+        else:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose("config", overrides=list(overrides))
+        config.name = None  # it may hold ${hydra:job.num}
+        return dict(OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]  # a dict
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
 
 
 def run_hydra(main: Callable[[], Any]) -> None:

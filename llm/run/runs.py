@@ -12,6 +12,7 @@ from llm.run.console import log
 from llm.run.owner import is_owned
 
 MOST_LISTED = 20  # runs that an error names
+_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The composed config, as nested dicts."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+        return dict(yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=_SAFE_LOADER))
 
     def parent(self, name: str) -> "Run":
         """The run that this one was made from, by its role (tokenizer, shards, base)."""

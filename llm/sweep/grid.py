@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from llm.compare import page_at_end
 from llm.config import PoolConfig, StageConfig
 from llm.data import available_cores
 from llm.errors import LaunchError
@@ -39,7 +40,8 @@ def run_grid(
     open_ledger(folder, checked)
     start_logging()
     log.info("%d jobs, %d at once; their ledger and what they say: %s", len(jobs), shares.slots, folder)
-    return Driver(checked, Pool(settings, shares), settings, Board(), Finder()).run()
+    with page_at_end(folder):
+        return Driver(checked, Pool(settings, shares), settings, Board(), Finder()).run()
 
 
 def as_error(standing: Standing) -> LaunchError:

@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from llm.compare import output_console
+from llm.compare import output_console, page_at_end
 from llm.config import PoolConfig, Sampler, StageConfig, SweeperConfig, TrainerConfig
 from llm.data import available_cores
 from llm.errors import PARTIAL_EXIT_CODE, LaunchError, StoppedError, UserError
@@ -358,7 +358,8 @@ def run_search(
         finder=Finder(),
     )
     log.info("%d trials, %d jobs at once; the study and what the jobs say: %s", settings.trials, shares.slots, folder)
-    study = search.run()
+    with page_at_end(folder):
+        study = search.run()
     console = output_console()
     console.print(table(study, settings))
     for trial in best_trials(study):

@@ -92,6 +92,7 @@ class Meter(pl.Callback):
         counted = self._interval_tokens - int(self._interval_skipped)
         self.latest = self.place(trainer) | ({"train/loss": float(self._nats) / counted} if counted else {})
         self.latest |= {
+            "train/flops": self.tokens * self._flops_per_token,
             "train/skipped_steps": int(self.skipped),
             "train/gradient_norm": float(module.gradient_norm),
             "train/learning_rate": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[-1],

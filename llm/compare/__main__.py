@@ -1,0 +1,5 @@
+"""python -m llm.compare <runs or sweep>."""
+
+from llm.compare.command import main
+
+main()

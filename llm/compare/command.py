@@ -1,0 +1,50 @@
+"""The command line: python -m llm.compare <run or sweep> ...; the terminal, Markdown, or one HTML page."""
+
+import argparse
+from pathlib import Path
+
+from llm.compare.finding import find_entries
+from llm.compare.page import write_page
+from llm.compare.report import report_of
+from llm.compare.tables import output_console
+from llm.compare.text import markdown, print_report
+from llm.errors import one_line_errors
+from llm.run import start_logging, write_text
+
+ABOUT = "Compare runs: a table of what differs in their configs and what came out, the best first."
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    start_logging()  # for what is left out
+    with one_line_errors():
+        found = find_entries(arguments.outputs, arguments.runs)
+        report = report_of(
+            found,
+            title=found.sweep.name if found.sweep else " ".join(arguments.runs),
+            metric=arguments.metric,
+            is_highest_best=arguments.highest,
+            keys=arguments.key,
+        )
+        if arguments.html:
+            size = write_page(report, Path(arguments.html))
+            print(f"{arguments.html}: {size / 1e6:.1f} MB, complete in itself: open it in a browser")
+        if arguments.markdown == "-":
+            print(markdown(report), end="")
+        elif arguments.markdown:
+            write_text(Path(arguments.markdown), markdown(report))
+            print(f"{arguments.markdown}: written")
+        if not (arguments.html or arguments.markdown):
+            print_report(report, output_console())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llm.compare", description=ABOUT)
+    parser.add_argument("runs", nargs="+", help="runs by name, folder or glob (pretrain/*), folders of them, a sweep")
+    parser.add_argument("--outputs", default="outputs", help="where runs and sweeps are looked for")
+    parser.add_argument("--metric", help="rank by this; by default val/bits_per_byte, else val/loss")
+    parser.add_argument("--highest", action="store_true", help="of the metric the highest is the best")
+    parser.add_argument("--key", action="append", default=[], help="show what this key does, alone (several times)")
+    parser.add_argument("--markdown", nargs="?", const="-", metavar="FILE", help="Markdown, to a file or here")
+    parser.add_argument("--html", metavar="FILE", help="one page with figures that needs no network")
+    return parser
