@@ -23,10 +23,12 @@ def _no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture(autouse=True)
-def _no_bf16_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _no_bf16_by_itself() -> Iterator[None]:
     """trainer.precision=auto is fp32, so that a number in a test is one on any CPU."""
-    monkeypatch.setattr(devices, "CPU_INFO", Path(os.devnull))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "CPU_INFO", Path(os.devnull))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from llm.config import Precision
 
 # Dense peaks in FLOP/s by NVIDIA's data sheets, without sparsity: (bf16 on tensor cores with fp32 sums, fp32 without
 # tensor cores). The first name that the device's holds as whole words is taken: variants stand before their family.
+# Compared, on 2026-11-24, with published tables of B200, GB200 (of one of its two GPUs), H200, H100, L40S, L40, A40 and
+# RTX 4090 (both figures), of L4 (bf16), of H100 PCIe, A100, A10 and RTX A6000 (fp32): they agree. The others are not.
 PEAKS = {
     "GB200": (2500e12, 80e12),
     "B200": (2250e12, 75e12),
