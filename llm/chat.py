@@ -65,7 +65,11 @@ class Talker:
         return stream(self.model, self.encode(messages), self.words, sampling=sampling, pad_id=self.special.pad_id)
 
     def _ids(self, messages: list[Message]) -> list[int]:
-        return list(self.chat.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        return list(
+            self.chat.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)[
+                "input_ids"
+            ]
+        )
 
     def _or_lower(self, num_tokens: int) -> str:
         left = self.positions - num_tokens

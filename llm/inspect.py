@@ -63,6 +63,8 @@ class Diagnosis:
     faults: dict[str, int] = field(default_factory=dict)  # reason -> records
     first_faults: list[str] = field(default_factory=list)  # file:line and what to do, the first of each reason
     samples: list[dict[str, str]] = field(default_factory=list)
+    shapes: dict[str, int] = field(default_factory=dict)  # of conversations -> records
+    repairs: dict[str, int] = field(default_factory=dict)  # what was put right in them
     cleaning: dict[str, Any] = field(default_factory=dict)  # what each step does to the usable ones
 
 
@@ -112,7 +114,10 @@ def _yield(found: Survey, config: DataConfig | None, level: CleaningLevel) -> di
     for record in usable:
         cleaner.clean(record)
     cleaner.check()
+    chats = [record for record in usable if isinstance(record, Conversation)]
     return {
+        "shapes": dict(Counter(chat.shape for chat in chats).most_common()),
+        "repairs": dict(Counter(repair for chat in chats for repair in chat.repairs).most_common()),
         "records": len(records),
         "usable": len(usable),
         "text_bytes": sum(len(_text(record).encode()) for record in usable),
@@ -180,6 +185,8 @@ def show(found: Diagnosis) -> str:
         also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
         lines.append(f"preset: {found.preset} (fits {100 * found.fits:.0f} % of the sampled records{also})")
         lines.append(f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB")
+        lines += [f"shapes: {_counts(found.shapes)}"] if found.shapes else []
+        lines += [f"put right, {count} times: {what}" for what, count in found.repairs.items()][:SHOWN_FAULTS]
         tunes = presets()[found.preset].kind is DataKind.conversations
         stage = "stage=finetune base=<run> " if tunes else ""
         lines.append(f"use it: python train.py {stage}data={found.preset} 'data.path=\"{found.path}\"'")

@@ -109,8 +109,9 @@ def test_stages_mirror_modules():
         (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range"),
         (["data.batch_size=0"], "data.batch_size=0 is too small"),
         (
-            ["stage=finetune", "base=x", "data.packing=best_fit"],
-            "data.packing=best_fit is for text: a conversation has a row of its own. Leave it out.",
+            ["stage=finetune", "base=x", "data.packing=concatenate"],
+            "data.packing=concatenate is for text: it would cut conversations anywhere. Choose data.packing=best_fit, "
+            "or padded.",
         ),
         (
             ["stage=finetune", "base=x", "data.num_workers=2"],

@@ -117,18 +117,33 @@ def test_a_control_token_in_a_turn_is_refused(
         encode(chats[name], conversation("하나", "둘"), bad)
 
 
+ANSWER = "{% generation %}{{ message['content'] }}{% endgeneration %}"
+
+
 @pytest.mark.parametrize(
-    "template",
+    ("template", "why"),
     [
-        "{% for message in messages %}{{ loop.length }}{{ message['content'] }}{% endfor %}",
-        "{% for message in messages %}{{ message['content'] if message['role'] == 'user' }}{% endfor %}",
+        (
+            "{% for message in messages %}{{ loop.length }}" + ANSWER + "{% endfor %}",
+            "marks 4 pieces as the assistant's where 2 answers are",
+        ),
+        (
+            "{% for message in messages %}{% if message['role'] == 'user' %}{{ loop.length }}{% else %}"
+            + ANSWER
+            + "{% endif %}{% endfor %}",
+            "does not put one turn after another, so that it is not known where an answer begins",
+        ),
+        (
+            "{% for message in messages %}{{ message['content'] if message['role'] == 'user' }}{% endfor %}",
+            "marks 0 pieces as the assistant's where 2 answers are",
+        ),
     ],
 )
 def test_a_template_that_does_not_put_turn_after_turn_is_refused(
-    chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], monkeypatch: pytest.MonkeyPatch, template: str
+    chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], monkeypatch: pytest.MonkeyPatch, template: str, why: str
 ) -> None:
     monkeypatch.setattr(chats["byte_bpe"][0], "chat_template", template)
-    with pytest.raises(DataError, match=r"a.jsonl:1: the chat template does not put one turn after another.* Use the"):
+    with pytest.raises(DataError, match=f"^a.jsonl:1: the chat template {why}.* Use the"):
         encode(chats["byte_bpe"], conversation("하나", "둘", "셋", "넷"))
 
 

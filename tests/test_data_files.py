@@ -131,17 +131,22 @@ def turns(*roles: str) -> bytes:
 
 
 CHAT_FAULTS = {
-    "keys.jsonl": (b'{"q": "x", "a": "y"}', "1: fields are missing. .*messages, or question and answer; .*has: q, a"),
+    "keys.jsonl": (
+        b'{"x": "x", "y": "y"}',
+        "1: fields are missing. .*messages, or question and answer, or your own.*has: x, y",
+    ),
     "no answer.jsonl": (b'{"question": "x", "answer": ""}', "1: answer is empty."),
     "null answer.jsonl": (b'{"question": "x", "answer": null}', "1: answer is NoneType, not text"),
     "no question.jsonl": (b'{"question": " ", "answer": "y"}', "1: question is empty."),
     "not a list.jsonl": (b'{"messages": "x"}', "1: messages are not a list of role and content. Write messages as"),
     "no role.jsonl": (b'{"messages": [{"content": "x"}]}', "1: messages are not a list of role and content."),
     "no content.jsonl": (b'{"messages": [{"role": "user"}]}', "1: question is NoneType, not text"),
-    "role.jsonl": (turns("human"), "1: role 'human' is unknown. Use system, user, assistant"),
+    "role.jsonl": (
+        turns("tool"),
+        "1: role 'tool' is unknown. Use system, user, assistant or another usual name, or add",
+    ),
     "no turns.jsonl": (b'{"messages": []}', "1: turns are none. After an optional system turn"),
     "one turn.jsonl": (turns("user"), "1: turns are user. "),
-    "twice.jsonl": (turns("user", "user", "assistant"), "1: turns are user, user, assistant. "),
     "first.jsonl": (turns("assistant", "user"), "1: turns are assistant, user. "),
     "last.jsonl": (turns("user", "assistant", "user"), "1: turns are user, assistant, user. "),
     "late system.jsonl": (turns("user", "system", "assistant"), "1: turns are user, system, assistant. "),

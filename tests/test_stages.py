@@ -431,6 +431,32 @@ def test_answers_to_held_out_questions_are_sampled(outputs: Path, conversations:
     assert {row["prompt"] for row in rows} <= questions
 
 
+def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
+    outputs: Path, conversations: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = runs(outputs, "pretrain")[0]
+    with caplog.at_level("INFO", logger="llm"):
+        finished = finetune(outputs, conversations, "chat_template=chatml", "data.packing=best_fit", "name=chatml")
+    assert "chat_template=chatml: 2 new tokens, whose embeddings are trained" in caplog.text
+    assert "what is trained is in ⟦ ⟧" in caplog.text and "<|im_start|>assistant / ⟦" in caplog.text
+    words, before = tokenizer.special(finished.path / "adapter"), tokenizer.special(base / "model")
+    size = len(tokenizer.load_chat(base / "model"))
+    assert (words.eos_id, words.bos_id) == (size + 1, before.bos_id)
+    settings = json.loads((finished.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert list(settings["trainable_token_indices"].values()) == [[size, size + 1]]
+    assert set(finished.record["identity"]["parents"]) == {"base", "data", "chat_template"}
+    assert "(data.packing=best_fit)" in caplog.text
+    from llm.chat import find_run, open_talker
+    from llm.model import Sampling
+
+    talker = open_talker(find_run(str(outputs), str(finished.path)), Sampling(max_new_tokens=4))
+    ids = talker.encode([{"role": "user", "content": "무엇을 샀나요?"}])
+    assert talker.chat.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")
+    rows = talker.model.get_input_embeddings()(torch.tensor([size, size + 1]))
+    assert not torch.equal(rows[0], rows[1])  # they began as one mean, and were trained
+    assert isinstance("".join(talker.answer([{"role": "user", "content": "무엇을 샀나요?"}])), str)
+
+
 def test_conversations_that_are_too_long_are_counted(outputs: Path, conversations: Path, tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     long = json.dumps({"question": "길게 말해 줘", "answer": "아주 " * 200}, ensure_ascii=False)

@@ -5,7 +5,7 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 """
 
 from llm.config.compose import as_recorded, composed, from_hydra, job_errors, job_overrides, run_hydra
-from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig
+from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
@@ -19,6 +19,7 @@ from llm.config.schema import (
     EvaluateStage,
     ExportStage,
     FinetuneStage,
+    Overlong,
     Packing,
     PartConfig,
     PretrainStage,
@@ -80,15 +81,18 @@ __all__ = [
     "ModelConfig",
     "Morphemes",
     "OptimizerConfig",
+    "Overlong",
     "Packing",
     "PartConfig",
     "PoolConfig",
     "Precision",
     "PretrainStage",
+    "RepeatedTurns",
     "RetryConfig",
     "Reuse",
     "Sampler",
     "Schedule",
+    "Shape",
     "ShardsStage",
     "StageConfig",
     "Strategy",

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from llm.config.fields import at_least
+from llm.config.fields import CHAT, at_least
 from llm.errors import ConfigError
 
 
@@ -17,6 +17,18 @@ class FileFormat(Enum):
     tsv = "tsv"
     parquet = "parquet"
     arrow = "arrow"
+
+
+class Shape(Enum):
+    auto = "auto"  # whichever of these a record has the keys of
+    messages = "messages"  # a list of turns with roles
+    pairs = "pairs"  # question or instruction, perhaps input, and answer
+    tagged = "tagged"  # one text whose marks tell the turns apart, such as ### 질문: ... ### 답변: ...
+
+
+class RepeatedTurns(Enum):
+    merge = "merge"  # two turns of one role, one after the other, are one, with a line feed between
+    refuse = "refuse"
 
 
 class CleaningLevel(Enum):
@@ -50,6 +62,9 @@ class LayoutConfig:
     question: str = "question"  # where there are no turns
     input: str | None = None  # path of what goes with the question, below it; "nan" and "" are none
     answer: str = "answer"
+    shape: Shape = field(default=Shape.auto, metadata=CHAT)
+    tags: dict[str, str] = field(default_factory=dict, metadata=CHAT)  # marks in tagged text -> user, assistant, system
+    repeated_turns: RepeatedTurns = field(default=RepeatedTurns.merge, metadata=CHAT)
 
     def __post_init__(self) -> None:
         if self.group_pattern is not None:
@@ -63,8 +78,9 @@ class LayoutConfig:
                 )
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise ConfigError(f"data.layout.delimiter={self.delimiter!r} is not one character. Set one such as ';'.")
-        if unknown := set(self.roles.values()) - {"system", "user", "assistant"}:
-            raise ConfigError(f"data.layout.roles: {min(unknown)} is no role. Map to system, user or assistant.")
+        for key in ("roles", "tags"):
+            if unknown := set(getattr(self, key).values()) - {"system", "user", "assistant"}:
+                raise ConfigError(f"data.layout.{key}: {min(unknown)} is no role. Map to system, user or assistant.")
         for key in ("records", "require", "group", "messages", "system", "question", "input", "answer"):
             check_path(f"data.layout.{key}", getattr(self, key))
 

@@ -10,7 +10,7 @@ from llm.errors import ConfigError
 # A field is part of a run's identity unless its metadata names the stages whose result it changes.
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
-TEXT_ROWS = {"identity": ("pretrain",)}  # the same, of text alone: a conversation has a row of its own
+CHAT = {"identity": ("finetune",)}  # what becomes of conversations
 SHARES = {"identity": ("tokenizer", "shards", "pretrain")}  # how much of each text a tokenizer and a model learn from
 SHARES_OF_TOKENS = {"identity": ("shards", "pretrain")}  # the same, where there are tokens
 TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards

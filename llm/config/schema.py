@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig
-from llm.config.fields import HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, TEXT_ROWS, at_least
+from llm.config.fields import CHAT, HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
@@ -54,6 +54,12 @@ class Packing(Enum):
     concatenate = "concatenate"  # documents end to end, cut where a row is full
     best_fit = "best_fit"  # only documents longer than a row are cut; the rest go where they fit best
     padded = "padded"  # one document a row
+    auto = "auto"  # concatenate; of conversations padded
+
+
+class Overlong(Enum):
+    drop = "drop"
+    cut = "cut"  # the oldest questions and answers go until the rest fits; the system prompt stays
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,12 +111,16 @@ class DataConfig:
     sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
     batch_tokens: int | None = field(default=None, metadata=HOW)  # in place of batch_size, which is computed from it
-    packing: Packing = field(default=Packing.concatenate, metadata=TEXT_ROWS)
+    packing: Packing = field(default=Packing.auto, metadata=ROWS)
+    map: dict[str, str] = field(default_factory=dict, metadata=HOW)  # your columns: {question: 질의, answer: 응답}
+    system_prompt: str | None = field(default=None, metadata=CHAT)  # of conversations that have none
+    overlong: Overlong = field(default=Overlong.drop, metadata=CHAT)  # conversations longer than sequence_length
     parts: Any = None  # of a mixture: name -> PartConfig, of which a user writes what is needed
     tokenizer_part: str | None = field(default=None, metadata=HOW)  # that its tokenizer learns from; None: all of them
 
     def __post_init__(self) -> None:
         _check_source(self.source, self.path, self.name, self.kind)
+        self._map_columns()
         self._check_parts()
         if not 0 < self.held_out_share < 1:
             raise ConfigError(
@@ -125,6 +135,8 @@ class DataConfig:
             at_least("data.num_workers", self.num_workers, 1)
         if self.kind is DataKind.conversations:
             self._refuse_what_is_for_text()
+        else:
+            self._refuse_what_is_for_conversations()
 
     @property
     def is_mixture(self) -> bool:
@@ -162,11 +174,38 @@ class DataConfig:
             hint = f"Did you mean {close[0]}?" if close else f"They are {', '.join(self.parts)}."
             raise ConfigError(f"data.tokenizer_part={self.tokenizer_part} is none of data.parts. {hint}")
 
+    def _map_columns(self) -> None:
+        """Put what data.map says where data.text_field and data.layout have it."""
+        known = COLUMNS[self.kind]
+        for key in self.map:
+            if key not in known:
+                close = get_close_matches(key, known, n=1)
+                hint = f"Did you mean {close[0]}?" if close else f"Map {', '.join(known)}, each to a column of yours."
+                raise ConfigError(f"data.map: {key} is nothing that data={self.name} reads. {hint}")
+        if self.map and self.source is not DataSource.files:
+            raise ConfigError(f"data.map is for files of yours, not for data={self.name}. Leave it out.")
+        paths: dict[str, Any] = dict(self.map)
+        self.text_field = paths.pop("text", self.text_field)
+        self.layout = replace(self.layout, **paths)
+
+    def _refuse_what_is_for_conversations(self) -> None:
+        self.packing = Packing.concatenate if self.packing is Packing.auto else self.packing
+        for key, default in (("system_prompt", None), ("overlong", Overlong.drop)):
+            if (value := getattr(self, key)) is not default:
+                shown = value.name if isinstance(value, Enum) else value
+                raise ConfigError(
+                    f"data.{key}={shown} is for conversations, and data={self.name} is text. Leave it out."
+                )
+
     def _refuse_what_is_for_text(self) -> None:
-        if self.packing is not Packing.concatenate:
+        self.packing = Packing.padded if self.packing is Packing.auto else self.packing
+        if self.packing is Packing.concatenate:
             raise ConfigError(
-                f"data.packing={self.packing.value} is for text: a conversation has a row of its own. Leave it out."
+                "data.packing=concatenate is for text: it would cut conversations anywhere. Choose "
+                "data.packing=best_fit, or padded."
             )
+        if self.system_prompt is not None and not self.system_prompt.strip():
+            raise ConfigError("data.system_prompt is empty. Write one, or leave it out.")
         if self.batch_tokens is not None:
             raise ConfigError(
                 f"data.batch_tokens={self.batch_tokens} is for text: conversations are rows of unequal length. "
@@ -177,6 +216,12 @@ class DataConfig:
                 f"data.num_workers={self.num_workers} is for text, which becomes shards; data={self.name} does not. "
                 "Leave it out."
             )
+
+
+COLUMNS = {
+    DataKind.text: ("text",),
+    DataKind.conversations: ("question", "input", "answer", "system", "messages", "role", "content", "text"),
+}
 
 
 def _check_source(source: DataSource, path: str | None, name: str, kind: DataKind) -> None:
@@ -203,7 +248,7 @@ def _rows_of(batch_tokens: int, sequence_length: int) -> int:
 
 _FILES_OF = {
     DataKind.text: "txt, jsonl, json, csv, tsv or parquet",
-    DataKind.conversations: "jsonl, json, csv or parquet with messages or question and answer",
+    DataKind.conversations: "jsonl, json, csv or parquet with messages, or question and answer",
 }
 
 
@@ -273,6 +318,7 @@ class PretrainStage(StageConfig):
 class FinetuneStage(StageConfig):
     base: str = field(default=MISSING, metadata=HOW)  # a pretraining run: its name or folder; its digest is identity
     seed: int = 0
+    chat_template: str | None = field(default=None, metadata=HOW)  # None: the base's; its text is in the identity
     data: DataConfig = MISSING
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = MISSING

@@ -19,7 +19,15 @@ mixture.py       several corpora and their rows in proportion
 order.py         which rows a step takes: a function of seed, step and rank
 """
 
-from llm.data.conversations import ConversationRows, encode_conversations
+from llm.data.conversations import (
+    ConversationRows,
+    Encoded,
+    PackedConversationRows,
+    conversation_rows,
+    encode_conversations,
+    padding_share,
+    show_trained,
+)
 from llm.data.copies import Copies, count_copies
 from llm.data.corpus import Conversation, Corpus, Document, open_corpus
 from llm.data.encoding import available_cores
@@ -35,16 +43,19 @@ __all__ = [
     "Copies",
     "Corpus",
     "Document",
+    "Encoded",
     "EvaluationBatches",
     "Manifest",
     "MicroBatch",
     "MixedCorpus",
     "MixedRows",
+    "PackedConversationRows",
     "Rows",
     "TokenRows",
     "TrainingBatches",
     "amounts",
     "available_cores",
+    "conversation_rows",
     "count_copies",
     "count_predicted",
     "encode_conversations",
@@ -52,7 +63,9 @@ __all__ = [
     "open_corpus",
     "open_parts",
     "open_texts",
+    "padding_share",
     "read_manifest",
     "share_out",
+    "show_trained",
     "write_shards",
 ]

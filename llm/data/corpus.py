@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Corpus:
         self._source = source
         self.dropped: Counter[str] = Counter()  # reason -> records, in the last pass that ended
         self.cleaning: dict[str, Any] = {}  # what each cleaning step did, in that pass
+        self.shapes: Counter[str] = Counter()  # shape -> conversations, in that pass
+        self.repairs: Counter[str] = Counter()  # what was put right -> conversations
         self._left_out: Path | None = None
 
     @property
@@ -57,6 +60,8 @@ class Corpus:
     def _read(self, *, sides: tuple[bool, ...]) -> Iterator[tuple[bool, Document | Conversation]]:
         dropped: Counter[str] = Counter()
         seen: Counter[bool] = Counter()
+        shapes: Counter[str] = Counter()
+        repairs: Counter[str] = Counter()
         cleaner = Cleaner(self._config.cleaning)
         with closing(Quarantine(self._left_out)) as quarantine:
             for record in self._cleaned(cleaner):
@@ -66,6 +71,10 @@ class Corpus:
                     continue
                 side = is_held_out(record.text, self._config.held_out_share)
                 seen[side] += 1
+                if isinstance(record, Conversation):
+                    shapes[record.shape] += 1
+                    repairs.update(record.repairs)
+                    record = self._with_system_prompt(record)
                 yield side, record
             for side in sides:
                 if not seen[side]:
@@ -73,6 +82,7 @@ class Corpus:
             cleaner.check()
             quarantine.keep()
         self.dropped, self.cleaning = dropped, as_json(cleaner)
+        self.shapes, self.repairs = shapes, repairs
         if self._left_out is not None and self.cleaning:
             write_json(self._left_out / "cleaning.json", self.cleaning)
 
@@ -84,6 +94,13 @@ class Corpus:
                 raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
             else:
                 yield record
+
+    def _with_system_prompt(self, conversation: Conversation) -> Conversation:
+        prompt = self._config.system_prompt
+        if prompt is None or conversation.messages[0]["role"] == "system":
+            return conversation
+        messages = [{"role": "system", "content": prompt.strip()}, *conversation.messages]
+        return replace(conversation, messages=messages)
 
     def keep_left_out(self, folder: Path) -> None:
         """Have the passes that follow leave what they left out in `folder`: quarantine.jsonl and cleaning.json."""
@@ -101,6 +118,10 @@ class Corpus:
                 log.warning("data=%s: left out %d %s", self._config.name, times, reason)
             if unusual := {name: times for name, times in reading.encodings.items() if name not in ("utf-8", "ascii")}:
                 log.info("data=%s: files in other encodings than utf-8: %s", self._config.name, unusual)
+        if shapes := {shape: times for shape, times in self.shapes.most_common() if shape}:
+            log.info("data=%s: conversations by the shape of their records: %s", self._config.name, shapes)
+        for what, times in self.repairs.most_common():
+            log.info("data=%s: %d conversations: %s", self._config.name, times, what)
         for reason, times in self.dropped.most_common():
             log.warning("data=%s: dropped %d records: %s", self._config.name, times, reason)
         return dict(self.dropped) | (dict(reading.skipped) if reading is not None else {})

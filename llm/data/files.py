@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from hashlib import file_digest
 from pathlib import PurePosixPath
 
-from llm.config import DataConfig, DataKind, FileFormat
+from llm.config import DataConfig, DataKind, FileFormat, Shape
 from llm.data.records import Fault, Record
 from llm.data.sources.archives import Member, damage, damages, is_archive, members
 from llm.data.sources.formats import FORMATS, Reading, format_of, raw_records, suffixes
@@ -14,10 +14,12 @@ from llm.data.sources.places import File, Place, find
 from llm.errors import ConfigError
 from llm.run import digest_of
 
-_FORMATS_OF = {
-    DataKind.text: set(FORMATS.values()),
-    DataKind.conversations: set(FORMATS.values()) - {FileFormat.txt},
-}
+
+def _formats(config: DataConfig) -> set[FileFormat]:
+    """What is read: of conversations text files only where turns are known to be told apart by marks."""
+    if config.kind is DataKind.text or config.layout.shape is Shape.tagged:
+        return set(FORMATS.values())
+    return set(FORMATS.values()) - {FileFormat.txt}
 
 
 class Files:
@@ -72,7 +74,7 @@ class Files:
             return "files that data.layout.files does not name"
         if any(_matches(file, pattern) for pattern in layout.skip):
             return "files that data.layout.skip names"
-        if format_of(file.name, layout) not in _FORMATS_OF[self._config.kind]:
+        if format_of(file.name, layout) not in _formats(self._config):
             return f"files of another suffix ({file.suffix.lower() or 'none'})"
         return None
 
@@ -104,7 +106,7 @@ def _digest(place: Place) -> list[str]:
 
 def _check(places: list[Place], config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
-    wanted = " or ".join(suffixes(_FORMATS_OF[config.kind]))
+    wanted = " or ".join(suffixes(_formats(config)))
     readable = [place for place in places if _is_wanted(place.name, config)]
     if places and all(".xml" in PurePosixPath(place.name).suffixes for place in places):
         raise ConfigError(
@@ -121,4 +123,4 @@ def _check(places: list[Place], config: DataConfig) -> None:
 
 
 def _is_wanted(name: str, config: DataConfig) -> bool:
-    return is_archive(name) or format_of(name, config.layout) in _FORMATS_OF[config.kind]
+    return is_archive(name) or format_of(name, config.layout) in _formats(config)

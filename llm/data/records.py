@@ -25,6 +25,8 @@ class Conversation:
     messages: list[dict[str, str]]
     origin: str
     size: int = field(default=0, compare=False)
+    shape: str = field(default="", compare=False)  # that its record has: messages, pairs or tagged
+    repairs: tuple[str, ...] = field(default=(), compare=False)  # what was put right, a few words each
 
     @property
     def text(self) -> str:

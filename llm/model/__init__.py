@@ -5,6 +5,8 @@ pretrained.py a folder that is there already -> its config and digest, checked; 
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
 targets.py    a model -> what adapters can be put on
+vocabulary.py a model and new tokens -> the model with a row for each
+lora.py       a frozen base -> the same model with low-rank adapters to train
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 paths.py      the quicker ways to a model's loss, where they give its loss
@@ -22,6 +24,7 @@ from llm.model.loss import compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
 from llm.model.targets import expert_tensors, known_targets, targets
+from llm.model.vocabulary import grow
 
 __all__ = [
     "Sampling",
@@ -40,6 +43,7 @@ __all__ = [
     "folder_of_model",
     "four_bits",
     "generate",
+    "grow",
     "known_targets",
     "load",
     "load_adapter",

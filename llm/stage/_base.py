@@ -32,7 +32,7 @@ def check_against_base(config: FinetuneStage, base: Base) -> None:
         from llm.model import expert_tensors, targets
         from llm.tokenizer import require_chat
 
-        require_chat(base.folder)
+        require_chat(base.folder, template=config.chat_template)
         model = outline(base)
         _check_targets(config, base, targets(model))
         _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])

@@ -139,14 +139,16 @@ def _answers(scorer: "Scorer", subject: Subject, conversations: list[Conversatio
     assert subject.data is not None
     length = subject.data.sequence_length
     chat = tokenizer.load_chat(subject.folder)
-    encoded, dropped = encode_conversations(conversations, chat, scorer.special, sequence_length=length)
+    encoded, dropped = encode_conversations(
+        conversations, chat, scorer.special, sequence_length=length, overlong=subject.data.overlong
+    )
     if not encoded:
         raise DataError(f"data={subject.data.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
-        log.warning("dropped %d held-out conversations: %s", times, reason)
+        log.warning("%d held-out conversations left out or cut: %s", times, reason)
     found = _loss(scorer, ConversationRows(encoded, pad_id=scorer.special.pad_id), batch_tokens // length)
     log.info("held-out answers: %.4f nats per token", found["loss"])
-    return found | {"conversations": len(encoded), "dropped": dropped.total()}
+    return found | {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
 
 
 def _write(
@@ -206,7 +208,9 @@ def _openings(scorer: "Scorer", documents: list[str], count: int) -> list[tuple[
 def _questions(subject: Subject, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
     chat = tokenizer.load_chat(subject.folder)
     questions = [conversation.messages[:-1] for conversation in conversations]
-    ids = [chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"] for turns in questions]
+    with tokenizer.Renderer(chat) as renderer:
+        texts = renderer.prompts(questions)
+    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
     return [(turns[-1]["content"], list(line)) for turns, line in zip(questions, ids, strict=True)]
 
 

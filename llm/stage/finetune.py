@@ -1,13 +1,26 @@
 """A base and conversations -> a LoRA adapter in PEFT format, or the whole model, tuned."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import FinetuneStage, Method
-from llm.data import Conversation, ConversationRows, Corpus, Rows, encode_conversations, open_corpus
+from llm.config import FinetuneStage, Method, Packing
+from llm.data import (
+    Conversation,
+    Corpus,
+    Encoded,
+    Rows,
+    conversation_rows,
+    encode_conversations,
+    open_corpus,
+    padding_share,
+    show_trained,
+)
 from llm.errors import DataError
 from llm.run import (
     NOT_MINE,
@@ -32,9 +45,11 @@ from llm.stage.pretrain import model_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
+SHOWN_CHARACTERS = 300  # of each end of a conversation in the log
+SHOWN = 2  # conversations that the log shows as the model is given them
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 BYTES = 4  # of a weight, or of a moment of AdamW's, in fp32
 
@@ -46,6 +61,7 @@ def run(config: FinetuneStage) -> Run:
     check_base(base)
     require_devices(config.trainer)
     config = replace(config, trainer=with_precision(config.trainer))
+    template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
     if config.trainer.compile:
         from llm.trainer import require_compiler
 
@@ -55,24 +71,48 @@ def run(config: FinetuneStage) -> Run:
         config=config,
         default_name=f"{base.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"base": base.digest, "data": corpus.digest()},
+        parents={"base": base.digest, "data": corpus.digest()}
+        | ({"chat_template": digest_of([template])} if template is not None else {}),
         folders={"base": str(base.path)},
     )
-    return make(plan, lambda run: _train(run, config, base, corpus))
+
+    def work(run: Run) -> Outcome:
+        with _chat_tokenizer(run, base, template, str(config.chat_template)) as (words, new_ids):
+            return _train(run, config, base, corpus, words, new_ids)
+
+    return make(plan, work)
 
 
-def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus) -> Outcome:
+@contextmanager
+def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> Iterator[tuple[Path, list[int]]]:
+    """(the folder of the tokenizer to train with, the ids of the tokens that the base's lacks)."""
+    own = base.folder if base.run else tokenizer.adopt(base.folder, run.path / "tokenizer", template=template)
+    if template is None:
+        tokenizer.check_template(tokenizer.load_chat(own), name=str(base.path))
+        yield own, []
+        return
+    with tempfile.TemporaryDirectory(prefix="ttukttak-") as folder:
+        new_ids = tokenizer.adopt_template(own, template, Path(folder), name=f"chat_template={name}")
+        if new_ids:
+            log.info("chat_template=%s: %d new tokens, whose embeddings are trained", name, len(new_ids))
+        yield Path(folder), new_ids
+
+
+def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
 
-    folder = base.folder if base.run else tokenizer.adopt(base.folder, run.path / "tokenizer")
-    special = tokenizer.special(folder)
+    special = tokenizer.special(words)
     corpus.keep_left_out(run.path)
-    rows, prompts, dropped = _read(config, corpus, folder, special)
+    rows, prompts, dropped = _read(config, corpus, words, special)
     torch.manual_seed(config.seed)
     loaded = models.load(base.folder, config.lora)
-    model = _tuned(loaded, config, base)
+    models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)
+    if config.data.packing is Packing.best_fit:
+        rows_of_words = loaded.get_input_embeddings().weight.shape[0]
+        models.require_isolation(loaded, vocab_size=rows_of_words, architecture=loaded.config.model_type)
+    model = _tuned(loaded, config, base, new_ids)
     is_full = config.lora.method is Method.full
     results = train(
         run,
@@ -80,7 +120,7 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus) -> Outco
         model=model,
         model_config=loaded.config,
         rows=rows,
-        tokenizer_folder=folder,
+        tokenizer_folder=words,
         prompts=prompts,
         save=partial(models.save if is_full else models.save_adapter, model),
         save_as="model" if is_full else "adapter",
@@ -96,13 +136,13 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus) -> Outco
     )
 
 
-def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Base) -> Any:
+def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Base, new_ids: list[int]) -> Any:
     """The base as it is to be trained: with adapters, or as it is."""
     from llm import model as models
 
     if config.lora.method is Method.full:
         return loaded
-    model = models.add_lora(loaded, config.lora, architecture_of(base))
+    model = models.add_lora(loaded, config.lora, architecture_of(base), new_token_ids=new_ids)
     model.peft_config["default"].base_model_name_or_path = str(base.folder)
     return model
 
@@ -152,19 +192,50 @@ def _read(
     rows: dict[str, Rows] = {}
     dropped: dict[str, int] = {}
     for split, records in conversations.items():
-        encoded, counts = encode_conversations(records, chat, special, sequence_length=config.data.sequence_length)
+        encoded, counts = encode_conversations(
+            records, chat, special, sequence_length=config.data.sequence_length, overlong=config.data.overlong
+        )
         if not encoded:
             raise DataError(
                 f"data={config.data.name}: every {split} conversation is longer than data.sequence_length="
                 f"{config.data.sequence_length} tokens. Raise it."
             )
         for reason, times in counts.items():
-            log.warning("data=%s: dropped %d %s conversations: %s", config.data.name, times, split, reason)
+            log.warning("data=%s: %d %s conversations left out or cut: %s", config.data.name, times, split, reason)
             dropped[f"{split}: {reason}"] = times
-        rows[split] = ConversationRows(encoded, pad_id=special.pad_id)
+        made = rows[split] = conversation_rows(
+            encoded,
+            pad_id=special.pad_id,
+            packing=config.data.packing,
+            sequence_length=config.data.sequence_length,
+        )
+        if split == "train":
+            _say_rows(config, encoded, made, chat)
     questions = [c.messages[:-1] for c in sorted(conversations["held_out"], key=_is_long)[:SAMPLES]]
-    ids = [chat.apply_chat_template(q, tokenize=True, return_dict=True)["input_ids"] for q in questions]
+    with tokenizer.Renderer(chat) as renderer:
+        texts = renderer.prompts(questions)
+    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
     return rows, [(q[-1]["content"], list(line)) for q, line in zip(questions, ids, strict=True)], dropped
+
+
+def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: Rows, chat: Any) -> None:
+    """Log what the rows cost, and what the first conversations look like to the model."""
+    rows_at_once = config.trainer.micro_batch_size or config.data.batch_size
+    log.info(
+        "%d conversations in %d rows (data.packing=%s), about %.0f %% of the positions padding",
+        len(encoded),
+        len(rows),
+        config.data.packing.value,
+        100 * padding_share(encoded, rows, micro_batch_size=rows_at_once),
+    )
+    for conversation in encoded[:SHOWN]:
+        shown = show_trained(conversation, chat)
+        log.info("what is trained is in ⟦ ⟧: %s: %s", conversation.origin, _shortened(shown))
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a text: where it begins, and how it ends."""
+    return text if len(text) <= 2 * SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ... {text[-SHOWN_CHARACTERS:]}"
 
 
 def _is_long(conversation: Conversation) -> bool:

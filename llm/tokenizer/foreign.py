@@ -11,21 +11,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def require_chat(folder: Path) -> None:
-    """Refuse, before any work, a folder whose tokenizer cannot say a conversation.
+def require_chat(folder: Path, *, template: str | None = None) -> None:
+    """Refuse, before any work, a folder whose tokenizer cannot say a conversation; a `template` is in place of its own.
 
     Raises:
         ConfigError: it has no tokenizer, no chat template, or no token that ends a text.
     """
-    _open(folder)
+    _open(folder, template)
 
 
-def adopt(source: Path, target: Path) -> Path:
-    """`target`, with the tokenizer of `source`; what ends a text also pads and begins one, where nothing else does.
+def adopt(source: Path, target: Path, *, template: str | None = None) -> Path:
+    """`target`, with the tokenizer of `source`, and `template` as its own where it is given.
+
+    What ends a text also pads and begins one, where nothing else does.
 
     Padding is never trained on: its labels are left out of the loss by their place, not by their token.
     """
-    chat = _open(source)
+    chat = _open(source, template)
+    chat.chat_template = template or chat.chat_template
     if chat.pad_token is None:
         chat.pad_token = chat.eos_token
     if chat.bos_token is None:
@@ -36,7 +39,7 @@ def adopt(source: Path, target: Path) -> Path:
     return target
 
 
-def _open(folder: Path) -> "PreTrainedTokenizerFast":
+def _open(folder: Path, template: str | None) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # takes seconds
 
     if not (folder / "tokenizer.json").is_file():
@@ -48,10 +51,8 @@ def _open(folder: Path) -> "PreTrainedTokenizerFast":
             raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"base={folder}: its tokenizer cannot be read ({reason}). Put a whole one there.") from None
-    if not chat.chat_template:
-        raise ConfigError(
-            f"base={folder}: its tokenizer has no chat template. Put one beside it, as chat_template.jinja."
-        )
+    if not (chat.chat_template or template):
+        raise ConfigError(f"base={folder}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
     if chat.eos_token is None:
         raise ConfigError(f"base={folder}: its tokenizer has no eos_token, which ends an answer. Name one.")
     return chat

@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llm.config import DataConfig, DataKind, LayoutConfig
+from llm.config import DataConfig, DataKind, LayoutConfig, RepeatedTurns, Shape
 from llm.data.records import Conversation, Document, Fault, Record
 from llm.data.sources.fields import first, head, values
 from llm.data.sources.formats import Raw, Reading, text_fault
-
-ROLES = ("system", "user", "assistant")
+from llm.data.sources.shapes import ROLES, role_of, turns_of, usual_columns
 
 
 def columns(config: DataConfig) -> list[str]:
@@ -18,6 +17,7 @@ def columns(config: DataConfig) -> list[str]:
     paths = [config.text_field, layout.group, layout.require]
     if config.kind is DataKind.conversations:
         paths = [layout.messages, layout.system, layout.question, layout.input, layout.answer, layout.require]
+        paths += [config.text_field, *usual_columns()]
     return [key for path in paths if path is not None for key in head(path)]
 
 
@@ -29,12 +29,14 @@ def to_records(raws: Iterable[Raw | Document | Fault], config: DataConfig, readi
         yield from _grouped(raws, config, config.layout.group)
         return
     for raw in raws:
+        if isinstance(raw, Document) and config.kind is DataKind.conversations:  # of a txt file
+            raw = Raw({config.text_field: raw.text}, raw.origin, raw.size)
         if not isinstance(raw, Raw):
             yield raw
         elif config.kind is DataKind.text:
             yield document(raw, config.text_field, config.layout)
         else:
-            yield conversation(raw.value, raw.origin, config.layout, size=raw.size)
+            yield conversation(raw.value, raw.origin, config.layout, text_field=config.text_field, size=raw.size)
 
 
 def _required(raws: Iterable[Raw | Document | Fault], path: str, reading: Reading) -> Iterator[Raw | Document | Fault]:
@@ -98,62 +100,65 @@ def document(raw: Raw, text_field: str, layout: LayoutConfig) -> Document | Faul
     return Document(layout.join.join(found), raw.origin, raw.size)
 
 
-def conversation(record: dict[str, Any], origin: str, layout: LayoutConfig, *, size: int = 0) -> Conversation | Fault:
-    """A record with messages, or with question and answer, as a conversation; else what is wrong with it."""
-    turns = _turns(record, layout)
-    if turns is None:
-        needs = f"{layout.messages}, or {layout.question} and {layout.answer}"
-        fix = f"A record needs {needs}; this one has: {', '.join(record) or 'nothing'}"
-        return Fault(origin, "fields are missing", fix, size)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) and layout.role in turn for turn in turns):
+def conversation(
+    record: dict[str, Any], origin: str, layout: LayoutConfig, *, text_field: str = "text", size: int = 0
+) -> Conversation | Fault:
+    """A record of any shape that the layout allows as a conversation; else what is wrong with it.
+
+    The rules: a role's name is one of the known (`shapes.NAMES`, `layout.roles`), else the record is refused; of two
+    turns of one role in a row one is made; the system comes first, then user and assistant take turns, and the last
+    turn is the assistant's; no turn is empty.
+    """
+    found = turns_of(record, layout, text_field)
+    if found is None:
+        return Fault(origin, "fields are missing", _needs(record, layout, text_field), size)
+    if found.turns is None:
         example = f'{{"{layout.role}": "user", "{layout.content}": "..."}}'
         fix = f"Write {layout.messages} as [{example}, {example.replace('user', 'assistant')}]"
         return Fault(origin, "messages are not a list of role and content", fix, size)
-    messages = []
-    for turn in turns:
-        role = layout.roles.get(str(turn[layout.role]), turn[layout.role])
-        content = first(turn, layout.content)
-        if role not in ROLES:
+    messages: list[dict[str, str]] = []
+    repairs: dict[str, None] = {}  # each once, in order
+    for turn in found.turns:
+        role = role_of(turn.role, layout)
+        if role is None:
             known = ", ".join([*layout.roles, *ROLES])
-            fix = f"Use {known}, or add it to data.layout.roles"
-            return Fault(origin, f"role {role!r} is unknown"[:80], fix, size)
-        if fault := text_fault(content, {"user": "question", "assistant": "answer"}.get(role, role)):
+            fix = f"Use {known} or another usual name, or add it: data.layout.roles={{<name>: user}}"
+            return Fault(origin, f"role {turn.role!r} is unknown"[:80], fix, size)
+        if fault := text_fault(turn.text, {"user": "question", "assistant": "answer"}.get(role, role)):
             return Fault(origin, *fault, size)
-        messages.append({"role": role, "content": content.strip()})
-    return _in_turns(messages, origin, size)
+        if turn.role not in ROLES and turn.role not in layout.roles:
+            repairs[f"role {turn.role} read as {role}"[:80]] = None
+        if messages and messages[-1]["role"] == role and layout.repeated_turns is RepeatedTurns.merge:
+            repairs[f"turns of {role} one after the other made one"] = None
+            messages[-1]["content"] += "\n" + turn.text.strip()
+        else:
+            messages.append({"role": role, "content": turn.text.strip()})
+    return _in_turns(messages, origin, size, found.shape, tuple(repairs))
 
 
-def _turns(record: dict[str, Any], layout: LayoutConfig) -> Any:
-    """The turns of a record, those of question, input and answer made; None where it has neither."""
-    if found := values(record, layout.messages):
-        turns = found[0] if len(found) == 1 else found
-    else:
-        question, answer = values(record, layout.question), values(record, layout.answer)
-        if not question or not answer:
-            return None
-        asked = question[0]
-        more = first(record, layout.input) if layout.input else None
-        if isinstance(asked, str) and isinstance(more, str) and more.strip().lower() not in ("", "nan"):
-            asked = f"{asked.strip()}\n\n{more.strip()}"
-        turns = [{layout.role: "user", layout.content: asked}, {layout.role: "assistant", layout.content: answer[0]}]
-        turns = [turn | {layout.role: _own_name(turn[layout.role], layout)} for turn in turns]
-    system = first(record, layout.system) if layout.system else None
-    if isinstance(system, str) and system.strip() and isinstance(turns, list):
-        return [{layout.role: "system", layout.content: system}, *turns]
-    return turns
+def _needs(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> str:
+    """What a record without turns should have."""
+    if layout.shape is Shape.tagged:
+        has = f"its {text_field} has no such marks" if text_field in record else _has(record).replace("It", "it", 1)
+        return f"A record needs text with marks such as ### 질문: ... ### 답변: ... in {text_field}; {has}"
+    needs = f"{layout.messages}, or {layout.question} and {layout.answer}"
+    if layout.shape is not Shape.auto:
+        needs = layout.messages if layout.shape is Shape.messages else f"{layout.question} and {layout.answer}"
+    has = ", ".join(map(str, record))[:200] or "nothing"
+    return (
+        f"A record needs {needs}, or your own: data.map={{question: <column>, answer: <column>}}; this one has: {has}"
+    )
 
 
-def _own_name(role: str, layout: LayoutConfig) -> str:
-    return next((name for name, known in layout.roles.items() if known == role), role)
-
-
-def _in_turns(messages: list[dict[str, str]], origin: str, size: int) -> Conversation | Fault:
+def _in_turns(
+    messages: list[dict[str, str]], origin: str, size: int, shape: Shape, repairs: tuple[str, ...]
+) -> Conversation | Fault:
     turns = [message["role"] for message in messages]
     turns = turns[1:] if turns[:1] == ["system"] else turns
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         fix = "After an optional system turn, user and assistant must take turns, and the last must be the assistant's"
         return Fault(origin, f"turns are {', '.join(turns) or 'none'}"[:80], fix, size)
-    return Conversation(messages, origin, size)
+    return Conversation(messages, origin, size, shape.name, repairs)
 
 
 def _has(record: dict[str, Any]) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
-from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig
+from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig, Shape
 from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.fields import head, values
 from llm.data.sources.formats import Raw
 from llm.data.sources.layouts import conversation, document
+from llm.data.sources.shapes import names_columns, with_usual_names
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 
@@ -42,7 +43,12 @@ def fits(raw: Raw, config: DataConfig) -> int:
         if layout.group is not None and not values(raw.value, layout.group):
             return 0
     else:
-        made = conversation(raw.value, raw.origin, layout)
+        made = conversation(raw.value, raw.origin, layout, text_field=config.text_field)
+        if isinstance(made, Conversation) and made.shape == Shape.tagged.name:
+            return len(made.messages)  # marks that are found are more than a key
+        if isinstance(made, Conversation) and not names_columns(layout):
+            # by usual names it is less than a preset that names the columns, by its own more than one that does not
+            return 1 if with_usual_names(raw.value, layout) != layout else 3
         paths = [layout.messages, layout.question, layout.input, layout.answer, layout.require]
     if isinstance(made, Fault):
         return 0

@@ -62,7 +62,8 @@ class Survey:
     def fitting(self) -> list[tuple[str, float]]:
         """(preset, share of the sampled records that it makes something of), the best first."""
         scores = {name: _score(self.samples, config) for name, config in presets().items()}
-        ranked = sorted(scores, key=lambda name: (*scores[name], name == "text"), reverse=True)
+        last = "conversations"  # reads the usual names too, which the others have by their own
+        ranked = sorted(scores, key=lambda name: (*scores[name], name == "text", name != last), reverse=True)
         return [(name, scores[name][1]) for name in ranked if scores[name][0] > 0]
 
     def records(self, config: DataConfig) -> Iterator[Document | Conversation | Fault]:

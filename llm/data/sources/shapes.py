@@ -1,0 +1,194 @@
+"""A record and its layout -> which shape its turns have, and the turns as (role as written, text) before any check.
+
+messages   a list of turns: messages/role/content as OpenAI has them, conversations/from/value as ShareGPT
+pairs      instruction, input and output as Alpaca has them, question and answer, Q and A, 질문 and 답변
+tagged     one text: ### 질문: ... ### 답변: ..., <usr> ... <sys> ..., <|im_start|>user ..., or 질문: and 답변: on lines
+
+A layout that names columns is taken at its word; else the usual names are looked for, in the order that stands here.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llm.config import LayoutConfig, Shape
+from llm.data.sources.fields import first, values
+
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "대화")
+ROLE = ("role", "from", "speaker", "author", "화자")
+CONTENT = ("content", "value", "text", "utterance", "발화")
+QUESTION = ("instruction", "question", "prompt", "query", "질문", "질의", "명령어", "Q", "q", "user", "input")
+INPUT = ("input", "context", "입력", "문맥")
+ANSWER = ("output", "answer", "response", "completion", "chosen", "답변", "응답", "A", "a", "assistant")
+SYSTEM = ("system", "system_prompt", "시스템")
+HISTORY = "history"  # [[question, answer], ...] that went before, in some Alpaca-like sets
+USUAL = {"messages": MESSAGES, "question": QUESTION, "input": INPUT, "answer": ANSWER, "system": SYSTEM}
+
+ROLES = ("system", "user", "assistant")
+NAMES = {  # of roles as sets write them, in lower case
+    "system": "system developer 시스템 지시",
+    "user": "user usr human customer client prompter questioner instruction question prompt 사용자 유저 사람 고객"
+    " 민원인 손님 질문 질문자 명령어 q",
+    "assistant": "assistant gpt chatgpt gpt-4 bot chatbot ai model agent response answer output completion 상담사"
+    " 상담원 챗봇 봇 답변 응답 어시스턴트 도우미 인공지능 a",
+}
+ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
+INPUT_TAGS = ("input", "context", "입력", "맥락", "문맥")  # what goes with the question before it
+
+_STYLES = (  # how a mark is written; the first that begins a text is the only one that counts in it
+    re.compile(r"<\|im_start\|>[ \t]*([\w-]{1,24})[ \t]*\n?"),
+    re.compile(r"<\|?([\w-]{1,24})\|?>(?!\s*</)"),
+    re.compile(r"(?:^|(?<=\s))#{2,3} ?([\w-]{1,24}) ?:"),
+    re.compile(r"^([\w-]{1,24}) ?:(?=\s)", re.MULTILINE),
+)
+_LAST_STYLE = len(_STYLES) - 1  # has no sign of its own: a text must begin with it
+_ENDS = re.compile(r"(?:<\|im_end\|>|</s>|<s>|<\|endoftext\|>|<\|end_of_turn\|>)\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one says, the role as the record has it."""
+
+    role: Any
+    text: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The turns of a record, and how they were found."""
+
+    shape: Shape
+    turns: list[Turn] | None  # None: what stands there is no list of role and content
+
+
+def turns_of(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> Found | None:
+    """The turns of a record; None where it has the keys of no shape that the layout allows."""
+    layout = with_usual_names(record, layout)
+    for shape, read in ((Shape.messages, _messages), (Shape.pairs, _pairs)):
+        if layout.shape in (Shape.auto, shape) and (turns := read(record, layout)) is not None:
+            return Found(shape, None if turns is _NO_TURNS else [*_system(record, layout), *turns])
+    text = first(record, text_field)
+    if layout.shape in (Shape.auto, Shape.tagged) and isinstance(text, str):
+        tagged = split_tagged(text, layout.tags)
+        return None if tagged is None else Found(Shape.tagged, tagged)
+    return None
+
+
+def with_usual_names(record: dict[str, Any], layout: LayoutConfig) -> LayoutConfig:
+    """The layout with the usual names that this record has, where the layout names no columns of its own."""
+    if names_columns(layout):
+        return layout
+    found: dict[str, Any] = {
+        key: name for key, names in USUAL.items() if (name := _first_key(record, names)) is not None
+    }
+    if layout.input is not None or found.get("input") == found.get("question"):
+        found.pop("input", None)
+    if layout.system is not None:
+        found.pop("system", None)
+    return replace(layout, **found)
+
+
+def names_columns(layout: LayoutConfig) -> bool:
+    """Whether a layout says where turns sit, so that nowhere else is looked."""
+    usual = LayoutConfig()
+    return any(getattr(layout, key) != getattr(usual, key) for key in ("messages", "question", "answer"))
+
+
+def usual_columns() -> list[str]:
+    """The top-level keys that are looked at where a layout names none."""
+    return [*(name for names in USUAL.values() for name in names), HISTORY]
+
+
+def split_tagged(text: str, tags: dict[str, str]) -> list[Turn] | None:
+    """The turns of a text whose marks tell them apart; None where it has not both a question's and an answer's.
+
+    What stands before the first mark is the system's, as the preamble of Alpaca's prompt is.
+    """
+    for number, style in enumerate(_STYLES) if not tags else [(0, _of(tags))]:
+        marks = [match for match in style.finditer(text) if _role(match[1], tags, text) is not None]
+        roles = {_role(match[1], tags, text) for match in marks}
+        if {"user", "assistant"} <= roles and (number != _LAST_STYLE or not text[: marks[0].start()].strip()):
+            return _cut_at(marks, text, tags)
+    return None
+
+
+def role_of(name: Any, layout: LayoutConfig) -> str | None:
+    """The role that a name stands for; None where no rule knows it."""
+    if not isinstance(name, str):
+        return None
+    known = layout.roles.get(name, name)
+    return known if known in ROLES else ROLE_OF.get(known.strip().lower())
+
+
+def _messages(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
+    if not (found := values(record, layout.messages)):
+        return None
+    listed = found[0] if len(found) == 1 else found
+    role, content = layout.role, layout.content
+    if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
+        return _NO_TURNS
+    if (role, content) == ("role", "content") and listed:
+        role, content = _first_key(listed[0], ROLE) or role, _first_key(listed[0], CONTENT) or content
+    if not all(role in turn for turn in listed):
+        return _NO_TURNS
+    return [Turn(turn[role], first(turn, content)) for turn in listed]
+
+
+def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
+    question, answer = values(record, layout.question), values(record, layout.answer)
+    if not question or not answer:
+        return None
+    asked = question[0]
+    more = first(record, layout.input) if layout.input else None
+    if isinstance(asked, str) and isinstance(more, str) and more.strip().lower() not in ("", "nan"):
+        asked = f"{asked.strip()}\n\n{more.strip()}"
+    earlier = record.get(HISTORY) or []
+    if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
+        return _NO_TURNS
+    said = [Turn(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [*said, Turn("user", asked), Turn("assistant", answer[0])]
+
+
+def _system(record: dict[str, Any], layout: LayoutConfig) -> list[Turn]:
+    system = first(record, layout.system) if layout.system else None
+    return [Turn("system", system)] if isinstance(system, str) and system.strip() else []
+
+
+def _cut_at(marks: list[re.Match[str]], text: str, tags: dict[str, str]) -> list[Turn]:
+    before = text[: marks[0].start()].strip()
+    turns = [Turn("system", before)] if before and not _ENDS.fullmatch(before) else []
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    for mark, end in zip(marks, ends, strict=True):
+        said = text[mark.end() : end]
+        while (cut := _ENDS.sub("", said)) != said:
+            said = cut
+        role = _role(mark[1], tags, text)
+        if role == "input":
+            if said.strip() and turns:
+                turns[-1] = Turn(turns[-1].role, f"{turns[-1].text.strip()}\n\n{said.strip()}")
+        else:
+            turns.append(Turn(role, said.strip()))
+    return turns
+
+
+def _role(name: str, tags: dict[str, str], text: str) -> str | None:
+    """The role of a mark: of <sys> the assistant's where <usr> stands beside it, as KoGPT2 has them."""
+    if tags:
+        return tags[name]
+    lowered = name.lower()
+    if lowered in INPUT_TAGS:
+        return "input"
+    if lowered == "sys":
+        return "assistant" if re.search(r"<\|?usr\|?>", text) else "system"
+    return ROLE_OF.get(lowered)
+
+
+def _of(tags: dict[str, str]) -> re.Pattern[str]:
+    return re.compile("(" + "|".join(re.escape(tag) for tag in sorted(tags, key=len, reverse=True)) + ")")
+
+
+def _first_key(record: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in record), None)
+
+
+_NO_TURNS: list[Turn] = []  # by identity: what stands where turns should is none

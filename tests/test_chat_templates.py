@@ -1,0 +1,468 @@
+"""Chat templates: which tokens are trained under each, for each shape of record, and what a bad template ends in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import llm.tokenizer.rendering as rendering
+from llm.config import LayoutConfig, Overlong, Packing
+from llm.data import Conversation, MicroBatch, conversation_rows, encode_conversations, padding_share, show_trained
+from llm.data.conversations import Encoded
+from llm.data.rows import IGNORED
+from llm.data.sources.layouts import conversation
+from llm.errors import ConfigError, DataError
+from llm.tokenizer import (
+    TEMPLATES,
+    Renderer,
+    Special,
+    TemplateError,
+    adopt_template,
+    check_template,
+    digest,
+    load,
+    load_chat,
+    read_template,
+    special,
+)
+from llm.tokenizer.rendering import Helper
+from tests.korean import save_preset, sentences
+
+END = "<|endoftext|>"
+Chat = tuple[PreTrainedTokenizerFast, Special]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_preset("byte_bpe", tmp_path_factory.mktemp("base") / "byte_bpe")
+
+
+@pytest.fixture(scope="module")
+def chats(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chat]:
+    root = tmp_path_factory.mktemp("adopted")
+    made: dict[str, Chat] = {}
+    for name, template in TEMPLATES.items():
+        (root / name).mkdir()
+        adopt_template(base, template, root / name, name=f"chat_template={name}")
+        made[name] = load_chat(root / name), special(root / name)
+    return made
+
+
+def encode(chat: Chat, *records: Conversation, sequence_length: int = 10_000, **how: Any) -> list[Encoded]:
+    return encode_conversations(records, *chat, sequence_length=sequence_length, **how)[0]
+
+
+def talk(*turns: str, system: str | None = None, origin: str = "a.jsonl:1") -> Conversation:
+    said = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+    return Conversation([{"role": "system", "content": system}, *said] if system else said, origin)
+
+
+# What is trained: ⟦ ⟧ around it, worked by hand for every template and shape
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "messages": {
+        "messages": [
+            {"role": "system", "content": "규칙"},
+            {"role": "user", "content": "하나"},
+            {"role": "assistant", "content": "둘"},
+            {"role": "user", "content": "셋"},
+            {"role": "assistant", "content": "넷"},
+        ]
+    },
+    "ShareGPT": {"conversations": [{"from": "human", "value": "뭐?"}, {"from": "gpt", "value": "책."}]},
+    "Alpaca": {"instruction": "번역", "input": "하늘", "output": "sky"},
+    "question and answer": {"Q": "뭐?", "A": "책."},
+    "tagged": {"text": "### 질문: 뭐? ### 답변: 책."},
+}
+IM = "<|im_start|>"
+TRAINED = {
+    ("plain", "messages"): f"{END}지시: 규칙 / 질문: 하나 / 답변:⟦ 둘{END}⟧질문: 셋 / 답변:⟦ 넷{END}⟧",
+    ("plain", "ShareGPT"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
+    ("plain", "Alpaca"): f"{END}질문: 번역 /  / 하늘 / 답변:⟦ sky{END}⟧",
+    ("plain", "question and answer"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
+    ("plain", "tagged"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
+    ("chatml", "messages"): (
+        f"{END}{IM}system / 규칙<|im_end|> / {IM}user / 하나<|im_end|> / {IM}assistant / ⟦둘<|im_end|>⟧ / "
+        f"{IM}user / 셋<|im_end|> / {IM}assistant / ⟦넷<|im_end|>⟧ / "
+    ),
+    ("chatml", "ShareGPT"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
+    ("chatml", "Alpaca"): f"{END}{IM}user / 번역 /  / 하늘<|im_end|> / {IM}assistant / ⟦sky<|im_end|>⟧ / ",
+    ("chatml", "question and answer"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
+    ("chatml", "tagged"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
+    ("blog", "messages"): f"{END}### 지시: 규칙 ### 질문: 하나 ### 답변:⟦ 둘{END}⟧### 질문: 셋 ### 답변:⟦ 넷{END}⟧",
+    ("blog", "ShareGPT"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
+    ("blog", "Alpaca"): f"{END}### 질문: 번역 /  / 하늘 ### 답변:⟦ sky{END}⟧",
+    ("blog", "question and answer"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
+    ("blog", "tagged"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
+}
+
+
+def test_every_template_and_shape_has_an_example() -> None:
+    assert set(TRAINED) == {(template, shape) for template in TEMPLATES for shape in RECORDS}
+
+
+@pytest.mark.parametrize(("template", "shape"), TRAINED)
+def test_exactly_these_tokens_are_trained(chats: dict[str, Chat], template: str, shape: str) -> None:
+    record = conversation(RECORDS[shape], "a.jsonl:1", LayoutConfig())
+    assert isinstance(record, Conversation)
+    (encoded,) = encode(chats[template], record)
+    assert show_trained(encoded, chats[template][0]) == TRAINED[template, shape]
+
+
+def test_the_tokens_of_the_blogs_tokenizer_worked_by_hand(tmp_path: Path) -> None:
+    folder = save_preset("blog", tmp_path / "blog")
+    (tmp_path / "chat").mkdir()
+    assert adopt_template(folder, TEMPLATES["blog"], tmp_path / "chat", name="blog") == []
+    tokenizer, tokens = load_chat(tmp_path / "chat"), special(tmp_path / "chat")
+    (encoded,) = encode((tokenizer, tokens), talk("책을 읽었다", "오늘 책을 샀다."))
+    pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
+    is_answer = encoded.is_answer.tolist()
+    assert [piece for piece, mine in zip(pieces, is_answer, strict=True) if mine] == ["오늘", "책을", "샀다", ".", END]
+    assert pieces[0] == END and not is_answer[0]
+    assert tokens.pad_id == tokens.eos_id  # and yet the end is trained, for labels go by place, not by id
+    labels = conversation_rows(
+        [encoded], pad_id=tokens.pad_id, packing=Packing.padded, sequence_length=64
+    ).__getitems__(MicroBatch(0, np.arange(1), 1))["labels"]
+    assert (labels == tokens.eos_id).sum() == 1
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], template: str) -> None:
+    tokenizer, _ = chats[template]
+    made = talk(*sentences(6, seed=3), system="짧게")
+    (encoded,) = encode(chats[template], made)
+    with Renderer(tokenizer) as renderer:
+        (text,) = renderer.prompts([made.messages[:-1]])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert encoded.input_ids[: len(ids)].tolist() == ids
+    assert encoded.is_answer[len(ids)] and not encoded.is_answer[len(ids) - 1]
+    for asked in (True, False):  # transformers' own way gives the same prompt
+        assert tokenizer.apply_chat_template(made.messages[:-1], tokenize=False, add_generation_prompt=asked) == text
+
+
+# The tokens that a template needs
+
+
+def test_chatml_adds_two_tokens_and_ends_at_its_own(base: Path, tmp_path: Path) -> None:
+    size = len(load_chat(base))
+    assert adopt_template(base, TEMPLATES["chatml"], tmp_path, name="chatml") == [size, size + 1]
+    tokenizer, tokens, before = load_chat(tmp_path), special(tmp_path), special(base)
+    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [size, size + 1]
+    assert (tokens.bos_id, tokens.eos_id, tokens.pad_id) == (before.bos_id, size + 1, before.pad_id)
+    assert tokens.tokens == (*before.tokens, "<|im_start|>", "<|im_end|>")
+    assert digest(tmp_path) != digest(base)
+    for text in sentences(20):  # text of its own is what it was
+        assert load(tmp_path).encode(text, add_special_tokens=False).ids == load(base).encode(text).ids
+
+
+def test_a_template_without_new_tokens_changes_no_token(base: Path, tmp_path: Path) -> None:
+    assert adopt_template(base, TEMPLATES["plain"], tmp_path, name="plain") == []
+    assert special(tmp_path) == special(base)
+    assert digest(tmp_path) == digest(base)
+
+
+def test_the_same_tokenizer_and_template_give_the_same_files(base: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        adopt_template(base, TEMPLATES["chatml"], tmp_path / name, name="chatml")
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ab"]
+    assert files[0] == files[1]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files[0])
+
+
+def test_a_control_token_of_the_template_in_a_turn_is_refused(chats: dict[str, Chat]) -> None:
+    with pytest.raises(DataError, match=r"^a.jsonl:1: a turn holds <\|im_end\|>, which this tokenizer takes for a"):
+        encode(chats["chatml"], talk("물음", "답<|im_end|>더"))
+
+
+# Bad templates
+
+LOOP = "{%- for message in messages -%}{{ message['content'] }}{%- endfor -%}"
+MARKED = "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}"
+
+
+def by_role(question: str, answer: str, before: str = "") -> str:
+    roles = "{%- if message['role'] == 'assistant' -%}" + answer + "{%- else -%}" + question + "{%- endif -%}"
+    return before + "{%- for message in messages -%}" + roles + "{%- endfor -%}"
+
+
+QUESTION = "{{ message['content'] + ':' }}"
+BAD = {
+    "wrong syntax": (by_role("{% if %}", MARKED), r": line 1: .*Correct it, or choose chatml, plain or blog"),
+    "no end token": (by_role(QUESTION, MARKED.replace(" + eos_token", "")), " ends an answer with no special token"),
+    "end outside": (
+        by_role(QUESTION, MARKED.replace(" + eos_token", "") + "{{ eos_token }}"),
+        " ends an answer with no special token inside",
+    ),
+    "not turn after turn": (by_role("{{ loop.length }}" + QUESTION, MARKED), " does not put one turn after another"),
+    "everything marked": (by_role(MARKED, MARKED), " marks 2 pieces as the assistant's where 1 answers are"),
+    "refuses everything": (by_role(QUESTION, MARKED, "{{ raise_exception('아니') }}"), ": 아니. Correct it"),
+    "an attribute of Python": (by_role("{{ ''.__class__.__mro__ }}", MARKED), r": .*(unsafe|undefined)"),
+    "a large range": (
+        by_role("{% for i in range(10**9) %}x{% endfor %}", MARKED),
+        ": Range too big. The sandbox blocks ranges larger than",
+    ),
+    "much output": (
+        by_role("{% for i in range(90000) %}x{% endfor %}", MARKED),
+        r": makes 9\d{4} characters of a conversation that may have 2\d{4}",
+    ),
+    "ranges in ranges": (
+        by_role("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", MARKED),
+        ": takes more than 2 s to render",
+    ),
+    "a power that Python cannot be stopped in": (
+        by_role("{{ (9 ** (9 ** 9)) % 2 }}", MARKED),
+        ": takes more than 2 s to render",
+    ),
+    "much memory": (by_role("{{ ('x' * 4 * 10 ** 9)[:1] }}", MARKED), ": (takes more memory than it may|MemoryError)"),
+}
+
+
+@pytest.mark.parametrize(("template", "line"), BAD.values(), ids=BAD)
+def test_a_bad_template_ends_in_one_line_before_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, line: str
+) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 2.0)
+    with pytest.raises(ConfigError, match="^chat_template=x.jinja" + line) as raised:
+        adopt_template(base, template, tmp_path, name="chat_template=x.jinja")
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_good_template_of_ones_own_is_rendered_as_transformers_does(base: Path, tmp_path: Path) -> None:
+    template = by_role("{{ '<|q|>' + message['content'] }}", "{{ '<|a|>' }}" + MARKED)
+    template += "{%- if add_generation_prompt -%}{{ '<|a|>' }}{%- endif -%}"
+    size = len(load_chat(base))
+    assert adopt_template(base, template, tmp_path, name="x") == [size, size + 1]
+    chat = load_chat(tmp_path), special(tmp_path)
+    (encoded,) = encode(chat, talk("하나", "둘", "셋", "넷"))
+    assert show_trained(encoded, chat[0]) == f"<|q|>하나<|a|>⟦둘{END}⟧<|q|>셋<|a|>⟦넷{END}⟧"
+
+
+def test_a_template_that_goes_wrong_only_on_some_record_names_it(base: Path, tmp_path: Path) -> None:
+    trap = "{% if '덫' in message['content'] %}{{ raise_exception('싫다') }}{% endif %}" + QUESTION
+    adopt_template(base, by_role(trap, MARKED), tmp_path, name="x")
+    chat = load_chat(tmp_path), special(tmp_path)
+    with pytest.raises(DataError, match=r"^b.jsonl:9: the chat template refuses it: 싫다\."):
+        encode(chat, talk("하나", "둘"), talk("덫", "둘", origin="b.jsonl:9"))
+
+
+def test_a_helper_goes_on_after_a_template_that_failed() -> None:
+    helper = Helper()
+    messages = [{"role": "user", "content": "뭐?"}]
+    with pytest.raises(TemplateError):
+        helper.render("{{ 1 / 0 }}", {}, [messages], False)
+    assert helper.render(LOOP, {}, [messages], False) == [("뭐?", [])]
+    helper.close()
+
+
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        ("chatm", r"^chat_template=chatm is no template, nor a file. Did you mean chatml\?"),
+        ("x/none.jinja", "^chat_template=x/none.jinja is no template, nor a file. Choose plain, chatml, blog, or give"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(choice: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        read_template(choice)
+
+
+def test_a_file_that_marks_nothing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(LOOP, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"t.jinja does not mark what the assistant says.*Put \{% generation %\}"):
+        read_template(str(path))
+    path.write_bytes("{% generation %}가".encode("cp949"))
+    with pytest.raises(ConfigError, match=r"t.jinja is not UTF-8"):
+        read_template(str(path))
+    path.write_text("{% generation %}" + "x" * 2**20, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"t.jinja has 1048592 characters; a template has 1048576 at most"):
+        read_template(str(path))
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [(None, "^x has no chat template. Choose one: chat_template=chatml"), (LOOP, "has no {% generation %} around")],
+)
+def test_a_base_whose_template_cannot_be_trained_with_is_refused(base: Path, template: str | None, line: str) -> None:
+    chat = load_chat(base)
+    chat.chat_template = template
+    with pytest.raises(ConfigError, match=line):
+        check_template(chat, name="x")
+
+
+def test_a_base_whose_answers_end_elsewhere_than_generation_does_is_refused(base: Path) -> None:
+    chat = load_chat(base)
+    chat.chat_template = by_role(QUESTION, MARKED.replace("eos_token", "'<|pad|>'"))
+    with pytest.raises(ConfigError, match=r"ends an answer with <\|pad\|>, and it stops at <\|endoftext\|>"):
+        check_template(chat, name="x")
+
+
+# Too long
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_oldest_turns_go_and_the_system_prompt_stays(chats: dict[str, Chat], template: str) -> None:
+    long = talk("하나 " * 9, "둘 " * 9, "셋", "넷", "다섯", "여섯", system="규칙")
+    (short,) = encode(chats[template], talk("셋", "넷", "다섯", "여섯", system="규칙"))
+    room = len(short.input_ids)
+    kept, counts = encode_conversations([long], *chats[template], sequence_length=room, overlong=Overlong.cut)
+    assert [row.input_ids.tolist() for row in kept] == [short.input_ids.tolist()]
+    assert kept[0].is_answer.tolist() == short.is_answer.tolist()
+    assert (kept[0].answer_bytes, counts) == (len("넷여섯".encode()), {"oldest turns cut (kept)": 1})
+
+
+def test_a_last_answer_that_does_not_fit_is_dropped_and_counted(chats: dict[str, Chat]) -> None:
+    records = [talk("하나", "둘", "셋", "넷 " * 200), talk("하나", "둘 " * 200), talk("하나", "둘")]
+    kept, counts = encode_conversations(records, *chats["chatml"], sequence_length=40, overlong=Overlong.cut)
+    assert len(kept) == 1
+    assert counts == {"last question and answer longer than data.sequence_length=40 tokens": 2}
+
+
+# Packing
+
+VOCABULARY = 2000
+
+
+def rows_of(chat: Chat, packing: Packing, count: int = 30) -> tuple[list[Encoded], Any]:
+    texts = sentences(4 * count, seed=5)
+    made = [talk(*texts[4 * n : 4 * n + 2 + 2 * (n % 2)], origin=f"a:{n}") for n in range(count)]
+    encoded = encode(chat, *made)
+    return encoded, conversation_rows(encoded, pad_id=chat[1].pad_id, packing=packing, sequence_length=256)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_packed_rows_hold_every_conversation_whole_and_once(chats: dict[str, Chat], template: str) -> None:
+    encoded, rows = rows_of(chats[template], Packing.best_fit)
+    batch = rows.__getitems__(MicroBatch(0, np.arange(len(rows)), 7))
+    seen = []
+    for line, origins in enumerate(rows.describe(np.arange(len(rows)))):
+        ids, labels, places = (batch[name][line].tolist() for name in ("input_ids", "labels", "position_ids"))
+        start = 0
+        for origin in origins.split(", "):
+            one = encoded[int(origin.removeprefix("a:"))]
+            size = len(one.input_ids) - 1
+            assert ids[start : start + size] == one.input_ids[:-1].tolist()
+            expected = np.where(one.is_answer[1:], one.input_ids[1:], IGNORED).tolist()
+            assert labels[start : start + size] == expected
+            assert places[start : start + size] == list(range(size))
+            start += size
+            seen.append(origin)
+        assert labels[start:] == [IGNORED] * (256 - start)
+        assert rows.num_labels[line] == sum(label != IGNORED for label in labels)
+    assert sorted(seen) == sorted(f"a:{n}" for n in range(len(encoded)))
+    assert rows.raw_bytes == sum(one.answer_bytes for one in encoded)
+    assert len(rows) < len(encoded)
+
+
+def test_the_share_of_padding_worked_by_hand() -> None:
+    made = [Encoded(np.arange(size + 1), np.ones(size + 1, dtype=bool), 1, f"a:{size}") for size in (10, 3, 5, 16)]
+    padded, packed = (
+        conversation_rows(made, pad_id=0, packing=packing, sequence_length=20)
+        for packing in (Packing.padded, Packing.best_fit)
+    )
+    assert padding_share(made, padded, micro_batch_size=2) == 1 - 34 / (2 * 16 + 2 * 16)
+    assert padding_share(made, packed, micro_batch_size=2) == 1 - 34 / (2 * 20)  # 16 + 3, 10 + 5
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY + 100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
+
+
+def nats(model: Any, rows: Any, which: Any) -> float:
+    from llm.model import document_bounds, next_token_nats
+
+    batch = rows.__getitems__(MicroBatch(0, np.asarray(which), 1))
+    with torch.no_grad():
+        return float(next_token_nats(model, batch | {"document_bounds": document_bounds(batch["position_ids"])}))
+
+
+def test_packed_losses_equal_those_of_conversations_alone(chats: dict[str, Chat], model: Any) -> None:
+    _, packed = rows_of(chats["chatml"], Packing.best_fit)
+    _, alone = rows_of(chats["chatml"], Packing.padded)
+    total = sum(nats(model, alone, [row]) for row in range(len(alone)))
+    assert nats(model, packed, range(len(packed))) == pytest.approx(total, rel=1e-5)
+    assert packed.num_labels.sum() == alone.num_labels.sum()
+
+
+def test_a_conversation_does_not_see_its_neighbour_in_the_row(chats: dict[str, Chat], model: Any) -> None:
+    _, packed = rows_of(chats["chatml"], Packing.best_fit)
+    batch = packed.__getitems__(MicroBatch(0, np.array([0]), 1))
+    second = int((batch["position_ids"][0] == 0).nonzero()[1])
+    labels = batch["labels"].clone()
+    labels[:, :second] = IGNORED
+    from llm.model import document_bounds, next_token_nats
+
+    bounds = {"document_bounds": document_bounds(batch["position_ids"])}
+    found = []
+    for shift in (0, 1):
+        ids = batch["input_ids"].clone()
+        ids[:, :second] = (ids[:, :second] + shift) % VOCABULARY
+        with torch.no_grad():
+            found.append(float(next_token_nats(model, batch | bounds | {"input_ids": ids, "labels": labels})))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+# New rows
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_new_rows_are_the_mean_of_the_old_ones(is_tied: bool, family: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llm.model import grow
+
+    names = {
+        "gpt2": ("n_embd", "n_layer", "n_head"),
+        "llama": ("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    }
+    shape = dict(zip(names[family], (16, 1, 2), strict=True))
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, vocab_size=11, tie_word_embeddings=is_tied, **shape)
+    )
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = [end.weight.detach().clone() for end in ends]
+    grow(model, 13, [11, 12])
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    assert (ends[0].weight is ends[1].weight) is is_tied
+    for end, old in zip(ends, before, strict=True):
+        assert torch.equal(end.weight[:11], old)
+        for row in (11, 12):
+            torch.testing.assert_close(end.weight[row], old.mean(dim=0))
+    assert model.config.vocab_size == 13
+
+
+def test_a_model_with_rows_enough_keeps_its_size() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llm.model import grow
+
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                         num_attention_heads=1, num_key_value_heads=1))  # fmt: skip
+    old = model.get_input_embeddings().weight.detach().clone()
+    grow(model, 13, [12])
+    new = model.get_input_embeddings().weight
+    assert new.shape == old.shape
+    torch.testing.assert_close(new[12], torch.cat([old[:12], old[13:]]).mean(dim=0))
+    assert torch.equal(new[:12], old[:12])
+
+
+def test_the_chat_template_is_saved_as_it_was_given(base: Path, tmp_path: Path) -> None:
+    adopt_template(base, TEMPLATES["chatml"], tmp_path, name="chatml")
+    assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATES["chatml"]
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "<|im_end|>"
