@@ -194,7 +194,10 @@ def strip(folder: Path, name: str) -> None:
             "tokenizer.json",
             r"base=.*other-model has no tokenizer\.json\. Put the model's tokenizer beside",
         ),
-        ("chat_template", r"base=.*other-model: its tokenizer has no chat template\. Choose one, as chat_template=chatml"),
+        (
+            "chat_template",
+            r"base=.*other-model: its tokenizer has no chat template\. Choose one, as chat_template=chatm",
+        ),
         ("model.safetensors", r"base=.*other-model has no \*\.safetensors: other formats can run code"),
         ("positions", r"its config\.json does not say how long a text may be\. Add max_position_embeddings\."),
         ("kind", r"base=.*other-model is no causal language model of transformers 5\.[\d.]+: .*no_such_kind"),
