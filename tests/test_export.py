@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import gguf
 import hydra
+import numpy as np
 import pytest
 import yaml
 from korean import documents
@@ -17,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from llm.config import from_hydra, identity_settings
 from llm.errors import ConfigError, DamagedError, UnequalError
+from llm.export.plot import loss_plot
 from llm.run import Run, load, log, start_logging
 from llm.verify import verify, with_parents
 
@@ -149,6 +153,7 @@ def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, traine
     assert files == {
         *("model/README.md", "model/config.json", "model/generation_config.json", "model/model.safetensors"),
         *("model/tokenizer.json", "model/tokenizer_config.json", "model/chat_template.jinja"),
+        *("model/loss_pretrain.svg", "model/loss_finetune.svg"),
     }
     before = (merged.path / "run.json").read_bytes()
     again = run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=0.01")
@@ -196,6 +201,24 @@ def test_an_adapter_loads_in_auto_peft_and_is_the_merged_model(merged: Run, trai
     assert header["base_model"] == folder_of(trained, "pretrain").name
 
 
+def test_a_file_for_llama_cpp_goes_along(merged: Run, trained: Path) -> None:
+    made = run("export", f"outputs={trained}", "run=first", "export.gguf=f32", "export.dtype=bf16", "name=both")
+    found = {each.name: each for each in gguf.GGUFReader(made.path / "model" / "model.gguf").tensors}
+    weights = load_file(made.path / "model" / "model.safetensors")
+    value = weights["model.layers.0.self_attn.v_proj.weight"].float().numpy()
+    assert np.array_equal(found["blk.0.attn_v.weight"].data, value)
+    assert made.results["max_logit_difference"] > merged.results["max_logit_difference"]
+    assert "llama-cli -m model.gguf -c 1024 -cnv --jinja" in (made.path / "model" / "README.md").read_text("utf-8")
+
+
+def test_without_the_package_a_file_for_llama_cpp_names_the_extra(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("llm.stage.export"), "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"export.gguf=f16 needs the package gguf. Install the extra: .*\[gguf\]"):
+        run("export", f"outputs={trained}", "run=first", "export.gguf=f16")
+
+
 def test_a_pretrained_run_is_exported_bit_for_bit(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = folder_of(trained, "pretrain")
     made = run("export", f"outputs={trained}", f"run={base}", "name=base")
@@ -222,6 +245,21 @@ def test_the_card_says_where_the_model_comes_from(merged: Run, trained: Path) ->
     assert "none stated: it is the owner's own text" in text
     assert "rank: 8" in text and "vocab_size: 330" in text
     assert str(trained) not in text
+    assert "![losses of the finetune run](loss_finetune.svg)" in text
+
+
+def test_the_picture_has_each_loss_in_its_place() -> None:
+    plot = loss_plot(
+        "a <b>", {"train/loss": [(1, 4.0), (10, 2.0)], "val/loss": [(0, 3.0), (10, float("nan")), (5, 2.5)]}
+    )
+    assert plot is not None
+    drawn = ElementTree.fromstring(plot)
+    lines = [line.attrib["points"] for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
+    # x from 48 (step 0) to 592 (step 10), y from 272 (2.0) to 48 (4.0)
+    assert lines == ["102.4,48.0 592.0,272.0", "48.0,160.0 320.0,216.0"]
+    words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert words == ["a <b>", "2", "4", "0", "10 steps", "train/loss", "val/loss"]
+    assert loss_plot("t", {"train/loss": [(1, 4.0)]}) is None
 
 
 def test_the_rights_of_the_text_are_in_the_card(outputs: Path) -> None:

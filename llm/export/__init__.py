@@ -4,7 +4,8 @@ tokenizer.py  a run's tokenizer -> the files that transformers wants, which begi
 proof.py      two models -> how far apart their logits are, and whether they write the same
 weights.py    a model -> its files; what is read back is what was written, bit for bit
 gguf.py       the same folder -> one file for llama.cpp
-card.py       a run and its lineage -> README.md
+card.py       a run and its lineage -> README.md, and the pictures in it
+plot.py       losses -> a picture
 """
 
 from llm.export.card import Facts, card

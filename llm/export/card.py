@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
-from llm.run import Run, read_metrics
+from llm.export.plot import loss_plot
+from llm.run import Run, history, read_metrics
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")
+TRAINED = ("pretrain", "finetune")
 NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you publish."
 
 
@@ -28,21 +30,22 @@ class Facts:
     proof: dict[str, Any]  # measure -> value, as run.json has them
 
 
-def card(run: Run, base: Run, facts: Facts) -> str:
-    """The text of README.md: Markdown under a YAML header, as model hubs read it."""
+def card(run: Run, base: Run, facts: Facts) -> dict[str, str]:
+    """File name -> text: README.md, Markdown under a YAML header as model hubs read it, and the pictures in it."""
     lineage = list(_lineage(run))
+    plots = {name: plot for each in lineage for name, plot in _plot(each).items()}
     parts = [
         _header(facts),
         f"# {run.record['name']}\n\n{_summary(run, base, facts)}",
         f"## Use\n\n{_use(run, facts)}",
         f"## Made from\n\n{_table(['step', 'run', 'digest', 'text', 'rights of the text'], map(_step, lineage))}",
         f"## Numbers\n\n{_table(['measure', 'value'], _numbers(run))}",
-        *(f"## Loss of the {each.stage} run\n\n{table}" for each in lineage if (table := _losses(each))),
+        *(f"## Loss of the {each.stage} run\n\n{shown}" for each in lineage if (shown := _losses(each, plots))),
         f"## What was proved of these files\n\n{_table(['measure', 'value'], _proof(facts.proof))}",
         f"## Settings\n\n{_settings(lineage)}",
         f"## Made with\n\n{_versions(run)}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return plots | {"README.md": "\n\n".join(parts) + "\n"}
 
 
 def _header(facts: Facts) -> str:
@@ -134,9 +137,20 @@ def _proof(proof: dict[str, Any]) -> Iterator[list[str]]:
         yield [name.replace("_", " "), _shown(value) if isinstance(value, int | float) else str(value)]
 
 
-def _losses(run: Run) -> str | None:
-    """A table of the validations of a run, evenly taken where there are many."""
-    if run.stage not in ("pretrain", "finetune"):
+def _plot(run: Run) -> dict[str, str]:
+    """The losses of a run that trained a model, as a picture under its file name."""
+    if run.stage not in TRAINED:
+        return {}
+    records = read_metrics(run.path / "metrics.jsonl")
+    plot = loss_plot(
+        f"{run.stage} {run.path.name}", {name: history(records, name) for name in ("train/loss", "val/loss")}
+    )
+    return {f"loss_{run.stage}.svg": plot} if plot else {}
+
+
+def _losses(run: Run, plots: dict[str, str]) -> str | None:
+    """The picture and a table of the validations of a run, evenly taken where there are many."""
+    if run.stage not in TRAINED:
         return None
     records = [record for record in read_metrics(run.path / "metrics.jsonl") if "val/loss" in record]
     if not records:
@@ -146,7 +160,9 @@ def _losses(run: Run) -> str | None:
     names = [name for name in SHOWN if any(name in records[place] for place in places)]
     shown = [records[place] for place in places]
     cells = ([f"{each['step']:,}", *(_shown(each[n]) if n in each else "" for n in names)] for each in shown)
-    return _table(["step", *names], cells)
+    picture = f"loss_{run.stage}.svg"
+    shows = f"![losses of the {run.stage} run]({picture})\n\n" if picture in plots else ""
+    return shows + _table(["step", *names], cells)
 
 
 def _settings(lineage: list[Run]) -> str:

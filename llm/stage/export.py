@@ -111,7 +111,8 @@ def _export(run: Run, config: ExportStage, source: Run, base: Run) -> Outcome:
         )
         if settings.gguf is not None:
             _write_gguf(target, config, source, base)
-        write_text(target / "README.md", export.card(source, base, facts))
+        for name, text in export.card(source, base, facts).items():
+            write_text(target / name, text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
     log.info(
         "logits at most %.2g from those of %s at %d positions; the same text after %d held-out prompts",

@@ -70,12 +70,23 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
         with whole_files(run.path) as target:
             tokenizer.save_with_roles(taken, roles, target)
     texts = _held_out(_Corpus(config.data, run.record["identity"]["parents"]["data"], corpus))
-    report = tokenizer.report(tokenizer.load(run.path), texts, morphemes=tokenizer.installed_analyser())
+    loaded = tokenizer.load(run.path)
+    report = tokenizer.report(loaded, texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
     _say(config.tokenizer, report)
     results = asdict(report)
     _refuse_lossy(config.tokenizer, results)
+    notes |= {"llama_cpp": _say_llama_cpp(tokenizer.llama_cpp_form(loaded))}
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
+
+
+def _say_llama_cpp(form: tokenizer.LlamaCppForm | str) -> str:
+    """Say, while another can still be chosen, whether models with this one can go to llama.cpp; gives its name."""
+    if isinstance(form, str):
+        log.info("models with this tokenizer cannot be written for llama.cpp (export.gguf): %s", form)
+        return f"no: {form}"
+    log.info("models with this tokenizer can be written for llama.cpp (export.gguf), whose %s it is", form.model)
+    return form.model
 
 
 class _Corpus(NamedTuple):

@@ -1,0 +1,322 @@
+"""The file for llama.cpp: its tensors are the model's, its tokens the tokenizer's, and what it cannot be is refused."""
+
+import json
+import unicodedata
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import hydra
+import numpy as np
+import pytest
+import torch
+from korean import HARD_TEXTS, documents, preset, save_preset
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from llm import model as models
+from llm import tokenizer
+from llm.config import Architecture, GgufType, ModelConfig, from_hydra
+from llm.errors import ConfigError, UnequalError
+from llm.export import write_tokenizer
+from llm.export.gguf import check_gguf, require_gguf, write_gguf
+from llm.run import log, start_logging
+from llm.tokenizer import LlamaCppForm, llama_cpp_form, train
+
+POSITIONS = 48
+SIZES = {"byte_bpe": 400, "char_bpe": 3000, "byte_bpe_gpt4": 400, "byte_bpe_qwen2": 400, "gpt2_bpe": 400}
+
+
+def export(
+    folder: Path, architecture: str, preset_name: str, *, kind: GgufType, tied: bool = True, hidden_size: int = 64
+) -> Path:
+    """A folder as an export leaves it, of random weights, with model.gguf."""
+    source, out = folder / "words", folder / "model"
+    source.mkdir()
+    out.mkdir()
+    words = tokenizer.load(save_preset(preset_name, source, vocab_size=SIZES[preset_name]))
+    special = tokenizer.special(source)
+    torch.manual_seed(2)
+    config = ModelConfig(
+        name="tiny",
+        architecture=Architecture[architecture],
+        num_layers=2,
+        num_heads=4,
+        num_key_value_heads=None if architecture == "gpt2" else 2,
+        hidden_size=hidden_size,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    model = models.build(config, vocab_size=words.get_vocab_size(), special=special)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data *= 3
+        elif "norm" in name or "ln_" in name:  # else every norm has the weight 1, and a lost one would not show
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    models.save(model, out)
+    write_tokenizer(source, out, special, positions=POSITIONS)
+    form = require_gguf(out, words, asked="export.gguf=f32")
+    write_gguf(out, out / "model.gguf", form, special, kind=kind, name="시험", positions=POSITIONS)
+    return out
+
+
+def tensors_of(path: Path) -> dict[str, tuple[Any, np.ndarray]]:
+    return {t.name: (t.tensor_type, gguf.dequantize(t.data, t.tensor_type)) for t in gguf.GGUFReader(path).tensors}
+
+
+def value(path: Path, key: str) -> Any:
+    return gguf.GGUFReader(path).fields[key].contents()
+
+
+def halves_to_neighbours(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head: the first of one half, the first of the other, the second of one half, and so on."""
+    size = weight.shape[0] // heads
+    rows = [head * size + place // 2 + (size // 2) * (place % 2) for head in range(heads) for place in range(size)]
+    return weight[rows]
+
+
+def test_each_tensor_of_llama_has_its_name_and_its_place(tmp_path: Path) -> None:
+    out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.f32, tied=False)
+    weights, found = load_file(out / "model.safetensors"), tensors_of(out / "model.gguf")
+    expected = {
+        "token_embd.weight": weights["model.embed_tokens.weight"],
+        "output.weight": weights["lm_head.weight"],
+        "output_norm.weight": weights["model.norm.weight"],
+    }
+    for layer in range(2):
+        ours = f"model.layers.{layer}"
+        expected |= {
+            f"blk.{layer}.attn_q.weight": halves_to_neighbours(weights[f"{ours}.self_attn.q_proj.weight"], 4),
+            f"blk.{layer}.attn_k.weight": halves_to_neighbours(weights[f"{ours}.self_attn.k_proj.weight"], 2),
+            f"blk.{layer}.attn_v.weight": weights[f"{ours}.self_attn.v_proj.weight"],
+            f"blk.{layer}.attn_output.weight": weights[f"{ours}.self_attn.o_proj.weight"],
+            f"blk.{layer}.attn_norm.weight": weights[f"{ours}.input_layernorm.weight"],
+            f"blk.{layer}.ffn_norm.weight": weights[f"{ours}.post_attention_layernorm.weight"],
+            f"blk.{layer}.ffn_gate.weight": weights[f"{ours}.mlp.gate_proj.weight"],
+            f"blk.{layer}.ffn_up.weight": weights[f"{ours}.mlp.up_proj.weight"],
+            f"blk.{layer}.ffn_down.weight": weights[f"{ours}.mlp.down_proj.weight"],
+        }
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name][1], tensor.numpy()) for name, tensor in expected.items())
+    path = out / "model.gguf"
+    assert (value(path, "general.architecture"), value(path, "general.name")) == ("llama", "시험")
+    assert value(path, "llama.context_length") == POSITIONS and value(path, "llama.attention.head_count_kv") == 2
+    assert value(path, "llama.rope.freq_base") == 10000.0
+
+
+def test_gpt2_has_its_matrices_turned_and_the_positions_that_were_trained(tmp_path: Path) -> None:
+    out = export(tmp_path, "gpt2", "byte_bpe", kind=GgufType.f16)
+    weights, found = load_file(out / "model.safetensors"), tensors_of(out / "model.gguf")
+    ours = weights["transformer.h.1.attn.c_attn.weight"].T.half().float().numpy()
+    assert np.array_equal(found["blk.1.attn_qkv.weight"][1], ours)
+    assert np.array_equal(found["position_embd.weight"][1], weights["transformer.wpe.weight"][:POSITIONS].numpy())
+    assert "output.weight" not in found  # tied
+    assert found["blk.0.ffn_up.bias"][0] is gguf.GGMLQuantizationType.F32
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden_size", "expected"),
+    [
+        (GgufType.f32, 64, gguf.GGMLQuantizationType.F32),
+        (GgufType.bf16, 64, gguf.GGMLQuantizationType.BF16),
+        (GgufType.q8_0, 64, gguf.GGMLQuantizationType.Q8_0),
+        (GgufType.q8_0, 48, gguf.GGMLQuantizationType.F16),  # 48 is no multiple of its 32
+    ],
+)
+def test_matrices_have_the_type_that_is_asked_for(
+    kind: GgufType, hidden_size: int, expected: Any, tmp_path: Path
+) -> None:
+    out = export(tmp_path, "qwen3", "byte_bpe", kind=kind, hidden_size=hidden_size)
+    weights, found = load_file(out / "model.safetensors"), tensors_of(out / "model.gguf")
+    assert found["blk.0.attn_q.weight"][0] is expected
+    assert found["blk.0.attn_q_norm.weight"][0] is gguf.GGMLQuantizationType.F32
+    apart = float(np.abs(found["token_embd.weight"][1] - weights["model.embed_tokens.weight"].numpy()).max())
+    assert (apart == 0) is (kind is GgufType.f32) and apart < 0.01
+
+
+@pytest.mark.parametrize("kind", list(GgufType), ids=lambda kind: kind.name)
+def test_a_tensor_that_changed_is_found_in_a_file_of_any_type(kind: GgufType, tmp_path: Path) -> None:
+    out = export(tmp_path, "llama", "byte_bpe", kind=kind)
+    name, weights = (
+        "blk.0.attn_v.weight",
+        load_file(out / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"],
+    )
+    every = {key: values for key, (_, values) in tensors_of(out / "model.gguf").items()}
+    every[name] = weights.numpy().copy()
+    every[name][3, 5] += 0.01
+    with pytest.raises(UnequalError, match=r"model.gguf: blk.0.attn_v.weight is not what was written"):
+        check_gguf(out / "model.gguf", every)
+    with pytest.raises(UnequalError, match=r"blk.9 is not what was written"):
+        check_gguf(out / "model.gguf", {key: v for key, v in every.items() if key != name} | {"blk.9": every[name]})
+
+
+def test_the_tokenizer_goes_along_with_roles_types_and_template(tmp_path: Path) -> None:
+    path = export(tmp_path, "llama", "char_bpe", kind=GgufType.f16) / "model.gguf"
+    vocab = json.loads((path.parent / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    tokens, types = value(path, "tokenizer.ggml.tokens"), value(path, "tokenizer.ggml.token_type")
+    assert tokens == sorted(vocab, key=vocab.__getitem__) and len(tokens) == len(vocab)
+    kind = {name: types[vocab[name]] for name in ("<|endoftext|>", "<|pad|>", "<unk>", "<0x41>", "가")}
+    assert kind == {"<|endoftext|>": 3, "<|pad|>": 3, "<unk>": 2, "<0x41>": 6, "가": 1}
+    assert value(path, "tokenizer.ggml.model") == "llama" and value(path, "tokenizer.ggml.add_space_prefix") is False
+    assert value(path, "tokenizer.ggml.scores")[:3] == [0, -1, -2] and value(path, "tokenizer.ggml.add_bos_token")
+    roles = [value(path, f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown")]
+    assert roles == [0, 0, 1, 2]
+    template = value(path, "tokenizer.chat_template")
+    assert "generation" not in template and "{#- -#}" in template and "질문: " in template
+
+
+def test_byte_level_tokenizers_bring_their_merges(tmp_path: Path) -> None:
+    path = export(tmp_path, "gpt2", "byte_bpe", kind=GgufType.f16) / "model.gguf"
+    merges = json.loads((path.parent / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    assert value(path, "tokenizer.ggml.merges") == [" ".join(pair) for pair in merges]
+    assert (value(path, "tokenizer.ggml.model"), value(path, "tokenizer.ggml.pre")) == ("gpt2", "gpt-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("byte_bpe", LlamaCppForm(model="gpt2", pre="gpt-2", needs_nfc=False)),
+        ("gpt2_bpe", LlamaCppForm(model="gpt2", pre="gpt-2", needs_nfc=False)),
+        ("byte_bpe_gpt4", LlamaCppForm(model="gpt2", pre="dbrx", needs_nfc=False)),
+        ("byte_bpe_qwen2", LlamaCppForm(model="gpt2", pre="qwen2", needs_nfc=True)),
+        ("char_bpe", LlamaCppForm(model="llama", pre="default", needs_nfc=True)),
+        ("jamo", "llama.cpp does not normalize text in this way"),
+        ("unigram", "llama.cpp has no Unigram that gives the same tokens"),
+        ("xlnet_unigram", "llama.cpp has no Unigram that gives the same tokens"),
+        ("bert_wordpiece", "llama.cpp has no WordPiece that gives the same tokens"),
+        ("blog", "llama.cpp knows no prefix, suffix or dropout of pieces"),
+    ],
+)
+def test_which_tokenizers_llama_cpp_can_do(name: str, expected: LlamaCppForm | str) -> None:
+    config = preset(name, vocab_size=3000)
+    assert llama_cpp_form(train(config, iter(documents(200)))) == expected
+
+
+def changed(state: dict[str, Any], **changes: Any) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(state | changes))
+
+
+def test_what_would_be_cut_otherwise_by_llama_cpp_is_found() -> None:
+    state = json.loads(train(preset("char_bpe", vocab_size=2700), iter(documents(200))).to_str())
+    model, vocab = state["model"], state["model"]["vocab"]
+    size = len(vocab)
+    assert isinstance(llama_cpp_form(changed(state)), LlamaCppForm)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"pre_tokenizer": None}, "llama.cpp has no rule that cuts words in this way"),
+        ({"normalizer": {"type": "NFKC"}}, "llama.cpp does not normalize text in this way"),
+        ({"model": model | {"vocab": {k: v for k, v in vocab.items() if k != "<0x41>"}}}, "it lacks a byte"),
+        (
+            {
+                "model": model
+                | {"vocab": vocab | {"가": vocab["가"], "가▁": size}, "merges": [*model["merges"], ["가", "▁"]]}
+            },
+            "a token goes on past a space",
+        ),
+        (
+            {"model": model | {"vocab": vocab | {"<0x4": size, "1>": size + 1}}},
+            "text could be read as the byte that it names",
+        ),
+        (
+            {"model": model | {"merges": model["merges"][::-1]}},
+            "a token is made by two pairs, or not in the order of the ids",
+        ),
+    ]
+    for changes, reason in cases:
+        assert llama_cpp_form(changed(state, **changes)) == reason
+    bytes_state = json.loads(train(preset("byte_bpe", vocab_size=300), iter(documents(50))).to_str())
+    words = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}]}
+    words["pretokenizers"].append(bytes_state["pre_tokenizer"])  # type: ignore[attr-defined]
+    assert llama_cpp_form(changed(bytes_state, pre_tokenizer=words)) == cases[0][1]
+    assert llama_cpp_form(changed(bytes_state, normalizer={"type": "Lowercase"})) == cases[1][1]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("gemma3", {}, r"export.gguf=f16: gemma3_text is not among gpt2, llama, qwen3, which are proved"),
+        ("llama", {"attention_bias": True}, r"llama.cpp has attention_bias=False for llama, and this model has True"),
+        (
+            "gpt2",
+            {"activation_function": "relu"},
+            r"has activation_function=gelu_new for gpt2, and this model has relu",
+        ),
+        ("qwen3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"rope_type=linear"),
+    ],
+)
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
+    architecture: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = ModelConfig(name="t", architecture=Architecture[architecture], num_heads=2, hidden_size=16, extra=changes)
+    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    models.save(models.build(config, vocab_size=20, special=special), tmp_path)
+    words = train(preset("byte_bpe", vocab_size=300), iter(documents(50)))
+    with pytest.raises(ConfigError, match=message):
+        require_gguf(tmp_path, words, asked="export.gguf=f16")
+
+
+def test_a_tokenizer_that_llama_cpp_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> None:
+    config = ModelConfig(name="t", architecture=Architecture.llama, num_heads=2, hidden_size=16)
+    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    models.save(models.build(config, vocab_size=20, special=special), tmp_path)
+    words = train(preset("unigram", vocab_size=3000), iter(documents(50)))
+    with pytest.raises(ConfigError, match=r"f16: llama.cpp has no Unigram that gives .* train with tokenizer=byte_bpe"):
+        require_gguf(tmp_path, words, asked="export.gguf=f16")
+
+
+@pytest.mark.parametrize(
+    ("name", "note", "line"),
+    [
+        ("char_bpe", "llama", "can be written for llama.cpp (export.gguf), whose llama it is"),
+        ("unigram", "no: llama.cpp has no Unigram that gives the same tokens", "cannot be written for llama.cpp"),
+    ],
+)
+def test_training_a_tokenizer_says_whether_llama_cpp_can_do_it(
+    name: str, note: str, line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_logging()
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "llm")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(documents(100)), encoding="utf-8")
+    wanted = [f"tokenizer={name}", "tokenizer.vocab_size=3000", "data=text", f"data.path={text}"]
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = from_hydra(hydra.compose("config", ["stage=tokenizer", *wanted, f"outputs={tmp_path}"]))
+    made = import_module("llm.stage.tokenizer").run(config)
+    assert made.record["notes"]["llama_cpp"] == note and line in caplog.text
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed (docs/export.md)")
+@pytest.mark.parametrize(
+    ("architecture", "name", "tied", "bound"),
+    [
+        ("llama", "byte_bpe", True, 1e-4),
+        ("gpt2", "char_bpe", True, 5e-3),  # llama.cpp looks GELU up in a table of f16
+        ("qwen3", "char_bpe", False, 1e-4),
+        ("llama", "byte_bpe_gpt4", False, 1e-4),
+        ("gpt2", "byte_bpe_qwen2", True, 5e-3),
+    ],
+)
+def test_llama_cpp_cuts_and_computes_as_transformers_does(
+    architecture: str, name: str, tied: bool, bound: float, tmp_path: Path
+) -> None:
+    from llama_cpp import Llama  # type: ignore[import-not-found,unused-ignore]
+
+    out = export(tmp_path, architecture, name, kind=GgufType.f32, tied=tied)
+    path = str(out / "model.gguf")
+    theirs = Llama(path, n_ctx=POSITIONS, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0)
+    words = Tokenizer.from_file(str(out / "tokenizer.json"))
+    words.encode_special_tokens = True
+    texts = [unicodedata.normalize("NFC", text) for text in [*HARD_TEXTS.values(), *documents(30, seed=9)]]
+    for text in texts:
+        assert theirs.tokenize(text.encode(), add_bos=True, special=False) == words.encode(text).ids
+    ours = AutoModelForCausalLM.from_pretrained(out).eval()
+    for text in texts[-5:]:
+        ids = words.encode(text).ids[:POSITIONS]
+        theirs.reset()
+        theirs.eval(ids)
+        with torch.inference_mode():
+            logits = ours(torch.tensor([ids])).logits[0].numpy()
+        assert np.abs(theirs.scores[: len(ids)] - logits).max() <= bound
