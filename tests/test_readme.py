@@ -164,7 +164,7 @@ def test_the_multirun_crosses_its_settings_and_shares_its_parents(ran):
 def test_the_tuned_model_answers(ran):
     (tuned,) = records(ran, "finetune")
     assert tuned["name"] == "first" and tuned["results"]["trainable_parameters"] > 0
-    assert "the fine-tuned one answers" in ran.said["chat"].stderr + ran.said["chat"].stdout
+    assert "the fine-tuned one is meant" in ran.said["chat"].stderr + ran.said["chat"].stdout
     assert ran.said["chat"].stdout.strip()
 
 

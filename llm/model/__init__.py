@@ -11,13 +11,14 @@ attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 paths.py      the quicker ways to a model's loss, where they give its loss
 isolation.py  documents that share a row do not see each other
-generation.py a prompt -> text, piece by piece
+drawing.py    scores -> the next token, each row drawn by its own seed
+generation.py prompts -> text, piece by piece or many at once
 """
 
 from llm.model.architectures import check_extra
 from llm.model.attention import document_bounds
 from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, save
-from llm.model.generation import Sampling, generate, stream
+from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
 from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter, merge, save_adapter
 from llm.model.loss import compiled, next_token_loss, next_token_nats
@@ -27,6 +28,8 @@ from llm.model.targets import expert_tensors, known_targets, targets
 from llm.model.vocabulary import grow
 
 __all__ = [
+    "Answer",
+    "Pace",
     "Sampling",
     "add_lora",
     "as_it_is",
@@ -43,6 +46,7 @@ __all__ = [
     "folder_of_model",
     "four_bits",
     "generate",
+    "generate_batch",
     "grow",
     "known_targets",
     "load",

@@ -34,7 +34,7 @@ from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.pretrained import CONFIG, TOKENIZER, folder_of
-from llm.run.runs import Run, candidates, find, find_runs, load, read_record
+from llm.run.runs import Run, candidates, find, find_model_run, find_runs, load, read_record
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "digest_of",
     "find",
     "find_base",
+    "find_model_run",
     "find_runs",
     "folder_of",
     "has_whole_model",

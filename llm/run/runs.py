@@ -11,6 +11,7 @@ from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
 from llm.run.owner import is_owned
 
+MODEL_STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned run is meant
 MOST_LISTED = 20  # runs that an error names
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
@@ -109,6 +110,35 @@ def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
     names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs)
     listed = f"Runs: {names}." if names else "There is none yet: make one with python train.py."
     raise ConfigError(f"there is no run {name_or_folder} under {outputs}/. {listed}")
+
+
+def find_model_run(outputs: str, name_or_folder: str, *, done_to_it: str, key: str = "run=") -> Run:
+    """A finished run with a model, tuned or pretrained, by folder, name or glob; `done_to_it` is for the log.
+
+    `key` is how the user named it; it begins the messages.
+
+    Raises:
+        ConfigError: no such run, several, or one that is not done or has no model.
+    """
+    found = find_runs(outputs, name_or_folder)
+    runs = [run for run in found if run.stage in MODEL_STAGES]
+    if not runs:
+        raise ConfigError(
+            f"{key}{name_or_folder}: {found[0].path} is a {found[0].stage} run, which has no model. Name a pretrain or "
+            "finetune run."
+        )
+    done = [run for run in runs if run.is_done]
+    if not done:
+        raise ConfigError(
+            f"{key}{name_or_folder}: {runs[-1].path} is {runs[-1].state}, not done. Start it again first."
+        )
+    if {run.stage for run in done} == set(MODEL_STAGES):
+        done = [run for run in done if run.stage == MODEL_STAGES[0]]
+        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is %s", name_or_folder, done_to_it)
+    if len(done) > 1:
+        folders = ", ".join(str(run.path) for run in done)
+        raise ConfigError(f"{key}{name_or_folder} means {len(done)} runs: {folders}. Give one of these.")
+    return done[0]
 
 
 def load(path: Path) -> Run:

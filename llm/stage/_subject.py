@@ -14,15 +14,13 @@ from llm.run import (
     Weights,
     base_of,
     digest_of,
-    find_runs,
+    find_model_run,
     is_foreign,
-    log,
     positions_of,
     sha256_of,
     weights_of,
 )
 
-STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned run is meant
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
 
 
@@ -91,31 +89,6 @@ def task_parents(config: EvaluationConfig) -> dict[str, str]:
         return {}
     files = [path for path in sorted(Path(config.task_path).rglob("*")) if path.suffix in TASK_SUFFIXES]
     return {"tasks": digest_of([[str(path.relative_to(config.task_path)), sha256_of(path)] for path in files])}
-
-
-def find_model_run(outputs: str, name_or_folder: str, *, done_to_it: str) -> Run:
-    """A finished run with a model, tuned or pretrained, by folder, name or glob; `done_to_it` is for the log.
-
-    Raises:
-        ConfigError: no such run, several, or one that is not done or has no model.
-    """
-    found = find_runs(outputs, name_or_folder)
-    runs = [run for run in found if run.stage in STAGES]
-    if not runs:
-        raise ConfigError(
-            f"run={name_or_folder}: {found[0].path} is a {found[0].stage} run, which has no model. Name a pretrain or "
-            "finetune run."
-        )
-    done = [run for run in runs if run.is_done]
-    if not done:
-        raise ConfigError(f"run={name_or_folder}: {runs[-1].path} is {runs[-1].state}, not done. Start it again first.")
-    if {run.stage for run in done} == set(STAGES):
-        done = [run for run in done if run.stage == STAGES[0]]
-        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is %s", name_or_folder, done_to_it)
-    if len(done) > 1:
-        folders = ", ".join(str(run.path) for run in done)
-        raise ConfigError(f"run={name_or_folder} means {len(done)} runs: {folders}. Give one of these.")
-    return done[0]
 
 
 def _check(config: EvaluationConfig, subject: Subject) -> None:

@@ -14,6 +14,7 @@ from llm.run import (
     base_of,
     check_files,
     digest_of,
+    find_model_run,
     log,
     make,
     process_rank,
@@ -25,7 +26,6 @@ from llm.run import (
     whole_folder,
     write_text,
 )
-from llm.stage._subject import find_model_run
 
 if TYPE_CHECKING:
     from llm.export import Trial

@@ -83,6 +83,10 @@ class Renderer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process that renders, where there is one."""
         if self._helper is not None:
             self._helper.close()
 

@@ -1,0 +1,5 @@
+"""python -m llm.chat"""
+
+from llm.chat.command import main
+
+main()

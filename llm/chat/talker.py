@@ -1,0 +1,185 @@
+"""A model and its tokenizer -> the answer to a conversation, in pieces of whole characters."""
+
+import atexit
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llm import tokenizer
+from llm.chat.settings import Settings, flag
+from llm.chat.source import Source
+from llm.errors import ConfigError, DamagedError
+from llm.run import log
+from llm.tokenizer.folder import CHAT_TEMPLATE
+
+if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
+    from llm.model import Answer, Pace
+
+Message = dict[str, str]
+MOST_CHARACTERS_A_TOKEN = 64  # past that, a text is too long however it is cut: it need not be encoded to know
+
+
+@dataclass(frozen=True)
+class Talker:
+    """A model and how it is spoken to."""
+
+    name: str
+    model: Any
+    words: Any  # tokenizers.Tokenizer
+    chat: Any  # the same as transformers sees it
+    special: tokenizer.Special
+    positions: int  # tokens that prompt and answer may take together
+
+    def encode(
+        self, messages: Sequence[Message], settings: Settings, *, key: Callable[[str], str] = flag
+    ) -> tuple[list[int], int]:
+        """(the token ids of a conversation up to where the answer begins, how many of its oldest turns are left out).
+
+        The system prompt and the last message always stay.
+
+        Raises:
+            ConfigError: a message has the text of a special token, or these alone are longer than the model's room.
+        """
+        head = [message for message in messages[:1] if message["role"] == "system"]
+        turns, room = list(messages[len(head) :]), self.positions - settings.max_new_tokens
+        for message in (*head, *turns):
+            self._check(message, room)
+        ids, left_out = self._ids([*head, *turns]), 0
+        while len(ids) > room and len(turns) > 1:
+            turns, left_out = turns[2:], left_out + 1
+            ids = self._ids([*head, *turns])
+        if len(ids) > room:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, but of the model's {self.positions} there are {room} beside "
+                f"{key('max_new_tokens')}={settings.max_new_tokens}. Shorten it{self._or_lower(len(ids), key)}."
+            )
+        return ids, left_out
+
+    def answer(self, messages: Sequence[Message], settings: Settings, *, pace: "Pace | None" = None) -> Iterator[str]:
+        """The answer to the last message, without the space that it begins with.
+
+        Raises:
+            ConfigError: as encode.
+        """
+        ids, left_out = self.encode(messages, settings)
+        if left_out:
+            room = self.positions - settings.max_new_tokens
+            log.info("the oldest %d turns are left out: a prompt may have %d tokens", left_out, room)
+        return self.go_on(ids, settings, seed=turn_seed(messages, settings), pace=pace)
+
+    def go_on(self, ids: list[int], settings: Settings, *, seed: int, pace: "Pace | None" = None) -> Iterator[str]:
+        """What the model writes after a prompt that `encode` made."""
+        from llm.model import stream
+
+        pieces = stream(
+            self.model,
+            ids,
+            self.words,
+            sampling=settings.sampling(seed=seed),
+            pad_id=self.special.pad_id,
+            eos_ids=(self.special.eos_id,),
+            pace=pace,
+        )
+        return _without_first_space(pieces)
+
+    def write(self, prompts: Sequence[list[int]], settings: Settings, *, seeds: Sequence[int]) -> "list[Answer]":
+        """What the model writes after each of several prompts."""
+        from llm.model import generate_batch
+
+        return generate_batch(
+            self.model,
+            prompts,
+            self.words,
+            sampling=settings.sampling(seed=0),
+            pad_id=self.special.pad_id,
+            seeds=seeds,
+            eos_ids=(self.special.eos_id,),
+        )
+
+    def _check(self, message: Message, room: int) -> None:
+        for token in self.special.tokens:
+            if token in message["content"]:
+                raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
+        if message["role"] != "assistant" and len(message["content"]) > room * MOST_CHARACTERS_A_TOKEN:
+            raise ConfigError(
+                f"the prompt has {len(message['content']):,} characters, which is more than a model of "
+                f"{self.positions} tokens can read. Shorten it."
+            )
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        try:
+            [text] = self._renderer.prompts([messages])
+        except tokenizer.TemplateError as error:
+            raise ConfigError(f"the chat template of {self.name} cannot say this conversation: {error}") from None
+        return list(self.chat(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _renderer(self) -> tokenizer.Renderer:
+        """Its process, where the template is not ours, ends with this one."""
+        renderer = tokenizer.Renderer(self.chat)
+        atexit.register(renderer.close)
+        return renderer
+
+    def _or_lower(self, num_tokens: int, key: Callable[[str], str]) -> str:
+        left = self.positions - num_tokens
+        return f" or set {key('max_new_tokens')}={left} or less" if left > 0 else ""
+
+
+def turn_seed(messages: Sequence[Message], settings: Settings) -> int:
+    """Each turn is drawn by numbers of its own."""
+    return settings.seed + sum(message["role"] == "user" for message in messages) - 1
+
+
+def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
+    """An answer starts after a space."""
+    has_begun = False
+    try:
+        for piece in pieces:
+            piece = piece if has_begun else piece.lstrip()
+            if piece:
+                has_begun = True
+                yield piece
+    finally:
+        pieces.close()  # type: ignore[attr-defined]  # a generator: it ends the work beside it at once
+
+
+def open_talker(source: Source) -> Talker:
+    """The model of a source, with its adapter where it has one.
+
+    Raises:
+        DamagedError: a file of it is missing, or is not what it was.
+    """
+    folders = source.weights()
+    from llm import model as models
+
+    try:
+        chat = tokenizer.load_chat(folders.tokenizer)
+        model: Any = models.load(folders.model)
+        if folders.adapter is not None:
+            model = models.load_adapter(model, folders.adapter)
+    except (OSError, ValueError, RuntimeError) as error:  # of a folder that no run.json speaks for
+        if source.run is not None or isinstance(error, DamagedError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedError(f"{source.path} cannot be loaded: {reason}") from None
+    if source.run is not None:
+        words, special = tokenizer.load(folders.tokenizer), tokenizer.special(folders.tokenizer)
+    else:
+        words, special = chat.backend_tokenizer, _special(chat, source)
+        if chat.chat_template is None:
+            chat.chat_template = CHAT_TEMPLATE
+            log.info("%s has no chat template; turns are marked by plain words", source.name)
+    return Talker(source.name, model.eval(), words, chat, special, source.positions)
+
+
+def _special(chat: Any, source: Source) -> tokenizer.Special:
+    """The special tokens of a tokenizer that is none of ours: without an end, a text ends for want of room."""
+    end = chat.eos_token_id
+    if end is None:
+        raise ConfigError(
+            f"{source.path}: tokenizer_config.json names no eos_token, so that an answer never ends. Add it."
+        )
+    pad = chat.pad_token_id if chat.pad_token_id is not None else end
+    begin = chat.bos_token_id if chat.bos_token_id is not None else end
+    return tokenizer.Special(bos_id=begin, eos_id=end, pad_id=pad, tokens=tuple(chat.all_special_tokens))
