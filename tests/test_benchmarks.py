@@ -106,3 +106,41 @@ def test_throughput_is_measured_for_ours_and_its_peers(
     (written,) = tmp_path.iterdir()
     scores = json.loads(written.read_text(encoding="utf-8"))["scores"]
     assert [len(score["tokens_per_second"]) for score in scores] == [2, 2, 2]
+
+
+def test_lora_is_measured_beside_full_fine_tuning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = import_module("benchmarks.lora")
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(module, "find_spec", lambda _: None)  # the peer is an extra
+    small = module.Contest(
+        model="llama_tiny", vocab_size=97, length=32, rows=2, precision=module.Precision.fp32, conversations=64
+    )
+    monkeypatch.setitem(module.PROFILES, "cpu", small)
+    arguments = ["--profile", "cpu", "--rounds", "2", "--steps", "2", "--warmup", "1", "--no-memory"]
+    said = said_by("benchmarks.lora", [*arguments, "--results", str(tmp_path)], monkeypatch, capsys)
+    assert "TRL is left out: it is not installed (python -m pip install -e '.[bench]')" in said
+    speeds = re.findall(r"^(ours|ours, full) +([\d,]+) +([\d.]+)x", said, re.MULTILINE)
+    assert [name for name, *_ in speeds] == ["ours", "ours, full"]
+    assert speeds[0][2] == "1.000"
+    lora, full = json.loads((tmp_path / "lora-cpu.json").read_text(encoding="utf-8"))
+    # 3 blocks of 160: four matrices of 160 x 160 and three of 160 x 448, each with a row and a column for each rank
+    adapters = 3 * 8 * (4 * (160 + 160) + 3 * (160 + 448))
+    assert lora["optimizer_bytes"] == 8 * adapters
+    assert lora["trainable_share"] == pytest.approx(8 * adapters / full["optimizer_bytes"])
+    assert full["trainable_share"] == 1
+    assert 4 * adapters < lora["saved_bytes"] < full["saved_bytes"]
+
+
+TUNING = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python train\.py .*$", TUNING, re.MULTILINE))
+def test_a_tuning_of_the_docs_passes_the_schema(command: str) -> None:
+    words = shlex.split(command)[2:]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = from_hydra(compose("config", overrides=words))
+    given = dict(word.split("=", 1) for word in words)
+    assert (config.stage, config.base) == ("finetune", given["base"])
+    assert config.lora.method.value == given.get("lora.method", "lora")
