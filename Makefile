@@ -1,9 +1,10 @@
 # make demo: the whole pipeline on real Korean text. make test: lint, types, tests. Both set up .venv by themselves.
+# make test-slurm: sweeps on a real Slurm, installed by apt-get where it is lacking and this is root.
 # make test-faults: hundreds of kills, signals and damaged files, for most of an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint test-faults test-gpu clean
+.PHONY: demo test lint test-faults test-slurm test-gpu clean
 
 .venv/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ttukttak needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -27,6 +28,10 @@ lint: .venv/.installed
 test-faults: .venv/.installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/faults --storm
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py tests/test_sweep_train.py -k "killed_again or both_ranks" --storm
+
+test-slurm: .venv/.installed
+	@command -v slurmctld slurmd munged sbatch >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_slurm_cluster.py --storm
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu

@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> float | None:
 
             show([config])
             return None
-        if "trainer" in cfg and config.trainer.world_size > 1:
+        if "trainer" in cfg:
             from llm.run.devices import require_devices
             from llm.run.launch import launch_ranks, needs_launch
 

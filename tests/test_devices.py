@@ -88,7 +88,9 @@ def test_several_nodes_want_a_launcher_on_each():
 
 
 @pytest.mark.parametrize(
-    "environment", [{"RANK": "1", "WORLD_SIZE": "3"}, {"SLURM_PROCID": "1", "SLURM_NTASKS": "3"}], ids=["torch", "srun"]
+    "environment",
+    [{"RANK": "1", "WORLD_SIZE": "3"}, {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}],
+    ids=["torch", "srun"],
 )
 def test_a_launch_of_another_size_is_refused(environment, monkeypatch):
     for name, value in environment.items():
@@ -98,3 +100,10 @@ def test_a_launch_of_another_size_is_refused(environment, monkeypatch):
         ConfigError, match=r"this launch has 3 processes, but trainer.devices=2 on trainer.num_nodes=2 takes 4. Make"
     ):
         require_devices(TrainerConfig(devices=2, num_nodes=2, accelerator=Accelerator.cpu))
+
+
+def test_more_processes_of_srun_than_one_device_are_refused(monkeypatch):
+    for name, value in {"SLURM_PROCID": "3", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"this launch has 4 processes, but trainer.devices=1 .* takes 1. Make them"):
+        require_devices(TrainerConfig(accelerator=Accelerator.cpu))

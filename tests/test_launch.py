@@ -1,6 +1,5 @@
 """A run on several devices: signals and exit codes get through, and no process is left."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -156,5 +155,10 @@ def test_a_process_of_a_launch_starts_no_other(monkeypatch):
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     assert launch.needs_launch(2) and not launch.needs_launch(1)
     monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert launch.needs_launch(2)  # a batch script, whose tasks srun has yet to start
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert launch.needs_launch(2)  # srun's only task
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert not launch.needs_launch(2)
-    assert os.environ["SLURM_PROCID"] == "0"

@@ -112,12 +112,16 @@ def test_a_device_that_runs_out_of_memory_has_all_of_them_start_again_with_fewer
     assert_same(tmp_path / "gpt2", tmp_path / "one")
 
 
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+
+
 @pytest.mark.parametrize(
     ("variables", "kind"),
     [
         ({}, LightningEnvironment),
         ({"RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
-        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, SLURMEnvironment),
+        ({"SLURM_PROCID": "0"} | SRUN, SLURMEnvironment),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, LightningEnvironment),  # a batch script
         ({"SLURM_PROCID": "0", "RANK": "0", "TORCHELASTIC_RUN_ID": "one"}, TorchElasticEnvironment),
     ],
 )

@@ -367,13 +367,18 @@ def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
         make(plan(tmp_path), never)
 
 
+SRUN = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "5", "SLURM_STEP_NUM_TASKS": "2"}
+
+
 @pytest.mark.parametrize(
     ("environment", "rank", "launch"),
     [
         ({}, 0, None),
         ({"RANK": "3", "TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "2"}, 3, "a:2"),
-        ({"SLURM_PROCID": "1", "SLURM_JOB_ID": "77"}, 1, "77:0"),
-        ({"SLURM_PROCID": "1", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}, 1, "77:1"),
+        ({"SLURM_PROCID": "1"} | SRUN, 1, "77.5:0"),
+        ({"SLURM_PROCID": "1", "SLURM_RESTART_COUNT": "1"} | SRUN, 1, "77.5:1"),
+        ({"SLURM_PROCID": "0"} | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, 0, None),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "4"}, 0, None),  # a batch script
     ],
 )
 def test_rank_and_launch_come_from_the_launcher(environment, rank, launch, monkeypatch):

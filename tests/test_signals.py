@@ -48,6 +48,16 @@ def test_the_first_signal_alone_is_told() -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+def test_under_slurm_what_follows_the_first_signal_is_left_to_its_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    told: list[str] = []
+    with on_signal(told.append):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # a person's
+    assert told == ["SIGUSR1"]
+
+
 def test_a_signal_while_a_module_loads_ends_at_once_though_the_module_swallows_errors(tmp_path: Path) -> None:
     (tmp_path / "greedy.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    pass\n"

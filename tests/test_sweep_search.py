@@ -345,7 +345,7 @@ def test_a_search_that_cannot_be_is_one_line(make, line):
         (["hydra.sweeper.trials=2", "hydra.sweeper.seeds=2", "seed=1,2"],
          "seed is given, and hydra.sweeper.seeds sets it too. Leave one of them out."),
         (["hydra.sweeper.trials=2", "hydra/launcher=basic", "seed=1,2"],
-         "a search needs hydra/launcher=pool. Leave the launcher out."),
+         "a search needs hydra/launcher=pool or slurm. Leave the launcher out."),
         (["hydra.sweeper.trials=2", "model.num_heads=4,7"], "model.hidden_size=160 does not divide by model."
                                                            "num_heads=7. Set model.num_heads to a divisor of 160."),
     ],

@@ -50,15 +50,16 @@ class PoolLauncher(Launcher):
         from llm.sweep.grid import run_grid  # imports what composing does not need
 
         standings = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
-        return [_returned(job, standing) for job, standing in zip(jobs, standings, strict=True)]
+        return [returned(job, standing) for job, standing in zip(jobs, standings, strict=True)]
 
 
-def _returned(job: Sequence[str], standing: Any) -> JobReturn:
-    returned = JobReturn(overrides=list(job), working_dir=str(Path(standing.job.folder)))
+def returned(job: Sequence[str], standing: Any) -> JobReturn:
+    """What a job came to; of one that nobody waits for, nothing is known yet."""
+    made = JobReturn(overrides=list(job), working_dir=str(Path(standing.job.folder)))
     if standing.run is not None:
-        returned.status, returned._return_value = JobStatus.COMPLETED, standing.run.objective
-    else:
+        made.status, made._return_value = JobStatus.COMPLETED, standing.run.objective
+    elif standing.state != "running":
         from llm.sweep.grid import as_error
 
-        returned.status, returned._return_value = JobStatus.FAILED, as_error(standing)
-    return returned
+        made.status, made._return_value = JobStatus.FAILED, as_error(standing)
+    return made

@@ -28,6 +28,7 @@ from llm.config.schema import (
     StageConfig,
     TokenizerStage,
 )
+from llm.config.slurm import SlurmConfig
 from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
 from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerConfig
 from llm.config.training import (
@@ -94,6 +95,7 @@ __all__ = [
     "Schedule",
     "Shape",
     "ShardsStage",
+    "SlurmConfig",
     "StageConfig",
     "Strategy",
     "SweeperConfig",

@@ -9,7 +9,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
 from llm.run.bases import Base, base_behind, check_base, find_base, positions_of, weights_of
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
-from llm.run.environment import ask_for_another_launch, launch_id, of_srun, process_rank
+from llm.run.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
     clear_temporaries,
@@ -68,6 +68,7 @@ __all__ = [
     "has_whole_model",
     "history",
     "is_foreign",
+    "is_on_slurm",
     "launch_id",
     "load",
     "log",

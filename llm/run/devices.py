@@ -1,13 +1,12 @@
 """The devices that a run asks for -> a refusal, before any work, of what this machine or this launch cannot give it."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from llm.config import Accelerator, Precision, TrainerConfig
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.environment import is_launched
+from llm.run.environment import is_launched, launch_size
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16
 CPU_INFO = Path("/proc/cpuinfo")
@@ -67,7 +66,7 @@ def _gpus_have_bf16(number: int) -> bool:
 
 
 def _require_launch(config: TrainerConfig) -> None:
-    size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+    size = launch_size()
     if not is_launched() and config.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={config.num_nodes}, but this is one process on one machine. Start it on every machine: "
@@ -75,7 +74,7 @@ def _require_launch(config: TrainerConfig) -> None:
             f"python -m torch.distributed.run --nnodes={config.num_nodes} --nproc-per-node={config.devices} "
             "--rdzv-backend=c10d --rdzv-endpoint=<one of them>:29500 --rdzv-id=<any> train.py ..."
         )
-    if is_launched() and size is not None and int(size) != config.world_size:
+    if size is not None and size != config.world_size:
         raise ConfigError(
             f"this launch has {size} processes, but trainer.devices={config.devices} on trainer.num_nodes="
             f"{config.num_nodes} takes {config.world_size}. Make them the same."

@@ -19,18 +19,26 @@ _KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-
 
 
 def process_rank() -> int:
-    """The global rank: set by torch.distributed.run, else by Slurm's srun, else 0."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    """The global rank: set by torch.distributed.run, else by Slurm's srun where it starts several, else 0."""
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _is_one_of_srun() else "0"))
 
 
 def is_launched() -> bool:
     """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
-    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    return "RANK" in os.environ or _is_one_of_srun()
 
 
 def of_srun() -> bool:
-    """Whether Slurm's srun started this process, and no launcher of torch's under it."""
-    return "SLURM_PROCID" in os.environ and "RANK" not in os.environ
+    """Whether Slurm's srun started this process among others, and no launcher of torch's under it."""
+    return _is_one_of_srun() and "RANK" not in os.environ
+
+
+def launch_size() -> int | None:
+    """The processes of the launch that this one is of, as far as its launcher says; None of a process by itself."""
+    if "RANK" not in os.environ and _is_one_of_srun():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"])
+    size = os.environ.get("WORLD_SIZE")
+    return int(size) if size is not None and is_launched() else None
 
 
 def launch_id() -> str | None:
@@ -39,9 +47,23 @@ def launch_id() -> str | None:
         raise ConfigError("this launch has no id of its own. Add --standalone or --rdzv-id to torch.distributed.run.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"{os.environ['TORCHELASTIC_RUN_ID']}:{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if "SLURM_PROCID" in os.environ:
-        return f"{os.environ.get('SLURM_JOB_ID')}:{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    if _is_one_of_srun():
+        step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ['SLURM_STEP_ID']}"
+        return f"{step}:{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return None
+
+
+def is_on_slurm() -> bool:
+    """Whether Slurm manages this process: its SIGTERM comes again and again, and a SIGKILL when its patience ends."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def _is_one_of_srun() -> bool:
+    """Whether srun started this process and others.
+
+    A batch script has a SLURM_PROCID too, and the SLURM_NTASKS of what it may start, but no SLURM_STEP_ID.
+    """
+    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def ask_for_another_launch() -> None:

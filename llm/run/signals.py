@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT and SIGUSR1 -> an orderly stop; a second one ends the process at once, as it would without us."""
+"""SIGTERM, SIGINT and SIGUSR1 -> an orderly stop; a second one ends the process at once, as it would without us.
+
+Not so under Slurm, which sends several of them, to every process of a job, and a SIGKILL when its patience ends.
+"""
 
 import os
 import signal
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from llm.errors import StoppedError, say_error
+from llm.run.environment import is_on_slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -18,7 +22,7 @@ def on_signal(action: Callable[[str], None]) -> Iterator[None]:
 
     def catch(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, _second(each))
         action(signal.Signals(number).name)
 
     before = {number: signal.signal(number, catch) for number in SIGNALS}
@@ -54,6 +58,11 @@ def stop_on_signal() -> Iterator[None]:
             if came:  # a library made something else of it
                 raise StoppedError(_stopped_by(came[0])) from error
             raise
+
+
+def _second(number: signal.Signals) -> signal.Handlers:
+    is_slurms = is_on_slurm() and number != signal.SIGINT
+    return signal.SIG_IGN if is_slurms else signal.SIG_DFL
 
 
 def _stopped_by(name: str) -> str:

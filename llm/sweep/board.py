@@ -17,8 +17,9 @@ from llm.run import console, log, start_logging
 if TYPE_CHECKING:
     from llm.sweep.driver import Standing
     from llm.sweep.pool import Pool, Running
+    from llm.sweep.slurm import Cluster, Submitted
 
-STATES = ("running", "waiting", "done", "failed", "stopped")
+STATES = ("running", "queued", "waiting", "done", "failed", "stopped")
 REFRESH_SECONDS = 2.0
 
 
@@ -28,12 +29,12 @@ class Board:
     def __init__(self, terminal: Console | None = None) -> None:
         self._console = terminal or console()
         self._standings: Collection[Standing] = ()
-        self._pool: Pool | None = None
+        self._pool: Pool | Cluster | None = None
         self._live: Live | None = None
         self._refreshed = 0.0
 
     @contextmanager
-    def shown(self, standings: "Collection[Standing]", pool: "Pool") -> Iterator[None]:
+    def shown(self, standings: "Collection[Standing]", pool: "Pool | Cluster") -> Iterator[None]:
         """Keep it on the terminal for as long as the block runs."""
         start_logging()
         self._standings, self._pool = standings, pool
@@ -59,15 +60,17 @@ class Board:
     def table(self) -> Group:
         """The jobs by state, the best so far, the time left, and a row for each job that runs."""
         assert self._pool is not None
-        counts = Counter(each.state for each in self._standings)
+        now = {running.job.number: running.state for running in self._pool.running.values()}
+        counts = Counter(now.get(each.job.number, each.state) for each in self._standings)
         head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         parts = [head, *self._best(), *self._time_left()]
         table = Table("job", "step", "loss", "minutes", highlight=False)
-        for running in self._pool.running.values():
+        at_work = [each for each in self._pool.running.values() if each.state == "running"]
+        for running in at_work:
             table.add_row(*map(Text, self._row(running)))
-        return Group(Text("; ".join(parts)), *([table] if self._pool.running else []))
+        return Group(Text("; ".join(parts)), *([table] if at_work else []))
 
-    def _row(self, running: "Running") -> tuple[str, str, str, str]:
+    def _row(self, running: "Running | Submitted") -> tuple[str, str, str, str]:
         metrics = running.last_metrics()
         loss = next((metrics[name] for name in ("train/loss", "val/loss") if name in metrics), None)
         of = max_steps(running)
@@ -96,7 +99,7 @@ class Board:
         return [f"about {minutes:.0f} min left"]
 
 
-def max_steps(running: "Running") -> int | None:
+def max_steps(running: "Running | Submitted") -> int | None:
     """The steps of a training in all; None of another stage, or before the run has begun."""
     run = running.job.announced_run()
     if run is None:

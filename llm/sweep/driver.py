@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.config import PoolConfig
+from llm.config import PoolConfig, SlurmConfig
 from llm.errors import StoppedError
-from llm.run import log
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 from llm.sweep.board import Board
@@ -15,6 +14,7 @@ from llm.sweep.ending import Ending, may_retry
 from llm.sweep.finding import Finder
 from llm.sweep.ledger import Job, JobRecord
 from llm.sweep.pool import Pool
+from llm.sweep.slurm import Cluster
 
 LOOK_SECONDS = 0.5  # between two looks at what nobody tells us of: other drivers, the metrics
 WAIT_SECONDS = 2.0  # before a job that another process makes is tried again
@@ -35,7 +35,14 @@ class Standing:
 class Driver:
     """Carries out jobs that are known from the beginning; several drivers, on several machines, can share them."""
 
-    def __init__(self, jobs: Sequence[Job], pool: Pool, settings: PoolConfig, board: Board, finder: Finder) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        pool: Pool | Cluster,
+        settings: PoolConfig | SlurmConfig,
+        board: Board,
+        finder: Finder,
+    ) -> None:
         self._pool, self._settings, self._board, self._finder = pool, settings, board, finder
         self._stopped_by: str | None = None
         self._gives_up = False
@@ -61,13 +68,21 @@ class Driver:
             raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
         return [*self.standings.values()]
 
+    def submit(self) -> list[Standing]:
+        """Every job's standing, once those that are left are submitted; nobody waits for them."""
+        self._find_finished()
+        self._start_ready()
+        if isinstance(self._pool, Cluster):
+            self._pool.submit()
+        return [*self.standings.values()]
+
     def _stop(self, name: str) -> None:
         """On a signal: let no job start, and those that run save and end."""
         self._stopped_by = name
 
     def _is_unsettled(self) -> bool:
         if self._stopped_by and not self._gives_up:
-            log.info("%s: %d jobs save what they did, and end", self._stopped_by, len(self._pool.running))
+            self._pool.leave(self._stopped_by)
             self._give_up()
         return bool(self._pool.running) or any(each.state == "waiting" for each in self.standings.values())
 
@@ -100,7 +115,7 @@ class Driver:
         for each in self.standings.values():
             if each.state != "waiting" or self._gives_up or time.monotonic() < each.not_before:
                 continue
-            if each.job.is_taken():
+            if self._pool.is_taken(each.job):
                 each.not_before = time.monotonic() + LOOK_SECONDS
                 continue
             record = each.job.read()  # after the look: what it says is the last word of whoever had the job
@@ -108,7 +123,7 @@ class Driver:
                 continue
             if self._pool.start(each.job, record):
                 each.state = "running"
-                self._board.say(f"{each.job.label}: started")
+                self._board.say(f"{each.job.label}: {self._pool.begun}")
 
     def _settle_by_others(self, each: Standing, record: JobRecord) -> bool:
         """Whether another driver has brought the job to its end: a failure counts if it came since this one began."""

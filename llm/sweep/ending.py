@@ -8,9 +8,11 @@ from pathlib import Path
 from llm.config import RetryConfig
 from llm.errors import ConfigError, DataError, DivergedError, StoppedError
 from llm.run.owner import is_owned
-from llm.sweep.ledger import Job
+from llm.run.record import now
+from llm.sweep.ledger import Job, JobRecord
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|out of memory|os error 12\b", re.I)
+OF_SLURM = ("srun: ", "slurmstepd")  # what these say of a job's end is no word of the job
 TAIL_BYTES = 20_000
 
 
@@ -53,6 +55,18 @@ def ending(job: Job, exit_code: int, *, console_from: int) -> Ending:
     return Ending("failed", said or f"exit code {exit_code}")
 
 
+def close(job: Job, record: JobRecord, ended: Ending, *, exit_code: int | None) -> None:
+    """Keep in the ledger how the last attempt at a job has ended."""
+    attempt = record.attempts[-1]
+    attempt.ended_at, attempt.exit_code = now(), exit_code
+    attempt.kind, attempt.message = ended.kind, ended.message or None
+    if run := job.announced_run():
+        record.run = str(run.path)
+        record.objective = run.objective if ended.kind == "done" else None
+    record.state = "done" if ended.kind == "done" else "failed" if ended.is_failure else "stopped"
+    job.write(record)
+
+
 def may_retry(kind: str, failures: list[str], retries: RetryConfig) -> bool:
     """Whether a job that failed so often, for the last time so, is tried again."""
     return failures.count(kind) <= getattr(retries, kind, 0)
@@ -69,7 +83,8 @@ def _tail(console: Path, begin: int) -> list[str]:
         with console.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(begin, size - TAIL_BYTES))
-            return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = file.read().decode(errors="replace").splitlines()
+            return [line for line in lines if line.strip() and not line.startswith(OF_SLURM)]
     except FileNotFoundError:
         return []
 

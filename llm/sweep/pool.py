@@ -8,8 +8,8 @@ from typing import Any
 
 from llm.config import PoolConfig
 from llm.errors import ConfigError
-from llm.run.record import now
-from llm.sweep.ending import Ending, ending
+from llm.run import log
+from llm.sweep.ending import Ending, close, ending
 from llm.sweep.ledger import Job, JobRecord
 from llm.sweep.process import JobProcess, wait_for_any
 from llm.sweep.shares import Share, Shares
@@ -28,24 +28,31 @@ class Running:
     claim: ExitStack
     console_from: int
     started: float = field(default_factory=time.monotonic)
+    state = "running"
 
     def last_metrics(self) -> dict[str, Any]:
-        """The newest whole record of metrics.jsonl; empty before there is one."""
-        folder = self.job.announced_folder()
-        if folder is None:
-            return {}
-        try:
-            with (folder / "metrics.jsonl").open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - METRICS_TAIL_BYTES))
-                lines = file.read().split(b"\n")[:-1]
-            return dict(json.loads(lines[-1])) if lines else {}
-        except (OSError, ValueError):  # not there yet, or one line longer than the tail
-            return {}
+        return last_metrics(self.job)
+
+
+def last_metrics(job: Job) -> dict[str, Any]:
+    """The newest whole record of a run's metrics.jsonl; empty before there is one."""
+    folder = job.announced_folder()
+    if folder is None:
+        return {}
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - METRICS_TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError):  # not there yet, or one line longer than the tail
+        return {}
 
 
 class Pool:
     """The attempts that are under way on this machine, by this driver."""
+
+    begun = "started"  # what the board says of a job that start() took
 
     def __init__(self, settings: PoolConfig, shares: Shares) -> None:
         self._settings, self._shares = settings, shares
@@ -96,6 +103,15 @@ class Pool:
         if number in self.running:
             self.running[number].process.stop(self._settings.grace_seconds)
 
+    def is_taken(self, job: Job) -> bool:
+        """Whether another driver is at a job."""
+        return job.is_taken()
+
+    def leave(self, signal_name: str) -> None:
+        """This driver is to end, and its jobs with it."""
+        log.info("%s: %d jobs save what they did, and end", signal_name, len(self.running))
+        self.stop_all()
+
     def stop_all(self) -> None:
         for number in self.running:
             self.stop(number)
@@ -111,12 +127,5 @@ class Pool:
         self._shares.give_back(each.share)
         with each.claim:
             ended = ending(each.job, code, console_from=each.console_from)
-            attempt, record = each.record.attempts[-1], each.record
-            attempt.ended_at, attempt.exit_code = now(), code
-            attempt.kind, attempt.message = ended.kind, ended.message or None
-            if run := each.job.announced_run():
-                record.run = str(run.path)
-                record.objective = run.objective if ended.kind == "done" else None
-            record.state = "done" if ended.kind == "done" else "failed" if ended.is_failure else "stopped"
-            each.job.write(record)
+            close(each.job, each.record, ended, exit_code=code)
         return ended

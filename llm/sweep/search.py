@@ -17,10 +17,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from llm.compare import output_console, page_at_end
-from llm.config import PoolConfig, Sampler, StageConfig, SweeperConfig, TrainerConfig
-from llm.data import available_cores
-from llm.errors import PARTIAL_EXIT_CODE, LaunchError, StoppedError, UserError
-from llm.run import history, log, read_metrics, start_logging
+from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig, TrainerConfig
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, StoppedError, UserError
+from llm.run import history, read_metrics
 from llm.run.signals import on_signal
 from llm.sweep.board import Board
 from llm.sweep.driver import LOOK_SECONDS, Standing
@@ -28,9 +27,9 @@ from llm.sweep.ending import Ending, may_retry
 from llm.sweep.finding import Finder
 from llm.sweep.halving import PAST_RUNG, Halving, Place, go_on, point_of, points
 from llm.sweep.ledger import Job
+from llm.sweep.opening import opened
 from llm.sweep.pool import Pool
-from llm.sweep.process import prepare_server
-from llm.sweep.shares import Shares, free_memory, present_gpus
+from llm.sweep.slurm import Cluster
 from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid
 from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
 
@@ -62,13 +61,13 @@ class Search:
     def __init__(
         self,
         settings: SweeperConfig,
-        launcher: PoolConfig,
+        launcher: PoolConfig | SlurmConfig,
         *,
         space: Sequence[Dimension],
         fixed: list[str],
         compose: Compose,
         folder: Path,
-        pool: Pool,
+        pool: Pool | Cluster,
         board: Board,
         finder: Finder,
     ) -> None:
@@ -116,9 +115,11 @@ class Search:
     def _goes_on(self) -> bool:
         if self._stopped_by:
             if not self._is_stopping:
-                log.info("%s: %d jobs save what they did, and end", self._stopped_by, len(self._pool.running))
                 self._is_stopping = True
-                self._pool.stop_all()
+                if self._failed:
+                    self._pool.stop_all()
+                else:
+                    self._pool.leave(self._stopped_by)
             return bool(self._pool.running)
         return bool(self._mine) or self._wants_more() or self._others_are_at_it() or self._promote_furthest()
 
@@ -150,7 +151,7 @@ class Search:
                     continue
                 choose(self.study, again, self._settings, self._space)
             trial = self._trial(again)
-            if not any(each.job.is_taken() for each in trial.jobs):
+            if not any(self._pool.is_taken(each.job) for each in trial.jobs):
                 self._take(trial)
 
     def _take_up_failed(self) -> None:
@@ -245,9 +246,9 @@ class Search:
             return True
         if self._pool.start(each.job, record):
             each.state = "running"
-            self._board.say(f"trial {trial.number}: {each.job.label}: started")
+            self._board.say(f"trial {trial.number}: {each.job.label}: {self._pool.begun}")
             return True
-        if each.job.is_taken():  # another driver took the trial up
+        if self._pool.is_taken(each.job):  # another driver took the trial up
             self._mine.pop(trial.number, None)
         return False
 
@@ -321,7 +322,7 @@ def max_steps_of(config: StageConfig) -> float:
 
 def run_search(
     settings: SweeperConfig,
-    launcher: PoolConfig,
+    launcher: PoolConfig | SlurmConfig,
     *,
     space: Sequence[Dimension],
     fixed: list[str],
@@ -339,27 +340,25 @@ def run_search(
     launcher.check()
     config = check_space(space, fixed, compose)
     check_objectives(settings, config)
+    if isinstance(launcher, SlurmConfig) and not launcher.wait:
+        raise ConfigError("hydra.launcher.wait=false leaves nobody to choose a search's points. Leave it out.")
     num_jobs = (settings.trials or 1) * settings.seeds
-    shares = Shares(launcher, num_jobs=num_jobs, gpus=present_gpus(), cores=available_cores(), memory=free_memory())
-    shares.check(config)
-    prepare_server({config.stage})
     name = config.name or choice or config.stage
     folder = Path(config.outputs) / "sweeps" / f"{name}-{search_identity(settings, space, fixed)[:8]}"
-    start_logging()
-    search = Search(
-        settings,
-        launcher,
-        space=space,
-        fixed=fixed,
-        compose=compose,
-        folder=folder,
-        pool=Pool(launcher, shares),
-        board=Board(),
-        finder=Finder(),
-    )
-    log.info("%d trials, %d jobs at once; the study and what the jobs say: %s", settings.trials, shares.slots, folder)
-    with page_at_end(folder):
-        study = search.run()
+    with opened(launcher, [config], folder, num_jobs=num_jobs, of=f"{settings.trials} trials") as pool:
+        search = Search(
+            settings,
+            launcher,
+            space=space,
+            fixed=fixed,
+            compose=compose,
+            folder=folder,
+            pool=pool,
+            board=Board(),
+            finder=Finder(),
+        )
+        with page_at_end(folder):
+            study = search.run()
     console = output_console()
     console.print(table(study, settings))
     for trial in best_trials(study):

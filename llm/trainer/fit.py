@@ -22,7 +22,7 @@ from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
 from llm.errors import ConfigError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
-from llm.run import SIGNALS, log, on_signal, process_rank
+from llm.run import SIGNALS, is_on_slurm, log, on_signal, process_rank
 from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
@@ -262,9 +262,13 @@ def _loader(rows: Rows, batches: TrainingBatches | EvaluationBatches, config: Tr
 
 
 def _leave_signals_to_the_run(_worker: int) -> None:
-    """A worker ends when the run ends it; a Ctrl-C in the terminal reaches it too, and must not."""
+    """A worker ends when the run ends it; a Ctrl-C in the terminal reaches it too, and must not.
+
+    Nor must Slurm's SIGTERM, which comes to every process of a job: a worker also ends when it is told to, or alone.
+    """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        is_for_it = number == signal.SIGTERM and not is_on_slurm()
+        signal.signal(number, signal.SIG_DFL if is_for_it else signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,0 +1,193 @@
+"""A real Slurm for tests: munged, slurmctld and several slurmd in a private folder, on loopback and on free ports."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"  # where Debian puts the first three
+
+# No accounts (as on many small clusters), requeueing within seconds, and a partition whose jobs displace those of
+# another.
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=2
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,sched_min_interval=0
+MpiDefault=none
+GresTypes=gpu
+SwitchType=switch/none
+ReturnToService=2
+SlurmdParameters=config_overrides
+KillWait=5
+MinJobAge=300
+SlurmctldTimeout=30
+SlurmdTimeout=8
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2"
+
+
+def missing_programs() -> list[str]:
+    """What is not installed of what a cluster takes."""
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+class SlurmCluster:
+    """A cluster that runs; commands find it by its environment."""
+
+    def __init__(self, folder: Path, *, nodes: int) -> None:
+        self.folder, self.nodes = folder, nodes
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+
+    def run(self, *command: str) -> str:
+        """What a command says that must not fail."""
+        environment = os.environ | self.environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def queue(self) -> list[tuple[str, str]]:
+        """(id, state) of every job that is not over."""
+        said = self.run("squeue", "--noheader", "--array", "--format=%i|%T")
+        return [(job, state) for job, _, state in (line.partition("|") for line in said.splitlines())]
+
+    def submitted(self) -> int:
+        """How many jobs there were in all, an element of an array each one."""
+        said = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%i")
+        return len(said.split())
+
+    def processes(self) -> list[tuple[int, str]]:
+        """(pid, command line) of what this cluster's jobs run."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                variables = (path / "environ").read_bytes().split(b"\0")
+                if f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and any(
+                    each.startswith(b"SLURM_JOB_ID=") for each in variables
+                ):
+                    found.append((int(path.name), words))
+        return found
+
+    def kill(self, *parts: str) -> None:
+        """kill -9 of what the jobs run whose command line has all these parts."""
+        found = [pid for pid, words in self.processes() if all(part in words for part in parts)]
+        assert found, self.processes()
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    def lose_node(self, name: str) -> None:
+        """As if its power went: its daemon and all that it started die at once."""
+        os.kill(int((self.folder / "run" / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
+        for pid, words in self.processes():
+            with suppress(OSError):
+                variables = Path(f"/proc/{pid}/environ").read_bytes()
+                if f"SLURMD_NODENAME={name}\0".encode() in variables or f"slurmstepd-{name}" in words:
+                    os.kill(pid, signal.SIGKILL)
+
+    def start_node(self, name: str) -> None:
+        self.run("slurmd", "-N", name)
+
+    def clear(self) -> None:
+        """No job is left, and the nodes are free."""
+        if queued := {job.split("_")[0] for job, _ in self.queue()}:
+            self.run("scancel", *queued)
+        wait_for(lambda: not self.queue(), seconds=60)
+        wait_for(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"}, seconds=60)
+
+
+@contextmanager
+def slurm_cluster(*, nodes: int = 2) -> Iterator[SlurmCluster]:
+    """A cluster, and an end to all of it."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)  # munge wants its socket's folders open
+    cluster = SlurmCluster(folder, nodes=nodes)
+    try:
+        _start(cluster)
+        yield cluster
+    finally:
+        _stop(cluster)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came in {seconds} seconds"
+        time.sleep(0.1)
+
+
+def _start(cluster: SlurmCluster) -> None:
+    folder, host = cluster.folder, socket.gethostname().split(".")[0]
+    for name in ("state", "run", "log", "munge", *(f"spool/n{number}" for number in range(1, cluster.nodes + 1))):
+        (folder / name).mkdir(parents=True)
+    key = folder / "run" / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    ports = _free_ports(1 + cluster.nodes)
+    lines = [NODE.format(number=n, host=host, port=port) for n, port in enumerate(ports[1:], 1)]
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    said = CONF.format(host=host, port=ports[0], folder=folder, user=user, nodes="\n".join(lines))
+    (folder / "slurm.conf").write_text(said, encoding="utf-8")
+    devices = "".join(f"NodeName=n[1-{cluster.nodes}] Name=gpu File={path}\n" for path in ("/dev/null", "/dev/zero"))
+    (folder / "gres.conf").write_text(f"AutoDetect=off\n{devices}", encoding="utf-8")
+    munge = folder / "munge"
+    cluster.run(
+        *("munged", f"--key-file={key}", f"--socket={munge}/socket", f"--pid-file={munge}/pid", "--force"),
+        *(f"--log-file={munge}/log", f"--seed-file={munge}/seed"),
+    )
+    cluster.run("slurmctld", "-i")
+    for number in range(1, cluster.nodes + 1):
+        cluster.start_node(f"n{number}")
+    wait_for(lambda: set(cluster.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"}, seconds=60)
+
+
+def _stop(cluster: SlurmCluster) -> None:
+    """End what its jobs run, and its daemons: by their ids."""
+    pids = [pid for pid, _ in cluster.processes()]
+    files = [*(cluster.folder / "run").glob("*.pid"), cluster.folder / "munge" / "pid"]
+    pids += [int(path.read_text()) for path in files if path.exists()]
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

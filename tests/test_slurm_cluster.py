@@ -1,0 +1,401 @@
+"""A sweep on a real Slurm: what disturbs a job costs it nothing but time, and it is submitted once.
+
+The short form is one sweep of two; the rest runs with --storm, as make test-slurm has it.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from korean import documents
+from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster, wait_for
+
+from llm.run import history, read_metrics
+
+ROOT = Path(__file__).parents[1]
+TEXT = [
+    *("data=text", "data.path=text.txt", "data.held_out_share=0.2"),
+    *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400"),
+]
+TINY = [
+    *(*TEXT, "data.sequence_length=64", "data.batch_size=4", "trainer.sample_tokens=2", "logger=local"),
+    *("model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "trainer.log_every_steps=1"),
+    *("trainer.validate_every_steps=200", "trainer.checkpoint_every_steps=100"),
+]
+LONG = "trainer.max_steps=1500"  # some ten seconds of training
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()),
+    reason=f"{', '.join(missing_programs())} not installed: apt-get install slurm-wlm munge, or make test-slurm",
+)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SlurmCluster]:
+    with slurm_cluster(nodes=2) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _free_cluster(cluster: SlurmCluster) -> Iterator[None]:
+    yield
+    cluster.clear()
+
+
+@pytest.fixture
+def long_form(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--storm"):
+        pytest.skip("a minute each: make test-slurm")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(documents(150)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of LONG that nothing came between, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copy(text, folder)
+    done = subprocess.run(command(LONG), cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(text: Path, tmp_path: Path) -> Path:
+    shutil.copy(text, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def prepared(undisturbed: Path, folder: Path) -> Path:
+    """A folder whose tokenizer and shards are made."""
+    for stage in ("tokenizer", "shards"):
+        shutil.copytree(undisturbed / "outputs" / stage, folder / "outputs" / stage)
+    return folder
+
+
+def environment(cluster: SlurmCluster | None = None) -> dict[str, str]:
+    plain = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    return dict(os.environ) | plain | (cluster.environment if cluster else {})
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *TINY, *words]
+
+
+def multirun(*words: str, settings: list[str] = TINY) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "-m", *SLURM, *settings, *words]
+
+
+def start(cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] = TINY) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        multirun(*words, settings=settings),
+        cwd=folder,
+        env=environment(cluster),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def sweep(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, str]:
+    return ended(start(cluster, folder, *words))
+
+
+def ended(driver: "subprocess.Popen[str]") -> tuple[int, str]:
+    said = driver.communicate(timeout=400)
+    return driver.returncode, "".join(said)
+
+
+def ledger(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/sweeps/*/jobs/*/job.json"))]
+
+
+def kinds(folder: Path, job: int = 0) -> list[str]:
+    return [attempt["kind"] for attempt in ledger(folder)[job]["attempts"]]
+
+
+def trainings(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("outputs/pretrain/*/run.json"))
+
+
+def steps(folder: Path) -> int:
+    """As many as the one training has written down."""
+    files = list(folder.glob("outputs/pretrain/*/metrics.jsonl"))
+    return files[0].read_bytes().count(b"\n") if files else 0
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every loss of the one training, by its step: a step that came twice would show."""
+    [run] = trainings(folder)
+    metrics = read_metrics(run / "metrics.jsonl")
+    return {name: list(history(metrics, name)) for name in ("train/loss", "val/loss", "val/bits_per_byte")}
+
+
+def test_the_jobs_of_a_sweep_run_on_the_cluster_once(cluster: SlurmCluster, folder: Path) -> None:
+    before = cluster.submitted()
+    words = [*TEXT[:-1], "stage=tokenizer", "tokenizer.vocab_size=400,410"]
+    code, said = ended(start(cluster, folder, settings=words))
+    assert code == 0, said
+    assert [record["state"] for record in ledger(folder)] == ["done", "done"]
+    for line in ("tokenizer.vocab_size=410: queued", "tokenizer.vocab_size=410: running, as Slurm's", ": done"):
+        assert line in said
+    assert cluster.submitted() - before == 2
+    code, said = ended(start(cluster, folder, settings=words))
+    assert code == 0 and said.count("reused ") == 2
+    assert cluster.submitted() - before == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("hydra.launcher.partition=nowhere", "sbatch refuses the job: invalid partition specified: nowhere"),
+        ("hydra.launcher.gpus_per_node=3", "sbatch refuses the job: Requested node configuration is not available"),
+        ("trainer=gpu trainer.devices=4", "sbatch refuses the job: Requested node configuration is not available"),
+        ("trainer.num_nodes=4", "sbatch refuses the job: Requested node configuration is not available"),
+        (
+            "hydra.launcher.sbatch=['--time=3']",
+            "hydra.launcher.sbatch=--time=3 has a setting of its own. Set hydra.lau",
+        ),
+    ],
+)
+def test_what_the_cluster_cannot_run_is_one_line_before_the_first_job(cluster, folder, words, line) -> None:
+    before = cluster.submitted()
+    code, said = sweep(cluster, folder, "seed=0,1", *words.split())
+    assert code == 2
+    assert said.startswith(f"error: {line}") and said.count("\n") == 1
+    assert not (folder / "outputs").exists() and cluster.submitted() == before
+
+
+def test_where_there_is_no_slurm_the_launcher_says_so(folder: Path) -> None:
+    nowhere = environment() | {"PATH": str(folder)}
+    done = subprocess.run(multirun("seed=0,1"), cwd=folder, env=nowhere, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: hydra/launcher=slurm, but sbatch is not on this machine's PATH. Start the sw")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("long_form")
+def test_four_jobs_are_right_and_no_more_run_at_once_than_are_asked_for(cluster: SlurmCluster, prepared: Path) -> None:
+    driver = start(cluster, prepared, "trainer.max_steps=60", "seed=0,1,2,3", "hydra.launcher.array_parallelism=2")
+    most = 0
+    while driver.poll() is None:
+        most = max(most, sum(state == "RUNNING" for _, state in cluster.queue()))
+        time.sleep(0.1)
+    code, said = ended(driver)
+    assert code == 0, said
+    assert most == 2
+    for seed, run in enumerate(sorted(trainings(prepared), key=seed_of)):
+        alone = prepared / f"alone-{seed}"
+        for stage in ("tokenizer", "shards"):
+            shutil.copytree(prepared / "outputs" / stage, alone / "outputs" / stage)
+        shutil.copy(prepared / "text.txt", alone)
+        words = command("trainer.max_steps=60", f"seed={seed}")
+        subprocess.run(words, cwd=alone, env=environment(), check=True, capture_output=True)
+        metrics = read_metrics(run / "metrics.jsonl")
+        assert {name: list(history(metrics, name)) for name in curves(alone)} == curves(alone)
+
+
+def seed_of(run: Path) -> int:
+    return int(json.loads((run / "run.json").read_text())["identity"]["settings"]["seed"])
+
+
+def preempt(cluster: SlurmCluster) -> None:
+    cluster.run("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap=sleep 5")
+
+
+def requeue(cluster: SlurmCluster) -> None:
+    cluster.run("scontrol", "requeue", cluster.queue()[0][0])
+
+
+def kill_rank(cluster: SlurmCluster) -> None:
+    cluster.kill("train.py", "hydra.mode=RUN", "python")
+
+
+def kill_batch(cluster: SlurmCluster) -> None:
+    cluster.kill("submitit.core._submit")
+
+
+def lose_node(cluster: SlurmCluster) -> None:
+    name = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%N").strip()
+    cluster.lose_node(name)
+
+
+@pytest.mark.usefixtures("long_form")
+@pytest.mark.parametrize(
+    ("disturb", "last_kinds"),
+    [
+        (preempt, ["stopped", "done"]),
+        (requeue, ["stopped", "done"]),
+        (kill_rank, ["killed", "done"]),
+        (kill_batch, ["killed", "done"]),
+        (lose_node, ["unfinished", "done"]),
+    ],
+    ids=lambda each: each.__name__ if callable(each) else "",
+)
+def test_a_disturbed_job_goes_on_and_ends_with_the_same_losses_to_the_bit(
+    cluster: SlurmCluster,
+    prepared: Path,
+    undisturbed: Path,
+    disturb: Callable[[SlurmCluster], None],
+    last_kinds: list[str],
+) -> None:
+    driver = start(cluster, prepared, LONG, "seed=0")
+    wait_for(lambda: steps(prepared) > 150)
+    disturb(cluster)
+    code, said = ended(driver)
+    if disturb is lose_node:
+        for number in (1, 2):
+            if not cluster.run("sinfo", "-h", "-n", f"n{number}", "-o", "%t").startswith(("idle", "mix", "alloc")):
+                cluster.start_node(f"n{number}")
+    assert code == 0, said
+    assert steps(prepared) < 1500 * 1.1
+    assert kinds(prepared) == last_kinds, said
+    assert curves(prepared) == curves(undisturbed)
+
+
+@pytest.mark.usefixtures("long_form")
+def test_at_the_end_of_its_time_a_job_saves_and_goes_on_in_the_same_run(
+    cluster: SlurmCluster, prepared: Path, undisturbed: Path
+) -> None:
+    """Slurm counts in minutes, and warns up to a minute too early: so the first start is warned at once."""
+    driver = start(
+        cluster, prepared, LONG, "seed=0", "hydra.launcher.time_minutes=1", "hydra.launcher.signal_seconds=55"
+    )
+    code, said = ended(driver)
+    assert code == 0, said
+    assert len(set(kinds(prepared)[:-1])) == 1 and kinds(prepared)[0] == "stopped" and kinds(prepared)[-1] == "done"
+    assert curves(prepared) == curves(undisturbed)
+
+
+@pytest.mark.usefixtures("long_form")
+def test_two_nodes_train_one_model(cluster: SlurmCluster, prepared: Path) -> None:
+    words = ("trainer.max_steps=20", "seed=0")
+    code, said = sweep(cluster, prepared, *words, "trainer.num_nodes=2")
+    assert code == 0, said
+    [run] = trainings(prepared)
+    one = prepared / "one"
+    for stage in ("tokenizer", "shards"):
+        shutil.copytree(prepared / "outputs" / stage, one / "outputs" / stage)
+    shutil.copy(prepared / "text.txt", one)
+    subprocess.run(command(*words), cwd=one, env=environment(), check=True, capture_output=True)
+    for name, points in curves(one).items():
+        found = curves(prepared)[name]
+        assert [step for step, _ in found] == [step for step, _ in points]
+        assert [value for _, value in found] == pytest.approx([value for _, value in points], rel=1e-5)
+    assert json.loads((run / "run.json").read_text())["launch"]  # of several processes
+
+
+@pytest.mark.usefixtures("long_form")
+def test_two_nodes_are_preempted_together_and_go_on(cluster: SlurmCluster, prepared: Path) -> None:
+    words = (LONG, "seed=0", "trainer.num_nodes=2")
+    driver = start(cluster, prepared, *words)
+    wait_for(lambda: steps(prepared) > 50)
+    preempt(cluster)
+    code, said = ended(driver)
+    assert code == 0, said
+    assert kinds(prepared) == ["stopped", "done"]
+    assert [step for step, _ in curves(prepared)["train/loss"]] == list(range(1, 1501))
+
+
+@pytest.mark.usefixtures("long_form")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_is_left_is_taken_up_again_and_submits_nothing_twice(
+    cluster: SlurmCluster, prepared: Path, number: signal.Signals
+) -> None:
+    before = cluster.submitted()
+    words = (LONG, "seed=0,1,2", "hydra.launcher.array_parallelism=1")
+    driver = start(cluster, prepared, *words)
+    wait_for(lambda: steps(prepared) > 20)
+    driver.send_signal(number)
+    code, said = ended(driver)
+    assert code == (75 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert "SIGINT: 1 jobs run and 2 are queued in Slurm, and stay there. The same command follows them" in said
+    assert [state for _, state in cluster.queue()].count("RUNNING") == 1
+    code, said = sweep(cluster, prepared, *words)
+    assert code == 0, said
+    assert cluster.submitted() - before == 3
+    assert [kinds(prepared, job) for job in range(3)] == [["done"]] * 3
+
+
+@pytest.mark.usefixtures("long_form")
+def test_jobs_are_submitted_and_left(cluster: SlurmCluster, prepared: Path) -> None:
+    before = cluster.submitted()
+    words = ("trainer.max_steps=20", "seed=0,1", "hydra.launcher.wait=false")
+    assert sweep(cluster, prepared, *words)[0] == 0
+    assert sweep(cluster, prepared, *words)[0] == 0
+    assert cluster.submitted() - before == 2
+    wait_for(lambda: not cluster.queue())
+    assert [record["state"] for record in ledger(prepared)] == ["done", "done"]
+
+
+@pytest.mark.usefixtures("long_form")
+def test_a_cancelled_job_stays_cancelled(cluster: SlurmCluster, prepared: Path) -> None:
+    driver = start(cluster, prepared, LONG, "seed=0")
+    wait_for(lambda: steps(prepared) > 50)
+    cluster.run("scancel", cluster.queue()[0][0])
+    code, said = ended(driver)
+    assert code == 75, said
+    assert "seed=0: stopped; it can go on" in said
+    assert kinds(prepared) == ["stopped"] and not cluster.queue()
+
+
+@pytest.mark.usefixtures("long_form")
+def test_the_first_failure_stops_the_others_where_that_is_asked_for(cluster: SlurmCluster, prepared: Path) -> None:
+    words = ("hydra.launcher.fail_fast=true", "hydra.launcher.grace_seconds=30")
+    driver = start(cluster, prepared, "trainer.max_steps=100000", "model.intermediate_size=16,900000000000", *words)
+    code, said = ended(driver)
+    assert code != 0
+    assert [record["state"] for record in ledger(prepared)] == ["stopped", "failed"], said
+    assert not cluster.queue()
+
+
+@pytest.mark.usefixtures("long_form")
+def test_a_search_asks_the_cluster(cluster: SlurmCluster, prepared: Path) -> None:
+    words = ("trainer.max_steps=20", "optimizer.learning_rate=interval(1e-4,1e-2)", "hydra.sweeper.trials=3")
+    code, said = sweep(cluster, prepared, *words, "hydra.sweeper.sampler=random")
+    assert code == 0, said
+    assert [record["state"] for record in ledger(prepared)] == ["done"] * 3
+    code, said = sweep(cluster, prepared, *words, "hydra.launcher.wait=false")
+    assert code == 2 and "hydra.launcher.wait=false leaves nobody to choose a search's points" in said
+
+
+def batch(cluster: SlurmCluster, folder: Path, script: str, *arguments: str) -> str:
+    """What a batch script says; the job has ended."""
+    path = folder / "batch.sh"
+    path.write_text(f"#!/bin/bash\n{script}\necho ended with $?\n", encoding="utf-8")
+    console = folder / "batch.log"
+    subprocess.run(
+        ["sbatch", "--wait", f"--output={console}", *arguments, str(path)],
+        **{"cwd": folder, "env": environment(cluster), "capture_output": True, "timeout": 300},
+    )
+    return console.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("long_form")
+def test_single_runs_in_an_allocation_are_right_or_refused(cluster: SlurmCluster, prepared: Path) -> None:
+    train = shlex.join(command("trainer.max_steps=5"))
+    said = batch(cluster, prepared, f"srun --ntasks=2 {train}", "--ntasks=2")
+    assert "this launch has 2 processes, but trainer.devices=1 on trainer.num_nodes=1 takes 1. Make them the" in said
+    assert not list(prepared.glob("outputs/pretrain"))
+    said = batch(cluster, prepared, f"{train} trainer.devices=2", "--ntasks=2")  # no srun: it starts its own
+    assert "ended with 0" in said
+    said = batch(cluster, prepared, f"srun {train} seed=1", "--ntasks=1")
+    assert "ended with 0" in said
+    two = f"srun --ntasks=2 {train} seed=2 trainer.devices=2"  # Lightning wants to be told --ntasks-per-node
+    assert "ended with 0" in batch(cluster, prepared, two, "--nodes=1", "--ntasks=2")
