@@ -1,0 +1,184 @@
+"""Compare on a sweep: jobs in every state, seeds averaged, effects by hand, and the page in a real browser."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_compare import write_run
+
+from llm.compare import main
+from llm.compare.curves import thinned
+from llm.compare.effects import marginal_effect
+from llm.compare.page import as_script
+from llm.compare.statistics import estimate, t_quantile
+from tests.browser import chromium, needs_chromium
+
+HOSTILE = "<script>alert('이름')</script>"
+RATES = {"0.001": (1.5, 1.7), "0.01": (1.3, 1.2)}  # learning rate -> bits per byte of seeds 0 and 1
+
+
+def write_job(sweep: Path, number: int, overrides: list[str], **record: Any) -> None:
+    folder = sweep / "jobs" / f"{number:04d}"
+    folder.mkdir(parents=True)
+    value = {"number": number, "overrides": overrides, "state": "waiting", "run": None, "objective": None}
+    text = json.dumps(value | {"attempts": []} | record)
+    (folder / "job.json").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two rates with two seeds each, a job that failed and one that nobody has begun; in a folder with a space."""
+    outputs = tmp_path / "내 실험 outputs"
+    folder = outputs / "sweeps" / "rates-12345678"
+    number = 0
+    for rate, values in RATES.items():
+        for seed, value in enumerate(values):
+            metrics = [
+                {"step": s, "tokens": 100 * s, "seconds": s, "train/flops": 1e9 * s, "val/bits_per_byte": value + 3 / s}
+                for s in (1, 2, 3)
+            ]
+            run = write_run(
+                outputs,
+                f"pretrain/rate-0000000{number}",
+                config={"stage": "pretrain", "seed": seed, "optimizer": {"learning_rate": float(rate)}},
+                results={"val/bits_per_byte": value, "parameters": 1000},
+                metrics=metrics,
+                samples=[{"step": 3, "prompt": "대한민국의", "text": f"{HOSTILE} 주권은 {value}"}],
+            )
+            overrides = [f"optimizer.learning_rate={rate}", f"seed={seed}"]
+            write_job(folder, number, overrides, state="done", run=str(run), objective=value)
+            number += 1
+    attempt = {"started_at": "2026-01-01T00:00:00+00:00", "host": "h", "driver": 1, "exit_code": 70}
+    failed = [attempt | {"kind": "diverged", "message": HOSTILE}]
+    write_job(folder, 4, ["optimizer.learning_rate=1.0", "seed=0"], state="failed", attempts=failed)
+    write_job(folder, 5, ["optimizer.learning_rate=1.0", "seed=1"])
+    return folder
+
+
+def compared(sweep: Path, *words: str) -> None:
+    main([str(sweep), "--outputs", str(sweep.parents[1]), *words])
+
+
+# By hand
+
+
+@pytest.mark.parametrize(
+    ("degrees", "value"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (120, 1.980)]
+)
+def test_the_quantiles_of_t_are_those_of_the_tables(degrees: int, value: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(value, abs=6e-4)
+
+
+def test_an_interval_is_a_hand_worked_one() -> None:
+    found = estimate([1.0, 2.0, 3.0])  # s = 1, so 4.303 / sqrt(3)
+    assert (found.mean, found.num_values) == (2.0, 3)
+    assert found.half_width == pytest.approx(2.4843, abs=1e-3)
+    assert estimate([1.5]).half_width is None
+
+
+def test_an_effect_is_measured_within_blocks_of_what_else_is_alike() -> None:
+    columns = {"rate": ["1", "2", "1", "2", "1"], "size": ["a", "a", "b", "b", "c"]}
+    found = marginal_effect("rate", columns, [10.0, 12.0, 20.0, 26.0, 99.0])
+    assert found is not None and found.num_blocks == 2  # c has one rate alone
+    low, high = found.levels
+    assert (low.value, low.mean.mean, high.mean.mean) == ("1", 43.0, 19.0)
+    assert low.effect is not None and high.effect is not None
+    assert (low.effect.mean, high.effect.mean) == (-2.0, 2.0)  # of -1 and -3, of 1 and 3
+    assert marginal_effect("size", {"size": ["a", "a"]}, [1.0, 2.0]) is None
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_spikes() -> None:
+    points = [(float(n), 1.0) for n in range(1000)]
+    points[500] = (500.0, 99.0)
+    kept = thinned(points, 50)
+    assert len(kept) <= 50
+    assert kept[0] == points[0] and kept[-1] == points[-1] and points[500] in kept
+
+
+def test_no_text_ends_the_script_that_holds_it() -> None:
+    assert "</script" not in as_script({"name": "</script><script>alert(1)</script>"})
+    assert json.loads(as_script({"name": "</script>\u2028"})) == {"name": "</script>\u2028"}
+
+
+# The terminal and Markdown
+
+
+def test_seeds_are_averaged_and_every_job_has_its_state(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared(sweep, "--markdown")
+    text = capsys.readouterr().out.replace("\\_", "_")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    ranking = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:5]}
+    best, second, last = ranking.values()
+    assert [best["optimizer.learning_rate"], second["optimizer.learning_rate"]] == ["0.01", "0.001"]
+    assert best["val/bits_per_byte"].startswith("1.2500 ± 0.6353")  # 12.706 x 0.0707 / sqrt(2)
+    assert second["val/bits_per_byte"].startswith("1.6000 ± 1.27")
+    assert last["state"] == "1 failed, 1 waiting"
+    assert "python train.py optimizer.learning_rate=0.01 seed=0 hydra.mode=RUN" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--metric", "val/lss"],
+            "error: --metric val/lss: no run has measured it. There are parameters, ",
+        ),
+        (
+            ["--key", "model.depth"],
+            "error: --key model.depth: it is alike in all that is compared. These do: ",
+        ),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_those_there_are(
+    sweep: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compared(sweep, *words)
+    assert ended.value.code == 2
+    said = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert len(said) == 1 and said[0].startswith(line)
+
+
+def test_a_sweep_without_jobs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "sweeps" / "none-00000000"
+    empty.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        compared(empty)
+    assert "none-00000000 is a sweep without jobs: there is nothing to compare" in capsys.readouterr().err
+
+
+# The page
+
+
+def test_the_page_asks_nothing_of_the_network_and_escapes_what_runs_wrote(sweep: Path, tmp_path: Path) -> None:
+    compared(sweep, "--html", str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 8_000_000
+    assert HOSTILE not in page and "&lt;script&gt;alert(&#x27;이름&#x27;)" in page
+    assert re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page[: page.index('id="data"')]) is None
+
+
+@needs_chromium
+def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    compared(sweep, "--html", str(tmp_path / "page.html"))
+    with chromium() as driver:
+        driver.get((tmp_path / "page.html").as_uri())
+        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#tokens .main-svg"))
+        assert driver.get_log("browser") == []  # no error, and nothing that the page's policy has refused
+        rows = driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")
+        assert [row.find_elements(By.CSS_SELECTOR, "td")[1].text for row in rows] == ["1", "2", "3"]
+        assert "diverged: " + HOSTILE in rows[2].text
+        drawn = {plot.get_attribute("id") for plot in driver.find_elements(By.CSS_SELECTOR, ".plot:has(.main-svg)")}
+        assert {"tokens", "compute", "effect-0"} <= drawn
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .scatterlayer .trace")) == 4  # a line for each run
+        rows[0].click()
+        assert driver.find_element(By.ID, "following").text != ""
+        field = driver.find_element(By.ID, "filter")
+        field.send_keys("failed")
+        shown = [row for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr") if row.is_displayed()]
+        assert len(shown) == 1 and "failed" in shown[0].text
