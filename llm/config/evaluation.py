@@ -6,6 +6,8 @@ from llm.config.fields import HOW, at_least
 from llm.config.training import Accelerator
 from llm.errors import ConfigError
 
+MOST_WRITTEN = 256  # tokens for a prompt, where nothing else is asked for: most answers are at their end by then
+
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
@@ -13,7 +15,7 @@ class EvaluationConfig:
 
     num_items: int = 400  # of each probe, at most; 0 leaves the probes out
     num_prompts: int = 40  # that the model goes on writing from, at most; 0 leaves writing out
-    max_new_tokens: int = 64  # for each prompt
+    max_new_tokens: int | None = None  # for each prompt; None: half of what the model can read, 256 at most
     temperature: float = 0.7  # 0: the likeliest token
     top_p: float = 0.95
     tasks: list[str] = field(default_factory=list)  # of lm-eval, by name
@@ -24,13 +26,19 @@ class EvaluationConfig:
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
 
     def __post_init__(self) -> None:
-        for key, least in (("num_items", 0), ("num_prompts", 0), ("max_new_tokens", 1), ("batch_tokens", 1)):
+        for key, least in (("num_items", 0), ("num_prompts", 0), ("batch_tokens", 1)):
             at_least(f"evaluation.{key}", getattr(self, key), least)
+        if self.max_new_tokens is not None:
+            at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"evaluation.temperature={self.temperature} is out of range. Set 0 or more.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"evaluation.top_p={self.top_p} is out of range. Set it above 0 and up to 1.")
         self._check_tasks()
+
+    def tokens_to_write(self, positions: int) -> int:
+        """For each prompt, of a model that can read so many positions."""
+        return self.max_new_tokens or min(MOST_WRITTEN, positions // 2)
 
     def _check_tasks(self) -> None:
         for key, least in (("num_fewshot", 0), ("task_limit", 1)):

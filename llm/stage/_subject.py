@@ -93,7 +93,7 @@ def task_parents(config: EvaluationConfig) -> dict[str, str]:
 
 def _check(config: EvaluationConfig, subject: Subject) -> None:
     """Refuse, before any work, what cannot be asked."""
-    if not config.max_new_tokens < subject.positions:
+    if not config.tokens_to_write(subject.positions) < subject.positions:
         raise ConfigError(
             f"evaluation.max_new_tokens={config.max_new_tokens} is out of range: prompt and text share "
             f"{subject.positions} tokens in {subject.run.path.name}. Set it to {subject.positions // 2} or less."

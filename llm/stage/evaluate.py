@@ -164,7 +164,8 @@ def _write(
 
     settings = config.evaluation
     prompts = _questions(subject, conversations) if subject.data else _openings(scorer, documents, settings.num_prompts)
-    room = scorer.positions - settings.max_new_tokens
+    new_tokens = settings.tokens_to_write(scorer.positions)
+    room = scorer.positions - new_tokens
     fitting = [(shown, ids) for shown, ids in prompts if len(ids) <= room][: settings.num_prompts]
     left_out = sum(len(ids) > room for _, ids in prompts)
     if left_out:
@@ -177,7 +178,7 @@ def _write(
         [ids for _, ids in fitting],
         scorer.words,
         scorer.special,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=config.seed,
