@@ -219,6 +219,33 @@ def test_without_the_package_a_file_for_llama_cpp_names_the_extra(
         run("export", f"outputs={trained}", "run=first", "export.gguf=f16")
 
 
+def test_a_run_that_tuned_every_weight_is_exported_as_it_is(trained: Path) -> None:
+    tuning = [f"data.path={trained.parent / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
+    tuning += ["lora.method=full", f"base={folder_of(trained, 'pretrain')}", "name=whole", *QUICK]
+    tuned = run("finetune", "data=conversations", f"outputs={trained.parent / 'full'}", *tuning)
+    made = run("export", f"outputs={trained.parent / 'full'}", "run=whole")
+    before, after = (load_file(each.path / "model" / "model.safetensors") for each in (tuned, made))
+    assert all((before[name] == after[name]).all() for name in before) and before.keys() == after.keys()
+    assert made.results["texts_compared"] == 3
+    with pytest.raises(ConfigError, match=r"export.merge=false is for a run with an adapter, and .* is a finetune run"):
+        run("export", f"outputs={trained.parent / 'full'}", "run=whole", "export.merge=false")
+
+
+def test_a_run_that_was_tuned_on_an_exported_folder_is_exported(merged: Run, trained: Path, tmp_path: Path) -> None:
+    base = tmp_path / "내 모델"
+    shutil.copytree(merged.path / "model", base)
+    tuning = [f"data.path={trained.parent / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
+    tuning += [f'base="{base}"', "name=again", "optimizer.learning_rate=0.05", "optimizer.warmup_steps=0", *QUICK]
+    run("finetune", "data=conversations", f"outputs={tmp_path / 'outputs'}", *tuning)
+    made = run("export", f"outputs={tmp_path / 'outputs'}", "run=again")
+    assert 0 < made.results["max_logit_difference"] <= 1e-4 and made.results["texts_compared"] == 3
+    text = (made.path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "begun from `내 모델` and tuned on `conversations`" in text
+    assert "| model | 내 모델 |" in text and "those of the model's owner: see its own card" in text
+    words = plain(TRANSFORMERS_ALONE, tmp_path, str(made.path / "model"))
+    assert words["text"] == words["pipeline"] and words["plain_ids"].count(0) == 1
+
+
 def test_a_pretrained_run_is_exported_bit_for_bit(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = folder_of(trained, "pretrain")
     made = run("export", f"outputs={trained}", f"run={base}", "name=base")
@@ -297,7 +324,9 @@ def test_a_base_that_was_made_anew_is_refused(outputs: Path) -> None:
     path = folder_of(outputs, "pretrain") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
     path.write_text(json.dumps(record), encoding="utf-8")
-    refuse(DamagedError, r"was tuned on other weights than .* holds now. Run the fine-tuning again", outputs)
+    refuse(
+        DamagedError, r"was tuned on other weights than .* holds now. Put them back, or run the fine-tuning", outputs
+    )
 
 
 @pytest.mark.parametrize(("stage", "name"), [("pretrain", "model/model"), ("finetune", "adapter/adapter_model")])

@@ -126,9 +126,9 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
 
 def _disk_of_export(export: Any, run: Run) -> dict[str, float]:
     """Bytes of the files that an export writes: the weights in its dtype, from those of the runs, which are in fp32."""
-    from llm.run import base_of, weights_folder
+    from llm.run import weights_folder, weights_of
 
-    of = base_of(run).path / "model" if export.merge else weights_folder(run)
+    of = weights_of(run).model if export.merge else weights_folder(run)
     weights = sum(path.stat().st_size for path in of.glob("*.safetensors"))
     share = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5}[export.dtype.name]
     return {"model" if export.merge else "adapter": weights * share} | (

@@ -3,16 +3,19 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm.export.plot import loss_plot
-from llm.run import Run, history, read_metrics
+from llm.run import Run, history, is_foreign, read_metrics
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")
 TRAINED = ("pretrain", "finetune")
+STEP = ["step", "run", "digest", "text", "rights of the text"]
+NO_RIGHTS_OF_BASE = "those of the model's owner: see its own card"
 NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you publish."
 
 
@@ -21,7 +24,7 @@ class Facts:
     """What a card says beyond what the runs themselves record."""
 
     is_adapter: bool
-    base_model: str | None  # of an adapter
+    base_model: str  # that it was tuned from
     architecture: str
     dtype: str
     positions: int  # tokens that a text may take
@@ -30,15 +33,15 @@ class Facts:
     proof: dict[str, Any]  # measure -> value, as run.json has them
 
 
-def card(run: Run, base: Run, facts: Facts) -> dict[str, str]:
+def card(run: Run, facts: Facts) -> dict[str, str]:
     """File name -> text: README.md, Markdown under a YAML header as model hubs read it, and the pictures in it."""
     lineage = list(_lineage(run))
     plots = {name: plot for each in lineage for name, plot in _plot(each).items()}
     parts = [
         _header(facts),
-        f"# {run.record['name']}\n\n{_summary(run, base, facts)}",
+        f"# {run.record['name']}\n\n{_summary(run, lineage, facts)}",
         f"## Use\n\n{_use(run, facts)}",
-        f"## Made from\n\n{_table(['step', 'run', 'digest', 'text', 'rights of the text'], map(_step, lineage))}",
+        f"## Made from\n\n{_table(STEP, [*map(_foreign, _bases(lineage)), *map(_step, lineage)])}",
         f"## Numbers\n\n{_table(['measure', 'value'], _numbers(run))}",
         *(f"## Loss of the {each.stage} run\n\n{shown}" for each in lineage if (shown := _losses(each, plots))),
         f"## What was proved of these files\n\n{_table(['measure', 'value'], _proof(facts.proof))}",
@@ -57,14 +60,13 @@ def _header(facts: Facts) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(run: Run, base: Run, facts: Facts) -> str:
+def _summary(run: Run, lineage: list[Run], facts: Facts) -> str:
     what = "An adapter on" if facts.is_adapter else "A"
-    made = (
-        f"{what} {facts.architecture} causal language model of {facts.proof['parameters']:,} parameters, pretrained on "
-    )
-    made += f"`{_data(base)}`"
-    if run.stage == "finetune":
-        made += f" and tuned on `{_data(run)}`"
+    learned = [f"pretrained on `{_data(each)}`" for each in lineage if each.stage == "pretrain"]
+    learned += [f"begun from `{facts.base_model}`"] if not learned else []
+    learned += [f"tuned on `{_data(run)}`"] if run.stage == "finetune" else []
+    made = f"{what} {facts.architecture} causal language model of {facts.proof['parameters']:,} parameters, "
+    made += " and ".join(learned)
     return (
         f"{made}; weights in {facts.dtype}. It was trained on rows of {int(run.config['data']['sequence_length']):,} "
         f"tokens, and a text may take {facts.positions:,}."
@@ -111,12 +113,23 @@ def _lineage(run: Run) -> Iterator[Run]:
     found: dict[str, Run] = {}
 
     def add(each: Run) -> None:
-        for name in each.record.get("folders") or {}:
-            add(each.parent(name))
+        for name, folder in (each.record.get("folders") or {}).items():
+            if not is_foreign(Path(folder)):
+                add(each.parent(name))
         found.setdefault(each.digest, each)
 
     add(run)
     yield from found.values()
+
+
+def _bases(lineage: list[Run]) -> list[Run]:
+    """The runs that began from a model which no run made."""
+    return [run for run in lineage if is_foreign(Path((run.record.get("folders") or {}).get("base", "")))]
+
+
+def _foreign(run: Run) -> list[str]:
+    digest = run.record["identity"]["parents"]["base"][:12]
+    return ["model", Path(run.record["folders"]["base"]).resolve().name, digest, "", NO_RIGHTS_OF_BASE]
 
 
 def _step(run: Run) -> list[str]:

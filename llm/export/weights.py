@@ -27,7 +27,7 @@ def export_model(model: Any, folder: Path, trial: Trial, special: Special, confi
     Raises:
         UnequalError: the merged model, or the one that is read back from the files, is not the run's.
     """
-    merged = model.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model
+    merged = models.merge(model) if hasattr(model, "merge_and_unload") else model
     end(merged, special)
     merging = difference(logits(merged, trial.rows), trial.logits)
     require_within(merging, config.merge_bound, what="the merged model")

@@ -11,7 +11,7 @@ from llm.run import (
     Outcome,
     Plan,
     Run,
-    base_of,
+    Weights,
     check_files,
     digest_of,
     find_model_run,
@@ -20,9 +20,7 @@ from llm.run import (
     process_rank,
     read_metrics,
     sha256_of,
-    tokenizer_folder,
-    usable_positions,
-    weights_folder,
+    weights_of,
     whole_folder,
     write_text,
 )
@@ -38,36 +36,34 @@ FILE_FOR_LLAMA_CPP = "model.gguf"
 def run(config: ExportStage) -> Run:
     """The finished export of a config, with its files checked and its difference within the bound that is asked for."""
     source = find_model_run(config.outputs, config.run, done_to_it="exported")
-    base = base_of(source)
-    check_files(base, under="model/")
-    check_files(source, under=f"{weights_folder(source).name}/")
-    _check(config, source, base)
+    weights = weights_of(source)
+    _check(config, source, weights)
     plan = Plan(
         config=config,
         default_name=str(source.record["name"]),
         format_version=FORMAT_VERSION,
-        parents={"run": source.digest, "base": base.digest},
+        parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
         folders={"run": str(source.path)},
     )
-    made = make(plan, lambda run: _export(run, config, source, base), wait=True)
+    made = make(plan, lambda run: _export(run, config, source, weights), wait=True)
     _require_bound(config, made)  # it may have been made under a wider one
     if process_rank() == 0:
         check_files(made)
     return made
 
 
-def _check(config: ExportStage, source: Run, base: Run) -> None:
+def _check(config: ExportStage, source: Run, weights: Weights) -> None:
     """Refuse, before any work, what this run cannot be exported as."""
-    if not config.export.merge and weights_folder(source).name != "adapter":
+    if not config.export.merge and weights.adapter is None:
         raise ConfigError(
             f"export.merge=false is for a run with an adapter, and {source.path} is a {source.stage} run with a whole "
             "model. Leave it out."
         )
     if config.export.gguf is not None:
-        _require_gguf(config, source, base)
+        _require_gguf(config, weights)
 
 
-def _require_gguf(config: ExportStage, source: Run, base: Run) -> "tokenizer.LlamaCppForm":
+def _require_gguf(config: ExportStage, weights: Weights) -> "tokenizer.LlamaCppForm":
     """How llama.cpp cuts text as the run's tokenizer does."""
     assert config.export.gguf is not None
     asked = f"export.gguf={config.export.gguf.name}"
@@ -75,7 +71,7 @@ def _require_gguf(config: ExportStage, source: Run, base: Run) -> "tokenizer.Lla
         raise ConfigError(f"{asked} needs the package gguf. Install the extra: pip install -e '.[gguf]'.")
     from llm.export.gguf import require_gguf  # with transformers: takes seconds
 
-    return require_gguf(base.path / "model", tokenizer.load(tokenizer_folder(source)), asked=asked)
+    return require_gguf(weights.model, tokenizer.load(weights.tokenizer), asked=asked)
 
 
 def _require_bound(config: ExportStage, made: Run) -> None:
@@ -87,31 +83,31 @@ def _require_bound(config: ExportStage, made: Run) -> None:
         )
 
 
-def _export(run: Run, config: ExportStage, source: Run, base: Run) -> Outcome:
+def _export(run: Run, config: ExportStage, source: Run, weights: Weights) -> Outcome:
     from llm import export  # takes seconds, which an export that is already finished need not wait for
 
-    settings, words = config.export, tokenizer_folder(source)
-    special, positions = tokenizer.special(words), usable_positions(base)
-    trial, model = _try_out(source, base)
+    settings, words = config.export, weights.tokenizer
+    special = tokenizer.special(words)
+    trial, model = _try_out(source, weights)
     with whole_folder(run.path / ("model" if settings.merge else "adapter")) as target:
-        export.write_tokenizer(words, target, special, positions=positions)
-        if settings.merge:
+        export.write_tokenizer(words, target, special, positions=weights.positions)
+        if settings.merge or weights.adapter is None:
             proof = export.export_model(model, target, trial, special, settings)
         else:
-            proof = export.export_adapter(words, base.path / "model", target, trial, special, settings)
+            proof = export.export_adapter(weights.adapter, weights.model, target, trial, special, settings)
         facts = export.Facts(
             is_adapter=not settings.merge,
-            base_model=settings.base_model or base.path.name,
-            architecture=str(base.config["model"]["architecture"]),
+            base_model=settings.base_model or _name_of_base(source),
+            architecture=model.config.model_type,
             dtype=settings.dtype.value,
-            positions=positions,
+            positions=weights.positions,
             has_chat=source.stage == "finetune",
             file_for_llama_cpp=FILE_FOR_LLAMA_CPP if settings.gguf else None,
             proof=proof,
         )
         if settings.gguf is not None:
-            _write_gguf(target, config, source, base)
-        for name, text in export.card(source, base, facts).items():
+            _write_gguf(target, config, source, weights)
+        for name, text in export.card(source, facts).items():
             write_text(target / name, text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
     log.info(
@@ -124,48 +120,50 @@ def _export(run: Run, config: ExportStage, source: Run, base: Run) -> Outcome:
     return Outcome(results=proof, digest=digest)
 
 
-def _write_gguf(folder: Path, config: ExportStage, source: Run, base: Run) -> None:
+def _write_gguf(folder: Path, config: ExportStage, source: Run, weights: Weights) -> None:
     from llm.export.gguf import write_gguf
 
     assert config.export.gguf is not None
-    form = _require_gguf(config, source, base)
+    form = _require_gguf(config, weights)
     write_gguf(
         folder,
         folder / FILE_FOR_LLAMA_CPP,
         form,
-        tokenizer.special(tokenizer_folder(source)),
+        tokenizer.special(weights.tokenizer),
         kind=config.export.gguf,
         name=str(source.record["name"]),
-        positions=usable_positions(base),
+        positions=weights.positions,
     )
     log.info("%s: read back and compared tensor by tensor", FILE_FOR_LLAMA_CPP)
     if form.needs_nfc:
         log.info("llama.cpp does not normalize text: give it text in NFC, as keyboards and most files have it")
 
 
-def _try_out(source: Run, base: Run) -> tuple["Trial", Any]:
+def _try_out(source: Run, weights: Weights) -> tuple["Trial", Any]:
     """(what the run's model makes of the run's prompts, that model in fp32)."""
     from llm import export
 
-    words, model = tokenizer_folder(source), _open(source, base)
+    words, model = weights.tokenizer, _open(weights)
     special = tokenizer.special(words)
     loaded = tokenizer.load(words)
     added = [number for token in special.tokens if (number := loaded.token_to_id(token)) is not None]
-    return export.try_out(model, _prompts(source), special, added, most=usable_positions(base)), model
+    return export.try_out(model, _prompts(source, words), special, added, most=weights.positions), model
 
 
-def _open(source: Run, base: Run) -> Any:
+def _name_of_base(source: Run) -> str:
+    """Of the folder that a run was tuned from, or of the run itself."""
+    return Path(source.record["folders"].get("base", source.path)).resolve().name
+
+
+def _open(weights: Weights) -> Any:
     from llm import model as models
 
-    folder = weights_folder(source)
-    if folder.name == "model":
-        return models.load(folder).eval()
-    return models.load_adapter(models.load(base.path / "model"), folder).eval()
+    model = models.load(weights.model)
+    return (models.load_adapter(model, weights.adapter) if weights.adapter else model).eval()
 
 
-def _prompts(source: Run) -> list[list[int]]:
+def _prompts(source: Run, words: Path) -> list[list[int]]:
     """The prompts that the run wrote after at its validations, as ids: of a tuned run, questions that it held out."""
-    words = tokenizer_folder(source)
     samples = read_metrics(source.path / "samples.jsonl")
     texts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:MOST_PROMPTS]
     if source.stage == "pretrain":
