@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
+from llm.chat import find_source, open_talker
+from llm.chat.settings import Settings
 from llm.config import from_hydra
 from llm.data import (
     Conversation,
@@ -445,16 +447,16 @@ def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
     settings = json.loads((finished.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert list(settings["trainable_token_indices"].values()) == [[size, size + 1]]
     assert set(finished.record["identity"]["parents"]) == {"base", "data", "chat_template"}
-    assert "(data.packing=best_fit)" in caplog.text
-    from llm.chat import find_run, open_talker
-    from llm.model import Sampling
-
-    talker = open_talker(find_run(str(outputs), str(finished.path)), Sampling(max_new_tokens=4))
-    ids = talker.encode([{"role": "user", "content": "무엇을 샀나요?"}])
+    results = finished.results
+    assert results["train_records"] + results["held_out_records"] == 60  # conversations, though rows have several
+    assert f"{results['train_records']} conversations in " in caplog.text and "(data.packing=best_fit)" in caplog.text
+    talker, settings = open_talker(find_source(str(outputs), str(finished.path))), Settings(max_new_tokens=4)
+    asked = [{"role": "user", "content": "무엇을 샀나요?"}]
+    ids, _ = talker.encode(asked, settings)
     assert talker.chat.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")
     rows = talker.model.get_input_embeddings()(torch.tensor([size, size + 1]))
     assert not torch.equal(rows[0], rows[1])  # they began as one mean, and were trained
-    assert isinstance("".join(talker.answer([{"role": "user", "content": "무엇을 샀나요?"}])), str)
+    assert "<|" not in "".join(talker.answer(asked, settings))
 
 
 def test_conversations_that_are_too_long_are_counted(outputs: Path, conversations: Path, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class ConversationRows:
     def __init__(self, conversations: list[Encoded], *, pad_id: int) -> None:
         self._conversations, self._pad_id = conversations, pad_id
         self.num_labels = np.array([int(c.is_answer[1:].sum()) for c in conversations])
+        self.num_conversations = len(conversations)
         self.raw_bytes = sum(c.answer_bytes for c in conversations)
 
     def __len__(self) -> int:
@@ -184,6 +185,7 @@ class PackedConversationRows:
         for place in np.lexsort((offsets, lines)):
             self._rows[lines[place]].append(conversations[place])
         self._pad_id, self.sequence_length = pad_id, sequence_length
+        self.num_conversations = len(conversations)
         self.num_labels = np.array([sum(int(c.is_answer[1:].sum()) for c in row) for row in self._rows])
         self.raw_bytes = sum(c.answer_bytes for c in conversations)
 

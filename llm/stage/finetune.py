@@ -12,9 +12,10 @@ from llm import tokenizer
 from llm.config import FinetuneStage, Method, Packing
 from llm.data import (
     Conversation,
+    ConversationRows,
     Corpus,
     Encoded,
-    Rows,
+    PackedConversationRows,
     conversation_rows,
     encode_conversations,
     open_corpus,
@@ -44,6 +45,8 @@ from llm.stage.pretrain import model_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+ChatRows = ConversationRows | PackedConversationRows
 
 FORMAT_VERSION = 3
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
@@ -119,12 +122,12 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
         config,
         model=model,
         model_config=loaded.config,
-        rows=rows,
+        rows={**rows},
         tokenizer_folder=words,
         prompts=prompts,
         save=partial(models.save if is_full else models.save_adapter, model),
         save_as="model" if is_full else "adapter",
-        facts=_sizes(model, config) | {"train_records": len(rows["train"]), "held_out_records": len(rows["held_out"])},
+        facts=_sizes(model, config) | {f"{split}_records": rows[split].num_conversations for split in rows},
     )
     if results is None:
         return NOT_MINE
@@ -182,14 +185,14 @@ def _adapter_digest(adapter: Path) -> str:
 
 def _read(
     config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
-) -> tuple[dict[str, Rows], list[tuple[str, list[int]]], dict[str, int]]:
+) -> tuple[dict[str, ChatRows], list[tuple[str, list[int]]], dict[str, int]]:
     """(rows of both splits, the first held-out questions with their token ids, what was dropped by reason)."""
     chat = tokenizer.load_chat(folder)
     conversations: dict[str, list[Conversation]] = {"train": [], "held_out": []}
     for is_held_out, record in corpus.split_records():
         if isinstance(record, Conversation):
             conversations["held_out" if is_held_out else "train"].append(record)
-    rows: dict[str, Rows] = {}
+    rows: dict[str, ChatRows] = {}
     dropped: dict[str, int] = {}
     for split, records in conversations.items():
         encoded, counts = encode_conversations(
@@ -218,7 +221,7 @@ def _read(
     return rows, [(q[-1]["content"], list(line)) for q, line in zip(questions, ids, strict=True)], dropped
 
 
-def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: Rows, chat: Any) -> None:
+def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ChatRows, chat: Any) -> None:
     """Log what the rows cost, and what the first conversations look like to the model."""
     rows_at_once = config.trainer.micro_batch_size or config.data.batch_size
     log.info(
