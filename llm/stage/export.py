@@ -171,4 +171,6 @@ def _prompts(source: Run, words: Path) -> list[list[int]]:
         return [[begin, *loaded.encode(text, add_special_tokens=False).ids] for text in texts]
     chat = tokenizer.load_chat(words)
     asked = [[{"role": "user", "content": text}] for text in texts]
-    return [list(chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]) for turns in asked]
+    with tokenizer.Renderer(chat) as renderer:
+        rendered = renderer.prompts(asked)
+    return [list(chat(text, add_special_tokens=False)["input_ids"]) for text in rendered]
