@@ -5,7 +5,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#b45fa0", "#c98a00", "#3c9bd6", "#7a68d8", "#8c6d31", "#c23b22", "#6b7684"];
 const RAMP = ["#2563eb", "#0d9aa8", "#5aa02c", "#d99a00", "#cf4a5d"]; // from the best to the worst
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"] };
+const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"] };
 const figures = new Map(); // element -> {owners: choice of each trace, or null; points: whether owners are of points}
 const followed = new Set();
 
