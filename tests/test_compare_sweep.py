@@ -170,6 +170,9 @@ def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: 
         driver.get((tmp_path / "page.html").as_uri())
         WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#tokens .main-svg"))
         assert driver.get_log("browser") == []  # no error, and nothing that the page's policy has refused
+        buttons = [each.get_attribute("data-title") for each in driver.find_elements(By.CSS_SELECTOR, ".modebar-btn")]
+        assert "Download plot as a PNG" in " ".join(map(str, buttons))
+        assert not [each for each in buttons if each and ("Share" in each or "loud" in each)]  # would send a figure away
         rows = driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")
         assert [row.find_elements(By.CSS_SELECTOR, "td")[1].text for row in rows] == ["1", "2", "3"]
         assert "diverged: " + HOSTILE in rows[2].text
