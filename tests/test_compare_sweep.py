@@ -2,17 +2,20 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_compare import write_run
 
-from llm.compare import main
+from llm.compare import main, page_at_end
 from llm.compare.curves import thinned
 from llm.compare.effects import marginal_effect
 from llm.compare.page import as_script
 from llm.compare.statistics import estimate, t_quantile
+from llm.errors import StoppedError
+from llm.run import log
 from tests.browser import chromium, needs_chromium
 
 HOSTILE = "<script>alert('이름')</script>"
@@ -149,6 +152,40 @@ def test_a_sweep_without_jobs_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "none-00000000 is a sweep without jobs: there is nothing to compare" in capsys.readouterr().err
 
 
+def test_a_folder_that_holds_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "그냥 폴더").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "그냥 폴더"), "--outputs", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "그냥 폴더 holds no run and no sweep: neither run.json nor jobs/." in capsys.readouterr().err
+
+
+# The end of a sweep
+
+
+@pytest.mark.parametrize("ending", [None, StoppedError("stopped by SIGTERM")])
+def test_a_sweep_leaves_its_page_however_it_ends(
+    sweep: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ending: BaseException | None
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", logger="llm")
+    with pytest.raises(StoppedError) if ending else nullcontext(), page_at_end(sweep):
+        if ending:
+            raise ending
+    assert "rates-12345678" in (sweep / "compare.html").read_text(encoding="utf-8")
+    assert f"how its jobs compare: {sweep}/compare.html" in caplog.text
+
+
+def test_a_page_that_cannot_be_made_fails_no_sweep(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    with page_at_end(tmp_path):
+        pass
+    assert f"{tmp_path}/compare.html is not written: ConfigError: " in caplog.text
+    assert not (tmp_path / "compare.html").exists()
+
+
 # The page
 
 
@@ -172,7 +209,7 @@ def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: 
         assert driver.get_log("browser") == []  # no error, and nothing that the page's policy has refused
         buttons = [each.get_attribute("data-title") for each in driver.find_elements(By.CSS_SELECTOR, ".modebar-btn")]
         assert "Download plot as a PNG" in " ".join(map(str, buttons))
-        assert not [each for each in buttons if each and ("Share" in each or "loud" in each)]  # would send a figure away
+        assert not [each for each in buttons if "Share" in str(each)]  # it would send the figure to a server
         rows = driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")
         assert [row.find_elements(By.CSS_SELECTOR, "td")[1].text for row in rows] == ["1", "2", "3"]
         assert "diverged: " + HOSTILE in rows[2].text
@@ -181,6 +218,14 @@ def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: 
         assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .scatterlayer .trace")) == 4  # a line for each run
         rows[0].click()
         assert driver.find_element(By.ID, "following").text != ""
+        driver.find_element(By.CSS_SELECTOR, "#ranked thead th:nth-child(6) button").click()  # by the metric
+        order = [row.get_attribute("data-choice") for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")]
+        driver.find_element(By.CSS_SELECTOR, "#ranked thead th:nth-child(6) button").click()  # the other way
+        turned = [row.get_attribute("data-choice") for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")]
+        assert (order, turned) == (["0", "1", "2"], ["1", "0", "2"])  # what was not measured stays last
+        driver.find_element(By.ID, "theme").click()
+        assert driver.find_element(By.TAG_NAME, "html").get_attribute("data-theme") == "dark"
+        assert driver.get_log("browser") == []
         field = driver.find_element(By.ID, "filter")
         field.send_keys("failed")
         shown = [row for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr") if row.is_displayed()]

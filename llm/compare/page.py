@@ -110,7 +110,9 @@ def _ranking(report: Report) -> Iterator[str]:
     yield ' <button id="all" type="button">Show all</button> <span id="following"></span></p>'
     yield '<div class="wide tall"><table id="ranked"><thead><tr>'
     # Headings that break before a dot or a slash, so that long keys do not make columns wide.
-    yield "".join(f'<th scope="col"><button type="button">{_breakable(name)}</button></th>' for name in columns)
+    extra = {name for name in names if name != study.metric}  # what paper has no room for
+    for name in columns:
+        yield f'<th scope="col"{_extra(name in extra)}><button type="button">{_breakable(name)}</button></th>'
     yield "</tr></thead><tbody>"
     for place, choice in enumerate(study.choices):
         yield f'<tr data-choice="{place}" tabindex="0"><td><span class="swatch"></span></td><td>{place + 1}</td>'
@@ -121,7 +123,7 @@ def _ranking(report: Report) -> Iterator[str]:
         if study.metric:
             yield _estimate_cell(choice.outcome.get(study.metric))
         yield "".join(f"<td>{html.escape(values[place])}</td>" for values in study.columns.values())
-        yield "".join(_estimate_cell(choice.outcome.get(name)) for name in names if name != study.metric)
+        yield "".join(_estimate_cell(choice.outcome.get(name), " extra") for name in names if name in extra)
         yield f'<td class="error">{html.escape(choice.error)}</td></tr>' if has_errors else "</tr>"
     yield "</tbody></table></div></section>"
 
@@ -131,15 +133,19 @@ def _state_class(choice: Choice) -> str:
     return states.pop() if len(states) == 1 else "mixed"
 
 
-def _estimate_cell(value: Estimate | None) -> str:
+def _extra(is_extra: bool) -> str:
+    return ' class="extra"' if is_extra else ""
+
+
+def _estimate_cell(value: Estimate | None, more: str = "") -> str:
     if value is None:
-        return '<td class="number">-</td>'
-    return _number_cell(shown_estimate(value), value.mean)
+        return f'<td class="number{more}">-</td>'
+    return _number_cell(shown_estimate(value), value.mean, more)
 
 
-def _number_cell(text: str, value: float) -> str:
+def _number_cell(text: str, value: float, more: str = "") -> str:
     exact = f' data-value="{value!r}"' if isfinite(value) else ""
-    return f'<td class="number"{exact} title="{value!r}">{html.escape(text)}</td>'
+    return f'<td class="number{more}"{exact} title="{value!r}">{html.escape(text)}</td>'
 
 
 def _breakable(name: str) -> str:
