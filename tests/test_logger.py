@@ -14,6 +14,7 @@ import yaml
 
 from llm.config import LoggerConfig, WandbMode
 from llm.logger import RunLogger, open_logger
+from llm.logger.view import wait_until_idle
 from llm.run import Run
 
 CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny", "num_layers": 3}, "data": {"path": None}}
@@ -73,7 +74,7 @@ def test_without_a_login_wandb_is_offline_and_one_line_says_why(
         logger.log({"step": 1, "tokens": 5, "train/loss": 2.0})
     (folder,) = wandb_folders(tmp_path)
     assert said(caplog) == [
-        f"wandb is offline, for no login was found (wandb login changes that). Upload: wandb sync {folder}"
+        f"wandb is offline, for no login was found (wandb login changes that): {folder}. Upload: python -m llm.sync"
     ]
     assert list(folder.glob("*.wandb"))  # what wandb sync is given is there
     printed = capfd.readouterr()
@@ -107,13 +108,16 @@ def test_online_without_a_server_falls_back_to_offline(
     with open_logger(LoggerConfig(mode=WandbMode.online), run_of(tmp_path), outputs=tmp_path) as logger:
         logger.log({"step": 1, "tokens": 5})
     (line,) = said(caplog)
-    assert line.startswith("wandb is offline, for it could not start online (no server). Upload: wandb sync /")
+    assert line.startswith("wandb is offline, for it could not start online (no server): /")
     assert inspected(wandb_folders(tmp_path)[0])["history"]
 
 
 @pytest.mark.parametrize(
     ("chosen", "line"),
-    [("offline", "wandb is offline, as wandb's own settings say."), ("disabled", "wandb is disabled, as wandb's own")],
+    [
+        ("offline", "wandb is offline, as wandb's own settings say: /"),
+        ("disabled", "wandb is disabled, as wandb's own"),
+    ],
 )
 def test_auto_does_as_wandb_mode_says(
     chosen: str, line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -131,7 +135,7 @@ def test_offline_by_choice_asks_for_no_login(
     monkeypatch.setattr(wandb, "login", lambda **_: pytest.fail("login was asked for"))
     with open_logger(LoggerConfig(mode=WandbMode.offline), run_of(tmp_path), outputs=tmp_path):
         pass
-    assert said(caplog)[0].startswith("wandb is offline, as logger.mode says. Upload: wandb sync /")
+    assert said(caplog)[0].startswith("wandb is offline, as logger.mode says: /")
 
 
 def test_a_wandb_that_cannot_start_does_not_stop_a_run(
@@ -198,11 +202,13 @@ def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Pat
     samples = {name for name in logged[2] if name.split(".")[0] == "samples"}
     assert samples  # with the record of their validation
     assert [{name: value for name, value in line.items() if name not in samples} for line in logged] == metrics
-    (table,) = wandb_folders(tmp_path)[0].glob("files/media/table/*.json")
-    assert json.loads(table.read_text(encoding="utf-8")) == {
-        "columns": ["step", "prompt", "text"],
-        "data": [[3, "대한민국은", " 민주공화국이다"]],
-    }
+    tables = [*wandb_folders(tmp_path)[0].glob("files/media/table/*.json")]
+    for table in tables:
+        assert json.loads(table.read_text(encoding="utf-8")) == {
+            "columns": ["step", "prompt", "text"],
+            "data": [[3, "대한민국은", " 민주공화국이다"]],
+        }
+    assert len(tables) == 2  # that of the validation, and the one over time
     assert {"val/bits_per_byte": 1.5} in [record.get("update") for record in records["summary"]]
     assert records["exit"][0].get("exit_code", 0) == 0
 
@@ -256,7 +262,7 @@ class Broken:
     """A W&B run that fails at whatever it is asked for."""
 
     summary = property(lambda self: self.log())
-    dir = "wandb/run-1/files"
+    dir, id, offline = "wandb/run-1/files", "1", False
 
     def __init__(self) -> None:
         self.calls = 0
@@ -283,17 +289,20 @@ def test_what_wandb_raises_is_said_once_and_stops_nothing(action: Any, caplog: p
     logger = RunLogger(broken)
     for _ in range(3):
         action(logger)
-    assert said(caplog) == ["wandb: the server is gone; the run goes on without it, metrics.jsonl has everything"]
+    assert wait_until_idle(logger, 5)
+    action(logger)
+    assert said(caplog) == [
+        "wandb: the server is gone; the run goes on without it, metrics.jsonl has everything. Upload it later: "
+        "python -m llm.sync"
+    ]
     assert broken.calls == 1
 
 
 def test_an_end_that_wandb_does_not_reach_names_what_is_left_to_upload(caplog: pytest.LogCaptureFixture) -> None:
     logger = RunLogger(Broken())
-    logger.finish(failed=False)
-    logger.finish(failed=False)
-    assert said(caplog) == [
-        "wandb did not get everything (the server is gone). Upload the rest: wandb sync --include-online wandb/run-1"
-    ]
+    logger.finish(exit_code=0)
+    logger.finish(exit_code=0)
+    assert said(caplog) == ["wandb did not get everything (the server is gone). Upload the rest: python -m llm.sync"]
 
 
 def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(
@@ -306,8 +315,10 @@ def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(
     with open_logger(OFFLINE, run_of(tmp_path, "second-01234567"), outputs=tmp_path) as logger:
         logger.log({"step": 2, "tokens": 2})
     found = {
-        records["run"][0]["display_name"]: [without_internal(r["item"]) for r in records.get("history", [])]
-        for records in map(inspected, wandb_folders(tmp_path))
+        folder.name.partition("-pretrain-")[2]: [
+            without_internal(r["item"]) for r in inspected(folder).get("history", [])
+        ]
+        for folder in wandb_folders(tmp_path)
     }
     assert found == {"first-01234567": [], "second-01234567": [{"step": 2, "tokens": 2}]}
 
@@ -366,8 +377,10 @@ def test_records_that_wandb_has_are_not_sent_again_nor_their_samples() -> None:
     logger.log_samples([{"step": 2, "prompt": "가", "text": "나"}])
     logger.log({"tokens": 2})
     logger.log({"tokens": 3})
+    assert wait_until_idle(logger, 5)
     assert calls == [({"tokens": 3}, 3)]
     calls.clear()
     logger = RunLogger(wandb_run, sent=1)
     logger.go_on([{"tokens": 0}, {"tokens": 1}, {"tokens": 2}])
+    assert wait_until_idle(logger, 5)
     assert calls == [({"tokens": 1}, 1), ({"tokens": 2}, 2)]

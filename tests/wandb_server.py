@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import itertools
 import json
 import re
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import yaml
 
 Fault = Callable[[str], int | None]  # of the path or the GraphQL operation: the HTTP status to answer in its place
 ENTITY = {"id": "entity", "name": "me"}
@@ -22,6 +25,11 @@ class WandbServer:
         self.asked: list[str] = []  # paths and GraphQL operations, as they came
         self.unknown: set[str] = set()  # GraphQL operations that got an error for an answer
         self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}  # id -> what it was made with, the run, and `used_by`
+        self.alerts: list[dict[str, Any]] = []
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.uploaded: dict[str, bytes] = {}  # path -> content
+        self.stop_button = False
         self._streams: dict[tuple[str, str], dict[int, str]] = {}  # (run, file) -> line number -> line
         self._ended: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -65,6 +73,7 @@ class WandbServer:
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         """(HTTP status, JSON) for one request."""
+        path = path.partition("?")[0]
         request = json.loads(body) if path == "/graphql" else {}
         asked = _operation(request) if request else path
         with self._lock:
@@ -77,15 +86,34 @@ class WandbServer:
             if path.endswith("/file_stream"):
                 self._take_stream(path.split("/")[-2], json.loads(body))
                 return 200, {"exitcode": None, "limits": {}}
-        return 200, {}  # an upload
+            self.uploaded[path] = body
+        return 200, {}
 
     def _graphql(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": _viewer,
+            "GetDefaultEntity": _viewer,
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": self._create_files,
+            "Run": self._public_run,
+            "RunStoppedStatus": lambda _: {"project": {"run": {"stopped": self.stop_button}}},
+            "NotifyScriptableRunAlert": self._alert,
+            "OrganizationCoreWeaveOrganizationID": lambda _: {
+                "entity": {"organization": {"coreWeaveOrganizationId": None}}
+            },
+            "ArtifactType": lambda _: {"project": {"artifact": None}},
+            "CreateArtifact": self._create_artifact,
+            "UseArtifact": self._use_artifact,
+            "CreateArtifactManifest": self._create_manifest,
+            "UpdateArtifactManifest": self._create_manifest,
+            "CreateArtifactFiles": self._create_artifact_files,
+            "CommitArtifact": self._commit_artifact,
+            "UpsertSweep": self._upsert_sweep,
+            "SweepWithRuns": self._sweep_with_runs,
+            "CreateAgent": self._create_agent,
+            "Heartbeat": self._heartbeat,
         }
         if operation not in answers:
             self.unknown.add(operation)
@@ -140,6 +168,127 @@ class WandbServer:
         run_id = variables["run"]
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{run_id}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": run_id, "uploadHeaders": [], "files": files}}
+
+    # The public API, alerts, artifacts
+
+    def _public_run(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables["name"]
+        if run_id not in self.runs:
+            return {"project": {"run": None}}
+        run = self._bucket(run_id) | {
+            "projectId": "1",
+            "tags": self.runs[run_id].get("tags", []),
+            "state": "running" if self.exit_code(run_id) is None else "finished",
+            "summaryMetrics": json.dumps(self.summary(run_id)),
+            "systemMetrics": "{}",
+            "historyKeys": {"lastStep": len(self._lines(run_id, "wandb-history.jsonl")) - 1, "keys": {}},
+            "user": {"name": "me", "username": "me"},
+        }
+        return {"project": {"run": run}}
+
+    def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
+
+    def _create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        made = variables.get("input", variables)
+        for artifact_id, there in self.artifacts.items():  # the same content is the same version
+            if (there["artifactCollectionName"], there["digest"]) == (made["artifactCollectionName"], made["digest"]):
+                return {"createArtifact": {"artifact": self._artifact(artifact_id)}}
+        artifact_id = f"artifact{len(self.artifacts)}"
+        self.artifacts[artifact_id] = {**made, "state": "PENDING", "used_by": [], "files": []}
+        return {"createArtifact": {"artifact": self._artifact(artifact_id)}}
+
+    def _artifact(self, artifact_id: str) -> dict[str, Any]:
+        state = self.artifacts[artifact_id]["state"]
+        return {"id": artifact_id, "state": state, "artifactSequence": {"latestArtifact": None}}
+
+    def _use_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        used = variables.get("input", variables)
+        self.artifacts[used["artifactID"]]["used_by"].append(used["runName"])
+        return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
+
+    def _create_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        artifact_id = variables.get("artifactID") or variables.get("artifactManifestID")
+        manifest = {
+            "id": artifact_id,
+            "file": {
+                "id": "file",
+                "name": "manifest",
+                "displayName": "manifest",
+                "uploadUrl": f"{self.url}/manifest/{artifact_id}",
+                "uploadHeaders": [],
+            },
+        }
+        return {
+            "createArtifactManifest": {"artifactManifest": manifest},
+            "updateArtifactManifest": {"artifactManifest": manifest},
+        }
+
+    def _create_artifact_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        asked = variables["input"]["artifactFiles"]
+        nodes = []
+        for file in asked:
+            self.artifacts[file["artifactID"]]["files"].append(file["name"])
+            nodes.append(
+                {
+                    "id": f"file-{file['name']}",
+                    "name": file["name"],
+                    "displayName": file["name"],
+                    "uploadUrl": f"{self.url}/artifact/{file['artifactID']}/{file['name']}",
+                    "uploadHeaders": [],
+                    "artifact": {"id": file["artifactID"]},
+                    "storagePath": file["name"],
+                    "uploadMultipartUrls": None,
+                }
+            )
+        return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+    def _commit_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        artifact_id = variables["artifactID"]
+        self.artifacts[artifact_id]["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": artifact_id, "digest": self.artifacts[artifact_id]["digest"]}}}
+
+    # Sweeps: the grid alone
+
+    def _upsert_sweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name, config = f"sweep{len(self.sweeps)}", yaml.safe_load(variables["config"])
+        values = [each.get("values", [each.get("value")]) for each in config["parameters"].values()]
+        points = [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*values)]
+        self.sweeps[name] = {"config": config, "waiting": points, "yaml": variables["config"], "trials": {}}
+        project = {"id": "project", "name": variables["projectName"], "entity": ENTITY}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _sweep_with_runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[variables["sweep"]]
+        nothing = ("description", "heartbeatAt", "updatedAt", "bestLoss", "controller", "scheduler")
+        found = {
+            "id": variables["sweep"],
+            "name": variables["sweep"],
+            "method": sweep["config"]["method"],
+            "state": "RUNNING" if sweep["waiting"] else "FINISHED",
+            "config": sweep["yaml"],
+            "createdAt": "2026-01-01T00:00:00",
+            "earlyStopJobRunning": False,
+            "runs": {"edges": []},
+        }
+        return {"project": {"sweep": found | dict.fromkeys(nothing)}}
+
+    def _create_agent(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": variables["sweep"]}}}
+
+    def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name, commands = variables["id"], []
+        sweep = self.sweeps[name]
+        if not json.loads(variables.get("runState") or "{}"):
+            commands = [{"type": "exit"}]
+            if sweep["waiting"]:
+                point, run_id = sweep["waiting"].pop(0), f"{name}run{len(sweep['trials'])}"
+                sweep["trials"][run_id] = point
+                arguments = {key: {"value": value} for key, value in point.items()}
+                program = sweep["config"].get("program")
+                commands = [{"type": "run", "run_id": run_id, "program": program, "args": arguments}]
+        return {"agentHeartbeat": {"agent": {"id": name}, "commands": json.dumps(commands)}}
 
 
 class _Handler(BaseHTTPRequestHandler):

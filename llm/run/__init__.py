@@ -6,6 +6,7 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
   log.txt  metrics.jsonl         and what the stage makes
 """
 
+from llm.run.announcing import SweepJob, sweep_job
 from llm.run.bases import Base, base_behind, check_base, find_base, positions_of, weights_of
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
@@ -49,6 +50,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Run",
+    "SweepJob",
     "Weights",
     "ask_for_another_launch",
     "base_behind",
@@ -84,6 +86,7 @@ __all__ = [
     "sha256_of",
     "start_logging",
     "stop_on_signal",
+    "sweep_job",
     "tokenizer_folder",
     "usable_positions",
     "weights_folder",

@@ -1,15 +1,44 @@
-"""Where a run lies, told to the sweep that started it: TTUKTTAK_JOB names the folder to leave the word in."""
+"""What a job and the sweep that started it tell each other, by files in the folder that TTUKTTAK_JOB names."""
 
+import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm.run.environment import process_rank
-from llm.run.files import write_text
+from llm.run.files import write_json, write_text
 
-JOB_FOLDER, ANNOUNCED = "TTUKTTAK_JOB", "run"
+JOB_FOLDER, ANNOUNCED, VARYING = "TTUKTTAK_JOB", "run", "varying.json"
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What a process knows of the sweep that it is a job of."""
+
+    sweep: str  # the name of the sweep's folder
+    varying: dict[str, str]  # key -> value, of the overrides that tell this job from the others
 
 
 def announce(stage: str, folder: Path) -> None:
     """Tell the sweep which run this process is at; outside of a sweep nothing."""
     if (job := os.environ.get(JOB_FOLDER)) and process_rank() == 0:
         write_text(Path(job) / ANNOUNCED, f"{stage}\n{folder}\n")
+
+
+def tell_job(folder: Path, varying: Sequence[str]) -> None:
+    """Tell a job, before it starts, which of its overrides the others do not have."""
+    write_json(folder / VARYING, list(varying))
+
+
+def sweep_job() -> SweepJob | None:
+    """The job of a sweep that this process is; None outside of one."""
+    if not (job := os.environ.get(JOB_FOLDER)):
+        return None
+    folder = Path(job)
+    try:
+        overrides = json.loads((folder / VARYING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of a sweep that an earlier version began
+        overrides = []
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return SweepJob(folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"})

@@ -8,7 +8,7 @@ from llm.errors import LaunchError
 from llm.sweep.board import Board
 from llm.sweep.driver import Driver, Standing
 from llm.sweep.finding import Finder
-from llm.sweep.ledger import Job, labels, open_ledger, sweep_folder
+from llm.sweep.ledger import Job, labels, open_ledger, sweep_folder, varying
 from llm.sweep.opening import opened
 
 EXIT_CODES = {"config": 2, "data": 65, "diverged": 70}
@@ -30,8 +30,15 @@ def run_grid(
     settings.check()
     folder = sweep_folder(configs, jobs, choice=choice)
     checked = [
-        Job(number=number, overrides=list(job), config=config, label=label, folder=folder / "jobs" / f"{number:04d}")
-        for number, (job, config, label) in enumerate(zip(jobs, configs, labels(jobs), strict=True))
+        Job(
+            number=number,
+            overrides=list(job),
+            config=config,
+            label=label,
+            folder=folder / "jobs" / f"{number:04d}",
+            varying=own,
+        )
+        for number, (job, config, label, own) in enumerate(zip(jobs, configs, labels(jobs), varying(jobs), strict=True))
     ]
     with opened(settings, configs, folder, num_jobs=len(jobs), of=f"{len(jobs)} jobs") as pool:
         open_ledger(folder, checked)

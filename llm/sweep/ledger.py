@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from llm.config import StageConfig
 from llm.errors import ConfigError, DamagedError
-from llm.run.announcing import ANNOUNCED
+from llm.run.announcing import ANNOUNCED, tell_job
 from llm.run.environment import without_secrets
 from llm.run.files import digest_of, write_json
 from llm.run.owner import is_owned, owned
@@ -62,6 +62,7 @@ class Job:
     config: StageConfig
     label: str  # what tells it from the others
     folder: Path
+    varying: tuple[str, ...] = ()  # the overrides that the other jobs do not have
 
     def read(self) -> JobRecord:
         """What the ledger says of it.
@@ -106,6 +107,7 @@ class Job:
         record.attempts.append(Attempt(now(), socket.gethostname(), os.getpid()))
         record.state = "running"
         (self.folder / ANNOUNCED).unlink(missing_ok=True)
+        tell_job(self.folder, list(map(without_secrets, self.varying)))
         self.write(record)
 
     def keep_found(self, run: Run) -> None:
@@ -155,5 +157,10 @@ def open_ledger(folder: Path, jobs: Sequence[Job]) -> None:
 
 def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
     """For each job the overrides that not all have; those of the only job are all."""
+    return [" ".join(map(without_secrets, own)) or "the job" for own in varying(jobs)]
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """For each job the overrides that not all have; those of the only job are all."""
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    return [" ".join(o for o in map(without_secrets, job) if o not in shared) or "the job" for job in jobs]
+    return [tuple(override for override in job if override not in shared) for job in jobs]

@@ -179,13 +179,20 @@ class Search:
         jobs = []
         for seed in range(self._settings.seeds):
             number = point_of(asked) * self._settings.seeds + seed
-            overrides = as_overrides(asked.params) + self._fixed
-            overrides += [f"seed={seed}"] if self._settings.seeds > 1 else []
+            point, seeded = as_overrides(asked.params), [f"seed={seed}"] if self._settings.seeds > 1 else []
+            overrides = point + self._fixed + seeded
             config = self._compose(overrides, number)
             folder = self._job_folder(number)
             folder.mkdir(parents=True, exist_ok=True)
             label = " ".join(as_overrides(short(asked.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
-            job = Job(number=number, overrides=overrides, config=config, label=label, folder=folder)
+            job = Job(
+                number=number,
+                overrides=overrides,
+                config=config,
+                label=label,
+                folder=folder,
+                varying=(*point, *seeded),
+            )
             jobs.append(Standing(job, len(job.read().attempts)))
         return Trial(asked, jobs, past_rung=asked.user_attrs.get(PAST_RUNG, 0))
 

@@ -76,6 +76,7 @@ def fit(task: Fit) -> None:
             f"{len(task.train_rows)} training rows, which leaves some without one. Use fewer devices, or more text."
         )
     stop, journal = StopFlag(), Journal(task.folder, task.logger)
+    task.logger.on_stop(stop.raise_flag)
     with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
         _ignore_known_warnings()
         while not _attempt(task, stop, journal):

@@ -1,0 +1,43 @@
+"""A run -> what W&B shows of it beside its metrics: group, tags, the order of its config, and how it is named."""
+
+from typing import Any
+
+from llm.config import LoggerConfig
+from llm.run import Run, sweep_job
+
+TAG_CHARACTERS = 64  # W&B takes no longer tag
+
+
+def description(config: LoggerConfig, run: Run) -> dict[str, Any]:
+    """The arguments of wandb.init that say what a run is; those of a job of a sweep say what it tries."""
+    job = sweep_job()
+    tags = [*config.tags]
+    if job:
+        tags += [tag(key, value) for key, value in job.varying.items()]
+    return {
+        "name": run.path.name,
+        "group": config.group or (job.sweep if job else run.stage),
+        "job_type": run.stage,
+        "tags": list(dict.fromkeys(tags)),
+        "config": first(run.config, list(job.varying)) if job else run.config,
+    }
+
+
+def tag(key: str, value: str) -> str:
+    """key=value in the characters that a tag may have: the key gives way first, from its beginning."""
+    for name in (key, key.rpartition(".")[2]):
+        if len(text := f"{name}={value}") <= TAG_CHARACTERS:
+            return text
+    return text[: TAG_CHARACTERS - 1] + "…"
+
+
+def first(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """The config with these dotted keys, and the groups that they are in, before the others."""
+    nested: dict[str, list[str]] = {}
+    for key in keys:
+        head, _, rest = key.partition(".")
+        if head in config:
+            nested.setdefault(head, []).extend([rest] if rest else [])
+    ordered = {head: config[head] for head in nested} | config
+    inner = {head: first(config[head], rests) for head, rests in nested.items() if isinstance(config[head], dict)}
+    return ordered | inner
