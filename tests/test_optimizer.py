@@ -46,7 +46,7 @@ def test_the_matrices_of_llama_decay_and_nothing_else() -> None:
     }
 
 
-@pytest.mark.parametrize("architecture", list(Architecture))
+@pytest.mark.parametrize("architecture", [each for each in Architecture if each is not Architecture.other])
 def test_every_parameter_is_optimized_once(architecture: Architecture) -> None:
     model = model_of(architecture)
     optimizer, _ = build_optimizer(model, OptimizerConfig(), max_steps=10)
@@ -54,7 +54,7 @@ def test_every_parameter_is_optimized_once(architecture: Architecture) -> None:
     assert len(optimized) == len(set(optimized)) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("architecture", list(Architecture))
+@pytest.mark.parametrize("architecture", [each for each in Architecture if each is not Architecture.other])
 def test_of_a_frozen_model_the_adapters_alone_are_optimized(architecture: Architecture) -> None:
     model = add_lora(model_of(architecture), LoraConfig(), architecture)
     found = decays(model)

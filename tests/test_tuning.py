@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from llm import model as models
-from llm.chat import open_talker
+from llm.chat import Talker, find_source, open_talker
+from llm.chat.settings import Settings
 from llm.errors import ConfigError, DamagedError
-from llm.model import Sampling
 from llm.run import Run, log, positions_of, read_metrics, start_logging, weights_of
 from llm.tokenize import find_tokenizers
 from llm.verify import with_parents
@@ -84,13 +84,18 @@ def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, capl
     assert sum(t.numel() for t in kept.values()) < 3 * trained + 100  # and none of the frozen base
 
 
+def talker_of(outputs: Path, tuned: Run) -> Talker:
+    return open_talker(find_source(str(outputs), str(tuned.path)))
+
+
 @pytest.mark.parametrize("method", ["dora", "pissa"])
 def test_the_adapter_of_any_method_is_the_one_that_was_sampled(outputs: Path, method: str) -> None:
     tuned = tune(outputs, f"lora.method={method}", "trainer.sample_temperature=0", "lora.rank=3")
     said = [line for line in read_metrics(tuned.path / "samples.jsonl") if line["step"] == 4]
-    talker = open_talker(tuned, Sampling(max_new_tokens=4, temperature=0))
+    talker = talker_of(outputs, tuned)
     messages = [{"role": "user", "content": said[0]["prompt"]}]
-    assert "".join(talker.answer(messages)) == said[0]["text"]
+    answer = "".join(talker.answer(messages, Settings(max_new_tokens=4, temperature=0)))
+    assert answer == said[0]["text"].lstrip()
 
 
 def test_a_frozen_base_in_bf16_has_the_adapter_in_fp32(outputs: Path) -> None:
@@ -114,7 +119,7 @@ def test_full_fine_tuning_leaves_a_model_that_stands_by_itself(outputs: Path) ->
     assert tuned.results["trainable_parameters"] == tuned.results["parameters"]
     weights = weights_of(tuned)
     assert (weights.model, weights.adapter, weights.positions) == (tuned.path / "model", None, 64)
-    talker = open_talker(tuned, Sampling())
+    talker = talker_of(outputs, tuned)
     assert type(talker.model) is type(AutoModelForCausalLM.from_pretrained(tuned.path / "model"))
     (named,) = find_tokenizers(str(outputs), [f"finetune/{tuned.path.name}"])
     assert named.tokenizer.get_vocab_size() == 600
@@ -142,7 +147,9 @@ def test_a_folder_of_hugging_face_is_tuned_as_the_run_that_it_is_a_copy_of(outpu
     assert positions_of(theirs) == 1024  # of its config; what its positions have learned is not known
     answers = [
         "".join(
-            open_talker(tuned, Sampling(max_new_tokens=8, temperature=0)).answer([{"role": "user", "content": "책"}])
+            talker_of(outputs, tuned).answer(
+                [{"role": "user", "content": "책"}], Settings(max_new_tokens=8, temperature=0)
+            )
         )
         for tuned in (ours, theirs)
     ]
@@ -155,7 +162,7 @@ def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: P
     model = AutoModelForCausalLM.from_pretrained(foreign)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
     model.save_pretrained(foreign)
-    for use in (lambda: open_talker(tuned, Sampling()), lambda: with_parents([tuned])):
+    for use in (lambda: talker_of(outputs, tuned), lambda: with_parents([tuned])):
         with pytest.raises(
             DamagedError, match=r"was tuned on other weights than .*other-model holds now\. Put them back"
         ):

@@ -13,6 +13,7 @@ from llm.sweep.ledger import Job, JobRecord
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|out of memory|os error 12\b", re.I)
 OF_SLURM = ("srun: ", "slurmstepd")  # what these say of a job's end is no word of the job
+BUSY = "is being made by"  # what llm.run.owner says; its maker may have ended since
 TAIL_BYTES = 20_000
 
 
@@ -43,7 +44,7 @@ def ending(job: Job, exit_code: int, *, console_from: int) -> Ending:
         name = signal.Signals(-exit_code).name
         return Ending("killed", f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else ""))
     if exit_code == ConfigError.exit_code:
-        return Ending("busy" if _is_busy(job) else "config", said)
+        return Ending("busy" if BUSY in said or _is_busy(job) else "config", said)
     if exit_code == DataError.exit_code:
         return Ending("data", said)
     if exit_code == DivergedError.exit_code:

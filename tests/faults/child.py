@@ -40,7 +40,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 MOMENTS: dict[str, tuple[Any, str]] = {
     "tokenizer training": (llm.tokenizer, "train"),
     "tokenizer saving": (llm.tokenizer, "save"),
-    "model building": (llm.model, "build"),
+    "model building": (llm.model, "begin"),
     "base loading": (llm.model, "load"),
     "micro-batch": (NextTokenModule, "training_step"),
     "validation": (import_module("llm.trainer.validation"), "evaluate"),

@@ -32,7 +32,7 @@ TRAINING = [
     *("data.sequence_length=64", "data.batch_size=4", "trainer.micro_batch_size=2", f"trainer.max_steps={STEPS}"),
     *("optimizer.learning_rate=1e-2", "optimizer.warmup_steps=2"),
     *("trainer.log_every_steps=1", "trainer.validate_every_steps=4", "trainer.checkpoint_every_steps=3"),
-    *("trainer.sample_tokens=3", "logger=local", "outputs=outputs", "seed=7"),
+    *("trainer.sample_tokens=3", "logger=local", "outputs=outputs", "seed=7", "trainer.precision=fp32"),
 ]
 COMMANDS = {
     "tokenizer": ["stage=tokenizer", *TEXT, *TOKENIZER, "outputs=outputs"],
