@@ -28,8 +28,7 @@ def artifact_of(run: Run) -> "Artifact | None":
     """
     import wandb
 
-    folder, pattern, kind = MADE[run.stage]
-    files = [path for path in sorted((run.path / folder).glob(pattern)) if path.is_file()]
+    files, kind = _files_of(run)
     if not files:
         return None
     artifact = wandb.Artifact(artifact_name(run), type=kind, metadata=dict(_facts(run)))
@@ -37,6 +36,14 @@ def artifact_of(run: Run) -> "Artifact | None":
         small = path.stat().st_size <= CHECKED_BYTES
         artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=small)
     return artifact
+
+
+def _files_of(run: Run) -> tuple[list[Path], str]:
+    """(what the next stage reads, the artifact's type); of a tuning that made a whole model, that."""
+    folder, pattern, kind = MADE.get(run.stage, ("model", "*", "model"))
+    if run.stage == "finetune" and not (run.path / folder).is_dir():
+        folder = "model"
+    return [path for path in sorted((run.path / folder).glob(pattern)) if path.is_file()], kind
 
 
 def artifact_name(run: Run) -> str:
