@@ -1,5 +1,6 @@
 """The devices of a run -> Lightning's strategy: one device, a copy of the model on each, or the model shared out."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,12 @@ def environment() -> ClusterEnvironment:
     """Who started the processes, and so which variables say which one this is."""
     if launch_id() is None:
         return LightningEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if of_srun() else TorchElasticEnvironment()
+    if not of_srun():
+        return TorchElasticEnvironment()
+    # Lightning refuses srun --ntasks without --ntasks-per-node; how many there are has been checked against the config.
+    per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
+    return SLURMEnvironment(auto_requeue=False)
 
 
 class SharedOutStrategy(ModelParallelStrategy):
