@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm.config import CleaningConfig, CleaningLevel, DataConfig
-from llm.config.schema import DataKind
+from llm.config.data import DataKind
 from llm.data.cleaning import Cleaner
 from llm.data.cleaning.levels import STEPS
 from llm.data.files import open_files

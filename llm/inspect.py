@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llm.config import CleaningConfig, CleaningLevel, DataConfig
-from llm.config.schema import BadRecords, DataKind
+from llm.config.data import BadRecords, DataKind
 from llm.data.cleaning import Cleaner, as_json, as_table
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files

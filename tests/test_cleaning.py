@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm.config import CleaningConfig, CleaningLevel, DataConfig
-from llm.config.schema import BadRecords, DataKind
+from llm.config.data import BadRecords, DataKind
 from llm.data.cleaning import Cleaner, Dropped, as_json, as_table
 from llm.data.cleaning.characters import repair_characters, repair_spaces
 from llm.data.cleaning.levels import STEPS, steps_of
@@ -344,7 +344,7 @@ def test_a_share_or_a_length_that_cannot_be_is_refused(settings: dict[str, Any],
 
 
 def test_a_run_keeps_what_it_left_out_and_counts_it(tmp_path: Path) -> None:
-    from llm.config.schema import TokenizerStage
+    from llm.config.stages import TokenizerStage
     from llm.stage import tokenizer as stage
     from tests.korean import preset
 

@@ -26,7 +26,7 @@ import pytest
 import zstandard
 
 from llm.config import DataConfig, LayoutConfig
-from llm.config.schema import BadRecords, DataKind
+from llm.config.data import BadRecords, DataKind
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files
 from llm.data.records import Document, Fault

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from llm.config import CleaningConfig, DataConfig, FileFormat, LayoutConfig
-from llm.config.schema import BadRecords, DataKind
+from llm.config.data import BadRecords, DataKind
 from llm.data.corpus import open_corpus
 from llm.data.files import Files, open_files
 from llm.data.records import Document, Fault

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm.config import DataConfig
-from llm.config.schema import BadRecords, DataKind, DataSource
+from llm.config.data import BadRecords, DataKind, DataSource
 from llm.data import Conversation, Document, korean_law, open_corpus
 from llm.data.korean_law import PACKAGE, Questions, Statutes, answer_text, question_text, statute_articles, statute_text
 from llm.data.records import Fault

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llm.config import TokenizerConfig, ladder_overrides
-from llm.config.schema import DataConfig, DataKind, TokenizerStage
+from llm.config.data import DataConfig, DataKind
+from llm.config.stages import TokenizerStage
 from llm.errors import ConfigError
 from llm.tokenizer import cut, train, why_not_cut
 from tests.korean import HARD_TEXTS, documents, preset

@@ -5,30 +5,24 @@ Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anythi
 """
 
 from llm.config.compose import as_recorded, composed, from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.data import BadRecords, DataConfig, DataKind, DataSource, Overlong, Packing, PartConfig
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
-from llm.config.schema import (
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import (
     STAGES,
-    BadRecords,
-    DataConfig,
-    DataKind,
-    DataSource,
     EvaluateStage,
     ExportStage,
     FinetuneStage,
-    Overlong,
-    Packing,
-    PartConfig,
     PretrainStage,
     Reuse,
     ShardsStage,
     StageConfig,
     TokenizerStage,
 )
-from llm.config.slurm import SlurmConfig
 from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
 from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerConfig
 from llm.config.training import (

@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
 from llm.config.parts import with_parts
-from llm.config.schema import STAGES
+from llm.config.stages import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
 Config = TypeVar("Config")

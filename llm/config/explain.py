@@ -11,8 +11,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from llm.config import schema
-from llm.config.schema import STAGES, StageConfig
+from llm.config import data, stages
+from llm.config.stages import STAGES, StageConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -57,7 +57,7 @@ def explain_missing_value(key: str) -> str:
 def _explain_known(message: str, reason: str, key: str) -> str | None:
     """The cases that users run into; None leaves Hydra's own words."""
     if unknown := re.match(r"Key '([^']+)' not in '(\w+)'", reason):
-        config = getattr(schema, unknown[2], None)
+        config = getattr(stages, unknown[2], getattr(data, unknown[2], None))
         if config is not None:
             return explain_unknown_key(unknown[1], config, key[: -len(unknown[1])])
         return f"unknown key {key}."

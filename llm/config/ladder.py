@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm.config.fields import identity_settings
-from llm.config.schema import StageConfig
+from llm.config.stages import StageConfig
 
 
 def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:

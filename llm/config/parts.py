@@ -13,8 +13,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.data import DataSource, PartConfig
 from llm.config.explain import explain, explain_unknown_key
-from llm.config.schema import DataSource, PartConfig
 from llm.errors import ConfigError
 
 CHOICES = Path(__file__).parents[2] / "conf" / "data"

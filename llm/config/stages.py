@@ -1,0 +1,193 @@
+"""The schema of conf/: one dataclass for each stage, with the checks across its groups."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from llm.config.data import DataConfig, DataKind
+from llm.config.evaluation import EvaluationConfig
+from llm.config.export import ExportConfig
+from llm.config.fields import HOW, at_least
+from llm.config.tokenizer import TokenizerConfig
+from llm.config.training import (
+    BUDGETS,
+    Algorithm,
+    LoggerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Strategy,
+    TrainerConfig,
+    require_one_graph,
+)
+from llm.config.tuning import LoraConfig, Method, WeightPrecision
+from llm.errors import ConfigError
+
+
+class Reuse(Enum):
+    auto = "auto"  # return a finished run, resume an unfinished one, else make it
+    never = "never"  # make it again, from the beginning
+    require = "require"  # return a finished run, else refuse
+
+
+@dataclass(kw_only=True, slots=True)
+class StageConfig:
+    """What every stage has."""
+
+    stage: str = MISSING
+    name: str | None = field(default=None, metadata=HOW)  # None: made from the choices
+    outputs: str = field(default="outputs", metadata=HOW)
+    reuse: Reuse = field(default=Reuse.auto, metadata=HOW)
+    dry_run: bool = field(default=False, metadata=HOW)  # say what it would take and what is there, and make nothing
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,63}", self.name):
+            raise ConfigError(
+                f"name={self.name!r} cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
+                "'_', '+' and '-', 64 in all."
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerStage(StageConfig):
+    tokenizer: TokenizerConfig = MISSING
+    data: DataConfig = MISSING
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs_text(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardsStage(StageConfig):
+    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the tokenizer's digest is in the identity
+    data: DataConfig = MISSING
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs_text(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainStage(StageConfig):
+    seed: int = 0
+    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the shards' digest is in the identity
+    data: DataConfig = MISSING
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        at_least("seed", self.seed, 0)
+        _needs_text(self)
+        _needs_equal_shares(self.data, self.trainer)
+        require_one_graph(self.model.architecture, self.trainer)
+        is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
+        if is_read and self.data.sequence_length > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="
+                f"{self.model.max_position_embeddings}. Lower the first or raise the second."
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneStage(StageConfig):
+    base: str = field(default=MISSING, metadata=HOW)  # a pretraining run: its name or folder; its digest is identity
+    seed: int = 0
+    chat_template: str | None = field(default=None, metadata=HOW)  # None: the base's; its text is in the identity
+    data: DataConfig = MISSING
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        at_least("seed", self.seed, 0)
+        if self.data.kind is not DataKind.conversations:
+            raise ConfigError(
+                f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
+                "Choose data=conversations or data=korean_law_qa."
+            )
+        for key in BUDGETS:
+            if getattr(self.trainer, key) is not None:
+                raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
+        if self.optimizer.algorithm is Algorithm.muon and self.lora.method is not Method.full:
+            raise ConfigError(
+                "optimizer.algorithm=muon is for whole matrices; LoRA trains thin factors of them. Choose "
+                "optimizer=adamw_lora, or lora.method=full."
+            )
+        _needs_equal_shares(self.data, self.trainer)
+        if self.trainer.strategy is Strategy.fsdp:
+            _needs_one_precision(self.lora)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateStage(StageConfig):
+    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
+    seed: int = 0  # of which held-out sentences are taken, of their changes, and of what the model writes
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        at_least("seed", self.seed, 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportStage(StageConfig):
+    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "tokenizer": TokenizerStage,
+    "shards": ShardsStage,
+    "pretrain": PretrainStage,
+    "finetune": FinetuneStage,
+    "evaluate": EvaluateStage,
+    "export": ExportStage,
+}
+
+
+def _needs_text(config: Any) -> None:
+    if config.data.kind is not DataKind.text:
+        raise ConfigError(
+            f"data={config.data.name} is {config.data.kind.value}, but stage={config.stage} learns from text. "
+            "Choose data=text or data=korean_law."
+        )
+
+
+def _needs_one_precision(lora: LoraConfig) -> None:
+    """A block is put together as one tensor, of one type."""
+    if lora.method is Method.qlora:
+        raise ConfigError("trainer.strategy=fsdp does not share out a base in 4 bits. Set trainer.strategy=ddp.")
+    if (lora.base_precision is WeightPrecision.bf16) != (lora.precision is WeightPrecision.bf16):
+        raise ConfigError(
+            "trainer.strategy=fsdp shares out weights of one precision, but lora.base_precision="
+            f"{lora.base_precision.name} and lora.precision={lora.precision.name}. Make them equal, or set "
+            "trainer.strategy=ddp."
+        )
+
+
+def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
+    rows, rest = divmod(data.batch_size, trainer.world_size)
+    over = f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices}"
+    if trainer.num_nodes > 1:
+        over += f" on trainer.num_nodes={trainer.num_nodes}"
+    if not rows:
+        raise ConfigError(f"{over} leaves some without a row. Set data.batch_size={trainer.world_size} or more.")
+    if rest:
+        raise ConfigError(
+            f"{over} gives unequal shares. Set data.batch_size={data.batch_size - rest} or "
+            f"{data.batch_size - rest + trainer.world_size}, or other devices."
+        )
+    if trainer.micro_batch_size is not None and rows % trainer.micro_batch_size:
+        raise ConfigError(
+            f"{over} gives {rows} rows, which do not divide by trainer.micro_batch_size={trainer.micro_batch_size}. "
+            f"Set it to a divisor of {rows}."
+        )
