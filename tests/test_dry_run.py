@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,24 @@ from hydra import compose, initialize_config_dir
 
 from hydra_plugins.ttukttak.sweeper import show_dry_run
 from llm import model as models
-from llm.config import Architecture, LoraConfig, ModelConfig, OptimizerConfig, Precision, from_hydra
+from llm.config import (
+    Architecture,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PoolConfig,
+    Precision,
+    Sampler,
+    SweeperConfig,
+    from_hydra,
+)
 from llm.dry_run import parameters_by_part, show, survey
 from llm.errors import ConfigError
-from llm.run import NotMadeError
+from llm.run import NotMadeError, start_logging
+from llm.sweep.preview import points_ahead
+from llm.sweep.search import run_search
+from llm.sweep.space import Dimension
+from llm.sweep.study import choose, open_study, short
 from llm.tokenizer import Special
 from llm.trainer.rehearsal import Memory, rehearse
 from tests.korean import documents
@@ -56,8 +71,8 @@ def with_shards(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return outputs, run.results
 
 
-def meta_model(architecture: Architecture = Architecture.gpt2, *, lora: bool = False) -> Any:
-    made = ModelConfig(architecture=architecture, num_layers=2, num_heads=2, hidden_size=32)
+def meta_model(architecture: Architecture = Architecture.gpt2, *, lora: bool = False, **shape: Any) -> Any:
+    made = ModelConfig(architecture=architecture, num_layers=2, num_heads=2, hidden_size=32, **shape)
     with torch.device("meta"):
         model: Any = models.build(made, vocab_size=VOCAB, special=SPECIAL)
         return models.add_lora(model, LoraConfig(rank=2), architecture) if lora else model
@@ -171,6 +186,65 @@ def test_a_sweep_that_is_dry_in_part_is_refused(text: Path, tmp_path: Path) -> N
 # The model and the step
 
 
+def test_a_training_for_gpus_that_are_elsewhere_is_looked_at_and_has_no_time(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpus = ["trainer=gpu", "trainer.devices=2", "trainer.num_nodes=2"]
+    job = survey(pretrain(text, with_shards[0], *gpus))
+    assert job.steps == 10 and job.memory and job.memory.total > 0 and job.seconds is None
+    assert job.notes[0].startswith("Not on this machine: trainer.num_nodes=2, but this is one process")
+    assert "No time is said: there is no GPU here to tell it from." in job.notes
+    one = survey(pretrain(text, with_shards[0], "trainer.accelerator=gpu"))
+    assert one.notes[0].startswith("Not on this machine: trainer.accelerator=gpu with trainer.devices=1, but")
+
+
+@pytest.mark.parametrize("sampler", [Sampler.random, Sampler.grid])
+def test_a_search_is_told_by_the_points_that_it_will_try(
+    sampler: Sampler,
+    text: Path,
+    with_shards: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(with_shards[0], outputs)
+    settings = SweeperConfig(trials=3, seeds=2, sampler=sampler)
+    dimensions = {
+        Sampler.random: Dimension(key="optimizer.learning_rate", low=1e-4, high=1e-2, log=True),
+        Sampler.grid: Dimension(key="optimizer.learning_rate", choices=("0.001", "0.002", "0.003", "0.004")),
+    }
+    before = sorted(outputs.rglob("*"))
+    run_search(
+        settings,
+        PoolConfig(),
+        space=[dimensions[sampler]],
+        fixed=[],
+        compose=lambda overrides, number: pretrain(text, outputs, *overrides),
+        choice=None,
+    )
+    shown, points = capsys.readouterr().out, points_ahead(settings, [dimensions[sampler]])
+    rows = re.findall(r"optimizer.learning_rate=(\S+) seed=(\d)", shown)
+    assert rows == [(short(p)["optimizer.learning_rate"], s) for p in points for s in "01"] and len(rows) == 6
+    assert sorted(outputs.rglob("*")) == before
+    study = open_study(settings, [dimensions[sampler]], [], tmp_path / "study")
+    for point in points:
+        asked = study.ask()
+        choose(study, asked, settings, [dimensions[sampler]])
+        assert asked.params == point
+
+
+def test_what_all_jobs_say_is_said_once(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_logging()
+    jobs = [pretrain(text, with_shards[0], "trainer.precision=bf16", f"seed={seed}") for seed in range(3)]
+    show(jobs, ["seed=0", "seed=1", "seed=2"])
+    show(jobs[:1])
+    assert capsys.readouterr().err.count("trainer.precision=bf16: this CPU has no instructions for it") == 2
+
+
 def test_parameters_are_counted_by_part() -> None:
     h, inner, positions = 32, 128, 1024
     assert parameters_by_part(meta_model()) == {
@@ -188,6 +262,13 @@ def test_memory_that_stays_is_four_bytes_for_each_parameter_and_moment() -> None
     assert held.weights == 4 * sum(parameters)
     assert held.optimizer == 2 * 4 * sum(parameters) + 4 * len(parameters)  # two moments, and each one's step
     assert held.logits % (4 * ROWS * LENGTH * VOCAB) == 0 and held.logits > 0
+
+
+def test_logits_that_no_width_tells_apart_count_as_activations() -> None:
+    model = meta_model(intermediate_size=VOCAB)  # a layer as wide as the vocabulary
+    held, narrow = memory(model), memory(meta_model(intermediate_size=VOCAB - 2))
+    assert held.logits == 0 < narrow.logits
+    assert held.activations > narrow.activations + narrow.logits > 0
 
 
 def test_with_lora_only_adapters_have_gradients_and_moments() -> None:

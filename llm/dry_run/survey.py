@@ -73,6 +73,8 @@ def survey(config: Any, label: str = "") -> Job:
         ConfigError: as the job itself would, of what can be known before any work.
     """
     job = Job(label=label, stage=config.stage)
+    if lacking := _lacking(config):
+        job.notes.append(f"Not on this machine: {lacking}")
     chain = CHAIN.get(config.stage, (config.stage,))
     try:
         run = import_module(f"llm.stage.{config.stage}").run(config)
@@ -89,6 +91,19 @@ def survey(config: Any, label: str = "") -> Job:
     job.reused, job.folder = [str(run.path)], str(run.path)
     job.notes.append(f"{run.path} is finished: it would be reused as it is.")
     return job
+
+
+def _lacking(config: Any) -> str | None:
+    """What this machine lacks of what a training asks for: a cluster's jobs are looked at where there is no GPU."""
+    if config.stage not in ("pretrain", "finetune"):
+        return None
+    from llm.stage._training import require_machine
+
+    try:
+        require_machine(config.trainer)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _say_standing(job: Job, config: Any, missing: NotMadeError) -> None:
@@ -264,9 +279,13 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
         job.epochs, job.is_whole = job.tokens / text.tokens, text.is_whole
     left = job.tokens * (job.steps - job.steps_done) / job.steps
     job.flops = left * flops_per_token(model, model_config, sequence_length=data.sequence_length)
-    on_gpu = trainer.accelerator is not Accelerator.cpu and torch.cuda.is_available()
-    job.seconds, note = _seconds(config, left, job.flops, "cuda" if on_gpu else "cpu")
-    job.notes.append(note)
+    is_there = torch.cuda.is_available()
+    if trainer.accelerator is Accelerator.gpu and not is_there:
+        job.notes.append("No time is said: there is no GPU here to tell it from.")
+    else:
+        on_gpu = trainer.accelerator is not Accelerator.cpu and is_there
+        job.seconds, note = _seconds(config, left, job.flops, "cuda" if on_gpu else "cpu")
+        job.notes.append(note)
     devices = getattr(trainer, "world_size", trainer.devices)
     rows = micro_batch_size(data, trainer)
     accumulation = data.batch_size // (rows * devices)

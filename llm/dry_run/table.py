@@ -1,6 +1,8 @@
 """What jobs would take -> a table: one job in detail, of several a row each."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from rich.table import Table
@@ -9,15 +11,33 @@ from rich.text import Text
 from llm.compare import output_console
 from llm.config import StageConfig
 from llm.dry_run.survey import PARTS, Job, survey
+from llm.run import log
 
 
 def show(configs: Sequence[StageConfig], labels: Sequence[str] | None = None) -> None:
     """Print what the jobs would take: one in detail, of several a row each, and their totals."""
-    jobs = [survey(config, label) for config, label in zip(configs, labels or [""] * len(configs), strict=True)]
+    with _said_once():
+        jobs = [survey(config, label) for config, label in zip(configs, labels or [""] * len(configs), strict=True)]
     console = output_console()
     console.print(_details(jobs[0]) if len(jobs) == 1 else _rows(jobs))
     for note in dict.fromkeys(note for job in jobs for note in job.notes):
         console.print(Text(note))
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """What the stages say of one job after another, as how precision was chosen, is said once."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not (message in seen or seen.add(message))  # type: ignore[func-returns-value]
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
 
 
 def _cells(job: Job) -> dict[str, str]:

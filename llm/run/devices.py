@@ -52,17 +52,19 @@ def cpu_flags() -> list[str]:
 
 
 def _is_on_cpu(config: TrainerConfig) -> bool:
-    if config.accelerator is Accelerator.cpu:
-        return True
+    if config.accelerator is not Accelerator.auto:
+        return config.accelerator is Accelerator.cpu
     import torch
 
     return not torch.cuda.device_count()
 
 
 def _gpus_have_bf16(number: int) -> bool:
+    """Of those that are there: a dry run may be about GPUs of another machine."""
     import torch
 
-    return all(torch.cuda.get_device_capability(index)[0] >= LEAST_FOR_BF16 for index in range(number))
+    present = min(number, torch.cuda.device_count())
+    return all(torch.cuda.get_device_capability(index)[0] >= LEAST_FOR_BF16 for index in range(present))
 
 
 def _require_launch(config: TrainerConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config import FinetuneStage, PretrainStage, TrainerConfig
-from llm.run import Run, history, process_rank, read_metrics, whole_folder
+from llm.run import Run, history, process_rank, read_metrics, require_devices, whole_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from llm.data import Rows
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.sha256", "tokenizer_config.json", "chat_template.jinja")
+
+
+def require_machine(trainer: TrainerConfig) -> None:
+    """Refuse, before any work, what this machine cannot carry out.
+
+    Raises:
+        ConfigError: devices, a precision or a compiler that are not there.
+    """
+    require_devices(trainer)
+    if trainer.compile:
+        from llm.trainer import require_compiler
+
+        require_compiler(trainer)
 
 
 def train(

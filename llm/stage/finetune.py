@@ -34,13 +34,12 @@ from llm.run import (
     find_base,
     log,
     make,
-    require_devices,
     sha256_of,
     with_precision,
 )
 from llm.stage import corpus_notes
 from llm.stage._base import architecture_of, check_against_base
-from llm.stage._training import train
+from llm.stage._training import require_machine, train
 from llm.stage.pretrain import model_digest
 
 if TYPE_CHECKING:
@@ -62,13 +61,10 @@ def run(config: FinetuneStage) -> Run:
     base = find_base(config.outputs, config.base)
     check_against_base(config, base)
     check_base(base)
-    require_devices(config.trainer)
+    if not config.dry_run:  # which says what is lacking, for it may be about another machine
+        require_machine(config.trainer)
     config = replace(config, trainer=with_precision(config.trainer))
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
-    if config.trainer.compile:
-        from llm.trainer import require_compiler
-
-        require_compiler(config.trainer)
     corpus = open_corpus(config.data)
     plan = Plan(
         config=config,

@@ -17,7 +17,6 @@ from llm.run import (
     digest_of,
     log,
     make,
-    require_devices,
     sha256_of,
     with_precision,
 )
@@ -26,19 +25,16 @@ from llm.stage import tokenizer as tokenizer_stage
 from llm.stage._budget import steps_within_budget
 from llm.stage._extension import adopt_beginning
 from llm.stage._mixture import mixed_rows, say_epochs
-from llm.stage._training import train
+from llm.stage._training import require_machine, train
 
 FORMAT_VERSION = 2
 
 
 def run(config: PretrainStage) -> Run:
     """The finished pretraining run of a config."""
-    require_devices(config.trainer)
+    if not config.dry_run:  # which says what is lacking, for it may be about another machine
+        require_machine(config.trainer)
     config = replace(config, trainer=with_precision(config.trainer))
-    if config.trainer.compile:
-        from llm.trainer import require_compiler
-
-        require_compiler(config.trainer)
     if config.model.extra:
         from llm.model import check_extra  # takes seconds: only for what the schema cannot know
 

@@ -29,8 +29,9 @@ from llm.sweep.halving import PAST_RUNG, Halving, Place, go_on, point_of, points
 from llm.sweep.ledger import Job
 from llm.sweep.opening import opened
 from llm.sweep.pool import Pool
+from llm.sweep.preview import show_dry_run
 from llm.sweep.slurm import Cluster
-from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid
+from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid, seed_overrides
 from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
 
 CHOOSING = timedelta(seconds=20)  # at most, from the begin of a trial until it has its values
@@ -179,12 +180,12 @@ class Search:
         jobs = []
         for seed in range(self._settings.seeds):
             number = point_of(asked) * self._settings.seeds + seed
-            point, seeded = as_overrides(asked.params), [f"seed={seed}"] if self._settings.seeds > 1 else []
+            point, seeded = as_overrides(asked.params), seed_overrides(self._settings, seed)
             overrides = point + self._fixed + seeded
             config = self._compose(overrides, number)
             folder = self._job_folder(number)
             folder.mkdir(parents=True, exist_ok=True)
-            label = " ".join(as_overrides(short(asked.params))) + (f" seed={seed}" if self._settings.seeds > 1 else "")
+            label = " ".join(as_overrides(short(asked.params)) + seeded)
             job = Job(
                 number=number,
                 overrides=overrides,
@@ -338,6 +339,8 @@ def run_search(
 ) -> None:
     """Search, and print the trials and how to run the best again.
 
+    With dry_run=true, print what its trials would take in its place.
+
     Raises:
         ConfigError: a space, an objective or a job that cannot be.
         StoppedError: a signal came.
@@ -349,6 +352,9 @@ def run_search(
     check_objectives(settings, config)
     if isinstance(launcher, SlurmConfig) and not launcher.wait:
         raise ConfigError("hydra.launcher.wait=false leaves nobody to choose a search's points. Leave it out.")
+    if config.dry_run:
+        show_dry_run(settings, space, fixed, compose)
+        return
     num_jobs = (settings.trials or 1) * settings.seeds
     name = config.name or choice or config.stage
     folder = Path(config.outputs) / "sweeps" / f"{name}-{search_identity(settings, space, fixed)[:8]}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from llm.config import StageConfig
+from llm.config import StageConfig, SweeperConfig
 from llm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def check_space(space: Sequence[Dimension], fixed: list[str], compose: Compose) 
 def as_overrides(point: dict[str, Value]) -> list[str]:
     """A point as it is typed."""
     return [f"{key}={value}" for key, value in point.items()]
+
+
+def seed_overrides(settings: SweeperConfig, seed: int) -> list[str]:
+    """What tells the replicates of a point apart; nothing where there is one."""
+    return [f"seed={seed}"] if settings.seeds > 1 else []
 
 
 def _choices(space: Sequence[Dimension]) -> Iterator[tuple[str, ...]]:

@@ -111,10 +111,7 @@ def table(study: optuna.Study, settings: SweeperConfig) -> Table:
     keys = dict.fromkeys(key for trial in points(study).values() for key in trial.params)
     drawn = Table("trial", *settings.objectives, *keys, "", highlight=False)
     sign = 1 if settings.directions[0] == "minimize" else -1
-    trials = sorted(
-        points(study).values(), key=lambda t: (t.values is None, sign * t.values[0] if t.values else t.number)
-    )
-    for trial in trials:
+    for trial in sorted(points(study).values(), key=lambda trial: _order(trial, sign)):
         values = [f"{value:.4f}" for value in trial.values or []]
         drawn.add_row(
             str(point_of(trial)),

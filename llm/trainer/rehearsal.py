@@ -28,7 +28,7 @@ class Memory:
     weights: int  # with buffers, and what does not train
     gradients: int
     optimizer: int
-    logits: int  # and what the loss makes of them: every tensor of (..., vocab)
+    logits: int  # and what the loss makes of them: every tensor of (..., vocab), where that is no other layer's width
     activations: int  # the rest: what backward needs, and what a layer needs for itself
 
     @property
@@ -54,8 +54,8 @@ def rehearse(
     trained: Any = model.train()
     if checkpointing:
         trained.activation_checkpointing_enable()
-    vocab_size = trained.get_output_embeddings().weight.shape[0]
-    with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size=vocab_size) as alive:
+    vocab_size = _telling_vocab_size(trained)
+    with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
         _leave_meta(model)
         built, _ = optimizer.build(model, config, max_steps=2)
         batch = _batch(rows, sequence_length)
@@ -70,6 +70,14 @@ def rehearse(
             _clip(model, config)
             built.step()
         return alive.memory(sum(_bytes(value) for state in built.state.values() for value in state.values()))
+
+
+def _telling_vocab_size(model: Any) -> int | None:
+    """The last dimension by which logits are known; None where a layer is as wide, and they count as activations."""
+    ends = {id(model.get_output_embeddings().weight), id(model.get_input_embeddings().weight)}
+    widths = {size for weight in model.parameters() if id(weight) not in ends for size in weight.shape}
+    size = model.get_output_embeddings().weight.shape[0]
+    return None if size in widths else size
 
 
 def _leave_meta(model: nn.Module) -> None:
@@ -102,7 +110,7 @@ def _bytes(value: Any) -> int:
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operator makes, until it is freed; keeps what was held at the most."""
 
-    def __init__(self, model: nn.Module, *, vocab_size: int) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._vocab_size = model, vocab_size
         self._known: set[int] = set()
