@@ -11,6 +11,7 @@ from llm.errors import ConfigError
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
 CHAT = {"identity": ("finetune",)}  # what becomes of conversations
+WHERE_SET = {"only_where_set": True}  # a setting that came later: null is no key, so that runs keep theirs
 SHARES = {"identity": ("tokenizer", "shards", "pretrain")}  # how much of each text a tokenizer and a model learn from
 SHARES_OF_TOKENS = {"identity": ("shards", "pretrain")}  # the same, where there are tokens
 TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
@@ -22,6 +23,8 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name == "stage" or stage not in f.metadata.get("identity", (stage,)):
+            continue
+        if value is None and f.metadata.get("only_where_set"):
             continue
         if is_dataclass(value):
             if nested := identity_settings(value, stage):

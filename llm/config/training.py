@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, at_least, below_one, divides, label_of
+from llm.config.fields import HOW, WHERE_SET, at_least, below_one, divides, label_of
 from llm.errors import ConfigError
 
 
@@ -82,9 +82,13 @@ class ModelConfig:
     max_position_embeddings: int = 1024
     dropout: float = 0.0
     tie_word_embeddings: bool = True
+    pad_vocab_to_multiple_of: int | None = field(default=None, metadata=WHERE_SET)  # rows of the embeddings and the
+    # head while it trains: GPUs want a multiple of 64 or 128. No loss, text, count or saved model has the padding
     extra: dict[str, Any] = field(default_factory=dict)  # any other key of the architecture's Hugging Face config
 
     def __post_init__(self) -> None:
+        if self.pad_vocab_to_multiple_of is not None:
+            at_least("model.pad_vocab_to_multiple_of", self.pad_vocab_to_multiple_of, 1)
         if self.path is not None:
             if self.extra:
                 raise ConfigError("model.extra is not used with model.path, whose config.json says it. Leave it out.")

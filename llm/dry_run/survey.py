@@ -269,13 +269,14 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     import torch
 
     from llm.config import Accelerator, Method
+    from llm.model import count_parameters
     from llm.trainer.fit import micro_batch_size
     from llm.trainer.rehearsal import rehearse
     from llm.trainer.throughput import flops_per_token
 
     trainer, data = config.trainer, config.data
     job.parts, job.steps = parameters_by_part(model), trainer.max_steps
-    job.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    job.trainable = count_parameters(model, trainable=True)
     job.tokens = float(job.steps * data.batch_size * data.sequence_length)
     if text:
         job.epochs, job.is_whole = job.tokens / text.tokens, text.is_whole
@@ -314,6 +315,9 @@ def parameters_by_part(model: "nn.Module") -> Counter[str]:
     """How many parameters each part of a model has, tied ones once, with the adapters on it."""
     from torch import nn
 
+    from llm.model import padding_of
+
+    padding = padding_of(model)
     looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
     counts: Counter[str] = Counter()
@@ -329,7 +333,7 @@ def parameters_by_part(model: "nn.Module") -> Counter[str]:
             part = "attention"
         else:
             part = "MLP" if "mlp" in pieces else "other"
-        counts[part] += parameter.numel()
+        counts[part] += parameter.numel() - padding.get(parameter, 0)
     return counts
 
 

@@ -5,7 +5,7 @@ pretrained.py a folder that is there already -> its config and digest, checked; 
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
 targets.py    a model -> what adapters can be put on
-vocabulary.py a model and new tokens -> the model with a row for each
+vocabulary.py a model and new tokens -> the model with a row for each; padding of the vocabulary
 lora.py       a frozen base -> the same model with low-rank adapters to train
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
@@ -25,7 +25,7 @@ from llm.model.loss import compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
 from llm.model.targets import expert_tensors, known_targets, targets
-from llm.model.vocabulary import grow
+from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 
 __all__ = [
     "Answer",
@@ -54,10 +54,14 @@ __all__ = [
     "merge",
     "next_token_loss",
     "next_token_nats",
+    "pad",
+    "padding_of",
     "require_isolation",
     "save",
     "save_adapter",
     "stream",
     "take_plain_paths_where_needed",
     "targets",
+    "unpad",
+    "unpadded",
 ]

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from llm.config import LoraConfig, Method, ModelConfig
 from llm.model.architectures import hugging_face_config
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
+from llm.model.vocabulary import pad, padding_of, unpad
 from llm.tokenizer import Special
 from llm.tokenizer import special as special_tokens
 
@@ -22,7 +23,9 @@ def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrain
     else:
         made = read_config(folder_of_model(config))
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
-    return with_special(AutoModelForCausalLM.from_config(made, dtype=torch.float32), special)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    pad(model, config.pad_vocab_to_multiple_of)
+    return with_special(model, special)
 
 
 def begin(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
@@ -30,7 +33,9 @@ def begin(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> Pr
     special = special_tokens(tokenizer_folder)
     if config.path is None:
         return build(config, vocab_size=vocab_size, special=special)
-    return with_special(load_pretrained(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size), special)
+    model = load_pretrained(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
+    pad(model, config.pad_vocab_to_multiple_of)
+    return with_special(model, special)
 
 
 def with_special(model: PreTrainedModel, special: Special) -> PreTrainedModel:
@@ -62,8 +67,9 @@ def four_bits() -> BitsAndBytesConfig:
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors."""
+    """Write config.json, generation_config.json and model.safetensors; padding is taken away, of the model too."""
     disable_progress_bar()
+    unpad(model)
     model.save_pretrained(folder)
 
 
@@ -74,5 +80,6 @@ def count_base_parameters(model: nn.Module) -> int:
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
-    """Parameters, tied ones once; `trainable` counts only those that are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+    """Parameters, tied ones once, padding left out; `trainable` counts only those that are trained."""
+    padding = padding_of(model)
+    return sum(p.numel() - padding.get(p, 0) for p in model.parameters() if p.requires_grad or not trainable)

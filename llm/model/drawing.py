@@ -26,10 +26,20 @@ TAIL = 64  # tokens that a stop string is looked for in, after each new one
 
 
 def processors(
-    sampling: "Sampling", *, paddings: Sequence[int], seeds: Sequence[int], ends: Sequence[int]
+    sampling: "Sampling",
+    *,
+    paddings: Sequence[int],
+    seeds: Sequence[int],
+    ends: Sequence[int],
+    num_words: int | None = None,
 ) -> LogitsProcessorList:
-    """What a token's scores go through; `paddings` are the tokens on the left that are no text, of each row."""
+    """What a token's scores go through; `paddings` are the tokens on the left that are no text, of each row.
+
+    `num_words` are the tokens of a vocabulary that is padded; None: it is not.
+    """
     chosen = LogitsProcessorList()
+    if num_words is not None:
+        chosen.append(WithoutPadding(num_words))
     if sampling.repetition_penalty != 1:
         chosen.append(RepetitionPenalty(sampling.repetition_penalty, paddings, ends))
     if sampling.temperature > 0:
@@ -68,6 +78,16 @@ class RepetitionPenalty(LogitsProcessor):
         penalised = scores.scatter(1, seen, lowered)
         penalised[:, self._ends] = scores[:, self._ends]
         return penalised
+
+
+class WithoutPadding(LogitsProcessor):
+    """Leaves the scores of the tokens that there are, and none of a vocabulary's padding."""
+
+    def __init__(self, num_words: int) -> None:
+        self._num_words = num_words
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores[:, : self._num_words]
 
 
 class RowDraw(LogitsProcessor):

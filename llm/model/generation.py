@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from llm.model.drawing import Stops, end_ids, processors
+from llm.model.vocabulary import unpadded
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 LAST_CONSONANT = "\u11a8"  # ㄱ under a syllable: a tokenizer that takes Hangul apart has it as a token
@@ -232,7 +233,13 @@ def _generate_ids(
             max_new_tokens=max_new_tokens,
             do_sample=False,  # the draw is among the processors, each row by numbers of its own
             repetition_penalty=1.0,
-            logits_processor=processors(sampling, paddings=[width - len(ids) for ids in kept], seeds=seeds, ends=ends),
+            logits_processor=processors(
+                sampling,
+                paddings=[width - len(ids) for ids in kept],
+                seeds=seeds,
+                ends=ends,
+                num_words=unpadded(model),
+            ),
             stopping_criteria=[Stops(tokenizer, sampling.stop, width)] if sampling.stop else None,
             eos_token_id=list(ends) or None,
             pad_token_id=pad_id,

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from llm.model.attention import attention_within_documents, document_bounds
+from llm.model.vocabulary import unpadded
 
 IGNORED = -100  # torch's default: such labels cost nothing
 WITH_ALL_LOGITS = "ttukttak_with_all_logits"  # of a model: True where its head alone does not make its logits
@@ -43,7 +44,8 @@ def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes |
             return passes.nats(model, inputs, labels)
         hidden_states = passes.hidden_states(model, inputs)  # (batch, seq, hidden)
     apply: Any = _ChunkedNats.apply
-    return apply(hidden_states.flatten(0, 1), head.weight, labels.flatten(), passes.chunk)
+    num_words = unpadded(model) or head.weight.shape[0]
+    return apply(hidden_states.flatten(0, 1), head.weight, labels.flatten(), passes.chunk, num_words)
 
 
 def next_token_loss(
@@ -87,15 +89,21 @@ def compiled() -> Passes:
 
 def _nats(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """No attention mask and no cache: only so do Hugging Face models part documents."""
-    return _sum_of_nats(model(**inputs, use_cache=False).logits, labels)
+    return _sum_of_nats(_of_words(model, model(**inputs, use_cache=False).logits), labels)
 
 
 def _balanced(
     model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     outputs = model(**inputs, use_cache=False, output_router_logits=True)
-    nats = _sum_of_nats(outputs.logits, labels)
+    nats = _sum_of_nats(_of_words(model, outputs.logits), labels)
     return nats, nats + weight * outputs.aux_loss * (labels != IGNORED).sum()
+
+
+def _of_words(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """The logits of tokens that there are: without those of a padded vocabulary, (batch, seq, vocab)."""
+    num_words = unpadded(model)
+    return logits if num_words is None else logits[..., :num_words]
 
 
 def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -138,12 +146,17 @@ class _ChunkedNats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: Callable[..., Any]
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        chunk: Callable[..., Any],
+        num_words: int,
     ) -> torch.Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
         needs_states, needs_weight = ctx.needs_input_grad[:2]
-        states, used = hidden_states.to(dtype), weight.to(dtype)
+        states, used = hidden_states.detach().to(dtype), weight.detach().to(dtype)
         gradients = torch.empty_like(states) if needs_states else None
         gradient_of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         nats = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
@@ -151,7 +164,7 @@ class _ChunkedNats(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels), size):
                 here = slice(start, start + size)
-                part, gradient = chunk(states[here], used, labels[here])
+                part, gradient = chunk(states[here], used, labels[here], num_words)
                 nats += part
                 if gradients is not None:
                     gradients[here] = gradient @ used
@@ -168,12 +181,19 @@ class _ChunkedNats(torch.autograd.Function):
             part if part is None else (part * scale.to(part.dtype)).to(dtype)
             for part, dtype in zip(parts, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
-def _chunk(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the loss of a chunk of tokens in fp32, its gradient with respect to their logits in the dtype of `states`)."""
+def _chunk(
+    states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, num_words: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the loss of a chunk of tokens in fp32, its gradient with respect to their logits in the dtype of `states`).
+
+    Rows of `weight` past `num_words` are padding: no probability, and no gradient.
+    """
     logits = (states @ weight.T).float()  # (tokens, vocab)
+    if num_words < len(weight):
+        logits[:, num_words:] = -torch.inf
     is_label = (labels != IGNORED)[:, None]
     places = labels.clamp(min=0)[:, None]
     log_sums = logits.logsumexp(1, keepdim=True)

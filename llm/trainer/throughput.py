@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from llm.config import Precision
+from llm.model import padding_of
 
 # Dense peaks in FLOP/s by NVIDIA's data sheets, without sparsity: (bf16 on tensor cores with fp32 sums, fp32 without
 # tensor cores). The first name that the device's holds as whole words is taken: variants stand before their family.
@@ -47,17 +48,19 @@ def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_leng
     """Forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
     N: parameters that a token is multiplied with: not embeddings, which are looked up (but the head that is tied to
-    them), and of the experts those that it goes through. A frozen one takes 4, as it has no gradient of its own.
+    them), of the experts those that it goes through, and no padding of the vocabulary, which is of no use to the
+    model. A frozen one takes 4, as it has no gradient of its own.
     L: layers; H x Q: heads times their size; T: tokens per row, or the window of a layer that sees fewer.
     """
     head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
     looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head}
     chosen = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
+    padding = padding_of(model)
     multiplied = 0.0
     for name, parameter in model.named_parameters():
         share = chosen if ".experts." in name else 1.0
         share = 0.0 if parameter in looked_up else share
-        multiplied += share * parameter.numel() * (6 if parameter.requires_grad else 4)
+        multiplied += share * (parameter.numel() - padding.get(parameter, 0)) * (6 if parameter.requires_grad else 4)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -1,0 +1,339 @@
+"""A vocabulary padded to a multiple: the model that comes out, its losses and its texts are those without padding."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from llm import tokenizer
+from llm.config import Algorithm, Alphabet, Architecture, ModelConfig, OptimizerConfig, identity_settings
+from llm.dry_run import parameters_by_part
+from llm.errors import ConfigError
+from llm.model import (
+    build,
+    count_parameters,
+    generate_batch,
+    loss,
+    next_token_loss,
+    next_token_nats,
+    padding_of,
+    require_isolation,
+    save,
+    take_plain_paths_where_needed,
+)
+from llm.model.loss import IGNORED, Passes
+from llm.run import Run, load, read_metrics
+from llm.tokenizer import Special
+from llm.trainer import fit
+from llm.trainer.throughput import flops_per_token
+from tests.korean import save_preset
+from tests.test_config import config_of
+from tests.test_dry_run import MODEL, SMALL, config, memory, text  # noqa: F401  # a fixture
+from tests.test_generation import DRAWN, GREEDY, PROMPTS, SEEDS
+from tests.test_trainer import LENGTH, run_interrupted, same, task, untimed, values, weights
+
+ARCHITECTURES = [each for each in Architecture if each is not Architecture.other]
+SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+VOCAB, MULTIPLE, PADDED = 50, 28, 56  # no width of these models
+HIDDEN = 16
+POSITIONS = [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(12)]]
+
+
+def model_of(
+    architecture: Architecture, *, multiple: int | None = MULTIPLE, vocab_size: int = VOCAB, **changes: Any
+) -> Any:
+    """The same weights with padding and without, none of them at zero or one."""
+    torch.manual_seed(0)
+    settings = {"num_layers": 1, "num_heads": 2, "hidden_size": HIDDEN, "max_position_embeddings": 40} | changes
+    made = ModelConfig(name="x", architecture=architecture, pad_vocab_to_multiple_of=multiple, **settings)
+    model = build(made, vocab_size=vocab_size, special=SPECIAL)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            rows = vocab_size if parameter in padding_of(model) else len(parameter)
+            parameter[:rows] += 0.1 * torch.randn(rows, *parameter.shape[1:], generator=draw)
+    return model.eval()
+
+
+def both(architecture: Architecture, **changes: Any) -> tuple[Any, Any]:
+    """(padded, not padded)."""
+    return model_of(architecture, **changes), model_of(architecture, multiple=None, **changes)
+
+
+def batch_of() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(2, VOCAB, (2, 2, 12), generator=draw)
+    labels[0, ::5] = IGNORED
+    return {"input_ids": ids, "labels": labels, "position_ids": torch.tensor(POSITIONS)}
+
+
+def gradients(model: Any, *, passes: Passes | None = None) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    nats, minimised = next_token_loss(model, batch_of(), passes=passes)
+    minimised.backward()
+    return {"nats": nats.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same_but_for_padding(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        rows = len(tensor) if tensor.ndim else None
+        torch.testing.assert_close(found[name][:rows] if rows else found[name], tensor, rtol=1e-6, atol=1e-6)
+        assert rows is None or not found[name][rows:].any(), name
+    assert any(found[name].shape != tensor.shape for name, tensor in expected.items())
+
+
+# The same losses
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_weights_are_those_without_padding_and_the_padding_is_zero(architecture: Architecture, tied: bool) -> None:
+    padded, plain = (
+        {n: p.detach() for n, p in model.named_parameters()} for model in both(architecture, tie_word_embeddings=tied)
+    )
+    assert_same_but_for_padding(padded, plain)
+    assert sum(len(p) == PADDED for p in padded.values()) - sum(len(p) == PADDED for p in plain.values()) == 2 - tied
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_are_those_without_padding(
+    architecture: Architecture, chunked: bool, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded, plain = both(architecture, tie_word_embeddings=tied)
+    expected = gradients(plain)
+    if chunked:
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * PADDED)
+    assert_same_but_for_padding(gradients(padded), expected)
+
+
+def test_a_cap_on_the_logits_does_not_bring_the_padding_back() -> None:
+    padded, plain = both(Architecture.gemma3, extra={"final_logit_softcapping": 2.0})
+    assert_same_but_for_padding(gradients(padded), gradients(plain))
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+def test_a_compiled_loss_is_that_without_padding(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded, plain = both(Architecture.llama)
+    expected = gradients(plain)
+    if chunked:
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", 8 * PADDED)
+    graphs: list[Any] = []
+
+    def one_graph(function: Any) -> Any:
+        return torch.compile(function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+
+    torch.compiler.reset()
+    passes = replace(
+        loss.EAGER,
+        nats=one_graph(loss._nats),
+        hidden_states=one_graph(loss._hidden_states),
+        chunk=one_graph(loss._chunk),
+    )
+    assert_same_but_for_padding(gradients(padded, passes=passes), expected)
+    assert len(graphs) == 1 + chunked
+
+
+def test_what_is_asked_of_a_model_before_it_trains_is_answered_with_padding_too() -> None:
+    model = model_of(Architecture.llama)
+    require_isolation(model, vocab_size=VOCAB, architecture="llama")
+    assert take_plain_paths_where_needed(model, vocab_size=VOCAB) == []
+
+
+def test_nothing_is_padded_where_the_vocabulary_is_a_multiple() -> None:
+    model = model_of(Architecture.llama, vocab_size=2 * MULTIPLE)
+    assert model.get_input_embeddings().weight.shape[0] == 2 * MULTIPLE
+    assert padding_of(model) == {}
+
+
+# Training
+
+SLOW = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+LOSSES = ("train/loss", "val/loss", "train/gradient_norm")
+
+
+def training(
+    folder: Path, *, multiple: int | None = MULTIPLE, optimizer: OptimizerConfig = SLOW, **settings: Any
+) -> Any:
+    model = model_of(Architecture.llama, multiple=multiple, max_position_embeddings=LENGTH, tie_word_embeddings=False)
+    return task(folder, model=model, max_steps=8, optimizer=optimizer, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    yield
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.adamw, Algorithm.muon])
+def test_a_padded_training_is_that_without_padding(algorithm: Algorithm, tmp_path: Path) -> None:
+    how = replace(SLOW, algorithm=algorithm)
+    padded, plain = (
+        training(tmp_path / str(multiple), multiple=multiple, optimizer=how) for multiple in (MULTIPLE, None)
+    )
+    for made in (padded, plain):
+        fit(made)
+    for name in LOSSES:
+        tolerance = 1e-6 if algorithm is Algorithm.adamw else 1e-5  # Muon evens out in bf16, which rounds a last bit
+        assert values(padded.folder, name) == pytest.approx(values(plain.folder, name), rel=tolerance), name
+    for name, weight in weights(plain.model).items():
+        found = weights(padded.model)[name]
+        torch.testing.assert_close(found[: len(weight)], weight, rtol=0, atol=1e-5)
+        assert not found[len(weight) :].any(), name  # weight decay and moments of nothing are nothing
+
+
+def test_a_stopped_run_goes_on_with_its_padding_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = training(tmp_path / "whole")
+    fit(whole)
+    run_interrupted(training(tmp_path / "stopped"), 5, "signal", monkeypatch)
+    kept = load_file(tmp_path / "stopped" / "checkpoints" / "step-00000005" / "tensors.safetensors")
+    assert sum(tensor.shape == (PADDED, HIDDEN) for tensor in kept.values()) == 2 * 3  # each with AdamW's two moments
+    again = training(tmp_path / "stopped")
+    fit(again)
+    assert same(weights(again.model), weights(whole.model))
+    assert untimed(again.folder) == untimed(whole.folder)
+
+
+# What is counted, said and kept
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_padding_is_in_no_count_of_parameters_or_flops(tied: bool) -> None:
+    padded, plain = both(Architecture.gpt2, tie_word_embeddings=tied)
+    assert sum(p.numel() for p in padded.parameters()) == count_parameters(plain) + (PADDED - VOCAB) * HIDDEN * (
+        2 - tied
+    )
+    for count in (
+        count_parameters,
+        lambda model: count_parameters(model, trainable=True),
+        parameters_by_part,
+        lambda model: flops_per_token(model, model.config, sequence_length=20),
+    ):
+        assert count(padded) == count(plain)
+
+
+def test_gpt2_has_its_size_with_padding() -> None:
+    with torch.device("meta"):
+        made = ModelConfig(
+            architecture=Architecture.gpt2, num_layers=12, num_heads=12, hidden_size=768, pad_vocab_to_multiple_of=128
+        )
+        model = build(made, vocab_size=50257, special=SPECIAL)
+    assert model.get_output_embeddings().weight.shape == (50304, 768)
+    assert count_parameters(model) == 124_439_808
+
+
+def test_the_memory_of_a_dry_run_has_the_padding() -> None:
+    with torch.device("meta"):
+        padded, plain = (
+            model_of_shape(multiple=multiple) for multiple in (512, None)
+        )  # 300 tokens: 212 rows of padding
+    rows, length = 2, 32
+    held, without = (memory(model, rows=rows, sequence_length=length) for model in (padded, plain))
+    assert held.weights - without.weights == 4 * 212 * HIDDEN
+    assert without.logits == 4 * rows * length * 3 * 300  # logits, their softmax, its gradient
+    assert held.logits == 4 * rows * length * (512 + 300)  # padded ones, and what a loss makes of the others
+    assert held.activations == without.activations
+
+
+def model_of_shape(*, multiple: int | None) -> Any:
+    made = ModelConfig(
+        architecture=Architecture.llama,
+        num_layers=1,
+        num_heads=2,
+        hidden_size=HIDDEN,
+        pad_vocab_to_multiple_of=multiple,
+    )
+    return build(made, vocab_size=300, special=SPECIAL)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return tokenizer.load(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_text_is_written_as_without_padding(words: Tokenizer, sampling: Any) -> None:
+    prompts = [[0, *words.encode(prompt, add_special_tokens=False).ids] for prompt in PROMPTS]
+    answers = []
+    for multiple in (512, None):
+        model = model_of(Architecture.llama, multiple=multiple, vocab_size=400)
+        with torch.no_grad():  # every token that there is scores below the zeros of the padding
+            model.model.norm.weight.fill_(1)
+            model.get_input_embeddings().weight[:400] = 1 + torch.rand(
+                400, HIDDEN, generator=torch.Generator().manual_seed(2)
+            )
+            model.get_output_embeddings().weight = torch.nn.Parameter(-model.get_input_embeddings().weight.detach())
+        last = model(torch.tensor(prompts[0])[None]).logits[0, -1]
+        assert last[:400].max() < 0
+        assert multiple is None or int(last.argmax()) >= 400
+        answers.append(generate_batch(model, prompts, words, sampling=sampling, pad_id=1, seeds=SEEDS))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_model_has_no_padding(architecture: Architecture, tied: bool, tmp_path: Path) -> None:
+    padded, plain = both(architecture, tie_word_embeddings=tied)
+    for name, model in (("padded", padded), ("plain", plain)):
+        save(model, tmp_path / name)
+    kept, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("padded", "plain"))
+    assert same(kept, expected)
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "padded" / name).read_text() == (tmp_path / "plain" / name).read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    assert loaded(batch_of()["input_ids"]).logits.shape[-1] == VOCAB == loaded.config.vocab_size
+    assert next_token_nats(loaded, batch_of()) == next_token_nats(plain, batch_of())
+
+
+# A command
+
+
+def pretrained(text: Path, outputs: Path, *overrides: str) -> Run:  # noqa: F811
+    made = import_module("llm.stage.pretrain").run(
+        config("pretrain", text, outputs, "trainer.precision=fp32", "optimizer.warmup_steps=0", *MODEL, *overrides)
+    )
+    assert isinstance(made, Run)
+    return load(made.path)
+
+
+def test_a_padded_run_leaves_the_model_of_one_without(text: Path, tmp_path: Path) -> None:  # noqa: F811
+    outputs = tmp_path / "outputs"
+    plain = pretrained(text, outputs)
+    padded = pretrained(text, outputs, "model.pad_vocab_to_multiple_of=128", "trainer.log_every_steps=1")
+    assert padded.path != plain.path
+    size = load(Path(padded.record["folders"]["shards"])).results["vocab_size"]
+    assert size % 128
+    found, expected = (AutoModelForCausalLM.from_pretrained(run.path / "model") for run in (padded, plain))
+    assert found.get_input_embeddings().weight.shape[0] == found.config.vocab_size == size
+    assert padded.results["parameters"] == plain.results["parameters"] == count_parameters(found)
+    for name, weight in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], weight, rtol=0, atol=1e-4)
+    left, right = (read_metrics(run.path / "metrics.jsonl")[-1]["val/loss"] for run in (padded, plain))
+    assert left == pytest.approx(right, rel=1e-5)
+
+
+# The setting
+
+
+def test_padding_is_part_of_what_a_run_is_where_it_is_set() -> None:
+    padded, plain = (
+        identity_settings(config_of(*more), "pretrain")["model"] for more in (["model.pad_vocab_to_multiple_of=64"], [])
+    )
+    assert padded == plain | {"pad_vocab_to_multiple_of": 64}
+    assert "pad_vocab_to_multiple_of" not in plain  # and runs of before it was there are found
+
+
+def test_a_multiple_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.pad_vocab_to_multiple_of=0 is too small. Set it to 1 or more."):
+        ModelConfig(name="x", architecture=Architecture.gpt2, pad_vocab_to_multiple_of=0)
