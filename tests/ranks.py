@@ -29,6 +29,7 @@ class Case:
     folder: str
     architecture: str = "gpt2"
     lora: bool = False
+    pad_vocab_to_multiple_of: int | None = None
     packing: str | None = None  # None: random rows with unequal numbers of labels
     algorithm: str = "adamw"
     strategy: str = "auto"
@@ -41,7 +42,11 @@ class Case:
         slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, algorithm=Algorithm[self.algorithm])
         made = task(
             Path(self.folder),
-            model=model_of(Architecture[self.architecture], lora=self.lora),
+            model=model_of(
+                Architecture[self.architecture],
+                lora=self.lora,
+                pad_vocab_to_multiple_of=self.pad_vocab_to_multiple_of,
+            ),
             max_steps=self.max_steps,
             batch_size=8,
             held_out=7,  # three batches of 3, 3 and 1 row: the ranks cannot have as many each

@@ -83,7 +83,7 @@ class RandomRows:
 
 
 def model_of(
-    architecture: Architecture = Architecture.gpt2, *, dropout: float = 0.0, lora: bool = False
+    architecture: Architecture = Architecture.gpt2, *, dropout: float = 0.0, lora: bool = False, **settings: Any
 ) -> torch.nn.Module:
     torch.manual_seed(0)
     config = ModelConfig(
@@ -94,6 +94,7 @@ def model_of(
         hidden_size=16,
         max_position_embeddings=LENGTH,
         dropout=dropout,
+        **settings,
     )
     model = build(config, vocab_size=VOCAB, special=SPECIAL)
     if lora:
