@@ -83,10 +83,6 @@ def test_stages_mirror_modules():
         (["optimizer.learning_rat=1"], "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?"),
         (["+optimizer.learning_rat=1"], "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?"),
         (["+optimizer.x=1"], "unknown key optimizer.x. Known here: algorithm, learning_rate"),
-        (
-            ["model=qwen3_moe_tiny", "trainer.compile=true"],
-            "trainer.compile=true is not for model.architecture=qwen3_moe, which does not compile to one graph",
-        ),
         (["modle=a"], "unknown key modle. Did you mean model?"),
         (["trainer.max_steps=abc"], "trainer.max_steps: Value 'abc' of type 'str' could not be converted to Integer"),
         (["trainer.precision=fp16"], "trainer.precision: Invalid value 'fp16', expected one of [auto, fp32, bf16]"),

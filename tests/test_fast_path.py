@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from llm.config import Accelerator, Architecture, LoraConfig, ModelConfig, TrainerConfig
-from llm.errors import ConfigError
-from llm.model import add_lora, attention, build, document_bounds, loss, next_token_nats
+from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
-from llm.trainer import fit, require_compiler
+from llm.trainer import fit
 from llm.trainer.module import NextTokenModule
 from tests.test_trainer import same, task, untimed, values, weights
 
@@ -276,8 +276,9 @@ def graphs_of(model: PreTrainedModel, positions: list[list[int]]) -> list[torch.
         return graph.forward
 
     torch.compiler.reset()
-    passes = replace(loss.EAGER, nats=torch.compile(loss._nats, fullgraph=True, backend=keep))
-    compiled, plain = (next_token_nats(model, batch_of(positions), passes=p) for p in (passes, None))
+    one_graph: Any = partial(torch.compile, fullgraph=True, backend=keep)
+    passes = replace(loss.EAGER, nats=one_graph(loss._nats), balanced=one_graph(loss._balanced))
+    compiled, plain = (next_token_loss(model, batch_of(positions), passes=p) for p in (passes, None))
     torch.testing.assert_close(compiled, plain)
     return graphs
 
@@ -287,6 +288,8 @@ UNMASKED = [
     (Architecture.gpt2, "lora"),
     (Architecture.llama, "checkpointing"),
     (Architecture.qwen3, ""),
+    (Architecture.qwen3_moe, ""),
+    (Architecture.qwen3_moe, "lora"),
 ]
 
 
@@ -385,21 +388,3 @@ def test_a_step_without_a_record_reads_nothing_from_its_device(tmp_path: Path, m
     waited = {step: sorted(waits & {*names}) for step, names in steps.items()}
     assert {step: waited[step] for step in (1, 2, 3)} == {1: [], 2: [], 3: []}
     assert "aten::_local_scalar_dense" in waited[4]  # the record of step 5: what is counted is seen
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "missing", "line"),
-    [
-        (Accelerator.cpu, "g++", r"trainer.compile=true needs a C\+\+ compiler, but there is no g\+\+ or clang\+\+"),
-        (Accelerator.gpu, "triton", "trainer.compile=true needs the package triton on a GPU, but it is not installed"),
-    ],
-)
-def test_compiling_without_a_compiler_is_refused(
-    accelerator: Accelerator, missing: str, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler = sys.modules["llm.trainer.compiler"]
-    monkeypatch.setattr(compiler.shutil, "which", lambda name: None if missing == "g++" else f"/usr/bin/{name}")
-    monkeypatch.setattr(compiler, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match=line):
-        require_compiler(TrainerConfig(compile=True, accelerator=accelerator))
-    require_compiler(TrainerConfig(accelerator=accelerator))

@@ -40,7 +40,6 @@ from llm.config.training import (
     Strategy,
     TrainerConfig,
     WandbMode,
-    require_one_graph,
 )
 from llm.config.tuning import ALL_LINEAR, LoraConfig, Method, WeightPrecision
 
@@ -106,7 +105,6 @@ __all__ = [
     "job_errors",
     "job_overrides",
     "ladder_overrides",
-    "require_one_graph",
     "run_hydra",
     "with_number",
 ]

@@ -20,7 +20,6 @@ from llm.config.training import (
     OptimizerConfig,
     Strategy,
     TrainerConfig,
-    require_one_graph,
 )
 from llm.config.tuning import LoraConfig, Method, WeightPrecision
 from llm.errors import ConfigError
@@ -85,7 +84,6 @@ class PretrainStage(StageConfig):
         at_least("seed", self.seed, 0)
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
-        require_one_graph(self.model.architecture, self.trainer)
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
         if is_read and self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(

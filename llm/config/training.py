@@ -289,15 +289,6 @@ class TrainerConfig:
         return self.devices * self.num_nodes
 
 
-def require_one_graph(architecture: Architecture | None, trainer: TrainerConfig) -> None:
-    """Refuse to compile what breaks into several graphs: transformers takes a lock to collect a mixture's router."""
-    if trainer.compile and architecture is Architecture.qwen3_moe:
-        raise ConfigError(
-            f"trainer.compile=true is not for model.architecture={architecture.value}, which does not compile to one "
-            "graph. Set trainer.compile=false."
-        )
-
-
 BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 

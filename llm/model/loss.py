@@ -8,11 +8,13 @@ gradient is taken while its logits are there: three products a chunk, none of th
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from llm.model.attention import attention_within_documents, document_bounds
 from llm.model.vocabulary import unpadded
@@ -59,6 +61,8 @@ def next_token_loss(
     if weight is None:
         nats = next_token_nats(model, batch, passes=passes)
         return nats, nats
+    # transformers does it at the first call that asks for a router's scores, under a lock, which breaks a graph
+    maybe_install_capturing_hooks(_without_adapters(model).base_model)
     with _inputs(model, batch) as inputs:
         return (passes or EAGER).balanced(model, inputs, batch["labels"], weight)
 
@@ -77,13 +81,14 @@ def _inputs(model: nn.Module, batch: dict[str, Any]) -> Iterator[dict[str, Any]]
         yield inputs
 
 
-def compiled() -> Passes:
+def compiled(*, backend: str = "inductor") -> Passes:
     """The same by torch.compile, each in one graph: one that would break is an error."""
+    compile: Any = partial(torch.compile, fullgraph=True, backend=backend)
     return Passes(
-        nats=torch.compile(_nats, fullgraph=True),
-        balanced=torch.compile(_balanced, fullgraph=True),
-        hidden_states=torch.compile(_hidden_states, fullgraph=True),
-        chunk=torch.compile(_chunk, fullgraph=True),
+        nats=compile(_nats),
+        balanced=compile(_balanced),
+        hidden_states=compile(_hidden_states),
+        chunk=compile(_chunk),
     )
 
 

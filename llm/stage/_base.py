@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llm.config import ALL_LINEAR, EXPERT_TENSORS, Architecture, FinetuneStage, Method, require_one_graph
+from llm.config import ALL_LINEAR, EXPERT_TENSORS, Architecture, FinetuneStage, Method
 from llm.errors import ConfigError
 from llm.run import Base
 
@@ -22,7 +22,6 @@ def check_against_base(config: FinetuneStage, base: Base) -> None:
     if config.lora.method is Method.qlora:
         _require_four_bits()
     if architecture := architecture_of(base):
-        require_one_graph(architecture, config.trainer)
         if config.lora.target_modules:
             from llm.model import known_targets  # takes seconds: only where there is something to check
 

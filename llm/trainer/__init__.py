@@ -16,12 +16,12 @@ saving.py       checkpoints at step boundaries, and an orderly stop on a signal
 space.py        whether the disk has room for the checkpoints
 checkpoint.py   a checkpoint's folder: safetensors and JSON under a manifest of SHA-256 sums
 progress.py     the progress bar
-compiler.py     whether torch.compile finds a compiler
+compiler.py     whether torch.compile finds a compiler, and takes the model
 throughput.py   FLOPs per token and the device's peak: what MFU is made of
 """
 
-from llm.trainer.compiler import require_compiler
+from llm.trainer.compiler import require_compiler, require_one_graph
 from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
 
-__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler"]
+__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler", "require_one_graph"]

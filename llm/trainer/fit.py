@@ -24,6 +24,7 @@ from llm.logger import RunLogger
 from llm.optimizer import extension_step
 from llm.run import SIGNALS, is_on_slurm, log, on_signal, process_rank
 from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
+from llm.trainer.compiler import refuse_what_does_not_compile
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
 from llm.trainer.meter import Meter
@@ -68,7 +69,7 @@ def fit(task: Fit) -> None:
         DivergedError: the gradients, or the validation's loss, are not finite.
         StorageError: the disk has no room for the checkpoints.
         ShortOfMemoryError: a device has no room for a single row.
-        ConfigError: there are more devices than rows.
+        ConfigError: there are more devices than rows, or torch.compile fails at the model.
     """
     if len(task.train_rows) < task.trainer.world_size:
         raise ConfigError(
@@ -122,6 +123,7 @@ def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     try:
         trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     except Exception as error:
+        refuse_what_does_not_compile(error)
         micro_batches.explain(error)
         return False
     if is_shared:
