@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,11 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm.config import Accelerator, Architecture, DataConfig, DataKind, ModelConfig, OptimizerConfig, TrainerConfig
-from llm.config.training import Precision
+from benchmarks.harness import asked_of_trainer, device, train_by_fit
+from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
-from llm.logger import RunLogger
 from llm.model import build
 from llm.tokenizer import Special
-from llm.trainer import Fit, fit
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_steps=10)
 Train = Callable[["Clock", int], None]  # takes that many steps
@@ -49,9 +46,9 @@ class Shape:
         """Of a step."""
         return self.batch_size * self.sequence_length
 
-    def model(self) -> Any:
+    def model(self, seed: int = 0) -> Any:
         """A Hugging Face model with random weights, the same each time."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         config = ModelConfig(
             name=self.name,
             architecture=self.architecture,
@@ -117,46 +114,21 @@ class Clock:
         self.times.append(time.process_time() if self.in_cpu_time else time.perf_counter())
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def ours(shape: Shape, mode: Mode) -> Train:
     """fit(): loader, meter, health, journal, validation and checkpoint, as in stage=pretrain."""
     model = shape.model()
 
     def train(clock: Clock, steps: int) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            fit(
-                Fit(
-                    model=model,
-                    model_config=model.config,
-                    train_rows=clock,
-                    held_out_rows=Clock(shape, rows=1),
-                    data=DataConfig(
-                        name="random",
-                        kind=DataKind.text,
-                        path="random",
-                        sequence_length=shape.sequence_length,
-                        batch_size=shape.batch_size,
-                    ),
-                    optimizer=OPTIMIZER,
-                    trainer=TrainerConfig(
-                        max_steps=steps,
-                        precision=mode.precision,
-                        compile=mode.compile,
-                        accelerator=Accelerator[{"cuda": "gpu"}.get(device().type, "cpu")],
-                        micro_batch_size=shape.batch_size,
-                        validate_every_steps=10**9,
-                        checkpoint_every_steps=10**9,
-                    ),
-                    seed=0,
-                    folder=Path(scratch),
-                    logger=RunLogger(None),
-                    sample=list,
-                    label=shape.name,
-                )
-            )
+        train_by_fit(
+            model,
+            (clock, Clock(shape, rows=1)),
+            sequence_length=shape.sequence_length,
+            batch_size=shape.batch_size,
+            steps=steps,
+            optimizer=OPTIMIZER,
+            precision=mode.precision,
+            compile=mode.compile,
+        )
 
     return train
 
@@ -164,35 +136,27 @@ def ours(shape: Shape, mode: Mode) -> Train:
 def hugging_face(shape: Shape, mode: Mode) -> Train:
     """transformers' Trainer with its own defaults, the same optimizer settings, and no file written."""
     from transformers import Trainer, TrainingArguments
-    from transformers.utils.logging import set_verbosity_error
 
-    set_verbosity_error()
     model = shape.model()
 
     def train(clock: Clock, steps: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
+            asked = asked_of_trainer(scratch, steps=steps, batch_size=shape.batch_size, precision=mode.precision)
             arguments = TrainingArguments(
-                output_dir=scratch,
-                per_device_train_batch_size=shape.batch_size,
-                max_steps=steps,
+                **asked,
                 learning_rate=OPTIMIZER.learning_rate,
                 lr_scheduler_type="cosine",
                 warmup_steps=OPTIMIZER.warmup_steps,
                 weight_decay=OPTIMIZER.weight_decay,
-                bf16=mode.precision is Precision.bf16,
                 torch_compile=mode.compile,
-                use_cpu=device().type == "cpu",
                 logging_steps=10,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
                 remove_unused_columns=False,
             )
             model.config.use_cache = False
             trainer = Trainer(
                 model=model, args=arguments, train_dataset=_Indices(clock.rows), data_collator=partial(_collate, clock)
             )
-            trainer.remove_callback(_printer())
+            trainer.remove_callback(printer())
             trainer.train()
 
     return train
@@ -217,7 +181,7 @@ def _collate(clock: Clock, rows: list[int]) -> dict[str, torch.Tensor]:
     return batch if clock.documents == 1 else batch | {"position_ids": taken["position_ids"]}
 
 
-def _printer() -> Any:
+def printer() -> Any:
     from transformers import PrinterCallback
 
     return PrinterCallback

@@ -12,7 +12,9 @@ The Trainer needs one more package: python -m pip install accelerate
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,24 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils.data import SequentialSampler
 
-from benchmarks.contestants import OPTIMIZER, Clock, Mode, Shape, hugging_face, ours
-from benchmarks.train_throughput import SMALL, TINY, _be_quiet, _timed
+from benchmarks.contestants import OPTIMIZER, Clock, Mode, Shape, hugging_face, ours, printer
+from benchmarks.harness import NEVER, asked_of_trainer, be_quiet, train_by_fit
+from benchmarks.train_throughput import SMALL, TINY, timed
 from llm.config import Accelerator, OptimizerConfig, Precision, TrainerConfig, from_hydra
 from llm.data import EvaluationBatches, MicroBatch, TokenRows, TrainingBatches, read_manifest
-from llm.logger import RunLogger
 from llm.run import with_precision
-from llm.trainer import Fit, evaluate, fit
+from llm.trainer import evaluate
 
 ROOT = Path(__file__).parents[1]
 FP32 = Mode(Precision.fp32, False)  # what TrainingArguments has on a CPU unless it is told otherwise
+Trained = Callable[..., Any]  # of steps, shape, rows and seed: the model after them
 
 
 def speeds(arguments: argparse.Namespace, mode: Mode) -> list[tuple[float, float]]:
     """(ours, the Trainer's) tokens a second, by round."""
     trains = ours(SMALL, mode), hugging_face(SMALL, FP32)
     measure = argparse.Namespace(warmup=3, steps=arguments.timed_steps, documents=1, cpu_time=arguments.cpu_time)
-    return [tuple(_timed(train, SMALL, measure)[0] for train in trains) for _ in range(arguments.rounds)]  # type: ignore[misc]
+    return [tuple(timed(train, SMALL, measure)[0] for train in trains) for _ in range(arguments.rounds)]  # type: ignore[misc]
 
 
 def rows_of(arguments: argparse.Namespace, shape: Shape) -> tuple[TokenRows, TokenRows]:
@@ -69,50 +72,38 @@ class LawClock(Clock):
         return {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
 
 
-def loss_of_ours(arguments: argparse.Namespace, shape: Shape, precision: Precision, rows: Any) -> Any:
+def trained_by_us(steps: int, shape: Shape, precision: Precision, rows: Any, seed: int) -> Any:
     """The model after training by fit()."""
-    model, (train, held_out) = shape.model(), rows
-    with tempfile.TemporaryDirectory() as scratch:
-        fit(
-            Fit(
-                model=model,
-                model_config=model.config,
-                train_rows=train,
-                held_out_rows=held_out,
-                data=_data(shape),
-                optimizer=_optimizer(),
-                trainer=TrainerConfig(
-                    max_steps=arguments.steps,
-                    precision=precision,
-                    accelerator=Accelerator.cpu,
-                    micro_batch_size=shape.batch_size,
-                    validate_every_steps=10**9,
-                    checkpoint_every_steps=10**9,
-                ),
-                seed=0,
-                folder=Path(scratch),
-                logger=RunLogger(None),
-                sample=list,
-                label="ours",
-            )
-        )
+    model = shape.model(seed)
+    train_by_fit(
+        model,
+        rows,
+        sequence_length=shape.sequence_length,
+        batch_size=shape.batch_size,
+        steps=steps,
+        optimizer=_optimizer(),
+        precision=precision,
+        seed=seed,
+        on=torch.device("cpu"),
+    )
     return model
 
 
-def loss_of_theirs(arguments: argparse.Namespace, shape: Shape, rows: Any) -> Any:
+def trained_by_trainer(steps: int, shape: Shape, precision: Precision, rows: Any, seed: int) -> Any:
     """The model after training by the Trainer, on the rows of fit() in their order, by the schedule of fit()."""
     from transformers import Trainer, TrainingArguments
-    from transformers.utils.logging import set_verbosity_error
 
     from llm import optimizer as optimizers
 
-    set_verbosity_error()
-    model, (train, _) = shape.model(), rows
+    model, (train, _) = shape.model(seed), rows
     model.config.use_cache = False
     order = TrainingBatches(
-        train.num_labels, batch_size=shape.batch_size, micro_batch_size=shape.batch_size,
-        num_steps=arguments.steps, seed=0,
-    )  # fmt: skip
+        train.num_labels,
+        batch_size=shape.batch_size,
+        micro_batch_size=shape.batch_size,
+        num_steps=steps,
+        seed=seed,
+    )
     clock = LawClock(shape, train)
 
     class InOrder(Trainer):  # type: ignore[misc]
@@ -123,20 +114,15 @@ def loss_of_theirs(arguments: argparse.Namespace, shape: Shape, rows: Any) -> An
 
     def collate(taken: list[int]) -> dict[str, torch.Tensor]:
         batch = clock.take(taken)
-        return {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            "labels": batch["labels"],
-            "shift_labels": batch["labels"],
-        }
+        return batch | {"shift_labels": batch["labels"]}
 
     with tempfile.TemporaryDirectory() as scratch:
-        asked = TrainingArguments(
-            output_dir=scratch, per_device_train_batch_size=shape.batch_size, max_steps=arguments.steps, use_cpu=True,
-            save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False, logging_steps=10**9,
-        )  # fmt: skip
-        built = optimizers.build(model, _optimizer(), max_steps=arguments.steps)
-        InOrder(model=model, args=asked, train_dataset=places, data_collator=collate, optimizers=built).train()
+        asked = asked_of_trainer(scratch, steps=steps, batch_size=shape.batch_size, precision=precision)
+        arguments = TrainingArguments(**asked, remove_unused_columns=False, logging_steps=NEVER)
+        built = optimizers.build(model, _optimizer(), max_steps=steps)
+        trainer = InOrder(model=model, args=arguments, train_dataset=places, data_collator=collate, optimizers=built)
+        trainer.remove_callback(printer())
+        trainer.train()
     return model
 
 
@@ -144,18 +130,36 @@ def _optimizer() -> OptimizerConfig:
     return replace(OPTIMIZER, learning_rate=1e-3, warmup_steps=20)
 
 
-def _data(shape: Shape) -> Any:
-    from llm.config import DataConfig, DataKind
-
-    return DataConfig(
-        name="law", kind=DataKind.text, path="law", sequence_length=shape.sequence_length, batch_size=shape.batch_size
-    )
-
-
 def held_out_loss(model: Any, held_out: TokenRows) -> float:
     batches = EvaluationBatches(held_out.num_labels, batch_size=4)
     loader = torch.utils.data.DataLoader(held_out, batch_sampler=batches, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
     return evaluate(model, loader, held_out, device=torch.device("cpu")).loss
+
+
+def compare_losses(arguments: argparse.Namespace, shape: Shape, default: Precision) -> None:
+    """Print the held-out loss that each comes to, by seed, and how far it is from the Trainer's default."""
+    rows = rows_of(arguments, shape)
+    contest: dict[str, Trained] = {
+        "HF Trainer, default": partial(trained_by_trainer, precision=Precision.fp32),
+        "ours, default": partial(trained_by_us, precision=default),
+    }
+    if arguments.apart:
+        contest |= {
+            "ours, fp32": partial(trained_by_us, precision=Precision.fp32),
+            "HF Trainer, bf16": partial(trained_by_trainer, precision=Precision.bf16),
+        }
+    print(f"{shape.name}: val/loss in fp32 after {arguments.steps} steps, seeds 0 to {arguments.seeds - 1}")
+    losses: dict[str, list[float]] = {}
+    for name, trained in contest.items():
+        losses[name] = [
+            held_out_loss(trained(arguments.steps, shape, rows=rows, seed=seed), rows[1])
+            for seed in range(arguments.seeds)
+        ]
+        differences = [
+            mine / theirs - 1 for mine, theirs in zip(losses[name], next(iter(losses.values())), strict=True)
+        ]
+        said = ", ".join(f"{loss:.6f} ({off:+.3%})" for loss, off in zip(losses[name], differences, strict=True))
+        print(f"{name:<20}{said}; mean {statistics.mean(differences):+.3%}", flush=True)
 
 
 def main() -> None:
@@ -167,12 +171,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--outputs", default="outputs", help="where tokenizer and shards are, or are made")
     parser.add_argument("--shape", choices=[SMALL.name, TINY.name], default=SMALL.name, help="whose loss is compared")
+    parser.add_argument("--seeds", type=int, default=1, help="of weights and order, for the losses")
+    parser.add_argument("--apart", action="store_true", help="ours in fp32 and the Trainer in bf16 too")
     parser.add_argument("--only", choices=["speed", "loss"])
     parser.add_argument("settings", nargs="*", help="of the shards, as for train.py")
     arguments = parser.parse_intermixed_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    _be_quiet()
+    be_quiet()
     precision = with_precision(TrainerConfig(accelerator=Accelerator.cpu)).precision
     print(f"ours, default: {precision.name} eager here; HF Trainer, default: fp32 eager")
     if arguments.only != "loss":
@@ -185,14 +191,7 @@ def main() -> None:
         )
     if arguments.only != "speed":
         shape = {shape.name: shape for shape in (SMALL, TINY)}[arguments.shape]
-        rows = rows_of(arguments, shape)
-        trained = loss_of_ours(arguments, shape, precision, rows), loss_of_theirs(arguments, shape, rows)
-        losses = [held_out_loss(model, rows[1]) for model in trained]
-        difference = losses[0] / losses[1] - 1
-        print(
-            f"{shape.name}: val/loss after {arguments.steps} steps: ours {losses[0]:.4f}, HF Trainer {losses[1]:.4f} "
-            f"({difference:+.2%})"
-        )
+        compare_losses(arguments, shape, precision)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ import argparse
 import gc
 import json
 import logging
-import multiprocessing
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -30,26 +28,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contestants import device
-from benchmarks.memory import begin_peak, model_config, status_bytes
-from llm.config import (
-    Accelerator,
-    DataConfig,
-    DataKind,
-    LoraConfig,
-    Method,
-    OptimizerConfig,
-    Packing,
-    Precision,
-    TrainerConfig,
+from benchmarks.harness import (
+    asked_of_trainer,
+    be_quiet,
+    begin_peak,
+    device,
+    in_a_process,
+    status_bytes,
+    train_by_fit,
 )
+from benchmarks.memory import model_config
+from llm.config import LoraConfig, Method, OptimizerConfig, Packing, Precision
 from llm.data import MicroBatch
 from llm.data.packing import lay_out
-from llm.logger import RunLogger
 from llm.model import add_lora, build, count_base_parameters, count_parameters, save, save_adapter
-from llm.run import log
 from llm.tokenizer import Special
-from llm.trainer import Fit, fit
 
 TUNING = LoraConfig(rank=8, alpha=16)
 OPTIMIZER = OptimizerConfig(learning_rate=2e-4, warmup_steps=10, weight_decay=0.0)
@@ -152,32 +145,16 @@ class Ours:
 
     def __call__(self, laps: Laps, steps: int) -> None:
         contest = self.contest
-        with tempfile.TemporaryDirectory() as scratch:
-            fit(
-                Fit(
-                    model=self.model,
-                    model_config=self.config,
-                    train_rows=PackedRows(contest, laps),
-                    held_out_rows=_Few(contest),
-                    data=DataConfig(
-                        name="x", kind=DataKind.text, path="x", sequence_length=contest.length, batch_size=contest.rows
-                    ),
-                    optimizer=OPTIMIZER,
-                    trainer=TrainerConfig(
-                        max_steps=steps,
-                        precision=contest.precision,
-                        accelerator=Accelerator.gpu if device().type == "cuda" else Accelerator.cpu,
-                        micro_batch_size=contest.rows,
-                        validate_every_steps=10**9,
-                        checkpoint_every_steps=10**9,
-                    ),
-                    seed=0,
-                    folder=Path(scratch),
-                    logger=RunLogger(None),
-                    sample=list,
-                    label="lora",
-                )
-            )
+        train_by_fit(
+            self.model,
+            (PackedRows(contest, laps), _Few(contest)),
+            sequence_length=contest.length,
+            batch_size=contest.rows,
+            steps=steps,
+            optimizer=OPTIMIZER,
+            precision=contest.precision,
+            config=self.config,
+        )
 
     def saved_bytes(self) -> int:
         with tempfile.TemporaryDirectory() as scratch:
@@ -206,7 +183,7 @@ class Trl:
         from transformers import PrinterCallback, TrainerCallback
         from trl import SFTConfig, SFTTrainer
 
-        contest, bf16 = self.contest, self.contest.precision is Precision.bf16
+        contest = self.contest
         same_mode = {} if self.is_default else {"packing": True, "gradient_checkpointing": False}
 
         class Note(TrainerCallback):
@@ -214,20 +191,11 @@ class Trl:
                 laps.note()
 
         with tempfile.TemporaryDirectory() as scratch:
+            asked = asked_of_trainer(scratch, steps=steps, batch_size=contest.rows, precision=contest.precision)
             trainer = SFTTrainer(
                 model=self.base if self.model is None else self.model,
                 args=SFTConfig(
-                    output_dir=scratch,
-                    max_steps=steps,
-                    per_device_train_batch_size=contest.rows,
-                    max_length=contest.length,
-                    learning_rate=OPTIMIZER.learning_rate,
-                    bf16=bf16,
-                    use_cpu=device().type == "cpu",
-                    save_strategy="no",
-                    report_to=[],
-                    disable_tqdm=True,
-                    **same_mode,
+                    **asked, max_length=contest.length, learning_rate=OPTIMIZER.learning_rate, **same_mode
                 ),
                 train_dataset=Dataset.from_dict({"input_ids": [d.tolist() for d in contest.documents()]}),
                 processing_class=_tokenizer(contest.vocab_size),
@@ -316,17 +284,12 @@ def compare(contest: Contest, names: list[str], *, rounds: int, steps: int, warm
     gc.collect()
     if memory and not torch.cuda.is_available():
         for name in names:
-            scores[name].peak_bytes = _peak_in_a_process(name, contest)
+            scores[name].peak_bytes = in_a_process(_grow, name, contest)
     return list(scores.values())
 
 
-def _peak_in_a_process(name: str, contest: Contest) -> int:
-    """The largest resident memory of a process that only trains, less what it had before its base was built."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grow, (name, contest))
-
-
 def _grow(name: str, contest: Contest) -> int:
+    """The largest resident memory of a process that only trains, less what it had before its base was built."""
     _be_quiet()
     small = Contest(model="llama_tiny", vocab_size=64, length=32, rows=2, precision=contest.precision, conversations=64)
     CONTESTANTS[name](small)(Laps(set()), 2)  # imports and first calls are not the contest's
@@ -358,13 +321,9 @@ def _print(contest: Contest, scores: list[Score]) -> None:
 
 
 def _be_quiet() -> None:
-    from transformers.utils.logging import set_verbosity_error
-
-    warnings.filterwarnings("ignore")
-    set_verbosity_error()
+    be_quiet()
     if find_spec("datasets"):
         import_module("datasets").disable_progress_bars()
-    log.setLevel(logging.ERROR)
     logging.getLogger("trl").setLevel(logging.ERROR)
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,9 @@ import torch
 import yaml
 from rich.table import Table
 
+from benchmarks.harness import begin_peak, status_bytes, train_by_fit
 from llm.compare import output_console
-from llm.config import (
-    Accelerator,
-    Architecture,
-    DataConfig,
-    DataKind,
-    ModelConfig,
-    OptimizerConfig,
-    Precision,
-    TrainerConfig,
-)
+from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
 from llm.tokenizer import Special
@@ -91,51 +82,24 @@ def expected(case: dict[str, Any]) -> dict[str, int]:
 
 def measured(case: dict[str, Any]) -> dict[str, int]:
     """The peak of STEPS optimizer steps by the trainer itself, validations and checkpoints included."""
-    from llm.logger import RunLogger
-    from llm.trainer import Fit, fit
-
     on_gpu = torch.cuda.is_available()
     before = 0 if on_gpu else begin_peak()
     rows, length = case["micro_rows"], case["length"]
     model = build(model_config(case["model"]), vocab_size=case["vocab_size"], special=SPECIAL)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            Fit(
-                model=model,
-                model_config=model.config,
-                train_rows=RandomRows(STEPS * MICRO_BATCHES * rows, length=length, vocab_size=case["vocab_size"]),
-                held_out_rows=RandomRows(rows, length=length, vocab_size=case["vocab_size"]),
-                data=DataConfig(
-                    name="x", kind=DataKind.text, path="x", sequence_length=length, batch_size=MICRO_BATCHES * rows
-                ),
-                optimizer=OptimizerConfig(warmup_steps=1),
-                trainer=TrainerConfig(
-                    max_steps=STEPS,
-                    micro_batch_size=rows,
-                    precision=Precision[case["precision"]],
-                    accelerator=Accelerator.gpu if on_gpu else Accelerator.cpu,
-                ),
-                seed=0,
-                folder=Path(folder),
-                logger=RunLogger(None),
-                sample=list,
-                label="memory",
-            )
-        )
+    train_by_fit(
+        model,
+        (
+            RandomRows(STEPS * MICRO_BATCHES * rows, length=length, vocab_size=case["vocab_size"]),
+            RandomRows(rows, length=length, vocab_size=case["vocab_size"]),
+        ),
+        sequence_length=length,
+        batch_size=MICRO_BATCHES * rows,
+        steps=STEPS,
+        optimizer=OptimizerConfig(warmup_steps=1),
+        precision=Precision[case["precision"]],
+        micro_batch_size=rows,
+    )
     return {"total": torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM") - before}
-
-
-def begin_peak() -> int:
-    """Have the kernel's mark of the peak begin again, after what torch and Lightning need whatever the model is."""
-    torch.ones(512, 512).matmul(torch.ones(512, 512))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return status_bytes("VmRSS")
-
-
-def status_bytes(key: str) -> int:
-    """A size that Linux says of this process: VmRSS, what it has in RAM; VmHWM, the most of that since the mark."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def in_a_process(what: str, case: dict[str, Any]) -> dict[str, int]:

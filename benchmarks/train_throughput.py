@@ -15,12 +15,9 @@ import argparse
 import datetime
 import gc
 import json
-import logging
-import multiprocessing
 import re
 import statistics
 import time
-import warnings
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +25,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train, device
-from benchmarks.memory import begin_peak, status_bytes
-from llm.config import Architecture
-from llm.config.training import Precision
-from llm.run import log
+from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train
+from benchmarks.harness import be_quiet, begin_peak, device, in_a_process, status_bytes
+from llm.config import Architecture, Precision
 from llm.trainer.throughput import flops_per_token, peak_flops
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    _be_quiet()
+    be_quiet()
     began, scores = time.monotonic(), []
     for shape, mode, names in PROFILES[arguments.profile]:
         if arguments.shape not in (None, shape.name) or arguments.mode not in (None, str(mode)):
@@ -129,7 +124,7 @@ def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any) -> list
     scores = {name: Score(shape.name, str(mode), name) for name in names}
     for number in range(arguments.rounds + mode.compile):  # the first round of a compiled contest is not timed
         for name, train in trains.items():
-            speed, memory = _timed(train, shape, arguments)
+            speed, memory = timed(train, shape, arguments)
             if number >= mode.compile:
                 scores[name].tokens_per_second.append(speed)
             scores[name].peak_bytes = max(scores[name].peak_bytes, memory)
@@ -137,7 +132,7 @@ def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any) -> list
         score.mfu = 0.0 if arguments.cpu_time else score.median * flops / peak  # the peak is one of wall time
     if device().type == "cpu" and not arguments.no_memory:
         for name, score in scores.items():
-            score.peak_bytes = _peak_in_a_process(name, shape, mode)
+            score.peak_bytes = in_a_process(_grow, name, shape, mode)
     _print(shape, mode, scores, documents=arguments.documents)
     del trains
     gc.collect()
@@ -145,7 +140,7 @@ def _contest(shape: Shape, mode: Mode, names: list[str], arguments: Any) -> list
     return list(scores.values())
 
 
-def _timed(train: Train, shape: Shape, arguments: Any) -> tuple[float, int]:
+def timed(train: Train, shape: Shape, arguments: Any) -> tuple[float, int]:
     """(tokens a second, the GPU's peak in bytes) of one round."""
     first, last = arguments.warmup, arguments.warmup + arguments.steps
     clock = Clock(shape, documents=arguments.documents, marks={first, last}, in_cpu_time=arguments.cpu_time)
@@ -156,16 +151,11 @@ def _timed(train: Train, shape: Shape, arguments: Any) -> tuple[float, int]:
     return arguments.steps * shape.tokens / (clock.times[last] - clock.times[first]), memory
 
 
-def _peak_in_a_process(name: str, shape: Shape, mode: Mode) -> int:
-    """The largest resident memory of a process that only trains, less what it had before the model was built."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grow, (name, shape, mode))
-
-
 def _grow(name: str, shape: Shape, mode: Mode) -> int:
-    _be_quiet()
+    """The largest resident memory of a process that only trains, less what it had before the model was built."""
+    be_quiet()
     CONTESTANTS[name](TINY, mode)(Clock(TINY), 2)  # imports and first calls are not the contest's
-    before = begin_peak()  # getrusage would not do: its peak is inherited from the process that starts this one
+    before = begin_peak()
     CONTESTANTS[name](shape, mode)(Clock(shape), 4)
     return status_bytes("VmHWM") - before
 
@@ -204,11 +194,6 @@ def _has_accelerate() -> bool:
         return True
     print("HF Trainer is left out: it needs the package accelerate (python -m pip install accelerate)")
     return False
-
-
-def _be_quiet() -> None:
-    warnings.filterwarnings("ignore")
-    log.setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from llm.config import Packing, from_hydra
+from tests.korean import documents
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = re.findall(r"^python .*$", (ROOT / "docs" / "shards.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -106,6 +107,34 @@ def test_throughput_is_measured_for_ours_and_its_peers(
     (written,) = tmp_path.iterdir()
     scores = json.loads(written.read_text(encoding="utf-8"))["scores"]
     assert [len(score["tokens_per_second"]) for score in scores] == [2, 2, 2]
+
+
+def test_in_fp32_ours_comes_to_the_loss_of_the_trainer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of one model on the same rows, several documents to a row: weights, masks, optimizer, clipping, schedule, all."""
+    module = import_module("benchmarks.default_mode")
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    small = module.Shape(
+        name="tiny", num_layers=2, num_heads=2, hidden_size=32, vocab_size=600, sequence_length=64, batch_size=4
+    )
+    monkeypatch.setattr(module, "TINY", small)
+    text = tmp_path / "text.jsonl"
+    lines = [json.dumps({"text": document}, ensure_ascii=False) for document in documents(60)]
+    text.write_text("\n".join(lines), encoding="utf-8")
+    arguments = ["--only", "loss", "--shape", "tiny", "--steps", "12", "--seeds", "2", "--apart"]
+    arguments += ["--outputs", str(tmp_path / "outputs"), "data=text", f"data.path={text}", "data.held_out_share=0.1"]
+    arguments += ["tokenizer.vocab_size=600", "tokenizer.initial_alphabet=none"]
+    said = said_by("benchmarks.default_mode", arguments, monkeypatch, capsys)
+    losses = {
+        name: [float(loss) for loss in re.findall(r"(\d\.\d{6}) \(", rest)]
+        for name, rest in re.findall(r"^(HF Trainer, default|ours, default|ours, fp32|HF Trainer, bf16) +(.*)$", said, re.M)
+    }
+    assert losses["ours, fp32"] == pytest.approx(losses["HF Trainer, default"], rel=1e-6)
+    assert losses["HF Trainer, bf16"] == pytest.approx(losses["HF Trainer, default"], rel=1e-2)
+    assert losses["HF Trainer, bf16"] != losses["HF Trainer, default"]
+    first, second = losses["HF Trainer, default"]
+    assert first != second and first < 6.3  # ln 600 is 6.40: the seeds differ, and something was learned
 
 
 def test_lora_is_measured_beside_full_fine_tuning(
