@@ -41,6 +41,7 @@ from llm.run import log, read_metrics
 from llm.tokenizer import Special
 from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
+from llm.trainer.module import NextTokenModule
 
 VOCAB, LENGTH = 24, 12
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
@@ -272,6 +273,15 @@ def test_a_small_model_learns_what_repeats(tmp_path: Path) -> None:
     losses = values(tmp_path, "train/loss")
     assert losses[0] == pytest.approx(math.log(VOCAB), rel=0.1)
     assert losses[-1] < 0.5
+
+
+def test_a_micro_batch_draws_as_after_a_manual_seed_of_torch() -> None:
+    """Which is left alone on a CPU: it writes down a stack for each kind of device that is not there."""
+    module = NextTokenModule(model_of(), OptimizerConfig(), max_steps=1, seed=3)
+    module.on_train_batch_start({}, 5)
+    drawn = torch.rand(4)
+    torch.manual_seed(int(np.random.SeedSequence([3, 5, 0]).generate_state(1, np.uint64)[0]))
+    assert torch.equal(drawn, torch.rand(4))
 
 
 def test_a_model_that_comes_in_eval_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
