@@ -109,7 +109,7 @@ def main() -> None:
         if arguments.profile == "gpu" and time.monotonic() - began > 60 * arguments.minutes:
             print(f"left out, for {arguments.minutes:g} minutes are over: {shape.name}, {mode}")
             continue
-        present = [name for name in names if name != "HF Trainer" or _has_accelerate()]
+        present = [name for name in names if name != "HF Trainer" or has_accelerate()]
         scores += _contest(shape, mode, present, arguments)
     path = _write(scores, arguments)
     print(f"written: {path}")
@@ -189,7 +189,7 @@ def _write(scores: list[Score], arguments: Any) -> Path:
     return path
 
 
-def _has_accelerate() -> bool:
+def has_accelerate() -> bool:
     if find_spec("accelerate"):
         return True
     print("HF Trainer is left out: it needs the package accelerate (python -m pip install accelerate)")

@@ -109,6 +109,26 @@ def test_throughput_is_measured_for_ours_and_its_peers(
     assert [len(score["tokens_per_second"]) for score in scores] == [2, 2, 2]
 
 
+def test_overhead_is_what_a_side_takes_more_than_its_bare_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module("benchmarks.overhead")
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    small = module.Shape(
+        name="tiny", num_layers=1, num_heads=2, hidden_size=16, vocab_size=97, sequence_length=16, batch_size=2
+    )
+    monkeypatch.setattr(module, "TINY", small)
+    arguments = shlex.split("--rounds 2 --steps 2 --warmup 1 --shape tiny --cpu-time")
+    said = said_by("benchmarks.overhead", arguments, monkeypatch, capsys)
+    rows = re.findall(r"^(ours|HF Trainer) +([\d.]+) ms +(-?[\d.]+) ms", said, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["ours", "HF Trainer"] * 2  # for the host's shape and this one
+    assert all(float(bare) > 0 for _, bare, _ in rows)
+    module.show(small, module.FP32, {"ours": [(1.1, 1.0), (1.5, 1.2), (1.3, 1.0)]}, {"ours": 0.05})
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        *("ours", "1000.00", "ms", "300.00", "ms", "25.00%", "10.00%", "to", "30.00%", "5.00%")
+    ]
+
+
 def test_in_fp32_ours_comes_to_the_loss_of_the_trainer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -128,7 +148,9 @@ def test_in_fp32_ours_comes_to_the_loss_of_the_trainer(
     said = said_by("benchmarks.default_mode", arguments, monkeypatch, capsys)
     losses = {
         name: [float(loss) for loss in re.findall(r"(\d\.\d{6}) \(", rest)]
-        for name, rest in re.findall(r"^(HF Trainer, default|ours, default|ours, fp32|HF Trainer, bf16) +(.*)$", said, re.M)
+        for name, rest in re.findall(
+            r"^(HF Trainer, default|ours, default|ours, fp32|HF Trainer, bf16) +(.*)$", said, re.M
+        )
     }
     assert losses["ours, fp32"] == pytest.approx(losses["HF Trainer, default"], rel=1e-6)
     assert losses["HF Trainer, bf16"] == pytest.approx(losses["HF Trainer, default"], rel=1e-2)
