@@ -1,6 +1,7 @@
 """Several devices: the losses and the checkpoints are those of one, whatever shares the work out (gloo, on a CPU)."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 
+from llm.errors import ConfigError
 from llm.run import history, read_metrics
 from llm.trainer.strategy import environment
 from tests.ranks import Case, run_case, run_on_ranks
@@ -137,6 +139,18 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", 
 def test_who_started_the_processes_is_seen(
     variables: dict[str, str], kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in variables.items():
+    for name, value in ({"MASTER_ADDR": "nowhere"} | variables).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR")
     assert type(environment()) is kind
+    assert os.environ.get("MASTER_ADDR") == ("127.0.0.1" if kind is SLURMEnvironment else None)
+
+
+def test_a_first_node_whose_name_has_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """c10d looks for it for half an hour, and says a line about IPv6."""
+    more = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODELIST": "n[1-2].invalid"}
+    for name, value in (SRUN | more | {"MASTER_ADDR": "nowhere"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(ConfigError, match=r"^the first node, n1\.invalid, has no address .* Set MASTER_ADDR=<its addr"):
+        environment()

@@ -1,6 +1,7 @@
 """The devices of a run -> Lightning's strategy: one device, a copy of the model on each, or the model shared out."""
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from llm.config import Strategy, TrainerConfig
+from llm.errors import ConfigError
 from llm.run import launch_id, of_srun
+from llm.run.launch import LOOPBACK
 
 
 def strategy_of(config: TrainerConfig) -> "ParallelStrategy | str":
@@ -47,7 +50,26 @@ def environment() -> ClusterEnvironment:
     # Lightning refuses srun --ntasks without --ntasks-per-node; how many there are has been checked against the config.
     per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
-    return SLURMEnvironment(auto_requeue=False)
+    if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        os.environ.setdefault("MASTER_ADDR", LOOPBACK)
+    slurm = SLURMEnvironment(auto_requeue=False)
+    _require_address(slurm.main_address)
+    return slurm
+
+
+def _require_address(name: str) -> None:
+    """Refuse a name of the first node that means nothing here: the ranks would look for it for half an hour.
+
+    Raises:
+        ConfigError: it has no address.
+    """
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise ConfigError(
+            f"the first node, {name}, has no address on this one ({error.strerror}). Set MASTER_ADDR=<its address> "
+            "before srun."
+        ) from None
 
 
 class SharedOutStrategy(ModelParallelStrategy):
