@@ -1,10 +1,15 @@
-"""A real Slurm for tests: munged, slurmctld and several slurmd in a private folder, on loopback and on free ports."""
+"""A real Slurm for tests: munged, slurmctld and several slurmd in a private folder, on loopback and on free ports.
+
+Its daemons leave their parent, so that no signal to the tests ends them. A process of this module's does, which waits
+until nobody holds the pipe to it any more: at the end of the tests, or as they are killed.
+"""
 
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +19,15 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"  # where Debian puts the first three
 
-# No accounts (as on many small clusters), requeueing within seconds, and a partition whose jobs displace those of
-# another.
+# No accounts (as on many small clusters), requeueing within seconds (of cred_expire; less than 5 is taken for 120), and a
+# partition whose jobs displace those of another.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state
@@ -44,17 +49,19 @@ GresTypes=gpu
 SwitchType=switch/none
 ReturnToService=2
 SlurmdParameters=config_overrides
-KillWait=5
+KillWait=30
 MinJobAge=300
-SlurmctldTimeout=30
-SlurmdTimeout=8
+MessageTimeout=60
+SlurmctldTimeout=120
+SlurmdTimeout=20
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
-PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
+PATIENCE = 300.0  # seconds, on a machine that does much else
 NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2"
 
 
@@ -69,11 +76,12 @@ class SlurmCluster:
     def __init__(self, folder: Path, *, nodes: int) -> None:
         self.folder, self.nodes = folder, nodes
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+        self.drivers: list[subprocess.Popen[str]] = []  # what a test started, and may have left
 
     def run(self, *command: str) -> str:
         """What a command says that must not fail."""
         environment = os.environ | self.environment
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -90,14 +98,11 @@ class SlurmCluster:
     def processes(self) -> list[tuple[int, str]]:
         """(pid, command line) of what this cluster's jobs run."""
         found = []
-        for path in Path("/proc").glob("[0-9]*"):
+        for pid, variables in processes_of(self.folder):
             with suppress(OSError):
-                words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                variables = (path / "environ").read_bytes().split(b"\0")
-                if f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and any(
-                    each.startswith(b"SLURM_JOB_ID=") for each in variables
-                ):
-                    found.append((int(path.name), words))
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if b"\0SLURM_JOB_ID=" in b"\0" + variables:
+                    found.append((pid, words))
         return found
 
     def kill(self, *parts: str) -> None:
@@ -120,11 +125,15 @@ class SlurmCluster:
         self.run("slurmd", "-N", name)
 
     def clear(self) -> None:
-        """No job is left, and the nodes are free."""
+        """No driver and no job is left, and the nodes are free."""
+        for driver in self.drivers:
+            with driver:
+                driver.kill()
+        self.drivers.clear()
         if queued := {job.split("_")[0] for job, _ in self.queue()}:
             self.run("scancel", *queued)
-        wait_for(lambda: not self.queue(), seconds=60)
-        wait_for(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"}, seconds=60)
+        wait_for(lambda: not self.queue())
+        wait_for(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"})
 
 
 @contextmanager
@@ -132,16 +141,33 @@ def slurm_cluster(*, nodes: int = 2) -> Iterator[SlurmCluster]:
     """A cluster, and an end to all of it."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge wants its socket's folders open
-    cluster = SlurmCluster(folder, nodes=nodes)
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # what is sent to the group of the tests does not reach it
+    )
     try:
+        cluster = SlurmCluster(folder, nodes=nodes)
         _start(cluster)
         yield cluster
     finally:
-        _stop(cluster)
-        shutil.rmtree(folder, ignore_errors=True)
+        assert watcher.stdin is not None
+        watcher.stdin.close()
+        watcher.wait(timeout=PATIENCE)
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> None:
+def processes_of(folder: Path) -> list[tuple[int, bytes]]:
+    """(pid, environment) of all that belongs to the cluster in a folder: daemons, jobs, and who asks it for something."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (path / "environ").read_bytes()
+            if f"SLURM_CONF={folder}/slurm.conf".encode() in variables.split(b"\0"):
+                found.append((int(path.name), variables))
+    return found
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"nothing came in {seconds} seconds"
@@ -170,17 +196,18 @@ def _start(cluster: SlurmCluster) -> None:
     cluster.run("slurmctld", "-i")
     for number in range(1, cluster.nodes + 1):
         cluster.start_node(f"n{number}")
-    wait_for(lambda: set(cluster.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"}, seconds=60)
+    wait_for(lambda: set(cluster.run("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"})
 
 
-def _stop(cluster: SlurmCluster) -> None:
-    """End what its jobs run, and its daemons: by their ids."""
-    pids = [pid for pid, _ in cluster.processes()]
-    files = [*(cluster.folder / "run").glob("*.pid"), cluster.folder / "munge" / "pid"]
-    pids += [int(path.read_text()) for path in files if path.exists()]
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _end(folder: Path) -> None:
+    """Kill all that belongs to the cluster in a folder, what is started meanwhile too, and remove the folder."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := processes_of(folder)) and time.monotonic() < deadline:
+        for pid, _ in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(number: int) -> list[int]:
@@ -191,3 +218,10 @@ def _free_ports(number: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.read()  # to its end, which is that of the process that started this one
+    _end(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from korean import documents
-from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster, wait_for
+from slurm_cluster import PATIENCE, SlurmCluster, missing_programs, processes_of, slurm_cluster, wait_for
 
 from llm.run import history, read_metrics
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
     with slurm_cluster(nodes=2) as made:
         yield made
@@ -102,7 +102,7 @@ def multirun(*words: str, settings: list[str] = TINY) -> list[str]:
 
 
 def start(cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] = TINY) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    driver = subprocess.Popen(
         multirun(*words, settings=settings),
         cwd=folder,
         env=environment(cluster),
@@ -110,6 +110,8 @@ def start(cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] 
         stderr=subprocess.PIPE,
         text=True,
     )
+    cluster.drivers.append(driver)
+    return driver
 
 
 def sweep(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, str]:
@@ -117,7 +119,7 @@ def sweep(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, str]:
 
 
 def ended(driver: "subprocess.Popen[str]") -> tuple[int, str]:
-    said = driver.communicate(timeout=400)
+    said = driver.communicate(timeout=3 * PATIENCE)
     return driver.returncode, "".join(said)
 
 
@@ -187,6 +189,30 @@ def test_where_there_is_no_slurm_the_launcher_says_so(folder: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: hydra/launcher=slurm, but sbatch is not on this machine's PATH. Start the sw")
     assert done.stderr.count("\n") == 1
+
+
+OWNER = """
+import time
+from slurm_cluster import slurm_cluster
+
+with slurm_cluster(nodes=1) as cluster:
+    cluster.run("sbatch", "--output=/dev/null", "--wrap=sleep 600")
+    print(cluster.folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_tests_that_are_killed_leave_nothing_of_their_cluster(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        wait_for(lambda: any(b"SLURM_JOB_ID=" in variables for _, variables in processes_of(folder)))
+        assert len(processes_of(folder)) > 3  # munged, slurmctld, slurmd, and the job
+        os.killpg(owner.pid, number)
+    wait_for(lambda: not processes_of(folder) and not folder.exists())
 
 
 @pytest.mark.usefixtures("long_form")
@@ -382,7 +408,7 @@ def batch(cluster: SlurmCluster, folder: Path, script: str, *arguments: str) -> 
     console = folder / "batch.log"
     subprocess.run(
         ["sbatch", "--wait", f"--output={console}", *arguments, str(path)],
-        **{"cwd": folder, "env": environment(cluster), "capture_output": True, "timeout": 300},
+        **{"cwd": folder, "env": environment(cluster), "capture_output": True, "timeout": 3 * PATIENCE},
     )
     return console.read_text(encoding="utf-8")
 
