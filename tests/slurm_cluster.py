@@ -19,7 +19,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"  # where Debian puts the first three
 
-# No accounts (as on many small clusters), requeueing within seconds (of cred_expire; less than 5 is taken for 120), and a
+# No accounts (as on many small clusters), requeueing within seconds (cred_expire; less than 5 is taken for 120), and a
 # partition whose jobs displace those of another.
 CONF = """
 ClusterName=test
@@ -50,7 +50,7 @@ SwitchType=switch/none
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=30
-MinJobAge=300
+MinJobAge=1000000
 MessageTimeout=60
 SlurmctldTimeout=120
 SlurmdTimeout=20
@@ -97,13 +97,8 @@ class SlurmCluster:
 
     def processes(self) -> list[tuple[int, str]]:
         """(pid, command line) of what this cluster's jobs run."""
-        found = []
-        for pid, variables in processes_of(self.folder):
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if b"\0SLURM_JOB_ID=" in b"\0" + variables:
-                    found.append((pid, words))
-        return found
+        found = processes_of(self.folder)
+        return [(pid, _words(pid)) for pid, variables in found if b"\0SLURM_JOB_ID=" in b"\0" + variables]
 
     def kill(self, *parts: str) -> None:
         """kill -9 of what the jobs run whose command line has all these parts."""
@@ -113,13 +108,14 @@ class SlurmCluster:
             os.kill(pid, signal.SIGKILL)
 
     def lose_node(self, name: str) -> None:
-        """As if its power went: its daemon and all that it started die at once."""
-        os.kill(int((self.folder / "run" / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
-        for pid, words in self.processes():
-            with suppress(OSError):
-                variables = Path(f"/proc/{pid}/environ").read_bytes()
-                if f"SLURMD_NODENAME={name}\0".encode() in variables or f"slurmstepd-{name}" in words:
-                    os.kill(pid, signal.SIGKILL)
+        """As if its power went: its daemons die, before they can report what they had started, which dies too."""
+        variable = f"SLURMD_NODENAME={name}".encode()
+        jobs = [pid for pid, variables in processes_of(self.folder) if variable in variables.split(b"\0")]
+        steps = {parent for pid in jobs if "slurmstepd" in _words(parent := _parent(pid))}
+        daemon = int((self.folder / "run" / f"slurmd-{name}.pid").read_text())
+        for pid in (daemon, *steps, *jobs):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def start_node(self, name: str) -> None:
         self.run("slurmd", "-N", name)
@@ -157,7 +153,7 @@ def slurm_cluster(*, nodes: int = 2) -> Iterator[SlurmCluster]:
 
 
 def processes_of(folder: Path) -> list[tuple[int, bytes]]:
-    """(pid, environment) of all that belongs to the cluster in a folder: daemons, jobs, and who asks it for something."""
+    """(pid, environment) of all that belongs to the cluster in a folder: daemons, jobs, and what asks it things."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -165,6 +161,20 @@ def processes_of(folder: Path) -> list[tuple[int, bytes]]:
             if f"SLURM_CONF={folder}/slurm.conf".encode() in variables.split(b"\0"):
                 found.append((int(path.name), variables))
     return found
+
+
+def _words(pid: int) -> str:
+    """The command line of a process; empty of one that has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def _parent(pid: int) -> int:
+    """Its parent; itself where it has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
 
 
 def wait_for(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:

@@ -19,6 +19,7 @@ from korean import documents
 from slurm_cluster import PATIENCE, SlurmCluster, missing_programs, processes_of, slurm_cluster, wait_for
 
 from llm.run import history, read_metrics
+from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]
 TEXT = [
@@ -101,17 +102,28 @@ def multirun(*words: str, settings: list[str] = TINY) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), "-m", *SLURM, *settings, *words]
 
 
-def start(cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] = TINY) -> "subprocess.Popen[str]":
+def start(
+    cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] = TINY, **variables: str
+) -> "subprocess.Popen[str]":
     driver = subprocess.Popen(
         multirun(*words, settings=settings),
         cwd=folder,
-        env=environment(cluster),
+        env=environment(cluster) | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     cluster.drivers.append(driver)
     return driver
+
+
+def alone_in(folder: Path, prepared: Path, *words: str) -> Path:
+    """A folder in which a command was carried out by itself, with the tokenizer and the shards of another."""
+    for stage in ("tokenizer", "shards"):
+        shutil.copytree(prepared / "outputs" / stage, folder / "outputs" / stage)
+    shutil.copy(prepared / "text.txt", folder)
+    subprocess.run(command(*words), cwd=folder, env=environment(), check=True, capture_output=True)
+    return folder
 
 
 def sweep(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, str]:
@@ -226,12 +238,7 @@ def test_four_jobs_are_right_and_no_more_run_at_once_than_are_asked_for(cluster:
     assert code == 0, said
     assert most == 2
     for seed, run in enumerate(sorted(trainings(prepared), key=seed_of)):
-        alone = prepared / f"alone-{seed}"
-        for stage in ("tokenizer", "shards"):
-            shutil.copytree(prepared / "outputs" / stage, alone / "outputs" / stage)
-        shutil.copy(prepared / "text.txt", alone)
-        words = command("trainer.max_steps=60", f"seed={seed}")
-        subprocess.run(words, cwd=alone, env=environment(), check=True, capture_output=True)
+        alone = alone_in(prepared / f"alone-{seed}", prepared, "trainer.max_steps=60", f"seed={seed}")
         metrics = read_metrics(run / "metrics.jsonl")
         assert {name: list(history(metrics, name)) for name in curves(alone)} == curves(alone)
 
@@ -295,6 +302,25 @@ def test_a_disturbed_job_goes_on_and_ends_with_the_same_losses_to_the_bit(
 
 
 @pytest.mark.usefixtures("long_form")
+def test_a_job_that_is_requeued_goes_on_in_the_same_wandb_run(cluster: SlurmCluster, prepared: Path) -> None:
+    settings = ["logger.mode=online", *(each for each in TINY if not each.startswith("logger="))]
+    own = {"NETRC": str(prepared / "netrc"), "WANDB_CONFIG_DIR": str(prepared / "config")}
+    with WandbServer() as server:
+        driver = start(cluster, prepared, LONG, "seed=0", settings=settings, **own, **server.environment)
+        wait_for(lambda: steps(prepared) > 150)
+        requeue(cluster)
+        code, said = ended(driver)
+    assert code == 0, said
+    assert kinds(prepared) == ["stopped", "done"]
+    [run] = trainings(prepared)
+    [(run_id, view)] = server.runs.items()
+    assert run_id == f"pretrain-{run.name}" and view["groupName"].startswith("pretrain-")
+    rows = [(row["_step"], row["tokens"]) for row in server.history(run_id)]
+    assert rows == [(number, record["tokens"]) for number, record in enumerate(read_metrics(run / "metrics.jsonl"))]
+    assert server.exit_code(run_id) == 0
+
+
+@pytest.mark.usefixtures("long_form")
 def test_at_the_end_of_its_time_a_job_saves_and_goes_on_in_the_same_run(
     cluster: SlurmCluster, prepared: Path, undisturbed: Path
 ) -> None:
@@ -314,11 +340,7 @@ def test_two_nodes_train_one_model(cluster: SlurmCluster, prepared: Path) -> Non
     code, said = sweep(cluster, prepared, *words, "trainer.num_nodes=2")
     assert code == 0, said
     [run] = trainings(prepared)
-    one = prepared / "one"
-    for stage in ("tokenizer", "shards"):
-        shutil.copytree(prepared / "outputs" / stage, one / "outputs" / stage)
-    shutil.copy(prepared / "text.txt", one)
-    subprocess.run(command(*words), cwd=one, env=environment(), check=True, capture_output=True)
+    one = alone_in(prepared / "one", prepared, *words)
     for name, points in curves(one).items():
         found = curves(prepared)[name]
         assert [step for step, _ in found] == [step for step, _ in points]
@@ -328,14 +350,14 @@ def test_two_nodes_train_one_model(cluster: SlurmCluster, prepared: Path) -> Non
 
 @pytest.mark.usefixtures("long_form")
 def test_two_nodes_are_preempted_together_and_go_on(cluster: SlurmCluster, prepared: Path) -> None:
-    words = (LONG, "seed=0", "trainer.num_nodes=2")
-    driver = start(cluster, prepared, *words)
+    alone = alone_in(prepared / "alone", prepared, LONG, "trainer.devices=2")
+    driver = start(cluster, prepared, LONG, "seed=0", "trainer.num_nodes=2")
     wait_for(lambda: steps(prepared) > 50)
     preempt(cluster)
     code, said = ended(driver)
     assert code == 0, said
     assert kinds(prepared) == ["stopped", "done"]
-    assert [step for step, _ in curves(prepared)["train/loss"]] == list(range(1, 1501))
+    assert curves(prepared) == curves(alone)
 
 
 @pytest.mark.usefixtures("long_form")

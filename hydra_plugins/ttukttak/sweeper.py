@@ -15,8 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.ttukttak.pool import PoolLauncher
-from hydra_plugins.ttukttak.slurm import SlurmLauncher
+from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, with_number
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error, tracebacks_wanted
 from llm.sweep.space import Dimension
@@ -72,7 +71,7 @@ class CheckedSweeper(Sweeper):
             return []
         additions = ladder_overrides(configs)
         complete = [[*job, *added] for job, added in zip(jobs, additions, strict=True)]
-        if isinstance(self.launcher, PoolLauncher | SlurmLauncher):
+        if isinstance(self.launcher, CheckedLauncher):
             numbered = [with_number(job, number) for number, job in enumerate(complete)]
             returns = self.launcher.launch_checked(numbered, configs)
         else:
@@ -82,7 +81,7 @@ class CheckedSweeper(Sweeper):
         return returns
 
     def _search(self, overrides: list[Override]) -> list[JobReturn]:
-        if not isinstance(self.launcher, PoolLauncher | SlurmLauncher):
+        if not isinstance(self.launcher, CheckedLauncher):
             raise ConfigError("a search needs hydra/launcher=pool or slurm. Leave the launcher out.")
         from llm.sweep.search import run_search  # imports what composing does not need
 

@@ -1,9 +1,9 @@
-"""hydra/launcher=pool: the jobs of a multirun side by side, each in a process of its own; the work is in llm.sweep."""
+"""hydra/launcher=pool and slurm: the jobs of a multirun, here or on a Slurm cluster; the work is in llm.sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -11,25 +11,20 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config import PoolConfig, StageConfig
+from llm.config import PoolConfig, SlurmConfig, StageConfig
 from llm.errors import ConfigError
 
 
-@dataclass(kw_only=True)
-class PoolNode(PoolConfig):
-    """The settings, as Hydra finds the class that takes them."""
-
-    _target_: str = "hydra_plugins.ttukttak.pool.PoolLauncher"
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="pool", node=PoolNode, provider="ttukttak")
-
-
-class PoolLauncher(Launcher):
+class CheckedLauncher(Launcher):
     """Takes jobs that are composed and checked; the sweepers of this project give it such."""
 
+    name: ClassVar[str]
+    schema: ClassVar[type[PoolConfig] | type[SlurmConfig]]
+
     def __init__(self, **settings: Any) -> None:
-        self.settings: PoolConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PoolConfig), settings))
+        self.settings: PoolConfig | SlurmConfig = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(self.schema), settings)
+        )
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._choices = config.hydra.runtime.choices
@@ -41,16 +36,46 @@ class PoolLauncher(Launcher):
             ConfigError: always.
         """
         raise ConfigError(
-            "hydra/launcher=pool takes the jobs of hydra/sweeper=checked, which looks at each of them first. Leave "
-            "hydra/sweeper out, or choose hydra/launcher=basic."
+            f"hydra/launcher={self.name} takes the jobs of hydra/sweeper=checked, which looks at each of them first. "
+            "Leave hydra/sweeper out, or choose hydra/launcher=basic."
         )
 
     def launch_checked(self, jobs: Sequence[Sequence[str]], configs: Sequence[StageConfig]) -> list[JobReturn]:
-        """Carry the jobs out; what each of them came to."""
+        """Have the jobs carried out; what each of them came to, as far as it was waited for."""
         from llm.sweep.grid import run_grid  # imports what composing does not need
 
         standings = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
         return [returned(job, standing) for job, standing in zip(jobs, standings, strict=True)]
+
+
+class PoolLauncher(CheckedLauncher):
+    """Side by side on this machine, each in a process of its own."""
+
+    name, schema = "pool", PoolConfig
+
+
+class SlurmLauncher(CheckedLauncher):
+    """On a Slurm cluster."""
+
+    name, schema = "slurm", SlurmConfig
+
+
+@dataclass(kw_only=True)
+class PoolNode(PoolConfig):
+    """The settings, as Hydra finds the class that takes them."""
+
+    _target_: str = "hydra_plugins.ttukttak.launcher.PoolLauncher"
+
+
+@dataclass(kw_only=True)
+class SlurmNode(SlurmConfig):
+    """The same."""
+
+    _target_: str = "hydra_plugins.ttukttak.launcher.SlurmLauncher"
+
+
+for node, launcher in ((PoolNode, PoolLauncher), (SlurmNode, SlurmLauncher)):
+    ConfigStore.instance().store(group="hydra/launcher", name=launcher.name, node=node, provider="ttukttak")
 
 
 def returned(job: Sequence[str], standing: Any) -> JobReturn:
