@@ -28,11 +28,14 @@ def main(cfg: DictConfig) -> float | None:
             require_devices(config.trainer)
             if needs_launch(config.trainer.devices):
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
+        from llm.logger import show_trial
         from llm.run import stop_on_signal
 
         with stop_on_signal():
             stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
-            objective: float | None = stage.run(config).objective
+            made = stage.run(config)
+            show_trial(config, made)
+            objective: float | None = made.objective
     return objective
 
 

@@ -79,6 +79,19 @@ class StoppedError(BaseException):
     exit_code: int = 75  # EX_TEMPFAIL
 
 
+AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent
+
+
+def is_agents() -> bool:
+    """Whether `wandb agent` started this process, which then is one trial of a W&B sweep."""
+    return bool(os.environ.get(AGENTS_SWEEP))
+
+
+def stop_exit_code() -> int:
+    """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
+    return 0 if is_agents() and "RANK" not in os.environ else StoppedError.exit_code
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what is no bug into one line on stderr and its exit code; HYDRA_FULL_ERROR=1 shows the traceback."""
@@ -89,7 +102,9 @@ def one_line_errors() -> Iterator[None]:
             raise
         if isinstance(error, KeyboardInterrupt):
             fail("interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE)
-        if isinstance(error, UserError | StoppedError):
+        if isinstance(error, StoppedError):
+            fail(str(error), stop_exit_code())
+        if isinstance(error, UserError):
             fail(str(error), error.exit_code)
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llm.config import LoggerConfig, WandbMode
 from llm.errors import ConfigError, DamagedError, UserError, one_line_errors
-from llm.logger import WANDB, Segment, cut_torn, id_of, open_logger, read_segment, run_folders
+from llm.logger import WANDB, Segment, cut_torn, id_of, read_segment, replay, run_folders
 from llm.run import Run, candidates, log, read_metrics, start_logging
 from llm.run.owner import is_owned
 
@@ -51,7 +51,7 @@ def look(outputs: Path) -> Waiting:
     for segment in every:
         of_run[segment.run_id].append(segment)
     for segment in every:
-        if segment.run_id in running:
+        if segment.folder_id in running:
             waiting.num_running += 1
         elif segment.is_synced:
             waiting.num_synced += 1
@@ -105,11 +105,7 @@ def _complete(run: Run, outputs: Path) -> None:
     """Write a segment of what the others lack, as a start that goes on with the run would."""
     settings = dict(run.config.get("logger") or {})
     known = {key: settings[key] for key in ("project", "entity", "group", "tags") if key in settings}
-    records = read_metrics(run.path / "metrics.jsonl")
-    with open_logger(LoggerConfig(**known, mode=WandbMode.offline), run, outputs=outputs) as logger:
-        logger.go_on(records)
-        if run.is_done:
-            logger.summarize(run.results)
+    replay(LoggerConfig(**known, mode=WandbMode.offline), run, outputs=outputs)
     log.info("%s: what W&B's files lacked of its metrics.jsonl was added", run.path)
 
 

@@ -89,6 +89,8 @@ def test_a_torn_segment_is_uploaded_as_far_as_it_is_whole(server: WandbServer, o
     assert not read_segment(path).is_torn
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
+    torn_at = read_segment(path).whole_bytes + 5  # in the midst of a record
+    path.write_bytes(content[:torn_at])
     left = read_segment(path)
     assert left.is_torn
     kept = len(left.steps)
@@ -96,7 +98,7 @@ def test_a_torn_segment_is_uploaded_as_far_as_it_is_whole(server: WandbServer, o
     attempt(server, outputs, 25, 50, mode="offline")  # what comes after a torn one is uploaded too
     said = sync(server, outputs)
     assert (said.returncode, steps_and_tokens(server.history(RUN_ID))) == (0, expected(50)), said.stderr
-    assert (folder / f"{path.name}.torn").stat().st_size == len(content) * 2 // 3
+    assert (folder / f"{path.name}.torn").stat().st_size == torn_at
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])

@@ -30,6 +30,7 @@ class WandbServer:
         self.sweeps: dict[str, dict[str, Any]] = {}
         self.uploaded: dict[str, bytes] = {}  # path -> content
         self.stop_button = False
+        self.stopped_early: Callable[[str], bool] = lambda _run_id: False  # a trial that its agent shall stop
         self._streams: dict[tuple[str, str], dict[int, str]] = {}  # (run, file) -> line number -> line
         self._ended: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -278,9 +279,11 @@ class WandbServer:
         return {"createAgent": {"agent": {"id": variables["sweep"]}}}
 
     def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
-        name, commands = variables["id"], []
+        name = variables["id"]
         sweep = self.sweeps[name]
-        if not json.loads(variables.get("runState") or "{}"):
+        running = json.loads(variables.get("runState") or "{}")
+        commands = [{"type": "stop", "run_id": run_id} for run_id in running if self.stopped_early(run_id)]
+        if not running:
             commands = [{"type": "exit"}]
             if sweep["waiting"]:
                 point, run_id = sweep["waiting"].pop(0), f"{name}run{len(sweep['trials'])}"

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, with_number
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error, tracebacks_wanted
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, is_agents, say_error, tracebacks_wanted
 from llm.sweep.space import Dimension
 
 
@@ -54,6 +54,11 @@ class CheckedSweeper(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         assert self.config is not None
+        if is_agents():
+            raise ConfigError(
+                "a trial of wandb agent is one run, and this is a multirun. Take -m (or sweep=...) out of the sweep's "
+                "command."
+            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
         recorded = parser.parse_overrides([f"{key}={value}" for key, value in self._params.items()])

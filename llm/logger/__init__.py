@@ -4,6 +4,7 @@ Nothing that W&B does can stop or slow a run: what is logged goes through a queu
 """
 
 from llm.logger.opening import id_of, open_logger
+from llm.logger.replaying import replay, show_trial
 from llm.logger.segments import WANDB, Segment, cut_torn, read_segment, run_folders, segments_of
 from llm.logger.view import FINISH_TIMEOUT_SECONDS, RunLogger
 
@@ -16,6 +17,8 @@ __all__ = [
     "id_of",
     "open_logger",
     "read_segment",
+    "replay",
     "run_folders",
     "segments_of",
+    "show_trial",
 ]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llm.config import LoggerConfig
+from llm.logger.trial import agents_trial
 from llm.run import Run, sweep_job
 
 TAG_CHARACTERS = 64  # W&B takes no longer tag
@@ -10,17 +11,27 @@ TAG_CHARACTERS = 64  # W&B takes no longer tag
 
 def description(config: LoggerConfig, run: Run) -> dict[str, Any]:
     """The arguments of wandb.init that say what a run is; those of a job of a sweep say what it tries."""
-    job = sweep_job()
-    tags = [*config.tags]
-    if job:
-        tags += [tag(key, value) for key, value in job.varying.items()]
+    job, trial = sweep_job(), agents_trial()
+    varying: dict[str, Any] = trial.parameters if trial else job.varying if job else {}
+    sweep = trial.sweep if trial else job.sweep if job else None
+    tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
     return {
         "name": run.path.name,
-        "group": config.group or (job.sweep if job else run.stage),
+        "group": config.group or sweep or run.stage,
         "job_type": run.stage,
         "tags": list(dict.fromkeys(tags)),
-        "config": first(run.config, list(job.varying)) if job else run.config,
+        "config": first(beside_parameters(run.config, trial.parameters if trial else {}), list(varying)),
     }
+
+
+def beside_parameters(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The config with the settings of each group that is a parameter of an agent's sweep under dotted keys.
+
+    The group's own name is the parameter's in W&B, which keeps it to the choice: gpt2_tiny, not what that is.
+    """
+    chosen = {group for group in parameters if isinstance(config.get(group), dict)}
+    dotted = {f"{group}.{key}": value for group in sorted(chosen) for key, value in config[group].items()}
+    return {key: value for key, value in config.items() if key not in chosen} | dotted
 
 
 def tag(key: str, value: str) -> str:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm.config import LoggerConfig, WandbMode
-from llm.errors import DivergedError
+from llm.errors import DivergedError, StoppedError
 from llm.logger import view
 from llm.logger.described import description
 from llm.logger.segments import segments_of
+from llm.logger.trial import agents_trial
 from llm.logger.view import RunLogger, first_line
 from llm.logger.watching import StopWatch
 from llm.run import Run, log, process_rank
 
 LOGIN_TIMEOUT_SECONDS = 3
 START_TIMEOUT_SECONDS = 6  # a server that took a login and then fails holds up a run no longer
-AGENT = "WANDB_SWEEP_ID"  # set by wandb agent
 
 
 @contextmanager
@@ -34,11 +34,18 @@ def open_logger(config: LoggerConfig, run: Run, *, outputs: Path) -> Iterator[Ru
     except BaseException as error:
         if isinstance(error, DivergedError):
             logger.alert("The run diverged", str(error))
-        logger.finish(exit_code=int(getattr(error, "exit_code", 1)) or 1)
+        logger.finish(exit_code=_exit_code(error))
         raise
     else:
         logger.link_made()
         logger.finish(exit_code=0)
+
+
+def _exit_code(error: BaseException) -> int:
+    """A trial that is stopped has ended well: of one that failed, a sweep does not use what it measured."""
+    if isinstance(error, StoppedError) and agents_trial():
+        return 0
+    return int(getattr(error, "exit_code", 1)) or 1
 
 
 def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> RunLogger:
@@ -108,8 +115,8 @@ def _init(
 
 def id_of(run: Run) -> str:
     """W&B's id of a run; under `wandb agent` the one that it gave, by which a sweep finds its trial."""
-    given = os.environ.get("WANDB_RUN_ID")
-    return given if AGENT in os.environ and given else f"{run.stage}-{run.path.name}"
+    trial = agents_trial()
+    return trial.run_id if trial else f"{run.stage}-{run.path.name}"
 
 
 def _count_sent(run: Run, outputs: Path) -> int:

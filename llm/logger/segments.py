@@ -25,6 +25,7 @@ class Segment:
     steps: frozenset[int]  # of the history
     has_ended: bool  # it has the record that says how the run came to its end
     whole_bytes: int  # up to the end of the last whole record
+    folder_id: str | None = None  # the stage and the folder of the run, which an agent's trial has another id than
 
     @property
     def is_torn(self) -> bool:
@@ -63,13 +64,15 @@ def segments_of(outputs: Path, run_id: str) -> list[Segment]:
 
 def read_segment(path: Path) -> Segment:
     """A .wandb file, as far as it is whole."""
-    steps, has_ended, whole = set(), False, 0
+    steps, has_ended, whole, folder_id = set(), False, 0, None
     for record, end in _records(path.read_bytes()):
         whole = end
         if record.WhichOneof("record_type") == "history":
             steps.add(int(record.history.step.num))
+        elif record.WhichOneof("record_type") == "run":
+            folder_id = f"{record.run.job_type}-{record.run.display_name}"
         has_ended = has_ended or record.HasField("exit")
-    return Segment(path, frozenset(steps), has_ended, whole)
+    return Segment(path, frozenset(steps), has_ended, whole, folder_id)
 
 
 def cut_torn(segment: Segment) -> None:
