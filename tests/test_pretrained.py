@@ -395,7 +395,7 @@ def test_what_cannot_go_together_is_refused_as_it_is_composed(overrides: list[st
 def test_a_tokenizer_without_an_end_asks_for_one(folder: Path, tmp_path: Path, text: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     edit(folder, eos_token_id=None, bos_token_id=None)
-    assert "it names no eos_token, which ends a document. Set tokenizer.eos_token" in refusal(tmp_path, text, folder)
+    assert "it names no eos_token, which ends a text. Set tokenizer.eos_token" in refusal(tmp_path, text, folder)
     assert go_on(tmp_path, text, folder, f"tokenizer.eos_token='{END}'").is_done
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -18,6 +19,7 @@ from llm.chat.settings import Settings
 from llm.errors import ConfigError, DamagedError
 from llm.run import Run, log, positions_of, read_metrics, start_logging, weights_of
 from llm.tokenize import find_tokenizers
+from llm.tokenizer import special
 from llm.verify import with_parents
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 
@@ -157,6 +159,40 @@ def test_a_folder_of_hugging_face_is_tuned_as_the_run_that_it_is_a_copy_of(outpu
     assert with_parents([theirs]) == [theirs]
 
 
+def test_a_model_of_the_hub_is_tuned_as_its_folder(
+    outputs: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--someone--small"
+    shutil.copytree(foreign, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    ours, theirs = tune(outputs, "lora.rank=2", f"base={foreign}"), tune(outputs, "lora.rank=2", "base=someone/small")
+    assert theirs.path == ours.path  # of the same files
+    made = tune(outputs, "lora.rank=2", "base=someone/small", "seed=3")
+    assert made.path.name.startswith("small-conversations-")
+    with pytest.raises(ConfigError, match=r"base=someone/other: there is no such folder, and the hub's model of that"):
+        tune(outputs, "base=someone/other")
+    with pytest.raises(ConfigError, match=r"there is no pretrain run pretrain/bse"):  # no name of the hub's
+        tune(outputs, "base=pretrain/bse")
+
+
+def test_the_tokenizer_of_a_folder_is_what_its_tokenizer_json_says(outputs: Path, foreign: Path) -> None:
+    """Not what a class of transformers would make of it; without what it was last called with."""
+    state = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
+    called = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (foreign / "tokenizer.json").write_text(json.dumps(state | {"truncation": called}), encoding="utf-8")
+    path = foreign / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer", "bos_token": None}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    tuned = tune(outputs, "lora.rank=2", f"base={foreign}", "seed=4")
+    kept = json.loads((tuned.path / "adapter" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert kept == state | {"truncation": None}
+    found = special(tuned.path / "adapter")
+    assert found.bos_id == special(base_folder(outputs)).bos_id  # as its config.json says
+
+
 def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: Path, foreign: Path) -> None:
     tuned = tune(outputs, "lora.rank=2", "seed=1", f"base={foreign}")
     model = AutoModelForCausalLM.from_pretrained(foreign)
@@ -182,12 +218,17 @@ def strip(folder: Path, name: str) -> None:
         setattr(chat, name, None)
         (folder / "chat_template.jinja").unlink()
         chat.save_pretrained(folder)
+        if name == "eos_token":  # which the model's config may say, too
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}), encoding="utf-8")
         return
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if name == "positions":
         del config["n_positions"]
         path.write_text(json.dumps(config), encoding="utf-8")
+    elif name == "quantised":
+        path.write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}), encoding="utf-8")
     elif name == "kind":
         path.write_text(json.dumps(config | {"model_type": "no_such_kind"}), encoding="utf-8")
     else:
@@ -205,9 +246,14 @@ def strip(folder: Path, name: str) -> None:
             "chat_template",
             r"base=.*other-model: its tokenizer has no chat template\. Choose one, as chat_template=chatm",
         ),
-        ("model.safetensors", r"base=.*other-model has no \*\.safetensors: other formats can run code"),
+        (
+            "eos_token",
+            r"base=.*other-model: it names no eos_token, which ends a text\. Name one in its",
+        ),
+        ("model.safetensors", r"base: .*other-model does not hold a model's weights: model\.safetensors is missing"),
         ("positions", r"its config\.json does not say how long a text may be\. Add max_position_embeddings\."),
-        ("kind", r"base=.*other-model is no causal language model of transformers 5\.[\d.]+: .*no_such_kind"),
+        ("kind", r"other-model/config\.json: model_type no_such_kind is none of transformers\. Choose another"),
+        ("quantised", r"other-model/config\.json: its weights are quantised, which cannot be trained\. Give the model"),
     ],
 )
 def test_a_folder_that_lacks_something_is_one_line(outputs: Path, foreign: Path, missing: str, message: str) -> None:

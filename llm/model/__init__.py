@@ -23,7 +23,7 @@ from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter, merge, save_adapter
 from llm.model.loss import compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
-from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model
+from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
 from llm.model.targets import expert_tensors, known_targets, targets
 from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 
@@ -56,6 +56,7 @@ __all__ = [
     "next_token_nats",
     "pad",
     "padding_of",
+    "read_config",
     "require_isolation",
     "save",
     "save_adapter",

@@ -16,11 +16,11 @@ from transformers.utils.logging import disable_progress_bar
 from llm import tokenizer
 from llm.config import Architecture, ModelConfig
 from llm.errors import ConfigError
-from llm.run import CONFIG, digest_of, folder_of, log, sha256_of
+from llm.run import CONFIG, bad_weights, digest_of, folder_of, log, sha256_of, weight_files
 
 MODEL_TYPES = {"gemma3_text": Architecture.gemma3} | {kind.value: kind for kind in Architecture}
 _INNER = {Architecture.gpt2: "n_inner", Architecture.qwen3_moe: "moe_intermediate_size"}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+KEY = "model.path"
 
 
 def folder_of_model(config: ModelConfig) -> Path:
@@ -30,7 +30,7 @@ def folder_of_model(config: ModelConfig) -> Path:
         ConfigError: it is none, or holds no model.
     """
     assert config.path is not None
-    return folder_of("model.path", config.path, file=CONFIG)
+    return folder_of(KEY, config.path, file=CONFIG)
 
 
 def as_it_is(config: ModelConfig) -> ModelConfig:
@@ -52,8 +52,8 @@ def as_it_is(config: ModelConfig) -> ModelConfig:
     return replace(config, **found)
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """What config.json says.
+def read_config(folder: Path, *, key: str = KEY) -> PreTrainedConfig:
+    """What config.json says; `key` is how the user named the folder.
 
     Raises:
         ConfigError: it cannot be read, or is not of a causal language model that transformers has and that can be
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise ConfigError(f"{path} is of {held}, not a causal language model of text alone. Choose another.")
     if "quantization_config" in raw:
         raise ConfigError(f"{path}: its weights are quantised, which cannot be trained. Give the model they came from.")
-    _weight_files(folder)
+    _check_weight_files(folder, key=key)
     try:
         made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each config of transformers has checks, and errors, of its own
@@ -87,7 +87,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def digest_of_model(folder: Path) -> str:
     """SHA-256 of the weights and of config.json: what training goes on from."""
     raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return digest_of([raw, *(sha256_of(path) for path in _weight_files(folder))])
+    return digest_of([raw, *(sha256_of(path) for path in weight_files(folder, key=KEY))])
 
 
 def check_tokenizer(config: ModelConfig, folder: Path, tokenizer_folder: Path) -> None:
@@ -133,9 +133,9 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise _bad_weights(folder, " ".join(str(error).split())[:300]) from None
+        raise bad_weights(KEY, folder, " ".join(str(error).split())[:300]) from None
     if missing := sorted(map(str, report["missing_keys"])):
-        raise _bad_weights(folder, f"{len(missing)} weights are missing, such as {missing[0]}")
+        raise bad_weights(KEY, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
     if unused := sorted(map(str, report["unexpected_keys"])):
         log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
     log.info("going on from %s", folder)
@@ -168,29 +168,13 @@ def _settings(made: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in the order of their names."""
-    names = [SINGLE]
-    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise _bad_weights(folder, f"{INDEX} cannot be read ({error})") from None
-    paths = [folder / name for name in names]
-    for path in paths:
-        if not path.is_file():
-            pickles = " (a pytorch_model.bin is a pickle, which is not read)" if [*folder.glob("*.bin")] else ""
-            raise _bad_weights(folder, f"{path.name} is missing{pickles}")
+def _check_weight_files(folder: Path, *, key: str) -> None:
+    for path in weight_files(folder, key=key):
         try:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise _bad_weights(folder, f"{path.name} cannot be read ({error})") from None
-    return paths
-
-
-def _bad_weights(folder: Path, reason: str) -> ConfigError:
-    return ConfigError(f"model.path: {folder} does not hold a model's weights: {reason}. Give a whole one.")
+            raise bad_weights(key, folder, f"{path.name} cannot be read ({error})") from None
 
 
 @torch.no_grad()

@@ -21,12 +21,23 @@ from llm.run.files import (
     write_json,
     write_text,
 )
+from llm.run.folders import (
+    CONFIG,
+    TOKENIZER,
+    Weights,
+    bad_weights,
+    digest_in,
+    find_folder,
+    folder_of,
+    is_foreign,
+    is_hub_id,
+    weight_files,
+    weights_in,
+)
 from llm.run.identity import Plan, differences
 from llm.run.lineage import (
-    Weights,
     base_of,
     has_whole_model,
-    is_foreign,
     tokenizer_folder,
     usable_positions,
     weights_folder,
@@ -34,7 +45,6 @@ from llm.run.lineage import (
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
-from llm.run.pretrained import CONFIG, TOKENIZER, folder_of
 from llm.run.runs import Run, candidates, find, find_model_run, find_runs, load, read_record
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
@@ -53,6 +63,7 @@ __all__ = [
     "SweepJob",
     "Weights",
     "ask_for_another_launch",
+    "bad_weights",
     "base_behind",
     "base_of",
     "candidates",
@@ -61,15 +72,18 @@ __all__ = [
     "clear_temporaries",
     "console",
     "differences",
+    "digest_in",
     "digest_of",
     "find",
     "find_base",
+    "find_folder",
     "find_model_run",
     "find_runs",
     "folder_of",
     "has_whole_model",
     "history",
     "is_foreign",
+    "is_hub_id",
     "is_on_slurm",
     "launch_id",
     "load",
@@ -89,7 +103,9 @@ __all__ = [
     "sweep_job",
     "tokenizer_folder",
     "usable_positions",
+    "weight_files",
     "weights_folder",
+    "weights_in",
     "weights_of",
     "whole_files",
     "whole_folder",

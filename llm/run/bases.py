@@ -1,18 +1,23 @@
 """What a tuning begins from, by a run's name or a folder: a pretrained run, or any model in Hugging Face format."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm.errors import ConfigError, DamagedError
-from llm.run.files import digest_of, sha256_of
-from llm.run.lineage import Weights, has_whole_model, is_foreign, usable_positions
+from llm.run.folders import (
+    ADAPTER,
+    CONFIG,
+    Weights,
+    digest_in,
+    folder_of,
+    is_foreign,
+    is_hub_id,
+    positions_in,
+    weight_files,
+)
+from llm.run.lineage import has_whole_model, usable_positions
 from llm.run.manifest import check_files
 from llm.run.runs import Run, find, load
-
-OF_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # what makes a folder's model
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class Base:
 
 
 def find_base(outputs: str | Path, name_or_folder: str) -> Base:
-    """The finished pretraining run, or the Hugging Face folder, that `base` names.
+    """The finished pretraining run, the Hugging Face folder, or the model of the hub, that `base` names.
 
     Raises:
         ConfigError: there is no such run, or several; or what lies in the folder is no model with its weights.
@@ -36,8 +41,10 @@ def find_base(outputs: str | Path, name_or_folder: str) -> Base:
     folder = Path(name_or_folder)
     if is_foreign(folder):
         return _foreign(folder)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         raise ConfigError(f"base={folder} holds an adapter, not a model. Name the run or the folder that it is for.")
+    if is_hub_id(name_or_folder) and not folder.exists():
+        return _foreign(folder_of("base", name_or_folder, file=CONFIG), name=folder.name)
     return _ours(find(outputs, "pretrain", name_or_folder))
 
 
@@ -111,29 +118,20 @@ def _ours(run: Run) -> Base:
     )
 
 
-def _foreign(folder: Path) -> Base:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ConfigError(f"base={folder} has no *.safetensors: other formats can run code. Convert the weights first.")
-    files = sorted({path for pattern in OF_MODEL for path in folder.glob(pattern)})
+def _foreign(folder: Path, *, name: str | None = None) -> Base:
+    weight_files(folder, key="base")
     return Base(
         path=folder,
         folder=folder,
-        name=folder.resolve().name,
-        digest=digest_of([[path.name, sha256_of(path)] for path in files]),
+        name=name or folder.resolve().name,
+        digest=digest_in(folder),
         positions=_positions(folder),
         run=None,
     )
 
 
 def _positions(folder: Path) -> int:
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        nested = config.get("text_config") or {}
-        found = next((value for name in POSITIONS if (value := config.get(name) or nested.get(name))), None)
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"base={folder}: its config.json cannot be read ({error}). Put a whole one there.") from None
-    if not isinstance(found, int):
+    if (found := positions_in(folder)) is None:
         raise ConfigError(
             f"base={folder}: its config.json does not say how long a text may be. Add max_position_embeddings."
         )

@@ -1,20 +1,10 @@
-"""A run whose model is used -> the folders that its model is put together from, and how long a text that can take."""
+"""A run whose model is used -> the run that it was tuned from, and the folders that its training wrote."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from llm.errors import ConfigError, DamagedError
+from llm.run.folders import is_foreign
 from llm.run.runs import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What a run's model is put together from."""
-
-    model: Path  # a folder in Hugging Face format
-    adapter: Path | None  # in PEFT format, on that model
-    tokenizer: Path  # the folder of the tokenizer that the run was trained with
-    positions: int  # tokens that a text may take
 
 
 def base_of(run: Run) -> Run:
@@ -34,11 +24,6 @@ def base_of(run: Run) -> Run:
             f"{run.path} was tuned on other weights than {base.path} holds now. Run the fine-tuning again."
         )
     return base
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds a model that no run made."""
-    return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
 
 
 def has_whole_model(run: Run) -> bool:

@@ -42,20 +42,16 @@ def outline(base: Base) -> "PreTrainedModel":
     """The base's model without its weights.
 
     Raises:
-        ConfigError: its folder is of no model that transformers knows.
+        ConfigError: its folder holds no causal language model that can be trained.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, __version__
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise ConfigError(
-            f"base={base.path} is no causal language model of transformers {__version__}: {reason}."
-        ) from None
+    from llm.model import read_config
+
+    config = read_config(base.folder, key="base")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _check_targets(config: FinetuneStage, base: Base, layers: list[str]) -> None:

@@ -85,7 +85,7 @@ def run(config: FinetuneStage) -> Run:
 @contextmanager
 def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> Iterator[tuple[Path, list[int]]]:
     """(the folder of the tokenizer to train with, the ids of the tokens that the base's lacks)."""
-    own = base.folder if base.run else tokenizer.adopt(base.folder, run.path / "tokenizer", template=template)
+    own = base.folder if base.run else _adopted(base, run.path / "tokenizer", template)
     if template is None:
         tokenizer.check_template(tokenizer.load_chat(own), name=str(base.path))
         yield own, []
@@ -95,6 +95,10 @@ def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> It
         if new_ids:
             log.info("chat_template=%s: %d new tokens, whose embeddings are trained", name, len(new_ids))
         yield Path(folder), new_ids
+
+
+def _adopted(base: Base, target: Path, template: str | None) -> Path:
+    return tokenizer.adopt(base.folder, target, key=f"base={base.folder}", template=template)
 
 
 def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:

@@ -7,9 +7,8 @@ training.py     texts -> a trained tokenizer
 ladder.py       a trained tokenizer -> a smaller one
 fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
-pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, and what its special tokens are for
+pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, or a folder as ours
 folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
-foreign.py      the tokenizer of a model that was not made here -> such a folder
 chat.py         a chat template -> the text of conversations, and the tokens that it needs
 rendering.py    the same in a process with limits, where the template is not ours
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
@@ -18,11 +17,17 @@ report.py       what a tokenizer keeps of held-out text, what it loses, how shor
 from llm.tokenizer.chat import TEMPLATES, Renderer, adopt_template, answers_of, check_template, read_template
 from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, save_with_roles, special
-from llm.tokenizer.foreign import adopt, require_chat
 from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
-from llm.tokenizer.pretrained import digest_of_pretrained, gives_same_ids, read_pretrained, tokens_of
+from llm.tokenizer.pretrained import (
+    adopt,
+    digest_of_pretrained,
+    gives_same_ids,
+    read_pretrained,
+    require_chat,
+    tokens_of,
+)
 from llm.tokenizer.rendering import TemplateError
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample

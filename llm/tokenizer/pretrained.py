@@ -1,19 +1,25 @@
 """The folder of a tokenizer that is there already -> that tokenizer, the roles of its special tokens, and their digest.
 
+And such a folder as the tokenizers of our own runs have it, with a chat template where there is one.
+
 Two tokenizers are the same where they give the same text the same ids: what frames, truncates or pads does not count.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from llm.config import TokenizerConfig
 from llm.errors import ConfigError
-from llm.run import digest_of
-from llm.tokenizer.folder import ROLES
+from llm.run import TOKENIZER, digest_of, whole_folder, write_text
+from llm.tokenizer.folder import DIGEST_FILE, ROLES, digest
 from llm.tokenizer.training import is_panic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents
 _OF_IDS = ("normalizer", "pre_tokenizer", "model")
@@ -25,16 +31,45 @@ def read_pretrained(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, d
     Raises:
         ConfigError: it is no tokenizer, has no end of a text, or lacks a token that the config names.
     """
-    state = _state(folder)
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(state))
-    except BaseException as error:
-        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
-            raise
-        raise _not_usable(config, f"its tokenizer.json cannot be read ({_first_line(error)})") from None
+    key, named = f"tokenizer.path={config.path}", {role: getattr(config, role) for role in ROLES}
+    tokenizer, roles = _read(folder, key, named)
     if max(tokenizer.get_vocab().values()) >= tokenizer.get_vocab_size():
-        raise _not_usable(config, "its ids have gaps")
-    return tokenizer, _roles(folder, config, tokenizer, state)
+        raise _not_usable(key, "its ids have gaps")
+    return tokenizer, roles
+
+
+def require_chat(folder: Path, *, template: str | None = None) -> None:
+    """Refuse, before any work, a base whose tokenizer cannot say a conversation; a `template` is in place of its own.
+
+    Raises:
+        ConfigError: it has no tokenizer, no chat template, or no token that ends a text.
+    """
+    if not (folder / TOKENIZER).is_file():
+        raise ConfigError(f"base={folder} has no tokenizer.json. Put the model's tokenizer beside its weights.")
+    _read(folder, key := f"base={folder}", {})
+    if not (template or _as_transformers(folder, key).chat_template):
+        raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
+
+
+def adopt(source: Path, target: Path, *, key: str, template: str | None = None) -> Path:
+    """`target`, with the tokenizer of `source` as our own runs have it, and `template` as its own where it is given.
+
+    What ends a text also pads and begins one, where nothing else does. Padding is never trained on: its labels are left
+    out of the loss by their place, not by their token. `key` is how the user named the folder.
+
+    Raises:
+        ConfigError: it is no tokenizer, or has no end of a text.
+    """
+    tokenizer, roles = _read(source, key, {})
+    chat = _as_transformers(source, key)
+    chat.chat_template = template or chat.chat_template
+    for role, token in roles.items():
+        setattr(chat, role, token)
+    with whole_folder(target) as folder:
+        chat.save_pretrained(folder)
+        write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))  # transformers may have added to it
+        write_text(folder / DIGEST_FILE, digest(folder) + "\n")
+    return target
 
 
 def digest_of_pretrained(folder: Path, config: TokenizerConfig) -> str:
@@ -53,13 +88,37 @@ def tokens_of(folder: Path) -> dict[str, int]:
     return dict(Tokenizer.from_str(json.dumps(_state(folder))).get_vocab())
 
 
+def _read(folder: Path, key: str, named: Mapping[str, str | None]) -> tuple[Tokenizer, dict[str, str]]:
+    """(the tokenizer in a folder, the token of each role: as `named`, else as its files say)."""
+    state = _state(folder)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
+            raise
+        raise _not_usable(key, f"its tokenizer.json cannot be read ({_first_line(error)})") from None
+    return tokenizer, _roles(folder, key, named, tokenizer, state)
+
+
+def _as_transformers(folder: Path, key: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer with its settings beside it, as transformers reads them, and its chat template."""
+    from transformers import PreTrainedTokenizerFast  # takes seconds
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of whatever its files hold
+        if isinstance(error, MemoryError):
+            raise
+        raise _not_usable(key, f"its tokenizer cannot be read ({' '.join(str(error).split())[:200]})") from None
+
+
 def _of_ids(state: dict[str, Any]) -> Any:
     added = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
     return {key: state.get(key) for key in _OF_IDS} | {"added": added}
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -69,16 +128,18 @@ def _state(folder: Path) -> dict[str, Any]:
     return state | dict.fromkeys(_OF_A_CALL)
 
 
-def _roles(folder: Path, config: TokenizerConfig, tokenizer: Tokenizer, state: dict[str, Any]) -> dict[str, str]:
+def _roles(
+    folder: Path, key: str, named: Mapping[str, str | None], tokenizer: Tokenizer, state: dict[str, Any]
+) -> dict[str, str]:
     added = {token["content"] for token in state.get("added_tokens") or []}
+    way = "Set tokenizer.{}." if named else "Name one in its tokenizer_config.json as {}."
     found: dict[str, str] = {}
     for role in ("eos_token", "bos_token", "pad_token"):
-        typed: str | None = getattr(config, role)
-        token = typed or _role_of_folder(folder, role, tokenizer) or found.get("eos_token")
+        token = named.get(role) or _role_of_folder(folder, role, tokenizer) or found.get("eos_token")
         if token is None:
-            raise _not_usable(config, "it names no eos_token, which ends a document", "Set tokenizer.eos_token to one.")
+            raise _not_usable(key, "it names no eos_token, which ends a text", way.format(role))
         if token not in added:
-            raise _not_usable(config, f"its {role} {token} is none of its special tokens", f"Set tokenizer.{role}.")
+            raise _not_usable(key, f"its {role} {token} is none of its special tokens", way.format(role))
         found[role] = token
     return {role: found[role] for role in ROLES}
 
@@ -103,8 +164,8 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _not_usable(config: TokenizerConfig, reason: str, fix: str = "Choose another.") -> ConfigError:
-    return ConfigError(f"tokenizer.path={config.path}: {reason}. {fix}")
+def _not_usable(key: str, reason: str, fix: str = "Choose another.") -> ConfigError:
+    return ConfigError(f"{key}: {reason}. {fix}")
 
 
 def _first_line(error: BaseException) -> str:
