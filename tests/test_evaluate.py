@@ -4,68 +4,27 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from rich.console import Console
 
-from llm.config import DataConfig, as_recorded, from_hydra, identity_settings
+from llm.config import DataConfig, as_recorded, identity_settings
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
-from llm.run import Run, log, start_logging
+from llm.run import Run
 from llm.stage._report import flat, table
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
+from tests.test_stages import _log, _quick_peak, compose, run
+from tests.tuned import copy_of, folder_of, train_first
 
-STEPS = ["trainer.max_steps=4", "trainer.sample_tokens=4", "logger=local"]
-TINY = [
-    *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=330", "data.held_out_share=0.2"),
-    *(
-        "model.num_layers=1",
-        "model.num_heads=2",
-        "model.hidden_size=16",
-        "data.sequence_length=64",
-        "data.batch_size=4",
-    ),
-    *STEPS,
-]
+__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+
 SMALL = ["evaluation.num_items=20", "evaluation.num_prompts=5", "evaluation.max_new_tokens=8", "logger=local"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_peak() -> Iterator[None]:
-    """Do not measure the machine before every tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    start_logging()
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level("INFO", "llm")
-
-
-def compose(stage: str, *overrides: str) -> Any:
-    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        return from_hydra(hydra.compose("config", overrides=[f"stage={stage}", *overrides]))
-
-
-def run(stage: str, *overrides: str) -> Run:
-    finished = import_module(f"llm.stage.{stage}").run(compose(stage, *overrides))
-    assert isinstance(finished, Run)
-    return finished
-
-
-def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records), encoding="utf-8")
-    return path
 
 
 def texts() -> list[str]:
@@ -83,15 +42,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a pretraining and a fine-tuning, both named first."""
-    folder = tmp_path_factory.mktemp("trained")
-    text = write_lines(folder / "text.jsonl", [{"text": text} for text in texts()])
-    chats = [{"question": f"{n}번 사람은 어디에 있나요?", "answer": f"{n}번 사람은 학교에 있다."} for n in range(60)]
-    write_lines(folder / "chats.jsonl", chats)
-    outputs = folder / "outputs"
-    run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", "name=first", *TINY)
-    tuning = [f"data.path={folder / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
-    run("finetune", "data=conversations", *tuning, f"outputs={outputs}", "base=first", "name=first", *STEPS)
-    return outputs
+    return train_first(tmp_path_factory.mktemp("trained"), texts(), words=["tokenizer.initial_alphabet=none"])
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +52,7 @@ def evaluated(trained: Path) -> Run:
 
 @pytest.fixture
 def outputs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained runs, with all that refers to their place."""
-    target = tmp_path / "outputs"
-    shutil.copytree(trained, target)
-    for record in target.rglob("run.json"):
-        record.write_text(record.read_text(encoding="utf-8").replace(str(trained), str(target)), encoding="utf-8")
-    return target
-
-
-def folder_of(outputs: Path, stage: str) -> Path:
-    (found,) = (outputs / stage).iterdir()
-    return found
+    return copy_of(trained, tmp_path / "outputs")
 
 
 def record_of(outputs: Path, stage: str) -> dict[str, Any]:

@@ -4,77 +4,35 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import gguf
-import hydra
 import numpy as np
 import pytest
 import yaml
-from korean import documents
 from safetensors.torch import load_file, save_file
 
-from llm.config import from_hydra, identity_settings
+from llm.config import identity_settings
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.export.plot import loss_plot
-from llm.run import Run, load, log, start_logging
+from llm.run import Run, load
 from llm.verify import verify, with_parents
+from tests.korean import documents
+from tests.test_stages import _log, _quick_peak, compose, run
+from tests.tuned import copy_of, folder_of, train_first, tuning_on
 
-QUICK = ["trainer.max_steps=4", "trainer.sample_tokens=4", "logger=local"]
-TINY = [
-    *("tokenizer=byte_bpe", "tokenizer.vocab_size=330", "data.held_out_share=0.2", "model.num_layers=1"),
-    *("model.num_heads=2", "model.hidden_size=16", "data.sequence_length=64", "data.batch_size=4", *QUICK),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_peak() -> Iterator[None]:
-    """Do not measure the machine before every tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    start_logging()
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level("INFO", "llm")
-
-
-def compose(stage: str, *overrides: str) -> Any:
-    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        return from_hydra(hydra.compose("config", overrides=[f"stage={stage}", *overrides]))
-
-
-def run(stage: str, *overrides: str) -> Run:
-    finished = import_module(f"llm.stage.{stage}").run(compose(stage, *overrides))
-    assert isinstance(finished, Run)
-    return finished
-
-
-def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records), encoding="utf-8")
-    return path
+__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a pretraining and a fine-tuning, both named first."""
-    folder = tmp_path_factory.mktemp("trained")
-    text = write_lines(folder / "text.jsonl", [{"text": text} for text in documents(200)])
-    chats = [{"question": f"{n}번 사람은 어디에 있나요?", "answer": f"{n}번 사람은 학교에 있다."} for n in range(60)]
-    write_lines(folder / "chats.jsonl", chats)
-    outputs = folder / "outputs"
-    run("pretrain", "data=text", f"data.path={text}", f"outputs={outputs}", "name=first", "model=llama_tiny", *TINY)
-    tuning = [f"data.path={folder / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
-    tuning += ["optimizer.learning_rate=0.05", "optimizer.warmup_steps=0"]
-    run("finetune", "data=conversations", *tuning, f"outputs={outputs}", "base=first", "name=first", *QUICK)
-    return outputs
+    words = ["tokenizer=byte_bpe", "model=llama_tiny"]
+    tuning = ["optimizer.learning_rate=0.05", "optimizer.warmup_steps=0"]
+    return train_first(tmp_path_factory.mktemp("trained"), documents(200), words=words, tuning=tuning)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +43,7 @@ def merged(trained: Path) -> Run:
 @pytest.fixture
 def outputs(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained runs, with all that refers to their place, and nothing exported."""
-    target = tmp_path / "outputs"
-    shutil.copytree(trained, target, ignore=shutil.ignore_patterns("export"))
-    for record in target.rglob("run.json"):
-        record.write_text(record.read_text(encoding="utf-8").replace(str(trained), str(target)), encoding="utf-8")
-    return target
-
-
-def folder_of(outputs: Path, stage: str) -> Path:
-    (found,) = (outputs / stage).iterdir()
-    return found
+    return copy_of(trained, tmp_path / "outputs", without="export")
 
 
 def plain(code: str, cwd: Path, *arguments: str) -> Any:
@@ -220,9 +169,9 @@ def test_without_the_package_a_file_for_llama_cpp_names_the_extra(
 
 
 def test_a_run_that_tuned_every_weight_is_exported_as_it_is(trained: Path) -> None:
-    tuning = [f"data.path={trained.parent / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
-    tuning += ["lora.method=full", f"base={folder_of(trained, 'pretrain')}", "name=whole", *QUICK]
-    tuned = run("finetune", "data=conversations", f"outputs={trained.parent / 'full'}", *tuning)
+    tuning = ["lora.method=full", f"base={folder_of(trained, 'pretrain')}", "name=whole"]
+    chats = tuning_on(trained.parent / "chats.jsonl")
+    tuned = run("finetune", *chats, f"outputs={trained.parent / 'full'}", *tuning)
     made = run("export", f"outputs={trained.parent / 'full'}", "run=whole")
     before, after = (load_file(each.path / "model" / "model.safetensors") for each in (tuned, made))
     assert all((before[name] == after[name]).all() for name in before) and before.keys() == after.keys()
@@ -234,9 +183,8 @@ def test_a_run_that_tuned_every_weight_is_exported_as_it_is(trained: Path) -> No
 def test_a_run_that_was_tuned_on_an_exported_folder_is_exported(merged: Run, trained: Path, tmp_path: Path) -> None:
     base = tmp_path / "내 모델"
     shutil.copytree(merged.path / "model", base)
-    tuning = [f"data.path={trained.parent / 'chats.jsonl'}", "data.held_out_share=0.2", "data.sequence_length=64"]
-    tuning += [f'base="{base}"', "name=again", "optimizer.learning_rate=0.05", "optimizer.warmup_steps=0", *QUICK]
-    run("finetune", "data=conversations", f"outputs={tmp_path / 'outputs'}", *tuning)
+    tuning = [f'base="{base}"', "name=again", "optimizer.learning_rate=0.05", "optimizer.warmup_steps=0"]
+    run("finetune", *tuning_on(trained.parent / "chats.jsonl"), f"outputs={tmp_path / 'outputs'}", *tuning)
     made = run("export", f"outputs={tmp_path / 'outputs'}", "run=again")
     assert 0 < made.results["max_logit_difference"] <= 1e-4 and made.results["texts_compared"] == 3
     text = (made.path / "model" / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
-from llm.config.fields import CHAT, HOW, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least
+from llm.config.fields import CHAT, HOW, LENGTH, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least
 from llm.errors import ConfigError
 
 
@@ -87,7 +87,7 @@ class DataConfig:
     held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
     bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
     num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
-    sequence_length: int = field(default=256, metadata=ROWS)  # tokens per row
+    sequence_length: int = field(default=256, metadata=LENGTH)  # tokens per row
     batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
     batch_tokens: int | None = field(default=None, metadata=HOW)  # in place of batch_size, which is computed from it
     packing: Packing = field(default=Packing.auto, metadata=ROWS)

@@ -10,11 +10,12 @@ from llm.errors import ConfigError
 # A field is part of a run's identity unless its metadata names the stages whose result it changes.
 HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
 ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
-CHAT = {"identity": ("finetune",)}  # what becomes of conversations
+LENGTH = {"identity": ("pretrain", "finetune", "evaluate")}  # how much a model sees before a token
+CHAT = {"identity": ("finetune", "evaluate")}  # what becomes of conversations
 WHERE_SET = {"only_where_set": True}  # a setting that came later: null is no key, so that runs keep theirs
 SHARES = {"identity": ("tokenizer", "shards", "pretrain")}  # how much of each text a tokenizer and a model learn from
 SHARES_OF_TOKENS = {"identity": ("shards", "pretrain")}  # the same, where there are tokens
-TEXT = {"identity": ("tokenizer", "shards", "finetune")}  # which text there is; pretraining has it from its shards
+TEXT = {"identity": ("tokenizer", "shards", "finetune", "evaluate")}  # which text: pretraining has it from its shards
 
 
 def identity_settings(config: Any, stage: str) -> dict[str, Any]:

@@ -126,7 +126,8 @@ class FinetuneStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateStage(StageConfig):
-    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
+    run: str = field(default=MISSING, metadata=HOW)  # a run, a folder or a hub id; its digest is in the identity
+    data: DataConfig | None = None  # whose held-out side is measured; None: what the run itself held out
     seed: int = 0  # of which held-out sentences are taken, of their changes, and of what the model writes
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default=MISSING, metadata=HOW)

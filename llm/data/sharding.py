@@ -26,9 +26,15 @@ COUNTED_AT_ONCE = 2**22  # tokens
 
 
 def write_shards(
-    corpus: Corpus, tokenizer_folder: Path, folder: Path, *, made_from: str, num_workers: int = 1
+    corpus: Corpus,
+    tokenizer_folder: Path,
+    folder: Path,
+    *,
+    made_from: str,
+    num_workers: int = 1,
+    splits: tuple[str, ...] = SPLITS,
 ) -> Manifest:
-    """Encode both sides of a corpus into `folder`, which appears only when it is whole.
+    """Encode both sides of a corpus, or those in `splits`, into `folder`, which appears only when it is whole.
 
     `made_from` is a digest of corpus, tokenizer and settings: shards that a killed attempt finished are kept if they
     were made from the same. The files are the same to the byte, whatever was killed and however many workers there are.
@@ -44,7 +50,7 @@ def write_shards(
     encoder = Encoder(tokenizer_folder)
     partial = PartialFolder(folder, made_from=digest_of([made_from, SHARD_TOKENS, tokenizers.__version__]))
     try:
-        chunks = chunks_of(_documents_left(corpus, partial.documents))
+        chunks = chunks_of(_documents_left(corpus, partial.documents, splits))
         encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers)
         with closing(encoded), ExitStack() as stack:
             writers = {split: stack.enter_context(closing(_ShardWriter(partial, split))) for split in SPLITS}
@@ -66,10 +72,17 @@ def write_shards(
     return manifest
 
 
-def _documents_left(corpus: Corpus, finished: dict[str, int]) -> Iterator[tuple[str, Document]]:
+def _documents_left(
+    corpus: Corpus, finished: dict[str, int], splits: tuple[str, ...]
+) -> Iterator[tuple[str, Document]]:
     """(split, document) of those that are in no finished shard: each split's first ones are."""
     seen: Counter[str] = Counter()
-    for is_held_out, record in corpus.split_records():
+    if splits == SPLITS:
+        records = corpus.split_records()
+    else:
+        held_out = splits == ("held_out",)
+        records = ((held_out, record) for record in corpus.records(held_out=held_out))
+    for is_held_out, record in records:
         assert isinstance(record, Document)  # the stage takes no conversations
         split = SPLITS[is_held_out]
         seen[split] += 1
@@ -84,6 +97,8 @@ def _count_dropped(corpus: Corpus) -> None:
 
 
 def _total(folder: Path, shards: list[Shard], encoder: Encoder) -> Split:
+    if not shards:  # a side that was not asked for
+        return Split(documents=0, tokens=0, raw_bytes=0, lost_bytes=0, unigram_bits_per_byte=0.0, shards=[])
     raw_bytes = sum(shard.raw_bytes for shard in shards)
     counts = count_predicted(
         folder, shards, dtype=encoder.dtype.name, vocab_size=encoder.vocab_size, bos_id=encoder.bos_id

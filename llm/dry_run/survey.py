@@ -127,6 +127,10 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     if config.stage == "export":
         job.disk.update(_disk_of_export(config.export, load(Path(missing.plan.folders["run"]))))
         return
+    if config.stage == "evaluate":
+        if shards := missing.plan.folders.get("shards"):
+            job.tokens = load(Path(shards)).results["held_out"]["tokens"]
+        return
     config = replace(config, trainer=with_precision(config.trainer)) if config.stage == "pretrain" else config
     config = missing.plan.config if missing.plan.stage == "pretrain" else config
     text = _text(job, config, missing)

@@ -6,7 +6,7 @@ files; under a tokenizer that loses nothing it is the same text as under any oth
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,9 @@ class Sentence:
     gap: str
 
 
-def held_out_documents(folder: Path, manifest: Manifest, tokenizer: Tokenizer, *, seed: int) -> list[str]:
-    """Held-out documents in an order drawn by `seed`, up to MOST_BYTES of raw text."""
-    opened = [open_shard(folder, shard, manifest.dtype) for shard in manifest.held_out.shards]
+def held_out_documents(sources: Iterable[tuple[Path, Manifest]], tokenizer: Tokenizer, *, seed: int) -> list[str]:
+    """Held-out documents of folders of shards in an order drawn by `seed`, up to MOST_BYTES of raw text."""
+    opened = [open_shard(folder, shard, made.dtype) for folder, made in sources for shard in made.held_out.shards]
     places = [(shard, line) for shard, (_, documents) in enumerate(opened) for line in range(len(documents))]
     random.Random(seed).shuffle(places)
     starts = [documents[:, 0].cumsum() - documents[:, 0] for _, documents in opened]

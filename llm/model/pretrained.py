@@ -73,8 +73,8 @@ def read_config(folder: Path, *, key: str = KEY) -> PreTrainedConfig:
     if not isinstance(built, str) or raw.get("architectures", [built]) != [built] or "Conditional" in built:
         held = ", ".join(raw.get("architectures") or [kind])
         raise ConfigError(f"{path} is of {held}, not a causal language model of text alone. Choose another.")
-    if "quantization_config" in raw:
-        raise ConfigError(f"{path}: its weights are quantised, which cannot be trained. Give the model they came from.")
+    if raw.get("quantization_config"):
+        raise ConfigError(f"{path}: its weights are quantised, and whole ones are needed. Give the model they are of.")
     _check_weight_files(folder, key=key)
     try:
         made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -6,11 +6,15 @@ from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"
+MEASURED = ("loss", "bits_per_byte")
 
 
 def flat(results: dict[str, Any]) -> dict[str, float]:
     """The numbers of results.json as W&B and llm.compare have them: val/..., answers/..., probe/..., writing/..."""
-    numbers = {f"val/{name}": results["text"][name] for name in ("loss", "bits_per_byte")}
+    text = results.get("text", {})
+    numbers = {f"val/{name}": text[name] for name in MEASURED if text}
+    for part, found in text.get("parts", {}).items():
+        numbers |= {f"val/{name}/{part}": found[name] for name in MEASURED}
     numbers |= {f"answers/{name}": value for name, value in results.get("answers", {}).items()}
     for name, probe in results["probes"].items():
         numbers |= {f"probe/{name}": probe["accuracy"]}

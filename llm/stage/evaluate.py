@@ -1,36 +1,45 @@
-"""A pretrained or fine-tuned run -> results.json: what its model makes of held-out text, and of tasks.
+"""A run or any model's folder -> results.json: what it makes of held-out text, of conversations, and of tasks.
 
-It takes no settings of the data: the text is what the run itself held out, so that none of it was learned from.
+The text is what the run itself held out, so that none of it was learned from, or the held-out side of `data`.
 """
 
 import json
 from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config import Accelerator, EvaluateStage
-from llm.data import (
-    Conversation,
-    ConversationRows,
-    EvaluationBatches,
-    Rows,
-    TokenRows,
-    encode_conversations,
-    read_manifest,
-)
-from llm.errors import DataError, DivergedError
+from llm.data import Conversation, ConversationRows, EvaluationBatches, MixedRows, Rows, encode_conversations
+from llm.errors import ConfigError, DataError, DivergedError
 from llm.logger import open_logger
-from llm.run import Outcome, Plan, Run, check_files, console, digest_of, log, make, process_rank, write_json, write_text
+from llm.run import (
+    TEMPORARY,
+    Outcome,
+    Plan,
+    Run,
+    check_files,
+    console,
+    digest_of,
+    log,
+    make,
+    process_rank,
+    write_json,
+    write_text,
+)
+from llm.stage import corpus_notes
+from llm.stage._held_out import Sources, of_shards, of_text, rows_of
 from llm.stage._report import flat, table
-from llm.stage._subject import Subject, find_subject, held_out_note, task_parents
+from llm.stage._subject import Subject, find_subject, task_parents
 
 if TYPE_CHECKING:
     from llm.evaluation import Probe, Scorer
+    from llm.trainer import Evaluation
 
 PROBES = ("particles", "next_sentence", "word_order")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def run(config: EvaluateStage) -> Run:
@@ -42,10 +51,10 @@ def run(config: EvaluateStage) -> Run:
         require_tasks(config.evaluation)
     plan = Plan(
         config=config,
-        default_name=str(subject.run.record["name"]),
+        default_name=subject.name,
         format_version=FORMAT_VERSION,
         parents=subject.parents() | task_parents(config.evaluation),
-        folders={"run": str(subject.run.path), "shards": str(subject.shards.path)},
+        folders={name: str(of.path) for name, of in (("run", subject.run), ("shards", subject.shards)) if of},
     )
     made = make(plan, lambda run: _evaluate(run, config, subject), wait=True)
     if process_rank() == 0:
@@ -55,75 +64,126 @@ def run(config: EvaluateStage) -> Run:
 
 
 def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:
-    from llm.evaluation import held_out_documents, make_items, measure  # takes seconds
+    from llm.evaluation import held_out_documents  # takes seconds
 
-    settings, folder = config.evaluation, subject.shards.path / "shards"
-    manifest = read_manifest(folder)
-    scorer = _open_scorer(config, subject)
-    rows = TokenRows(
-        folder, manifest, manifest.held_out, sequence_length=subject.base.config["data"]["sequence_length"]
-    )
-    text = _loss(scorer, rows, settings.batch_tokens // rows.sequence_length)
-    log.info("held-out text: %.4f nats per token, %.4f bits per byte", text["loss"], text["bits_per_byte"])
-    conversations = _held_out_conversations(subject)
-    answers = {"answers": _answers(scorer, subject, conversations, settings.batch_tokens)} if subject.data else {}
-    documents = held_out_documents(folder, manifest, scorer.words, seed=config.seed)
-    items = make_items(documents, scorer, num_items=settings.num_items, seed=config.seed)
-    probes, asked = measure(items, scorer)
-    _write_lines(run.path / "probes.jsonl", asked)
-    if settings.num_items:
-        _say(probes)
-    results = {
-        "run": held_out_note(subject),
-        "seed": config.seed,
-        "text": text | {"raw_bytes": rows.raw_bytes, "lost_bytes": rows.lost_bytes},
-        **answers,
-        "probes": {name: probe.as_json() for name, probe in probes.items()},
-        "items_sha256": digest_of([item.choices for item in items.asked]),  # two runs with one were asked the same
-        "writing": _write(run, config, scorer, subject, documents, conversations) if settings.num_prompts else {},
-        "tasks": _tasks(config, scorer),
-    }
+    with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
+        words = _tokenizer(subject, Path(scratch) / "tokenizer")
+        scorer = _open_scorer(config, subject, words)
+        sources, notes = _sources(run, subject, words, Path(scratch))
+        documents = held_out_documents(sources.values(), scorer.words, seed=config.seed)
+        conversations = _held_out_conversations(subject)
+        results = {
+            "run": subject.note(),
+            "seed": config.seed,
+            **({"text": _text(scorer, sources, subject, config)} if sources else {}),
+            **({"answers": _answers(scorer, subject, words, conversations, config)} if subject.chats else {}),
+            **_probes(run, config, scorer, documents),
+            "writing": _write(run, config, scorer, _prompts(subject, words, scorer, documents, conversations, config)),
+            "tasks": _tasks(config, scorer),
+        }
     write_json(run.path / "results.json", results)
     numbers = flat(results)
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
         logger.summarize(numbers)
-    objective = results["answers"]["loss"] if answers else text["bits_per_byte"]
-    return Outcome(results=numbers, digest=digest_of(results), objective=objective, notes={"evaluated": results["run"]})
+    objective = results["answers"]["loss"] if subject.chats else results.get("text", {}).get("bits_per_byte")
+    notes |= {"evaluated": results["run"]}
+    return Outcome(results=numbers, digest=digest_of(results), objective=objective, notes=notes)
 
 
-def _open_scorer(config: EvaluateStage, subject: Subject) -> "Scorer":
+def _tokenizer(subject: Subject, target: Path) -> Path:
+    """The folder of the subject's tokenizer: as our runs have it, whosever it is."""
+    if subject.run:
+        return subject.weights.tokenizer
+    return tokenizer.adopt(subject.weights.tokenizer, target, key=f"run={subject.path}")
+
+
+def _open_scorer(config: EvaluateStage, subject: Subject, words: Path) -> "Scorer":
     import torch
 
     from llm import model as models
     from llm.evaluation import Scorer
 
-    weights = subject.weights
+    weights, loaded = subject.weights, tokenizer.load(words)
     model: Any = models.load(weights.model)
     if weights.adapter:
         model = models.load_adapter(model, weights.adapter)
+    model.config.pad_token_id = None  # else transformers warns of padding without a mask, on the right, where none sees
+    if (rows := model.get_input_embeddings().weight.shape[0]) < (tokens := loaded.get_vocab_size()):
+        raise ConfigError(f"run={subject.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
+    for path in models.take_plain_paths_where_needed(model, vocab_size=rows):
+        log.info("%s: %s is not for this model, which is scored the plain way", subject.name, path)
+    models.require_isolation(model, vocab_size=rows, architecture=model.config.model_type)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(
         model.eval().to("cuda" if on_gpu else "cpu"),
-        tokenizer.load(subject.folder),
-        tokenizer.special(subject.folder),
+        loaded,
+        tokenizer.special(words),
         positions=subject.positions,
         batch_tokens=config.evaluation.batch_tokens,
     )
 
 
-def _loss(scorer: "Scorer", rows: Rows, rows_at_once: int) -> dict[str, float]:
-    """Loss and bits per byte, as training validates."""
+def _sources(run: Run, subject: Subject, words: Path, scratch: Path) -> tuple[Sources, dict[str, Any]]:
+    """(held-out text by part, what was left out of it); none of a subject of which no text is known."""
+    if subject.shards:
+        return of_shards(subject.shards), {}
+    if subject.text is None:
+        log.warning(
+            "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
+            "data.path=<files> for them",
+            subject.name,
+        )
+        return {}, {}
+    for corpus in subject.texts.values() if len(subject.texts) == 1 else ():
+        corpus.keep_left_out(run.path)
+    sources = of_text(subject.texts, words, scratch, num_workers=subject.text.num_workers)
+    return sources, {"text": {name: corpus_notes(corpus) for name, corpus in subject.texts.items()}}
+
+
+def _text(scorer: "Scorer", sources: Sources, subject: Subject, config: EvaluateStage) -> dict[str, Any]:
+    """Loss and bits per byte, of each part of a mixture too."""
+    rows = rows_of(sources, sequence_length=subject.sequence_length)
+    found = _loss(scorer, rows, config.evaluation.batch_tokens // rows.sequence_length)
+    of_parts = rows.parts if isinstance(rows, MixedRows) else {}
+    parts = {name: _numbers(part, of_parts[name]) for name, part in found.parts.items()}
+    for name, part in {"text": _numbers(found, rows), **parts}.items():
+        log.info("held-out %s: %.4f nats per token, %.4f bits per byte", name, part["loss"], part["bits_per_byte"])
+    return _numbers(found, rows) | ({"parts": parts} if parts else {})
+
+
+def _numbers(found: "Evaluation", rows: Rows) -> dict[str, Any]:
+    measured = {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+    return measured | {"raw_bytes": rows.raw_bytes, "lost_bytes": rows.lost_bytes}
+
+
+def _probes(run: Run, config: EvaluateStage, scorer: "Scorer", documents: list[str]) -> dict[str, Any]:
+    from llm.evaluation import make_items, measure
+
+    items = make_items(documents, scorer, num_items=config.evaluation.num_items, seed=config.seed)
+    probes, asked = measure(items, scorer)
+    _write_lines(run.path / "probes.jsonl", asked)
+    if config.evaluation.num_items and documents:
+        _say(probes)
+    return {
+        "probes": {name: probe.as_json() for name, probe in probes.items()},
+        "items_sha256": digest_of([item.choices for item in items.asked]),  # two runs with one were asked the same
+    }
+
+
+def _loss(scorer: "Scorer", rows: Rows, rows_at_once: int) -> "Evaluation":
+    """What training validates."""
     from torch.utils.data import DataLoader
 
     from llm import trainer
 
-    batches: Any = EvaluationBatches(rows.num_labels, batch_size=max(1, rows_at_once))
+    edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
+    batches: Any = EvaluationBatches(rows.num_labels, batch_size=max(1, rows_at_once), edges=edges)
     loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]  # __getitems__
     device = next(scorer.model.parameters()).device
     found = trainer.evaluate(scorer.model, loader, rows, device=device)
     if not isfinite(found.loss):
         raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
-    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+    return found
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -131,39 +191,64 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _held_out_conversations(subject: Subject) -> list[Conversation]:
-    records = subject.corpus.records(held_out=True) if subject.corpus else ()
+    records = subject.conversations.records(held_out=True) if subject.conversations else ()
     return [record for record in records if isinstance(record, Conversation)]
 
 
-def _answers(scorer: "Scorer", subject: Subject, conversations: list[Conversation], batch_tokens: int) -> Any:
-    assert subject.data is not None
-    length = subject.data.sequence_length
-    chat = tokenizer.load_chat(subject.folder)
+def _answers(
+    scorer: "Scorer", subject: Subject, words: Path, conversations: list[Conversation], config: EvaluateStage
+) -> dict[str, Any]:
+    assert subject.chats is not None
+    length = subject.chats.sequence_length
+    chat = tokenizer.load_chat(words)
     encoded, dropped = encode_conversations(
-        conversations, chat, scorer.special, sequence_length=length, overlong=subject.data.overlong
+        conversations, chat, scorer.special, sequence_length=length, overlong=subject.chats.overlong
     )
     if not encoded:
-        raise DataError(f"data={subject.data.name}: no held-out conversation fits data.sequence_length={length}.")
+        raise DataError(f"data={subject.chats.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
         log.warning("%d held-out conversations left out or cut: %s", times, reason)
-    found = _loss(scorer, ConversationRows(encoded, pad_id=scorer.special.pad_id), batch_tokens // length)
-    log.info("held-out answers: %.4f nats per token", found["loss"])
-    return found | {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
+    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id)
+    found = _loss(scorer, rows, config.evaluation.batch_tokens // length)
+    log.info("held-out answers: %.4f nats per token", found.loss)
+    counts = {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
+    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte} | counts
 
 
-def _write(
-    run: Run,
-    config: EvaluateStage,
-    scorer: "Scorer",
+def _prompts(
     subject: Subject,
+    words: Path,
+    scorer: "Scorer",
     documents: list[str],
     conversations: list[Conversation],
-) -> dict[str, Any]:
-    """Statistics of what the model writes: after openings of held-out sentences, or in answer to held-out questions."""
+    config: EvaluateStage,
+) -> list[tuple[str, list[int]]]:
+    """What to go on from, with its token ids: held-out questions, or openings of held-out sentences."""
+    if not config.evaluation.num_prompts:
+        return []
+    if subject.chats:
+        return _questions(words, conversations)
+    from llm.evaluation import openings
+
+    return [(text, scorer.encode(text)) for text in openings(documents, config.evaluation.num_prompts)]
+
+
+def _questions(words: Path, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
+    chat = tokenizer.load_chat(words)
+    questions = [conversation.messages[:-1] for conversation in conversations]
+    with tokenizer.Renderer(chat) as renderer:
+        texts = renderer.prompts(questions)
+    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [(turns[-1]["content"], list(line)) for turns, line in zip(questions, ids, strict=True)]
+
+
+def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tuple[str, list[int]]]) -> dict[str, Any]:
+    """Statistics of what the model writes after prompts."""
     from llm.evaluation import Share, describe, write
 
     settings = config.evaluation
-    prompts = _questions(subject, conversations) if subject.data else _openings(scorer, documents, settings.num_prompts)
+    if not settings.num_prompts:
+        return {}
     new_tokens = settings.tokens_to_write(scorer.positions)
     room = scorer.positions - new_tokens
     fitting = [(shown, ids) for shown, ids in prompts if len(ids) <= room][: settings.num_prompts]
@@ -200,21 +285,6 @@ def _write(
     }
 
 
-def _openings(scorer: "Scorer", documents: list[str], count: int) -> list[tuple[str, list[int]]]:
-    from llm.evaluation import openings
-
-    return [(text, scorer.encode(text)) for text in openings(documents, count)]
-
-
-def _questions(subject: Subject, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
-    chat = tokenizer.load_chat(subject.folder)
-    questions = [conversation.messages[:-1] for conversation in conversations]
-    with tokenizer.Renderer(chat) as renderer:
-        texts = renderer.prompts(questions)
-    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return [(turns[-1]["content"], list(line)) for turns, line in zip(questions, ids, strict=True)]
-
-
 def _tasks(config: EvaluateStage, scorer: "Scorer") -> dict[str, Any]:
     if not config.evaluation.tasks:
         return {}
@@ -248,4 +318,4 @@ def _say(probes: "dict[str, Probe]") -> None:
 
 def _show(made: Run, subject: Subject) -> None:
     results = json.loads((made.path / "results.json").read_text(encoding="utf-8"))
-    console().print(table(results, title=f"{subject.run.stage} {subject.run.path.name}"))
+    console().print(table(results, title=subject.title))

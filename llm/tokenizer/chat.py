@@ -54,6 +54,7 @@ BLOG = """\
 TEMPLATES = {"plain": folders.CHAT_TEMPLATE, "chatml": CHATML, "blog": BLOG}
 MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MAX_TEMPLATE = 2**20  # characters
+WAY = "Choose one: chat_template=chatml, plain or blog, or a .jinja file."
 _NEEDED = re.compile(r"<\|[^|<>\s'\"{}]{1,40}\|>")  # the form of control tokens that a template may bring
 _PROBES: tuple[list[Message], ...] = tuple(
     [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
@@ -184,13 +185,12 @@ def adopt_template(base: Path, template: str, target: Path, *, name: str) -> lis
     return sorted(ids)
 
 
-def check_template(chat: "PreTrainedTokenizerFast", *, name: str) -> None:
-    """Refuse a tokenizer whose own template cannot be trained with.
+def check_template(chat: "PreTrainedTokenizerFast", *, name: str, way: str = WAY) -> None:
+    """Refuse a tokenizer whose own template cannot be trained with; `way` says what can be done about it.
 
     Raises:
         ConfigError: it has none, or it is as `adopt_template` says.
     """
-    way = "Choose one: chat_template=chatml, plain or blog, or a .jinja file."
     if not isinstance(chat.chat_template, str):
         raise ConfigError(f"{name} has no chat template. {way}")
     if not MARKS.search(chat.chat_template):

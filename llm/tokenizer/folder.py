@@ -89,7 +89,9 @@ def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     _checked(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
+    return chat
 
 
 def special(folder: Path) -> Special:
