@@ -116,6 +116,8 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
         rows_of_words = loaded.get_input_embeddings().weight.shape[0]
         models.require_isolation(loaded, vocab_size=rows_of_words, architecture=loaded.config.model_type)
     model = _tuned(loaded, config, base, new_ids)
+    for path in models.take_plain_paths_where_needed(model, vocab_size=loaded.get_input_embeddings().weight.shape[0]):
+        log.info("%s: %s is not for this model, which is tuned the plain way", loaded.config.model_type, path)
     is_full = config.lora.method is Method.full
     results = train(
         run,
