@@ -3,9 +3,11 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -321,11 +323,35 @@ def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch:
         tune(outputs, "lora.method=qlora")
 
 
-def test_four_bits_without_a_gpu_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bits_are_refused_where_their_library_is_for_a_gpu_alone(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(import_module("llm.stage._base"), "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"lora\.method=qlora is for a GPU, and torch sees none here"):
+    old = SimpleNamespace(__version__="0.42.0", supported_torch_devices={"cuda"})
+    monkeypatch.setitem(sys.modules, "bitsandbytes", old)
+    with pytest.raises(
+        ConfigError, match=r"lora\.method=qlora is for a GPU under bitsandbytes 0\.42\.0, and torch sees"
+    ):
         tune(outputs, "lora.method=qlora")
+
+
+@pytest.mark.filterwarnings("default")  # of bitsandbytes
+def test_a_base_in_four_bits_is_tuned_as_it_is_without_a_gpu(outputs: Path) -> None:
+    """Validation lays nothing out anew; the adapter is for the base as it was, and merges into that."""
+    pytest.importorskip("bitsandbytes", reason="the extra qlora (bitsandbytes) is not installed")
+    lora, often, seldom = (
+        tune(outputs, f"lora.method={method}", "name=four", f"trainer.validate_every_steps={every}", *more)
+        for method, every, more in (("lora", 4, []), ("qlora", 1, []), ("qlora", 4, ["reuse=never"]))
+    )
+    assert often.results["val/loss"] == seldom.results["val/loss"] != lora.results["val/loss"]
+    assert often.results["val/loss_before"] == pytest.approx(lora.results["val/loss_before"], rel=0.01)
+    counted = ("parameters", "trainable_parameters", "optimizer_bytes_full", "model_bytes")
+    assert [often.results[name] for name in counted] == [lora.results[name] for name in counted]
+    exported = run("export", f"outputs={outputs}", f"run={seldom.path}")
+    assert 0 < exported.results["max_logit_difference"] <= 1e-4
+    merged = load_file(exported.path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
 
 
 def test_four_bits_are_nf4_multiplied_in_bf16() -> None:

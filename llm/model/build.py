@@ -15,6 +15,10 @@ from llm.model.vocabulary import pad, padding_of, unpad
 from llm.tokenizer import Special
 from llm.tokenizer import special as special_tokens
 
+# Of a layer of bitsandbytes: on some CPUs the first forward pass that does not train lays its weights out anew, with
+# constants rounded to bf16, and refuses widths that 64 does not divide: training goes on with other weights.
+AVX512_LAYOUT = "support_avx512bf16_for_cpu"
+
 
 def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrainedModel:
     """A model with random weights, drawn from torch's global generator; with a path, one of the shape that is there."""
@@ -52,8 +56,13 @@ def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
     disable_progress_bar()
     how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else "float32"}
     if tuning and tuning.method is Method.qlora:
-        how |= {"quantization_config": four_bits(), "device_map": {"": torch.cuda.current_device()}}
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+        place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        how |= {"quantization_config": four_bits(), "device_map": {"": place}}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+    for layer in model.modules():
+        if hasattr(layer, AVX512_LAYOUT):
+            setattr(layer, AVX512_LAYOUT, False)
+    return model
 
 
 def four_bits() -> BitsAndBytesConfig:
@@ -76,10 +85,14 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 def count_base_parameters(model: nn.Module) -> int:
     """Parameters of a model without its adapters, tied ones once; what 4 bits hold counts as many as there are."""
     base = {p for name, p in model.named_parameters() if "lora_" not in name and "trainable_tokens" not in name}
-    return sum(getattr(getattr(p, "quant_state", p), "shape", p.shape).numel() for p in base)
+    return sum(map(_size_of, base))
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     """Parameters, tied ones once, padding left out; `trainable` counts only those that are trained."""
     padding = padding_of(model)
-    return sum(p.numel() - padding.get(p, 0) for p in model.parameters() if p.requires_grad or not trainable)
+    return sum(_size_of(p) - padding.get(p, 0) for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def _size_of(parameter: nn.Parameter) -> int:
+    return int(getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape).numel())

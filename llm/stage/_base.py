@@ -94,5 +94,12 @@ def _require_four_bits() -> None:
         )
     import torch  # takes seconds
 
-    if not torch.cuda.is_available():
-        raise ConfigError("lora.method=qlora is for a GPU, and torch sees none here. Set lora.method=lora.")
+    if torch.cuda.is_available():
+        return
+    import bitsandbytes
+
+    if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+        raise ConfigError(
+            f"lora.method=qlora is for a GPU under bitsandbytes {bitsandbytes.__version__}, and torch sees none here. "
+            "Set lora.method=lora."
+        )
