@@ -241,7 +241,7 @@ def test_the_memory_of_a_dry_run_has_the_padding() -> None:
     held, without = (memory(model, rows=rows, sequence_length=length) for model in (padded, plain))
     assert held.weights - without.weights == 4 * 212 * HIDDEN
     assert without.logits == 4 * rows * length * 3 * 300  # logits, their softmax, its gradient
-    assert held.logits == 4 * rows * length * (512 + 300)  # padded ones, and what a loss makes of the others
+    assert held.logits == 4 * rows * length * 3 * 512
     assert held.activations == without.activations
 
 

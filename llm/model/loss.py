@@ -94,28 +94,24 @@ def compiled(*, backend: str = "inductor") -> Passes:
 
 def _nats(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """No attention mask and no cache: only so do Hugging Face models part documents."""
-    return _sum_of_nats(_of_words(model, model(**inputs, use_cache=False).logits), labels)
+    return _sum_of_nats(model(**inputs, use_cache=False).logits, labels, unpadded(model))
 
 
 def _balanced(
     model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     outputs = model(**inputs, use_cache=False, output_router_logits=True)
-    nats = _sum_of_nats(_of_words(model, outputs.logits), labels)
+    nats = _sum_of_nats(outputs.logits, labels, unpadded(model))
     return nats, nats + weight * outputs.aux_loss * (labels != IGNORED).sum()
 
 
-def _of_words(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """The logits of tokens that there are: without those of a padded vocabulary, (batch, seq, vocab)."""
-    num_words = unpadded(model)
-    return logits if num_words is None else logits[..., :num_words]
-
-
-def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of logits (batch, seq, vocab)."""
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor, num_words: int | None) -> torch.Tensor:
+    """The cross-entropy of logits (batch, seq, vocab), those past `num_words` being padding."""
+    logits = logits.float()
+    if num_words is not None:
+        with torch.no_grad():  # a probability of zero has no gradient; a slice would be copied, forward and backward
+            logits[..., num_words:] = -torch.inf
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
 from llm.config import OptimizerConfig, Precision
-from llm.model import next_token_nats, unpadded
+from llm.model import next_token_nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ def rehearse(
     trained: Any = model.train()
     if checkpointing:
         trained.activation_checkpointing_enable()
-    sizes = _telling_vocab_sizes(trained)
-    with FakeTensorMode(), torch.device(device), _Alive(model, sizes) as alive:
+    vocab_size = _telling_vocab_size(trained)
+    with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
         _leave_meta(model)
         built, _ = optimizer.build(model, config, max_steps=2)
         batch = _batch(rows, sequence_length)
@@ -72,11 +72,12 @@ def rehearse(
         return alive.memory(sum(_bytes(value) for state in built.state.values() for value in state.values()))
 
 
-def _telling_vocab_sizes(model: Any) -> set[int]:
-    """Last dimensions by which logits are known, with padding and without; not that of a layer which is as wide."""
+def _telling_vocab_size(model: Any) -> int | None:
+    """The last dimension by which logits are known; None where a layer is as wide, and they count as activations."""
     ends = {id(model.get_output_embeddings().weight), id(model.get_input_embeddings().weight)}
     widths = {size for weight in model.parameters() if id(weight) not in ends for size in weight.shape}
-    return {model.get_output_embeddings().weight.shape[0], unpadded(model)} - {None, *widths}
+    size = model.get_output_embeddings().weight.shape[0]
+    return None if size in widths else size
 
 
 def _leave_meta(model: nn.Module) -> None:
@@ -109,9 +110,9 @@ def _bytes(value: Any) -> int:
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operator makes, until it is freed; keeps what was held at the most."""
 
-    def __init__(self, model: nn.Module, vocab_sizes: set[int]) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._model, self._vocab_sizes = model, vocab_sizes
+        self._model, self._vocab_size = model, vocab_size
         self._known: set[int] = set()
         self._held: Counter[bool] = Counter()  # by whether it is of logits
         self._peak = (0, 0, 0)  # total, of logits, of gradients
@@ -125,7 +126,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage._cdata in self._known:
             return
-        size, is_logits = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] in self._vocab_sizes
+        size, is_logits = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] == self._vocab_size
         self._known.add(storage._cdata)
         self._held[is_logits] += size
         weakref.finalize(storage, self._forget, storage._cdata, size, is_logits)
