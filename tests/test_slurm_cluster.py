@@ -447,3 +447,32 @@ def test_single_runs_in_an_allocation_are_right_or_refused(cluster: SlurmCluster
     assert "ended with 0" in said
     two = f"srun --ntasks=2 {train} seed=2 trainer.devices=2"  # Lightning wants to be told --ntasks-per-node
     assert "ended with 0" in batch(cluster, prepared, two, "--nodes=1", "--ntasks=2")
+
+
+@pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="its tasks are bound to the cores 0 and 1")
+@pytest.mark.usefixtures("long_form")
+def test_the_tasks_of_an_array_share_the_parts_of_a_mixture(cluster: SlurmCluster, tmp_path: Path) -> None:
+    names = ("law", "news", "talk")
+    for seed, name in enumerate(names):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents(1000, seed=seed) * 40), encoding="utf-8")
+    parts = ", ".join(f"{name}: {{use: text, path: {name}.txt}}" for name in names)
+    words = ["stage=shards", "data=mixture", f"data.parts={{{parts}}}", "data.held_out_share=0.2"]
+    words += ["tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400", "data.tokenizer_part=law"]
+    train = [sys.executable, str(ROOT / "train.py"), *words]
+    alone = [*train, "outputs=alone", "data.num_workers=1"]
+    subprocess.run(alone, cwd=tmp_path, env=environment(), check=True, capture_output=True)
+    shutil.copytree(tmp_path / "alone" / "tokenizer", tmp_path / "outputs" / "tokenizer")
+    script = tmp_path / "array.sh"
+    script.write_text(f"#!/bin/bash\ntaskset -c $SLURM_ARRAY_TASK_ID {shlex.join(train)}\n", encoding="utf-8")
+    cluster.run("sbatch", "--wait", "--array=0-1", f"--chdir={tmp_path}", f"--output={tmp_path}/%a.log", str(script))
+    said = [(tmp_path / f"{task}.log").read_text(encoding="utf-8") for task in (0, 1)]
+    begun = [text.count("shards starts in") for text in said]
+    assert sum(begun) == 4 and min(begun) >= 1, said
+    digests = [
+        {
+            path.parent.name: json.loads(path.read_text())["digest"]
+            for path in tmp_path.glob(f"{folder}/shards/*/run.json")
+        }
+        for folder in ("alone", "outputs")
+    ]
+    assert len(digests[0]) == 4 and digests[0] == digests[1]

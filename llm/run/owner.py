@@ -26,19 +26,37 @@ BEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0  # without a beat
 
 
+class OwnedError(ConfigError):
+    """Another process makes a run."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} is being made by {_name(folder)}. Wait for it, or end it first.")
+        self._owner = _read(folder / OWNER) or {}
+
+    @property
+    def has_other_cores(self) -> bool:
+        """Whether it leaves our cores to us: it is on another host, or bound to other cores of this one."""
+        if self._owner.get("host", socket.gethostname()) != socket.gethostname():
+            return True
+        try:
+            return not os.sched_getaffinity(int(self._owner["pid"])) & os.sched_getaffinity(0)
+        except (AttributeError, KeyError, OSError):  # not Linux; it has just started, or just ended
+            return False
+
+
 @contextmanager
 def owned(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Be the one process that makes the run in `folder` while the block runs; gives whether another one was before.
 
     Raises:
-        ConfigError: another one is, and `wait` says not to wait for it.
+        OwnedError: another one is, and `wait` says not to wait for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     has_waited = False
     while not _take(lock, folder):
         if not wait:
-            raise ConfigError(f"{folder} is being made by {_name(folder)}. Wait for it, or end it first.")
+            raise OwnedError(folder)
         if not has_waited:
             log.info("waiting for %s, which is being made by %s", folder, _name(folder))
             has_waited = True

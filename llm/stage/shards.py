@@ -1,14 +1,15 @@
 """Text and a tokenizer -> shards of token ids; the tokenizer is trained on the way if it is missing.
 
 Of a mixture each part has a shards run, which the part by itself would have under the same tokenizer; the mixture's own
-run says where they are, and what they come to.
+run says where they are, and what they come to. Processes on several machines that make one mixture share its parts.
 """
 
 from dataclasses import asdict, replace
 
-from llm.config import ShardsStage, TokenizerStage
+from llm.config import Reuse, ShardsStage, TokenizerStage
 from llm.data import Copies, Corpus, available_cores, count_copies, open_corpus, open_parts, read_manifest, write_shards
-from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make
+from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make, process_rank
+from llm.run.owner import OwnedError
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
 from llm.stage._mixture import digests, folders, totals
@@ -50,10 +51,7 @@ def _shards(config: ShardsStage, corpus: Corpus, trained: Run, *, wait: bool) ->
 
 
 def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait: bool) -> Run:
-    parts = {
-        name: _shards(replace(config, name=None, data=config.data.part(name)), corpus, trained, wait=True)
-        for name, corpus in corpora.items()
-    }
+    parts = _parts(config, corpora, trained)
     plan = Plan(
         config=config,
         default_name=_name(config),
@@ -62,6 +60,26 @@ def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait:
         folders={"tokenizer": str(trained.path)} | folders(parts),
     )
     return make(plan, lambda _: _add_up(config, parts), wait=wait)
+
+
+def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dict[str, Run]:
+    """The shards of each part; one that a process on other cores makes is left to it while there is another to make."""
+
+    def made(name: str, *, wait: bool) -> Run:
+        part = replace(config, name=None, data=config.data.part(name))
+        return _shards(part, corpora[name], trained, wait=wait)
+
+    runs: dict[str, Run] = {}
+    only_waits = process_rank() > 0 or config.reuse is Reuse.never  # what another one made would be made again
+    for name in [] if only_waits else corpora:
+        try:
+            runs[name] = made(name, wait=False)
+        except OwnedError as taken:
+            if taken.has_other_cores:
+                log.info("%s: left to its maker for now. %s", name, str(taken).split(". ")[0])
+            else:
+                runs[name] = made(name, wait=True)
+    return {name: runs.get(name) or made(name, wait=True) for name in corpora}
 
 
 def _name(config: ShardsStage) -> str:

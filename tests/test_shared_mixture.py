@@ -1,0 +1,205 @@
+"""Several processes that make the shards of one mixture: each takes the parts that nobody is at, to the same bytes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.config import ShardsStage
+from llm.run import Run
+from llm.run.owner import OwnedError
+from llm.run.runs import load
+from llm.stage import shards
+from tests.korean import documents
+from tests.test_config import config_of
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("law", "news", "talk")
+SETTINGS = ("tokenizer=char_bpe", "tokenizer.vocab_size=500", "tokenizer.initial_alphabet=none")
+
+# Holds a run as another process would, on a host of a name, until the file `let_go` is there, or for a minute.
+HOLDER = """
+import socket, sys, time
+from pathlib import Path
+from llm.run.owner import owned
+folder, host, let_go = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+if host:
+    socket.gethostname = lambda: host
+with owned(folder, wait=False):
+    print("held", flush=True)
+    deadline = time.monotonic() + 60
+    while not let_go.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+"""
+
+# The shards of the mixture on a host of a name, once as many are ready as are to begin together; shards have 2,000
+# tokens and take a while, and an owner that died is waited for two seconds.
+MAKER = """
+import socket, sys, time
+from pathlib import Path
+outputs, host, together = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+socket.gethostname = lambda: host
+import llm.data.sharding as sharding
+import llm.run.owner as owner
+from llm.stage import shards
+from tests.test_shared_mixture import mixture
+sharding.SHARD_TOKENS, owner.DEAD_AFTER_SECONDS, owner.BEAT_SECONDS = 2000, 2.0, 0.5
+finish = sharding._ShardWriter.finish_shard
+def slowly(writer):
+    time.sleep(0.05 if together > 1 else 0)
+    finish(writer)
+sharding._ShardWriter.finish_shard = slowly
+config = mixture(outputs)
+(outputs.parent / f"ready-{host}").touch()
+while len(list(outputs.parent.glob("ready-*"))) < together:
+    time.sleep(0.02)
+shards.run(config)
+"""
+
+
+def mixture(outputs: Path) -> ShardsStage:
+    """Of the parts whose text lies beside the folder of runs."""
+    parts = ", ".join(f"{name}: {{use: text, path: {outputs.parent}/{name}.jsonl}}" for name in PARTS)
+    typed = ("data=mixture", f"data.parts={{{parts}}}", "data.held_out_share=0.2", "data.num_workers=1")
+    config = config_of("stage=shards", *typed, *SETTINGS, f"outputs={outputs}")
+    assert isinstance(config, ShardsStage)
+    return config
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """A folder for runs, with the text beside it, and the mixture's tokenizer and shards in it, made by one process."""
+    for seed, name in enumerate(PARTS):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(400, seed=seed)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert start(MAKER, str(tmp_path / "outputs"), "one", "1").wait(120) == 0
+    (tmp_path / "ready-one").unlink()
+    return tmp_path / "outputs"
+
+
+def start(script: str, *arguments: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, stdout=stdout)
+
+
+def runs(outputs: Path) -> dict[str, Run]:
+    """The finished shards runs by what they are of: a part's name, or mixture."""
+    found = [load(path.parent) for path in outputs.glob("shards/*/run.json")]
+    return {
+        "mixture" if "parts" in run.results else Path(run.config["data"]["path"]).stem: run
+        for run in found
+        if run.is_done
+    }
+
+
+def made(outputs: Path) -> dict[str, bytes]:
+    """Every file of shards, and what the mixture's run says."""
+    files = {
+        f"{name}/{path.name}": path.read_bytes()
+        for name, run in runs(outputs).items()
+        for path in run.path.glob("shards/*")
+    }
+    whole = runs(outputs)["mixture"].record
+    return files | {"mixture": json.dumps([whole[key] for key in ("results", "digest", "notes")]).encode()}
+
+
+@pytest.mark.parametrize(
+    ("host", "order"),
+    [("elsewhere", ["news", "talk", "law"]), ("", ["law", "news", "talk"])],
+    ids=["elsewhere", "here"],
+)
+def test_a_part_that_is_made_on_other_cores_is_left_for_the_last(
+    outputs: Path, host: str, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law, let_go = runs(outputs)["law"].path, tmp_path / "let_go"
+    shutil.rmtree(outputs / "shards")
+    begun: list[str] = []
+    write = shards._write
+
+    def noted(run: Run, config: ShardsStage, *more: Any) -> Any:
+        begun.append(Path(str(config.data.path)).stem)
+        if begun == ["news", "talk"]:
+            let_go.touch()
+        return write(run, config, *more)
+
+    monkeypatch.setattr(shards, "_write", noted)
+    with start(HOLDER, str(law), host, str(let_go), stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        if not host:
+            threading.Timer(1.5, let_go.touch).start()  # for it is waited for before another part is begun
+        shards.run(mixture(outputs))
+        assert holder.wait(60) == 0
+    assert begun == order
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_two_processes_share_a_mixture_to_the_bytes_of_one(outputs: Path, is_killed: bool) -> None:
+    by_one = made(outputs)
+    assert len(by_one) > 60
+    folders = {run.path for run in runs(outputs).values()}
+    shutil.rmtree(outputs / "shards")
+    first, second = (start(MAKER, str(outputs), host, "2") for host in ("a", "b"))
+    if is_killed:
+        wait_for(lambda: {_host(outputs, folder) for folder in folders} >= {"a", "b"})  # each is at a part
+        first.kill()
+    assert first.wait(120) == (-signal.SIGKILL if is_killed else 0)
+    assert second.wait(120) == 0
+    assert made(outputs) == by_one
+    assert not list(outputs.glob("shards/*/*.partial*"))
+    if not is_killed:
+        hosts = {run.record["host"] for run in runs(outputs).values()}
+        assert hosts == {"a", "b"}
+
+
+def _host(outputs: Path, folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / ".owner.json").read_text())["host"])
+    except (OSError, ValueError):
+        return None
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("owner", "has_other_cores"),
+    [
+        ({"host": "elsewhere", "pid": 1}, True),
+        ({"host": socket.gethostname(), "pid": os.getpid()}, False),
+        ({"host": socket.gethostname(), "pid": 2**22 + 1}, False),  # more than there can be: it has ended
+        ({}, False),
+    ],
+)
+def test_whose_cores_a_maker_has_is_known_by_its_host(owner: dict, has_other_cores: bool, tmp_path: Path) -> None:
+    (tmp_path / ".owner.json").write_text(json.dumps(owner))
+    assert OwnedError(tmp_path).has_other_cores is has_other_cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or os.cpu_count() == 1, reason="one core, or not Linux")
+def test_a_maker_that_is_bound_to_other_cores_of_this_host_leaves_ours_to_us(tmp_path: Path) -> None:
+    ours = os.sched_getaffinity(0)
+    first, *others = sorted(ours)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as maker:
+        os.sched_setaffinity(maker.pid, {first})
+        (tmp_path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": maker.pid}))
+        try:
+            assert not OwnedError(tmp_path).has_other_cores
+            os.sched_setaffinity(0, others)
+            assert OwnedError(tmp_path).has_other_cores
+        finally:
+            os.sched_setaffinity(0, ours)
+        maker.communicate(b"\n")
