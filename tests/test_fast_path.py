@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
+from transformers import (
+    PreTrainedModel,
+)
 
 from llm.config import Architecture, LoraConfig, ModelConfig
 from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
@@ -27,7 +29,7 @@ PLAIN = [[*range(16)]] * 3
 FUSED = ("ttukttak::document_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
-def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = False) -> Any:
+def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = False, **settings: Any) -> Any:
     torch.manual_seed(0)
     grouped = {"num_key_value_heads": 1} if architecture is Architecture.llama else {}
     config = ModelConfig(
@@ -39,6 +41,7 @@ def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = F
         max_position_embeddings=LENGTH,
         dropout=dropout,
         **grouped,
+        **settings,
     )
     model = build(config, vocab_size=VOCAB, special=SPECIAL)
     with torch.no_grad():  # what starts at zero or one would hide mistakes
@@ -201,67 +204,6 @@ def test_a_model_is_as_transformers_made_it_outside_the_loss(tmp_path: Path) -> 
     assert torch.equal(before, after)
     model.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
-
-
-# Large vocabularies
-
-
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("architecture", [Architecture.gpt2, Architecture.llama])
-def test_a_loss_by_chunks_is_the_loss_and_no_larger_tensor_is_made(
-    architecture: Architecture, lora: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, batch = model_of(architecture, lora=lora), batch_of(PACKED)
-    if lora:  # B starts at zero, and so would the gradient of A
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.1)
-    with Seen() as whole:
-        expected = gradients(model, batch)
-    assert whole.largest == 3 * LENGTH * VOCAB
-    most = max(p.numel() for p in model.parameters())  # 512 x 32; six tokens of logits are 6 x 512
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
-    with Seen() as seen:
-        chunked = gradients(model, batch)
-    assert seen.largest <= max(most, 3 * LENGTH * 4 * 32)  # weights and activations, but no logits
-    assert seen.names.count("aten::logsumexp") == 8  # 48 tokens, 6 at a time
-    assert_close(chunked, expected)
-    with torch.no_grad():
-        torch.testing.assert_close(next_token_nats(model, batch), expected["nats"])
-
-
-def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = model_of(Architecture.gpt2), batch_of(PACKED)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = gradients(model, batch)
-        monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
-        chunked = gradients(model, batch)
-    assert chunked["nats"].dtype is torch.float32
-    torch.testing.assert_close(chunked["nats"], expected["nats"], rtol=1e-5, atol=0)
-    assert_close(chunked, expected, rtol=3e-2, atol=0.1)  # bf16 has 8 bits; gradients are up to 50
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "vocab_size", "sizes"),
-    [
-        (48, 512, [48]),
-        (2**15, 50304, [1024] * 32),
-        (7, 2**26, [1] * 7),
-        (3, 2**27, [1] * 3),
-        (8191, 50304, [1171] * 6 + [1165]),  # a prime: not one token at a time
-    ],
-)
-def test_chunks_are_few_and_of_one_size_where_that_can_be(num_tokens: int, vocab_size: int, sizes: list[int]) -> None:
-    size = loss._chunk_size(num_tokens, vocab_size)
-    assert [len(range(num_tokens)[start : start + size]) for start in range(0, num_tokens, size)] == sizes
-
-
-@pytest.mark.parametrize("change", ["final_logit_softcapping", "output_router_logits"])
-def test_a_head_that_is_not_all_of_the_logits_is_not_taken_by_itself(change: str) -> None:
-    model = model_of(Architecture.llama)
-    assert loss._head(model) is model.lm_head
-    setattr(model.config, change, 30.0)
-    assert loss._head(model) is None
 
 
 # torch.compile

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from torch.nn import functional
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
@@ -22,6 +23,12 @@ from llm.model.vocabulary import unpadded
 IGNORED = -100  # torch's default: such labels cost nothing
 WITH_ALL_LOGITS = "ttukttak_with_all_logits"  # of a model: True where its head alone does not make its logits
 CHUNK_LOGITS = 2**26  # at most, at once: 256 MB in fp32
+# What configs call that which is done to logits after the head; 1 leaves them as they are. The trial at the start would
+# not show a cap on a model without training, whose first logits are too small for it.
+AFTER_THE_HEAD = (
+    *("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),  # gemma2 and others
+    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +49,11 @@ def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes |
     """
     passes, labels, head = passes or EAGER, batch["labels"], _head(model)
     with _inputs(model, batch) as inputs:
-        if head is None or labels.numel() * head.weight.shape[0] <= CHUNK_LOGITS:
+        if head is None or labels.numel() * _num_rows(head) <= CHUNK_LOGITS:
             return passes.nats(model, inputs, labels)
         hidden_states = passes.hidden_states(model, inputs)  # (batch, seq, hidden)
     apply: Any = _ChunkedNats.apply
-    num_words = unpadded(model) or head.weight.shape[0]
+    num_words = unpadded(model) or _num_rows(head)
     return apply(hidden_states.flatten(0, 1), head.weight, labels.flatten(), passes.chunk, num_words)
 
 
@@ -120,20 +127,28 @@ def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return states
 
 
-def _head(model: nn.Module) -> nn.Linear | None:
-    """The layer that makes logits, where nothing else does: no bias, no cap on them, no loss of a router beside them.
+def _head(model: nn.Module) -> Any:
+    """The layer that makes logits, where nothing else does: no bias, no cap or scale, no loss of a router beside them.
 
-    None as well where parameters are sharded, which only a call of the whole model gathers.
+    Or PEFT's, of which rows of new tokens are trained; its `weight` has them in their places. None where there is no
+    such layer, and where parameters are sharded, which only a call of the whole model gathers.
     """
     causal = _without_adapters(model)
     if getattr(model, WITH_ALL_LOGITS, False):
         return None
     config = getattr(causal, "config", None)
-    others = (getattr(config, name, None) for name in ("final_logit_softcapping", "output_router_logits"))
-    if not hasattr(causal, "get_output_embeddings") or hasattr(model, "unshard") or any(others):
+    is_changed = any(getattr(config, name, None) not in (None, 1) for name in AFTER_THE_HEAD)
+    if is_changed or getattr(config, "output_router_logits", False) or hasattr(model, "unshard"):
         return None
-    head = causal.get_output_embeddings()
-    return head if type(head) is nn.Linear and head.bias is None else None
+    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
+    layer = head.original_module if isinstance(head, TrainableTokensWrapper) else head
+    return head if type(layer) is nn.Linear and layer.bias is None else None
+
+
+def _num_rows(head: Any) -> int:
+    """How many logits it makes of a token."""
+    layer = head.original_module if isinstance(head, TrainableTokensWrapper) else head
+    return int(layer.out_features)
 
 
 def _without_adapters(model: nn.Module) -> Any:
