@@ -1,6 +1,5 @@
 """The fast path of training: no mask, no graph break, no large logits, no wait for the host; and the same numbers."""
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from llm.model import add_lora, attention, build, document_bounds, loss, next_to
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
 from llm.trainer import fit
-from llm.trainer.module import NextTokenModule
 from tests.test_trainer import same, task, untimed, values, weights
 
 ARCHITECTURES = [each for each in Architecture if each is not Architecture.other]
@@ -303,30 +301,3 @@ def test_activation_checkpointing_changes_no_bit_and_runs_blocks_again(tmp_path:
     assert calls == {False: 3, True: 6}
     assert same(weights(made[True].model), weights(made[False].model))
     assert untimed(tmp_path / "True") == untimed(tmp_path / "False")
-
-
-# Waiting for the host
-
-
-def test_a_step_without_a_record_reads_nothing_from_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes a host wait for a GPU: a value that is read, a size that depends on values, a copy to the host."""
-    monkeypatch.setattr(sys.modules["llm.trainer.health"], "is_read_at_each_step", lambda _value: False)
-    waits = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
-    waits |= {"aten::masked_select", "aten::unique_dim", "aten::_unique2", "aten::allclose"}
-    steps: dict[int, list[str]] = {}
-    seen = Seen()
-    start = NextTokenModule.on_train_batch_start
-
-    def note(module: NextTokenModule, batch: Any, batch_idx: int) -> None:
-        steps[batch_idx] = seen.names = []
-        start(module, batch, batch_idx)
-
-    monkeypatch.setattr(NextTokenModule, "on_train_batch_start", note)
-    made = task(tmp_path, max_steps=6, log_every_steps=5, validate_every_steps=100, checkpoint_every_steps=100)
-    with seen:
-        fit(made)
-    assert sorted(steps) == [*range(6)]
-    assert all(len(names) > 100 for names in steps.values())
-    waited = {step: sorted(waits & {*names}) for step, names in steps.items()}
-    assert {step: waited[step] for step in (1, 2, 3)} == {1: [], 2: [], 3: []}
-    assert "aten::_local_scalar_dense" in waited[4]  # the record of step 5: what is counted is seen

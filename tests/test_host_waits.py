@@ -1,0 +1,111 @@
+"""A step between two records waits for nothing: no value is read from the device, by us or by Lightning.
+
+On a CPU there is nothing to wait for, so what would wait on a GPU is counted: operators whose results the host needs,
+and the ways to a tensor's values that go past the operators.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.config import Algorithm, OptimizerConfig
+from llm.trainer import fit
+from llm.trainer.module import NextTokenModule
+from tests.test_fast_path import Seen
+from tests.test_trainer import quick_peak, task  # noqa: F401  # a fixture
+
+OPERATORS = {
+    *("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::allclose"),
+    *("aten::masked_select", "aten::unique_dim", "aten::_unique2"),
+}
+METHODS = ("tolist", "numpy", "cpu", "item", "__array__", "__bool__", "__int__", "__float__", "__index__")
+STEPS, RECORD = (1, 2, 3), 4  # counted from 0; the fifth step writes a record
+
+
+@pytest.fixture
+def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, set[str]]]:
+    """What each step waited for, from its batch's arrival on the device to the last hook after it."""
+    monkeypatch.setattr(sys.modules["llm.trainer.health"], "is_read_at_each_step", lambda _value: False)
+    seen = Seen()
+    steps: dict[int, list[str]] = {}
+    start, end = NextTokenModule.on_train_batch_start, NextTokenModule.on_train_batch_end
+
+    def note_start(module: NextTokenModule, batch: Any, batch_idx: int) -> None:
+        steps[batch_idx] = seen.names = []
+        start(module, batch, batch_idx)
+
+    def note_end(module: NextTokenModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        end(module, outputs, batch, batch_idx)
+        seen.names = []  # the next batch is made on the host
+
+    def noted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen.names.append(name)
+            return method(tensor, *args, **kwargs)
+
+        return call
+
+    def run(*, micro_batch_size: int = 4, **settings: Any) -> dict[int, set[str]]:
+        every = {"log_every_steps": 5, "validate_every_steps": 100, "checkpoint_every_steps": 100}
+        made = task(tmp_path, max_steps=6, micro_batch_size=micro_batch_size, **every, **settings)
+        with monkeypatch.context() as patch, seen:
+            patch.setattr(NextTokenModule, "on_train_batch_start", note_start)
+            patch.setattr(NextTokenModule, "on_train_batch_end", note_end)
+            for name in METHODS:
+                patch.setattr(torch.Tensor, name, noted(name, getattr(torch.Tensor, name)))
+            fit(made)
+        parts = 4 // micro_batch_size
+        assert sorted(steps) == [*range(6 * parts)]
+        assert all(len(names) > 100 for names in steps.values())
+        found: dict[int, set[str]] = {step: set() for step in range(6)}
+        for part, names in steps.items():
+            found[part // parts] |= {*names} & {*OPERATORS, *METHODS}
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.adamw, Algorithm.muon])
+@pytest.mark.parametrize("micro_batch_size", [4, 2])
+def test_a_step_without_a_record_reads_nothing_from_its_device(
+    micro_batch_size: int, algorithm: Algorithm, waits: Callable[..., dict[int, set[str]]]
+) -> None:
+    how = OptimizerConfig(learning_rate=1e-2, warmup_steps=3, algorithm=algorithm)
+    found = waits(micro_batch_size=micro_batch_size, optimizer=how)
+    assert {step: found[step] for step in STEPS} == {step: set() for step in STEPS}
+    assert "aten::_local_scalar_dense" in found[RECORD]  # what is counted is seen
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("tolist", lambda value: value.tolist()),
+        ("item", lambda value: value.item()),
+        ("cpu", lambda value: value.cpu()),
+        ("__float__", float),
+        ("__bool__", bool),
+        ("numpy", lambda value: value.numpy()),
+        ("aten::nonzero", torch.nonzero),
+        ("aten::equal", lambda value: torch.equal(value, value + 1)),
+    ],
+)
+def test_a_step_that_read_its_loss_would_be_found(
+    name: str,
+    read: Callable[[torch.Tensor], Any],
+    waits: Callable[..., dict[int, set[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = NextTokenModule.training_step
+
+    def reading(module: NextTokenModule, batch: Any, batch_idx: int) -> Any:
+        outputs = step(module, batch, batch_idx)
+        read(outputs["nats"])
+        return outputs
+
+    monkeypatch.setattr(NextTokenModule, "training_step", reading)
+    found = waits()
+    assert all(name in found[step] for step in STEPS)
