@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm.errors import ConfigError, ShortOfMemoryError
 from llm.run import log
 from llm.trainer import fit
 from llm.trainer.micro_batch import is_out_of_memory, kept_size, smaller
+from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
 from tests.test_trainer import (
     digest,
     metrics,
@@ -185,6 +187,19 @@ def test_the_largest_size_that_fits_is_found_before_the_first_step(
 def test_more_devices_than_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer.devices=4 on trainer.num_nodes=1 share out 3 training rows, which"):
         fit(task(tmp_path, rows=3, devices=4))
+
+
+def test_a_command_with_more_devices_than_rows_is_refused_before_there_is_a_model(
+    text: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llm.model.begin", None)
+    many = ("trainer.devices=512", "data.batch_size=512", "trainer.accelerator=cpu")
+    with pytest.raises(
+        ConfigError, match=r"trainer.devices=512 on trainer.num_nodes=1 share out \d+ training rows, wh"
+    ):
+        import_module("llm.stage.pretrain").run(config("pretrain", text, tmp_path / "outputs", *MODEL, *many))
 
 
 def test_what_is_no_lack_of_memory_is_raised_as_it_was(tmp_path: Path) -> None:

@@ -105,10 +105,12 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
+    from llm.trainer import require_rows
 
     special = tokenizer.special(words)
     corpus.keep_left_out(run.path)
     rows, prompts, dropped = _read(config, corpus, words, special)
+    require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
     loaded = models.load(base.folder, config.lora)
     models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)

@@ -82,11 +82,13 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
+    from llm.trainer import require_rows
 
     check_files(shards.parent("tokenizer"), under="tokenizer")
     tokenizer_folder = shards.parent("tokenizer").path
     special = tokenizer.special(tokenizer_folder)
     rows, vocab_size = _rows(config, shards), shards.results["vocab_size"]
+    require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
     model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
     models.require_isolation(model, vocab_size=vocab_size, architecture=model.config.model_type)

@@ -21,7 +21,16 @@ throughput.py   FLOPs per token and the device's peak: what MFU is made of
 """
 
 from llm.trainer.compiler import require_compiler, require_one_graph
-from llm.trainer.fit import Fit, fit
+from llm.trainer.fit import Fit, fit, require_rows
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
 
-__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler", "require_one_graph"]
+__all__ = [
+    "Evaluation",
+    "Fit",
+    "bits_per_byte",
+    "evaluate",
+    "fit",
+    "require_compiler",
+    "require_one_graph",
+    "require_rows",
+]

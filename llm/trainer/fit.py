@@ -61,6 +61,19 @@ class Fit:
     identity: dict[str, Any] = field(default_factory=dict)  # of the run: a checkpoint of another one is refused
 
 
+def require_rows(rows: Rows, config: TrainerConfig) -> None:
+    """Refuse more devices than there are rows: known as soon as these are read, before there is a model.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    if len(rows) < config.world_size:
+        raise ConfigError(
+            f"trainer.devices={config.devices} on trainer.num_nodes={config.num_nodes} share out {len(rows)} training "
+            "rows, which leaves some without one. Use fewer devices, or more text."
+        )
+
+
 def fit(task: Fit) -> None:
     """Train task.model in place; an interrupted run goes on from its newest good checkpoint.
 
@@ -71,11 +84,7 @@ def fit(task: Fit) -> None:
         ShortOfMemoryError: a device has no room for a single row.
         ConfigError: there are more devices than rows, or torch.compile fails at the model.
     """
-    if len(task.train_rows) < task.trainer.world_size:
-        raise ConfigError(
-            f"trainer.devices={task.trainer.devices} on trainer.num_nodes={task.trainer.num_nodes} share out "
-            f"{len(task.train_rows)} training rows, which leaves some without one. Use fewer devices, or more text."
-        )
+    require_rows(task.train_rows, task.trainer)
     stop, journal = StopFlag(), Journal(task.folder, task.logger)
     task.logger.on_stop(stop.raise_flag)
     with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
