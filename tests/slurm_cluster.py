@@ -5,6 +5,7 @@ until nobody holds the pipe to it any more: at the end of the tests, or as they 
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -107,6 +108,19 @@ class SlurmCluster:
         for pid in found:
             os.kill(pid, signal.SIGKILL)
 
+    def hold_until(self, number: signal.Signals, *, seconds: float) -> None:
+        """Let what trains do nothing until a signal has come for it, which it then finds, or for so long."""
+        pids = [pid for pid, words in self.processes() if "hydra.mode=RUN" in words and not words.startswith("srun ")]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + seconds
+        while not any(_is_pending(pid, number) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def lose_node(self, name: str) -> None:
         """As if its power went: its daemons die, before they can report what they had started, which dies too."""
         variable = f"SLURMD_NODENAME={name}".encode()
@@ -175,6 +189,13 @@ def _parent(pid: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return pid
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    with suppress(OSError):
+        found = re.findall(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in found)
+    return False
 
 
 def wait_for(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
