@@ -30,7 +30,8 @@ class OwnedError(ConfigError):
     """Another process makes a run."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"{folder} is being made by {_name(folder)}. Wait for it, or end it first.")
+        self.maker = _name(folder)
+        super().__init__(f"{folder} is being made by {self.maker}. Wait for it, or end it first.")
         self._owner = _read(folder / OWNER) or {}
 
     @property

@@ -76,7 +76,7 @@ def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dic
             runs[name] = made(name, wait=False)
         except OwnedError as taken:
             if taken.has_other_cores:
-                log.info("%s: left to its maker for now. %s", name, str(taken).split(". ")[0])
+                log.info("%s: left to %s", name, taken.maker)
             else:
                 runs[name] = made(name, wait=True)
     return {name: runs.get(name) or made(name, wait=True) for name in corpora}
