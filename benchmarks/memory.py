@@ -1,10 +1,10 @@
 """The memory that a dry run expects of training, beside what training took, each in a process of its own.
 
-    python -m benchmarks.memory                      # gpt2_tiny, llama_tiny and a model of ten million parameters
+    python -m benchmarks.memory                      # the presets up to 30 million parameters
     python -m benchmarks.memory --model gpt2_small --micro-rows 8 --precision bf16
 
-On a GPU it is the peak of what tensors took; on a CPU the growth of the process in RAM from before the model is built
-to the peak, by the kernel's own mark (Linux).
+On a GPU it is the peak of what tensors took; on a CPU all that the process had in RAM at its peak, by the kernel's own
+mark (Linux). `growth` is the same ratio without what a process holds before there is a model.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from llm.tokenizer import Special
 ROOT = Path(__file__).parents[1]
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
 STEPS, MICRO_BATCHES = 3, 2
+PRESETS = ["gpt2_tiny", "llama_tiny", "gpt2_10m", "llama_10m", "gpt2_30m", "llama_30m"]
 
 
 class RandomRows:
@@ -65,8 +66,10 @@ def model_config(name: str) -> ModelConfig:
 
 
 def expected(case: dict[str, Any]) -> dict[str, int]:
+    """The parts, their total, and what of it is there before the model is built."""
     from llm.trainer.rehearsal import rehearse
 
+    before = 0 if torch.cuda.is_available() else begin_peak()
     with torch.device("meta"):
         model = build(model_config(case["model"]), vocab_size=case["vocab_size"], special=SPECIAL)
     memory = rehearse(
@@ -77,7 +80,8 @@ def expected(case: dict[str, Any]) -> dict[str, int]:
         sequence_length=case["length"],
         accumulation=MICRO_BATCHES,
     )
-    return asdict(memory) | {"total": memory.total}
+    memory = memory if torch.cuda.is_available() else memory.in_a_process(before)
+    return asdict(memory) | {"total": memory.total, "before": before}
 
 
 def measured(case: dict[str, Any]) -> dict[str, int]:
@@ -99,7 +103,7 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
         precision=Precision[case["precision"]],
         micro_batch_size=rows,
     )
-    return {"total": torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM") - before}
+    return {"total": torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM"), "before": before}
 
 
 def in_a_process(what: str, case: dict[str, Any]) -> dict[str, int]:
@@ -112,28 +116,33 @@ def in_a_process(what: str, case: dict[str, Any]) -> dict[str, int]:
     return result
 
 
-def compare(case: dict[str, Any]) -> tuple[dict[str, int], int]:
+def compare(case: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     """(what is expected by its parts, what was measured), in bytes."""
-    return in_a_process("expected", case), in_a_process("measured", case)["total"]
+    return in_a_process("expected", case), in_a_process("measured", case)
+
+
+def growth(sizes: dict[str, int]) -> int:
+    return sizes["total"] - sizes["before"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", nargs="+", default=["gpt2_tiny", "llama_tiny", "gpt2_10m"])
+    parser.add_argument("--model", nargs="+", default=PRESETS)
     parser.add_argument("--micro-rows", type=int, default=4, help="rows of a forward pass")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--precision", choices=[p.name for p in Precision], default="fp32")
     arguments = parser.parse_args()
-    parts = ("weights", "gradients", "optimizer", "logits", "activations", "total")
+    parts = ("weights", "gradients", "optimizer", "logits", "activations", "heap", "libraries", "total")
     table = Table(title="memory of training in MB")
-    for column in ("model", *parts, "measured", "ratio"):
+    for column in ("model", *parts, "measured", "ratio", "growth"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in arguments.model:
         case = {key: value for key, value in vars(arguments).items() if key != "model"} | {"model": model}
         memory, peak = compare(case)
-        cells = [f"{memory[part] / 1e6:.1f}" for part in parts]
-        table.add_row(model, *cells, f"{peak / 1e6:.1f}", f"{memory['total'] / peak:.2f}")
+        cells = [f"{memory[part] / 1e6:.0f}" for part in parts]
+        ratios = memory["total"] / peak["total"], growth(memory) / growth(peak)
+        table.add_row(model, *cells, f"{peak['total'] / 1e6:.0f}", *(f"{ratio:.2f}" for ratio in ratios))
     output_console().print(table)
 
 

@@ -299,7 +299,8 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     where = f"each of {devices} devices" if devices > 1 else "one device"
     job.micro_batch = f"{rows} rows of {data.sequence_length}, {accumulation} a step on {where}"
     trained = job.trainable * 4  # bytes of parameters, which are kept in fp32
-    job.memory = rehearse(
+    before = _resident_bytes()
+    memory = rehearse(
         model,
         config.optimizer,
         precision=trainer.precision,
@@ -308,11 +309,21 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
         accumulation=accumulation,
         checkpointing=getattr(trainer, "activation_checkpointing", False),
     )
+    is_on_gpu = trainer.accelerator is not Accelerator.cpu and (is_there or trainer.accelerator is Accelerator.gpu)
+    job.memory = memory if is_on_gpu else memory.in_a_process(before)
     kept = trainer.keep_checkpoints + trainer.keep_best
     saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))
     job.disk["checkpoints"] = saved * (trained + job.memory.optimizer)
     is_adapter = config.stage == "finetune" and config.lora.method is not Method.full
     job.disk["adapter" if is_adapter else "model"] = trained
+
+
+@cache
+def _resident_bytes() -> int:
+    """What this process holds before it has worked out a model: what a training's process begins with, too."""
+    from llm.trainer.memory import resident_bytes
+
+    return resident_bytes()
 
 
 def parameters_by_part(model: "nn.Module") -> Counter[str]:

@@ -7,7 +7,7 @@ to a model, a loss or an optimizer is in the estimate by itself.
 
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from llm import optimizer
 from llm.config import OptimizerConfig, Precision
 from llm.model import next_token_nats
 
+# Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.
+HEAP_SHARE = 0.5  # of the activations: freed blocks that glibc keeps, and cannot give to the next tensor of their size
+FIRST_STEP_BYTES = 45_000_000  # what libraries load and set aside from the building of the model to the first step
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -30,10 +34,17 @@ class Memory:
     optimizer: int
     logits: int  # and what the loss makes of them: every tensor of (..., vocab), where that is no other layer's width
     activations: int  # the rest: what backward needs, and what a layer needs for itself
+    heap: int = 0  # of a process on a CPU: what its allocator keeps of freed tensors
+    libraries: int = 0  # of a process on a CPU: Python, torch and the others
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.logits + self.activations
+        tensors = self.weights + self.gradients + self.optimizer + self.logits + self.activations
+        return tensors + self.heap + self.libraries
+
+    def in_a_process(self, before: int) -> "Memory":
+        """On a CPU, whose memory is that of the process: `before` is what it holds before there is a model."""
+        return replace(self, heap=round(HEAP_SHARE * self.activations), libraries=before + FIRST_STEP_BYTES)
 
 
 def rehearse(
