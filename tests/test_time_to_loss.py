@@ -114,3 +114,22 @@ def test_the_whole_is_measured_printed_and_kept(
         assert f"{min(found.values()):.4f}" in said
     assert f"{of_llama['curves']['adamw-4'][0][-1]['tokens']:,}" in said
     assert "llama_tiny: tokens of Muon to where AdamW ends, of AdamW's, by seed: " in said
+
+
+RECORD = json.loads((ROOT / "benchmarks" / "results" / "time_to_loss-2026-11-24.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("result", RECORD["results"], ids=lambda result: result["model"])
+def test_the_figures_of_the_docs_are_those_of_the_recorded_sweep(result: dict[str, Any]) -> None:
+    rates = [
+        float(rate)
+        for rate in re.findall(r"[\d.e-]+", re.findall(r"^\| `optimizer.learning_rate` (.*)$", DOCS, re.M)[0])
+    ]
+    for name, found in result["sweeps"].items():
+        (row,) = re.findall(rf"^\| {result['model']}, {name}, \d+ steps \|(.*)\|$", DOCS, re.MULTILINE)
+        said = {f"{rate:g}": cell.strip() for rate, cell in zip(rates, row.split("|"), strict=True) if cell.strip()}
+        best = f"{result['best'][name]:g}"
+        assert said == {rate: f"**{v:.3f}**" if rate == best else f"{v:.3f}" for rate, v in found.items()}
+    shares = [row["token_share"] for row in result["to_target"]]
+    assert f"| {', '.join(f'{share:.2f}' for share in shares)} of AdamW's |" in DOCS
+    assert len(shares) == 3 and max(shares) < 0.75
