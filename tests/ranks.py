@@ -11,10 +11,12 @@ import pytest
 import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from safetensors.torch import save_file
+from torch import nn
 
 from llm import errors
-from llm.config import Algorithm, Architecture, OptimizerConfig, Packing, Strategy
+from llm.config import Algorithm, Architecture, LoraConfig, Method, OptimizerConfig, Packing, Strategy
 from llm.data import TokenRows
+from llm.model import add_lora
 from llm.run import launch
 from llm.trainer import Fit, fit
 from tests.test_data_rows import write_rows
@@ -28,7 +30,7 @@ class Case:
 
     folder: str
     architecture: str = "gpt2"
-    lora: bool = False
+    method: str | None = None  # of LoRA; None: every weight is trained
     pad_vocab_to_multiple_of: int | None = None
     packing: str | None = None  # None: random rows with unequal numbers of labels
     algorithm: str = "adamw"
@@ -38,15 +40,17 @@ class Case:
     stop_after: int | None = None  # steps of this launch, by a signal
     most_rows: int | None = None  # that the last rank has memory for, from the fifth step on
 
+    def model(self) -> nn.Module:
+        base = model_of(Architecture[self.architecture], pad_vocab_to_multiple_of=self.pad_vocab_to_multiple_of)
+        if self.method is None:
+            return base
+        return add_lora(base, LoraConfig(method=Method[self.method], rank=2, alpha=4), Architecture[self.architecture])
+
     def task(self, *, devices: int) -> Fit:
         slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, algorithm=Algorithm[self.algorithm])
         made = task(
             Path(self.folder),
-            model=model_of(
-                Architecture[self.architecture],
-                lora=self.lora,
-                pad_vocab_to_multiple_of=self.pad_vocab_to_multiple_of,
-            ),
+            model=self.model(),
             max_steps=self.max_steps,
             batch_size=8,
             held_out=7,  # three batches of 3, 3 and 1 row: the ranks cannot have as many each

@@ -24,7 +24,10 @@ LOSSES = ("train/loss", "val/loss", "train/gradient_norm")
 KINDS = {
     "gpt2": Case(folder="gpt2"),
     "llama": Case(folder="llama", architecture="llama"),
-    "lora": Case(folder="lora", lora=True),
+    "lora": Case(folder="lora", method="lora"),
+    "dora": Case(folder="dora", method="dora"),
+    "pissa": Case(folder="pissa", architecture="llama", method="pissa"),
+    "rslora": Case(folder="rslora", architecture="llama", method="rslora"),
     "muon": Case(folder="muon", architecture="llama", algorithm="muon"),
     "best_fit": Case(folder="best_fit", packing="best_fit"),
     "padded": Case(folder="padded", architecture="llama", packing="padded"),
