@@ -4,10 +4,11 @@
     python -m benchmarks.wandb_cost --rounds 5 --only local online
 
 Each condition is a training of its own process, by train.py's own stage. All wait but one, which makes a block of
-steps; then the next, round by round, so that what else the machine does meets all alike. `ratio` is the time of a block beside
-that of logger=local in the same round, the median over the rounds: 1.05 is the bar. `CPU` is the same of the processor
-time, that of wandb's helper process included. `start` and `end` are what opening and closing the run took (bars: 10 s,
-60 s). The model is far smaller than any that is of use: at steps of milliseconds what is logged costs most.
+steps; then the next, round by round, so that what else the machine does meets all alike. `ratio` is the time of a block
+beside that of logger=local in the same round, the median over the rounds: 1.05 is the bar. `CPU` is the same of the
+processor time, that of wandb's helper process included. `start` and `end` are what opening and closing the run took
+(bars: 10 s, 60 s). The model is far smaller than any that is of use: at steps of milliseconds what is logged costs
+most.
 """
 
 import argparse

@@ -53,6 +53,7 @@ class StageConfig:
 class TokenizerStage(StageConfig):
     tokenizer: TokenizerConfig = MISSING
     data: DataConfig = MISSING
+    logger: LoggerConfig | None = field(default=None, metadata=HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -63,6 +64,7 @@ class TokenizerStage(StageConfig):
 class ShardsStage(StageConfig):
     tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the tokenizer's digest is in the identity
     data: DataConfig = MISSING
+    logger: LoggerConfig | None = field(default=None, metadata=HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)

@@ -3,6 +3,7 @@
 Nothing that W&B does can stop or slow a run: what is logged goes through a queue to a thread of its own.
 """
 
+from llm.logger.described import numbers
 from llm.logger.opening import id_of, open_logger
 from llm.logger.replaying import replay, show_trial
 from llm.logger.segments import WANDB, Segment, cut_torn, read_segment, run_folders, segments_of
@@ -15,6 +16,7 @@ __all__ = [
     "Segment",
     "cut_torn",
     "id_of",
+    "numbers",
     "open_logger",
     "read_segment",
     "replay",

@@ -7,6 +7,7 @@ from llm.logger.trial import agents_trial
 from llm.run import Run, sweep_job
 
 TAG_CHARACTERS = 64  # W&B takes no longer tag
+BY_CHARACTER = "lost_characters"  # of a tokenizer: a number for each character of its text
 
 
 def description(config: LoggerConfig, run: Run) -> dict[str, Any]:
@@ -32,6 +33,17 @@ def beside_parameters(config: dict[str, Any], parameters: dict[str, Any]) -> dic
     chosen = {group for group in parameters if isinstance(config.get(group), dict)}
     dotted = {f"{group}.{key}": value for group in sorted(chosen) for key, value in config[group].items()}
     return {key: value for key, value in config.items() if key not in chosen} | dotted
+
+
+def numbers(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among a run's results, nested ones under names with slashes: train/documents."""
+    found: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, dict) and key != BY_CHARACTER:
+            found |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def tag(key: str, value: str) -> str:

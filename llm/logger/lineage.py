@@ -21,17 +21,17 @@ MADE = {
 CHECKED_BYTES = 256_000_000  # larger files are not read through for W&B: run.json has their SHA-256
 
 
-def artifact_of(run: Run) -> "Artifact | None":
+def artifact_of(run: Run, results: dict[str, float]) -> "Artifact | None":
     """What a run made, by reference and with digests; None where it has made nothing yet.
 
-    Equal content is an equal version: W&B adds none.
+    Equal content is an equal version: W&B adds none. The numbers of `results` are shown beside it.
     """
     import wandb
 
     files, kind = _files_of(run)
     if not files:
         return None
-    artifact = wandb.Artifact(artifact_name(run), type=kind, metadata=dict(_facts(run)))
+    artifact = wandb.Artifact(artifact_name(run), type=kind, metadata=dict(_facts(run)) | results)
     for path in files:
         small = path.stat().st_size <= CHECKED_BYTES
         artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=small)

@@ -9,13 +9,18 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from llm.logger.described import numbers
 from llm.logger.lineage import artifact_of, parents_of
 from llm.logger.watching import StopWatch, refusal
 from llm.run import Run, log
 
 FINISH_TIMEOUT_SECONDS = 45  # for what is still to be uploaded; the rest stays on the disk
 MOST_WAITING = 20_000  # records that W&B has not taken: it takes none any more, and memory is not for them
-TABLE_OF = {"tokenizer": "tokenizer report", "evaluate": "evaluation"}  # results that are a table too
+TABLE_OF = {
+    "tokenizer": "tokenizer report",
+    "shards": "shards",
+    "evaluate": "evaluation",
+}  # results that are a table too
 
 Action = Callable[[Any], object]
 
@@ -26,6 +31,7 @@ class RunLogger:
     def __init__(self, wandb_run: Any | None, *, run: Run | None = None, sent: int = 0) -> None:
         self._run, self._of, self._sent = wandb_run, run, sent  # `sent` records W&B has from earlier attempts
         self._next = 0  # the line of metrics.jsonl that comes next, which is W&B's step
+        self._results: dict[str, float] = {}
         self._samples: list[dict[str, Any]] = []  # so far, those of earlier attempts too
         self._is_refused = False
         self._watch: StopWatch | None = None
@@ -60,10 +66,9 @@ class RunLogger:
     def summarize(self, results: dict[str, Any]) -> None:
         """Set the run's summary: what a table of runs shows. Of a tokenizer or an evaluation it is a table too."""
         self._put(lambda run: run.summary.update(results))
+        self._results = numbers(results)
         if self._of and (name := TABLE_OF.get(self._of.stage)):
-            rows = [
-                {"measure": key, "value": value} for key, value in results.items() if isinstance(value, int | float)
-            ]
+            rows = [{"measure": key, "value": value} for key, value in self._results.items()]
             self._put(lambda run: run.summary.update({name: _table_of(rows)}))
         if samples := self._samples:
             self._put(lambda run: run.summary.update({"samples_over_time": _table_of(samples)}))
@@ -73,16 +78,19 @@ class RunLogger:
         self._put(lambda run: run.alert(title=title, text=text, level="ERROR"))
 
     def link_parents(self) -> None:
-        """Say what this run is made from, as artifacts."""
+        """Say what this run is made from, as artifacts; its summary has what its tokenizer does to text."""
         if self._of is None:
             return
         for parent in parents_of(self._of):
-            self._put(partial(_log_artifact, parent, is_input=True))
+            measured = numbers(parent.record.get("results") or {})
+            self._put(partial(_log_artifact, parent, measured, is_input=True))
+            if parent.stage == "tokenizer":
+                self._put(partial(_summarize_parent, measured))
 
     def link_made(self) -> None:
         """Say what this run has made, as an artifact."""
         if (made := self._of) is not None:
-            self._put(partial(_log_artifact, made, is_input=False))
+            self._put(partial(_log_artifact, made, self._results, is_input=False))
 
     def on_stop(self, action: Callable[[str], None]) -> None:
         """Call `action` with who asked, once somebody stops the run in W&B: by its button, or by the tag `stop`."""
@@ -207,9 +215,13 @@ def _table_of(rows: list[dict[str, Any]]) -> Any:
     return wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
 
 
-def _log_artifact(run: Run, wandb_run: Any, *, is_input: bool) -> None:
+def _summarize_parent(measured: dict[str, float], wandb_run: Any) -> None:
+    wandb_run.summary.update({f"tokenizer/{name}": value for name, value in measured.items()})
+
+
+def _log_artifact(run: Run, results: dict[str, float], wandb_run: Any, *, is_input: bool) -> None:
     """Not use_artifact: it is for online runs alone, and waits for the server."""
-    if artifact := artifact_of(run):
+    if artifact := artifact_of(run, results):
         wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=is_input)
 
 

@@ -12,6 +12,7 @@ from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make, proce
 from llm.run.owner import OwnedError
 from llm.stage import corpus_notes
 from llm.stage import tokenizer as tokenizer_stage
+from llm.stage._logging import log_results
 from llm.stage._mixture import digests, folders, totals
 
 FORMAT_VERSION = 2
@@ -59,14 +60,14 @@ def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait:
         parents={"tokenizer": trained.digest} | digests(parts),
         folders={"tokenizer": str(trained.path)} | folders(parts),
     )
-    return make(plan, lambda _: _add_up(config, parts), wait=wait)
+    return make(plan, lambda run: _add_up(run, config, parts), wait=wait)
 
 
 def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dict[str, Run]:
     """The shards of each part; one that a process on other cores makes is left to it while there is another to make."""
 
     def made(name: str, *, wait: bool) -> Run:
-        part = replace(config, name=None, data=config.data.part(name))
+        part = replace(config, name=None, data=config.data.part(name), logger=None)
         return _shards(part, corpora[name], trained, wait=wait)
 
     runs: dict[str, Run] = {}
@@ -108,6 +109,7 @@ def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outco
     content = asdict(manifest)
     copies = count_copies((run.path / "shards", manifest), [(run.path / "shards", manifest)])
     _say_copies("", copies)
+    log_results(config, run, content)
     return Outcome(results=content, digest=digest_of(content), notes=corpus_notes(corpus) | {"leaks": asdict(copies)})
 
 
@@ -123,7 +125,7 @@ def _say_copies(part: str, copies: Copies) -> None:
         )
 
 
-def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
+def _add_up(run: Run, config: ShardsStage, parts: dict[str, Run]) -> Outcome:
     results = totals(parts, config.data.parts)
     for name, part in results["parts"].items():
         log.info(
@@ -147,4 +149,5 @@ def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
             for reason, times in run.record["notes"]["dropped_records"].items()
         },
     }
+    log_results(config, run, results)
     return Outcome(results=results, digest=digest_of(digests(parts)), notes=notes)

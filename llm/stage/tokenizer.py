@@ -13,6 +13,7 @@ from llm.data import Corpus, MixedCorpus, open_texts
 from llm.errors import DataError
 from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, make, whole_files, write_json
 from llm.stage import corpus_notes
+from llm.stage._logging import log_results
 
 FORMAT_VERSION = 2
 
@@ -77,6 +78,7 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     results = asdict(report)
     _refuse_lossy(config.tokenizer, results)
     notes |= {"llama_cpp": _say_llama_cpp(tokenizer.llama_cpp_form(loaded))}
+    log_results(config, run, results)
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
 
 
@@ -118,7 +120,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
     larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
-    parent = run(replace(config, tokenizer=larger, reuse=Reuse.auto), wait=True)
+    parent = run(replace(config, tokenizer=larger, reuse=Reuse.auto, logger=None), wait=True)
     log.info("cut from %s, which holds it", parent.path)
     trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
     trained.encode_special_tokens = False
