@@ -122,6 +122,31 @@ def test_seeds_are_averaged_and_every_job_has_its_state(sweep: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
+    ("search", "words", "best"),
+    [
+        ({"objectives": ["val/bits_per_byte", "tokens"], "directions": ["maximize", "minimize"]}, [], "0.001"),
+        ({"objectives": ["val/bits_per_byte"], "directions": ["minimize"]}, [], "0.01"),
+        ({"objectives": ["val/bits_per_byte"], "directions": ["minimize"]}, ["--highest"], "0.001"),
+        (
+            {"objectives": ["val/bits_per_byte"], "directions": ["maximize"]},
+            ["--metric", "val/bits_per_byte"],
+            "0.01",
+        ),
+        ({"objectives": ["val/nothing_yet"], "directions": ["maximize"]}, [], "0.01"),
+    ],
+    ids=["maximized", "minimized", "as asked", "another metric", "not measured yet"],
+)
+def test_a_search_is_ranked_by_its_first_objective_and_direction(
+    search: dict[str, list[str]], words: list[str], best: str, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "search.json").write_text(json.dumps(search), encoding="utf-8")
+    compared(sweep, "--markdown", *words)
+    text = capsys.readouterr().out.replace("\\_", "_")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2][rows[0].index("optimizer.learning_rate")] == best
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (

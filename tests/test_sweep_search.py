@@ -133,6 +133,8 @@ def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
         if not any(a <= loss and b >= tokens and (a, b) != (loss, tokens) for a, b in values)
     }
     assert {trial.number for trial in best_trials(study)} == unbeaten
+    said = json.loads((tmp_path / "sweeps" / "search" / "search.json").read_text())  # by which a comparison ranks
+    assert said == {"objectives": ["val/loss", "tokens"], "directions": ["minimize", "maximize"]}
 
 
 NINE = Dimension(key="n", choices=tuple("123456789"))

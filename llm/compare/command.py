@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm.compare", description=ABOUT)
     parser.add_argument("runs", nargs="+", help="runs by name, folder or glob (pretrain/*), folders of them, a sweep")
     parser.add_argument("--outputs", default="outputs", help="where runs and sweeps are looked for")
-    parser.add_argument("--metric", help="rank by this; by default val/bits_per_byte, else val/loss")
+    parser.add_argument(
+        "--metric", help="rank by this; by default the objective of a search, val/bits_per_byte or val/loss"
+    )
     parser.add_argument("--highest", action="store_true", help="of the metric the highest is the best")
     parser.add_argument("--key", action="append", default=[], help="show what this key does, alone (several times)")
     parser.add_argument("--markdown", nargs="?", const="-", metavar="FILE", help="Markdown, to a file or here")

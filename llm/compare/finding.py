@@ -17,12 +17,28 @@ ADDED = ("tokenizer.ladder", "hydra.")  # overrides that the sweep adds, or that
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What a search is for."""
+
+    metric: str
+    is_highest_best: bool
+
+
+@dataclass(frozen=True)
 class Found:
     """What is compared, and if it is one sweep, which."""
 
     entries: list[Entry]
     sweep: Path | None = None
     num_repeated: int = 0  # that stood for a run that was there already
+
+    @property
+    def objective(self) -> Objective | None:
+        """Of a search the first one, once a run has measured it."""
+        said = _read_json(self.sweep / "search.json") if self.sweep else {}
+        if not said or not any(said["objectives"][0] in entry.outcome for entry in self.entries):
+            return None
+        return Objective(said["objectives"][0], said["directions"][0] == "maximize")
 
 
 def find_entries(outputs: str, names: Sequence[str]) -> Found:

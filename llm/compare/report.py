@@ -49,7 +49,7 @@ class Report:
 def report_of(
     found: Found, *, title: str, metric: str | None = None, is_highest_best: bool = False, keys: Sequence[str] = ()
 ) -> Report:
-    """The comparison of what was found.
+    """The comparison of what was found, by default of a search by its objective.
 
     Raises:
         ConfigError: a metric that no run has, or a key that does not differ.
@@ -57,6 +57,8 @@ def report_of(
     """
     for entry in found.entries:
         entry.verify()
+    if metric is None and (objective := found.objective):
+        metric, is_highest_best = objective.metric, is_highest_best or objective.is_highest_best
     made = study(found.entries, metric=metric, is_highest_best=is_highest_best)
     if found.num_repeated:
         made.notes.append(f"{found.num_repeated} stand for runs that are shown already.")

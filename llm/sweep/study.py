@@ -12,7 +12,7 @@ from rich.table import Table
 
 from llm.config import Sampler, StageConfig, SweeperConfig
 from llm.errors import ConfigError, LaunchError
-from llm.run import Run, digest_of
+from llm.run import Run, digest_of, write_json
 from llm.sweep.halving import point_of, points
 from llm.sweep.space import Dimension, Value, points_of_grid
 
@@ -39,6 +39,7 @@ def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[
     if study.user_attrs.get("identity", identity) != identity:
         raise ConfigError(f"{folder}/study.journal is of another search. Move it away to begin this one.")
     study.set_user_attr("identity", identity)
+    write_json(folder / "search.json", {"objectives": settings.objectives, "directions": settings.directions})
     if settings.sampler is Sampler.grid:
         for point in points_of_grid(space):
             study.enqueue_trial(point, skip_if_exists=True)
