@@ -283,10 +283,3 @@ def test_batches_and_devices_are_no_part_of_the_identity() -> None:
     other = compose("evaluate", "run=x", "evaluation.num_items=1")
     assert identity_settings(other, "evaluate") != identity_settings(here[0], "evaluate")
     assert math.isclose(here[0].evaluation.temperature, 0.7)
-
-
-def test_a_dry_run_counts_no_training_text(outputs: Path) -> None:
-    from llm.dry_run import survey
-
-    job = survey(compose("evaluate", f"outputs={outputs}", "run=first", "dry_run=true", *SMALL))
-    assert (job.made, job.tokens, job.steps) == (["evaluate"], None, None)

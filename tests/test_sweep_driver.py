@@ -225,6 +225,22 @@ def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(s
     assert one.starts() == {"a": 1, "bb": 1}
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_a_killed_driver_had_begun_to_write_of_a_job_is_removed_when_its_run_is_found(sweep, is_kept):
+    one = sweep("ok=a")
+    one.run()
+    [job] = one.jobs()
+    left = job.folder / ".tmp-job.json-1"
+    left.write_text("{", encoding="utf-8")
+    if not is_kept:
+        record = job.read()
+        record.state = "running"
+        job.write(record)
+    assert one.run()["a"].state == "done"
+    assert not left.exists() and one.ledger()["a"]["state"] == "done"
+    assert one.starts() == {"a": 1}
+
+
 def test_a_job_whose_run_another_process_makes_is_waited_for_without_counting_as_a_failure(sweep, tmp_path):
     from llm.run.owner import owned
 

@@ -122,8 +122,6 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     if config.stage == "finetune":
         _estimate_training(job, missing.plan.config, *_tuned_model(missing.plan.config, missing), text=None)
         return
-    if config.stage == "evaluate":
-        return
     if config.stage == "export":
         job.disk.update(_disk_of_export(config.export, load(Path(missing.plan.folders["run"]))))
         return

@@ -6,7 +6,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from llm.config import StageConfig
 from llm.errors import ConfigError, DamagedError
 from llm.run.announcing import ANNOUNCED, tell_job
 from llm.run.environment import without_secrets
-from llm.run.files import digest_of, write_json
+from llm.run.files import TEMPORARY, digest_of, write_json
 from llm.run.owner import is_owned, owned
 from llm.run.record import now
 from llm.run.runs import Run, load
@@ -98,7 +98,13 @@ class Job:
             ConfigError: another one is.
         """
         with owned(self.folder, wait=False):
+            for path in self._left_over():
+                path.unlink()
             yield
+
+    def _left_over(self) -> list[Path]:
+        """What a driver that was killed had begun to write of the record; only one that is at the job writes it."""
+        return [*self.folder.glob(f"{TEMPORARY}job.json*")]
 
     def begin(self, record: JobRecord) -> None:
         """Keep that an attempt begins; one that nobody saw the end of is marked so."""
@@ -112,10 +118,13 @@ class Job:
 
     def keep_found(self, run: Run) -> None:
         """Keep that the job's run is done, though no driver saw its end."""
-        record = self.read()
-        if record.state != "done" and not self.is_taken():
-            record.state, record.run, record.objective = "done", str(run.path), run.objective
-            self.write(record)
+        if self.read().state == "done" and not self._left_over():
+            return
+        with suppress(ConfigError), self.claimed():  # else another driver is at it, and keeps it
+            record = self.read()
+            if record.state != "done":
+                record.state, record.run, record.objective = "done", str(run.path), run.objective
+                self.write(record)
 
     def announced_folder(self) -> Path | None:
         """Where the run lies that the job makes, or has made, once it has said so; None before."""
