@@ -17,7 +17,7 @@ from tests.wandb_server import WandbServer
 ROOT = Path(__file__).parents[1]
 RUN_ID = "pretrain-first-0123abcd"
 CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny"}}
-START_SECONDS = 10  # a server that fails holds up a run no longer than this
+START_SECONDS = 30  # 10 on a quiet machine (benchmarks.wandb_cost); wandb's own limits are 90 and more
 FINISH_SECONDS = 4  # the limit of the tests; llm.logger's own is a minute
 
 # argv: outputs, records that a checkpoint has, records at the end, how it ends, logger.mode, seconds to finish in.
@@ -148,7 +148,7 @@ def sync(server: WandbServer, outputs: Path) -> None:
 
 
 def hang(_asked: str) -> None:
-    time.sleep(2 * START_SECONDS)
+    time.sleep(40)
 
 
 @pytest.mark.parametrize(
