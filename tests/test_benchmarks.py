@@ -184,6 +184,23 @@ def test_lora_is_measured_beside_full_fine_tuning(
     assert 4 * adapters < lora["saved_bytes"] < full["saved_bytes"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    sorted(
+        {
+            command.strip()
+            for page in (ROOT / "docs").glob("*.md")
+            for command in re.findall(r"python -m benchmarks\.[^`#\n]*", page.read_text(encoding="utf-8"))
+        }
+    ),
+)
+def test_a_benchmark_of_the_docs_is_there_and_takes_its_options(command: str) -> None:
+    words = shlex.split(command)
+    source = (ROOT / "benchmarks" / f"{words[2].removeprefix('benchmarks.')}.py").read_text(encoding="utf-8")
+    assert 'if __name__ == "__main__":' in source
+    assert all(f'"{word}"' in source for word in words if word.startswith("--"))
+
+
 TUNING = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
 
 
