@@ -4,13 +4,18 @@ import json
 import re
 import shlex
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from llm.config import Packing, from_hydra
+from llm.config import Packing, Precision, from_hydra
 from tests.korean import documents
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +112,50 @@ def test_throughput_is_measured_for_ours_and_its_peers(
     (written,) = tmp_path.iterdir()
     scores = json.loads(written.read_text(encoding="utf-8"))["scores"]
     assert [len(score["tokens_per_second"]) for score in scores] == [2, 2, 2]
+
+
+class Operators(TorchDispatchMode):
+    """Counts, by name, the operators that work on tensors of more than one number; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+        if max((tensor.numel() for tensor in tensors), default=0) > 1 and not func.is_view:
+            self.counts[str(func)] += 1
+        return out
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_a_step_of_fit_has_no_operator_on_tensors_that_the_plain_loop_has_not(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what their speeds differ by on a CPU is noise, or memory; benchmarks.overhead measures the host's own work."""
+    contestants = import_module("benchmarks.contestants")
+    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    small = contestants.Shape(
+        name="tiny", num_layers=2, num_heads=2, hidden_size=32, vocab_size=97, sequence_length=32, batch_size=4
+    )
+
+    class FourthStep(contestants.Clock):  # type: ignore[name-defined, misc]
+        def note(self) -> None:
+            if len(self.times) == 3:
+                self.operators = Operators().__enter__()
+            if len(self.times) == 4:
+                self.operators.__exit__(None, None, None)
+            super().note()
+
+    steps = {}
+    for name in ("ours", "plain loop"):
+        clock = FourthStep(small)
+        contestants.CONTESTANTS[name](small, contestants.Mode(precision, False))(clock, 6)
+        steps[name] = clock.operators.counts
+    assert steps["ours"]["aten.addmm.default"] == steps["plain loop"]["aten.addmm.default"] > 0
+    assert steps["ours"] - steps["plain loop"] == {"aten._fused_adamw_.default": 1}  # with decay, and without
+    assert steps["ours"].total() < steps["plain loop"].total()
 
 
 def test_overhead_is_what_a_side_takes_more_than_its_bare_loop(
