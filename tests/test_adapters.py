@@ -1,6 +1,7 @@
 """Every way of tuning, on every architecture: what is trained is what is saved, what is loaded, and what is merged."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -24,6 +25,7 @@ from llm.model import (
     save_adapter,
     targets,
 )
+from llm.model.loss import EAGER
 from llm.tokenizer import Special
 
 VOCAB, NEW = 40, [40, 41]
@@ -151,6 +153,28 @@ def test_gradients_begin_at_the_first_adapter_and_stay_off_the_base() -> None:
     assert reached == [False]  # what lies before the first adapter takes no part in the backward pass
     assert words.weight.grad is None
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", [Architecture.gpt2, Architecture.llama])
+@pytest.mark.parametrize("method", [method for method in METHODS if method is not Method.dora])  # which is refused
+def test_the_loss_of_every_method_compiles_to_one_graph(method: Method, architecture: Architecture) -> None:
+    """trainer.compile=true: fullgraph refuses a graph that breaks."""
+    model = trained(add_lora(base_of(architecture), LoraConfig(method=method, rank=3), architecture))
+    tokens = ids(2, 17)
+    positions = torch.arange(8).repeat(2).expand(2, 16)  # two documents a row
+    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "position_ids": positions}
+    torch.compiler.reset()
+    passes = replace(EAGER, nats=torch.compile(EAGER.nats, fullgraph=True, backend="eager"))
+    losses, gradients = [], []
+    for way in (passes, None):
+        model.zero_grad()
+        nats = next_token_nats(model, batch, passes=way)
+        nats.backward()
+        losses.append(nats.detach())
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].keys() == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_a_pissa_adapter_is_an_update_of_the_whole_base(tmp_path: Path) -> None:

@@ -212,6 +212,10 @@ def test_stages_mirror_modules():
             "lora.base_precision=bf16 is not for lora.method=qlora: the base is held in 4 bits. Leave it out.",
         ),
         (
+            ["stage=finetune", "base=x", "lora.method=dora", "trainer=gpu"],
+            "trainer.compile=true is not for lora.method=dora, which torch cannot make one graph of. Set",
+        ),
+        (
             ["stage=finetune", "base=x", "lora.method=pissa", "lora.base_precision=bf16"],
             "lora.base_precision=bf16 is not for lora.method=pissa: it takes matrices apart",
         ),

@@ -122,6 +122,11 @@ class FinetuneStage(StageConfig):
                 "optimizer=adamw_lora, or lora.method=full."
             )
         _needs_equal_shares(self.data, self.trainer)
+        if self.trainer.compile and self.lora.method is Method.dora:  # PEFT looks at the type of weights as it runs
+            raise ConfigError(
+                "trainer.compile=true is not for lora.method=dora, which torch cannot make one graph of. Set "
+                "trainer.compile=false, or another method."
+            )
         if self.trainer.strategy is Strategy.fsdp:
             _needs_one_precision(self.lora)
 

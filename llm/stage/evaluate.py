@@ -110,9 +110,9 @@ def _open_scorer(config: EvaluateStage, subject: Subject, words: Path) -> "Score
     model.config.pad_token_id = None  # else transformers warns of padding without a mask, on the right, where none sees
     if (rows := model.get_input_embeddings().weight.shape[0]) < (tokens := loaded.get_vocab_size()):
         raise ConfigError(f"run={subject.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
-    for path in models.take_plain_paths_where_needed(model, vocab_size=rows):
+    for path in models.take_plain_paths_where_needed(model, vocab_size=tokens):
         log.info("%s: %s is not for this model, which is scored the plain way", subject.name, path)
-    models.require_isolation(model, vocab_size=rows, architecture=model.config.model_type)
+    models.require_isolation(model, vocab_size=tokens, architecture=model.config.model_type)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(
         model.eval().to("cuda" if on_gpu else "cpu"),

@@ -107,7 +107,7 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     from llm import model as models
     from llm.trainer import require_rows
 
-    special = tokenizer.special(words)
+    special, vocab_size = tokenizer.special(words), tokenizer.load(words).get_vocab_size()
     corpus.keep_left_out(run.path)
     rows, prompts, dropped = _read(config, corpus, words, special)
     require_rows(rows["train"], config.trainer)
@@ -115,10 +115,9 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     loaded = models.load(base.folder, config.lora)
     models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)
     if config.data.packing is Packing.best_fit:
-        rows_of_words = loaded.get_input_embeddings().weight.shape[0]
-        models.require_isolation(loaded, vocab_size=rows_of_words, architecture=loaded.config.model_type)
+        models.require_isolation(loaded, vocab_size=vocab_size, architecture=loaded.config.model_type)
     model = _tuned(loaded, config, base, new_ids)
-    for path in models.take_plain_paths_where_needed(model, vocab_size=loaded.get_input_embeddings().weight.shape[0]):
+    for path in models.take_plain_paths_where_needed(model, vocab_size=vocab_size):
         log.info("%s: %s is not for this model, which is tuned the plain way", loaded.config.model_type, path)
     is_full = config.lora.method is Method.full
     results = train(
