@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,17 @@ needs_chromium = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs Chromium: apt-get install chromium chromium-driver",
 )
+
+
+SCREENSHOTS = Path(__file__).parents[1] / "outputs" / "screenshots"  # for a person to look at
+
+
+def keep_screenshot(driver: Any, name: str) -> Path:
+    """The picture of a page as it is, as outputs/screenshots/<name>.png."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    path = SCREENSHOTS / f"{name}.png"
+    path.write_bytes(driver.get_screenshot_as_png())
+    return path
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The chat page, in a browser and by raw requests: it streams, stops on the server, and refuses in one line."""
 
+import itertools
 import json
 import socket
 import threading
@@ -7,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +23,7 @@ from llm.chat import server
 from llm.chat.settings import Settings
 from llm.chat.talker import Talker
 from llm.errors import ConfigError
-from tests.browser import chromium, needs_chromium
+from tests.browser import chromium, keep_screenshot, needs_chromium
 from tests.test_chat import ANSWER, QUESTION, outputs, talker  # noqa: F401  # fixtures
 
 SETTINGS = Settings(max_new_tokens=80, temperature=0)
@@ -105,13 +107,25 @@ def test_a_taken_port_is_one_line() -> None:
             server.listen(taken.getsockname()[1])
 
 
+def test_without_its_packages_the_page_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in ("starlette", "uvicorn"):
+        monkeypatch.setattr(server, "find_spec", lambda name, missing=missing: None if name == missing else object())
+        with pytest.raises(
+            ConfigError, match=r"^--serve needs starlette and uvicorn\. Install the extra: pip install -e"
+        ):
+            server.require_server()
+    monkeypatch.setattr(server, "find_spec", lambda _name: object())
+    server.require_server()
+
+
 class Slow:
-    """A talker that counts its pieces and goes on for ever."""
+    """A talker that counts its pieces and goes on for ever, or up to `most_pieces`."""
 
     name, positions = "slow", 1000
 
-    def __init__(self) -> None:
+    def __init__(self, most_pieces: int | None = None) -> None:
         self.made, self.at_once, self.most = 0, 0, 0
+        self.most_pieces = most_pieces
 
     def encode(self, *_: Any, **__: Any) -> tuple[list[int], int]:
         return [0], 0
@@ -120,13 +134,29 @@ class Slow:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            while True:
+            for place in itertools.count():
+                if place == self.most_pieces:
+                    pace.end = "eos"
+                    return
                 time.sleep(0.05)
                 self.made += 1
                 yield "말 "
         finally:
             self.at_once -= 1
-            pace.end = "closed"
+            pace.end = pace.end if place == self.most_pieces else "closed"
+
+
+def test_two_requests_at_once_are_answered_one_after_the_other_and_two_models_side_by_side() -> None:
+    one, other = Slow(most_pieces=8), Slow(most_pieces=8)
+    with served(one, other) as port, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, port, question("가", model=model)) for model in (0, 0, 1)]
+        answers = [[json.loads(line) for line in each.result()[1].splitlines()] for each in asked]
+    assert (one.most, one.made, other.most, other.made) == (1, 16, 1, 8)  # never two of a model at once
+    waited = [lines[0] == {"waiting": True} for lines in answers]
+    assert sorted(waited[:2]) == [False, True] and not waited[2]
+    for lines, has_waited in zip(answers, waited, strict=True):
+        pieces = lines[1 if has_waited else 0 : -1]
+        assert "".join(line["piece"] for line in pieces) == "말 " * 8 and lines[-1]["end"] == "eos"
 
 
 @needs_chromium
@@ -136,6 +166,11 @@ def test_the_page_answers_side_by_side_and_shows_what_is_refused(talker: Talker)
         _send(driver, QUESTION)
         _until(lambda: "tokens/s" in _text(driver) or "토큰/초" in _text(driver))
         assert [e.text for e in driver.find_elements("css selector", ".assistant .bubble")] == [ANSWER, ANSWER]
+        for width in (1280, 400):
+            driver.set_window_size(width, 900)
+            _until(lambda: driver.find_element("id", "settings").is_displayed() is (width > 760))  # noqa: B023  # now
+            assert not driver.execute_script("return document.documentElement.scrollWidth > innerWidth")
+            keep_screenshot(driver, f"chat-{width}")
         driver.execute_script("document.getElementById('message').value = '가'.repeat(350000)")
         driver.find_element("id", "send").click()
         _until(lambda: "413" in _text(driver))

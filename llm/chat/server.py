@@ -234,7 +234,14 @@ async def _lines(
 
 @asynccontextmanager
 async def _turn(lock: asyncio.Lock, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bool]:
-    """The lock, in order of asking; False where the one who asked did not wait for it."""
+    """The lock, in order of asking; False where the one who asked did not wait for it.
+
+    One that is free is taken at once, before anything else runs, so that who is not told to wait does not.
+    """
+    if not lock.locked():
+        async with lock:
+            yield True
+        return
     waiting = asyncio.ensure_future(lock.acquire())
     try:
         while not waiting.done():
