@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,9 +35,14 @@ class WandbServer:
         self._streams: dict[tuple[str, str], dict[int, str]] = {}  # (run, file) -> line number -> line
         self._ended: dict[str, int] = {}
         self._lock = threading.RLock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
-        self._http.daemon_threads = True
+        self._open_connections: set[socket.socket] = set()
+        self._http = self._listen(0)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def _listen(self, port: int) -> ThreadingHTTPServer:
+        http = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"server_state": self}))
+        http.daemon_threads = True
+        return http
 
     def __enter__(self) -> "WandbServer":
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -45,6 +51,18 @@ class WandbServer:
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+    def die(self) -> None:
+        """Cut every connection, and refuse new ones."""
+        self.__exit__()
+        for connection in list(self._open_connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """Listen again where it did, with all that it had."""
+        self._http = self._listen(int(self.url.rpartition(":")[2]))
+        self.__enter__()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -321,8 +339,10 @@ class _Handler(BaseHTTPRequestHandler):
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
     def handle(self) -> None:
+        self.server_state._open_connections.add(self.connection)
         with suppress(ConnectionError):  # of a client that was killed
             super().handle()
+        self.server_state._open_connections.discard(self.connection)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing on the terminal."""
