@@ -1,27 +1,41 @@
-"""What comes over an online run midway: a server that dies or hangs, for good or for a while."""
+"""What comes over an online run midway: a server that dies or hangs, for good or for a while; a stop by a tag."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from korean import documents
 
+from llm.run import load, read_metrics
 from llm.sync import look
 from tests.test_sync import sync
 from tests.test_wandb_online import (
     CONFIG,
     FINISH_SECONDS,
+    ROOT,
     RUN_ID,
     attempt,
+    environment,
     expected,
     steps_and_tokens,
 )
 from tests.wandb_server import WandbServer
 
 RECORDS = 500  # 0.01 s apart
+TRAIN = """
+import runpy, sys
+from llm.logger import watching
+watching.StopWatch.__init__.__defaults__ = (0.3,)  # seconds between two looks at the tags
+sys.argv[0] = {path!r}
+runpy.run_path({path!r}, run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -101,3 +115,42 @@ def test_a_server_that_fails_midway_stops_nothing_and_sync_brings_the_rest_once(
     assert (server.exit_code(RUN_ID), list(server.runs)) == (0, [RUN_ID])
     assert server.summary(RUN_ID)["val/bits_per_byte"] == 1.25
     assert not look(outputs).segments
+
+
+def test_a_training_that_is_stopped_by_a_tag_goes_on_in_the_same_wandb_run(server: WandbServer, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
+    words = [
+        *("data=text", "data.path=text.txt", "data.held_out_share=0.2", "data.sequence_length=64", "data.batch_size=4"),
+        *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400", "model.num_layers=1", "model.num_heads=2"),
+        *("model.hidden_size=16", "trainer.max_steps=1500", "trainer.validate_every_steps=500"),
+        *("trainer.sample_tokens=2", "logger.tags=[mine]"),
+    ]
+
+    def start() -> "subprocess.Popen[str]":
+        own = environment(server, tmp_path) | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-c", TRAIN.format(path=str(ROOT / "train.py")), *words]
+        return subprocess.Popen(command, cwd=tmp_path, env=own, stderr=subprocess.PIPE, text=True)
+
+    process = start()
+    wait_for(
+        lambda: server.asked.count("Run") > 1 or process.poll() is not None, 240
+    )  # a tag that is there at the first look is from before
+    [run_id] = server.runs
+    server.runs[run_id]["tags"] = ["mine", "stop"]
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 75, said
+    assert "the tag stop in W&B asks the run to stop: it saves, and ends" in said
+    assert server.runs[run_id]["tags"] == ["mine"]
+    [folder] = tmp_path.glob("outputs/pretrain/*")
+    assert load(folder).state == "unfinished"
+    assert len(read_metrics(folder / "metrics.jsonl")) < 150
+    process = start()
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
+    records: list[dict[str, Any]] = read_metrics(folder / "metrics.jsonl")
+    assert records[-1]["step"] == 1500
+    assert [(row["_step"], row["step"]) for row in server.history(run_id)] == [
+        (number, record["step"]) for number, record in enumerate(records)
+    ]
+    assert (list(server.runs), server.exit_code(run_id)) == ([run_id], 0)
+    assert server.runs[run_id]["tags"] == ["mine"]
