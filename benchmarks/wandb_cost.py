@@ -144,7 +144,7 @@ def measure(folder: Path, conditions: list[Condition], *, rounds: int, block_ste
         from llm.stage import shards
 
         cut = [word for word in words if not word.startswith("model.")]
-        shards.run(from_hydra(compose("config", overrides=["stage=shards", *cut])))
+        shards.run(from_hydra(compose("config", overrides=["stage=shards", "logger=local", *cut])))
         steps = (rounds + 1) * block_steps
         words += [f"trainer.max_steps={steps}", f"trainer.log_every_steps={log_every}"]
         words += [f"trainer.validate_every_steps={block_steps}", "trainer.sample_tokens=8"]
