@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +25,9 @@ def shown(folder: Path, environment: dict[str, str], until: str, seconds: float 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 180, 0, 0))
     command = [sys.executable, "-m", "wandb", "leet", str(folder)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
     written, deadline = b"", time.monotonic() + seconds
     try:
         while until not in (text := re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode(errors="replace"))):
@@ -37,7 +40,7 @@ def shown(folder: Path, environment: dict[str, str], until: str, seconds: float 
                         os.write(ours, answer)
         return text
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with the dashboard, which is a process of its own
         process.wait()
         os.close(ours)
         os.close(theirs)
