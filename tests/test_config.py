@@ -359,6 +359,7 @@ def test_the_other_jobs_of_a_sweep_go_on_and_its_end_names_what_failed(tmp_path)
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {number}" for number in range(40)))
     small = [
         "stage=tokenizer",
+        "logger=local",
         "tokenizer=byte_bpe",
         "tokenizer.vocab_size=300",
         "data=text",

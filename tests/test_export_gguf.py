@@ -283,7 +283,9 @@ def test_training_a_tokenizer_says_whether_llama_cpp_can_do_it(
     text.write_text("\n\n".join(documents(100)), encoding="utf-8")
     wanted = [f"tokenizer={name}", "tokenizer.vocab_size=3000", "data=text", f"data.path={text}"]
     with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        config = from_hydra(hydra.compose("config", ["stage=tokenizer", *wanted, f"outputs={tmp_path}"]))
+        config = from_hydra(
+            hydra.compose("config", ["stage=tokenizer", "logger=local", *wanted, f"outputs={tmp_path}"])
+        )
     made = import_module("llm.stage.tokenizer").run(config)
     assert made.record["notes"]["llama_cpp"] == note and line in caplog.text
 

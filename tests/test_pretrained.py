@@ -435,6 +435,8 @@ def test_a_head_whose_logits_are_scaled_afterwards_is_not_applied_by_chunks(monk
     logits = model(batch["input_ids"]).logits[0].detach()
     expected = float(torch.nn.functional.cross_entropy(logits, batch["labels"][0], reduction="sum"))
     monkeypatch.setattr("llm.model.loss.CHUNK_LOGITS", 3 * WORDS)
+    assert float(next_token_nats(model, batch).detach()) == pytest.approx(expected, rel=1e-6)  # by its config's names
+    monkeypatch.setattr("llm.model.loss.AFTER_THE_HEAD", ())  # as of one that calls it otherwise
     assert float(next_token_nats(model, batch).detach()) != pytest.approx(expected, rel=1e-4)
     assert take_plain_paths_where_needed(model, vocab_size=WORDS) == ["logits by chunks"]
     assert float(next_token_nats(model, batch).detach()) == pytest.approx(expected, rel=1e-6)

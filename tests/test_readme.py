@@ -93,7 +93,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     vocabulary = ["tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400"]
     at = {"path": text, "data": "text"}
     said = {
-        "tokenizer": train(only("stage=tokenizer"), **at, tiny=["tokenizer.vocab_size=600"]),
+        "tokenizer": train(only("stage=tokenizer"), **at, tiny=["tokenizer.vocab_size=600", "logger=local"]),
         "pretrain": train(only("stage=pretrain"), **at, tiny=[*TINY, *vocabulary]),
         "multirun": train(only("train.py", "-m"), **at, tiny=[*TINY, *vocabulary]),
         "finetune": train(

@@ -70,7 +70,7 @@ def mixture(outputs: Path) -> ShardsStage:
     """Of the parts whose text lies beside the folder of runs."""
     parts = ", ".join(f"{name}: {{use: text, path: {outputs.parent}/{name}.jsonl}}" for name in PARTS)
     typed = ("data=mixture", f"data.parts={{{parts}}}", "data.held_out_share=0.2", "data.num_workers=1")
-    config = config_of("stage=shards", *typed, *SETTINGS, f"outputs={outputs}")
+    config = config_of("stage=shards", *typed, *SETTINGS, "logger=local", f"outputs={outputs}")
     assert isinstance(config, ShardsStage)
     return config
 

@@ -102,7 +102,7 @@ def prepared(undisturbed: Path, folder: Path) -> Path:
 
 def test_the_jobs_of_a_sweep_run_on_the_cluster_once(cluster: SlurmCluster, folder: Path) -> None:
     before = cluster.submitted()
-    words = [*TEXT[:-1], "stage=tokenizer", "tokenizer.vocab_size=400,410"]
+    words = [*TEXT[:-1], "stage=tokenizer", "tokenizer.vocab_size=400,410", "logger=local"]
     code, said = ended(start(cluster, folder, settings=words))
     assert code == 0, said
     assert [record["state"] for record in ledger(folder)] == ["done", "done"]
@@ -365,7 +365,7 @@ def test_the_tasks_of_an_array_share_the_parts_of_a_mixture(cluster: SlurmCluste
         (tmp_path / f"{name}.txt").write_text("\n\n".join(documents(1000, seed=seed) * 40), encoding="utf-8")
     parts = ", ".join(f"{name}: {{use: text, path: {name}.txt}}" for name in names)
     words = ["stage=shards", "data=mixture", f"data.parts={{{parts}}}", "data.held_out_share=0.2"]
-    words += ["tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400", "data.tokenizer_part=law"]
+    words += ["tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400", "data.tokenizer_part=law", "logger=local"]
     train = [sys.executable, str(ROOT / "train.py"), *words]
     alone = [*train, "outputs=alone", "data.num_workers=1"]
     subprocess.run(alone, cwd=tmp_path, env=environment(), check=True, capture_output=True)

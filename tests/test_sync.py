@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from llm.logger import read_segment, run_folders
 from llm.sync import look
-from tests.test_wandb_online import CONFIG, ROOT, RUN_ID, attempt, environment, expected, steps_and_tokens
+from tests.wandb_attempts import ROOT, RUN_ID, attempt, begin_run, environment, expected, steps_and_tokens, sync
 from tests.wandb_server import WandbServer
 
 # argv: outputs, records, after which of them wandb's helper process is killed. The records are in metrics.jsonl too.
@@ -49,20 +48,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    """With a run that is done, by its record."""
-    folder = tmp_path / "outputs" / "pretrain" / "first-0123abcd"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    record = {"stage": "pretrain", "name": "first", "key": "0123abcd", "status": "done", "results": {"val/loss": 2.5}}
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    return tmp_path / "outputs"
-
-
-def sync(server: WandbServer, outputs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llm.sync", "--outputs", str(outputs), *arguments]
-    return subprocess.run(
-        command, cwd=outputs, env=environment(server, outputs), capture_output=True, text=True, timeout=120
-    )
+    return begin_run(tmp_path / "outputs", is_done=True)
 
 
 def waiting(outputs: Path) -> list[str]:

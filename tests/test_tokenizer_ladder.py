@@ -93,7 +93,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def sweep(folder: Path, *words: str) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, str(ROOT / "train.py"), *words, f"data.path={folder / 'text.txt'}"]
-    command += ["data.held_out_share=0.1", f"outputs={folder / 'outputs'}"]
+    command += ["data.held_out_share=0.1", "logger=local", f"outputs={folder / 'outputs'}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr

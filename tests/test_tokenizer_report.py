@@ -249,7 +249,14 @@ def run(tmp_path: Path, *overrides: str) -> Run:
     text = tmp_path / "text.txt"
     if not text.exists():
         text.write_text("\n\n".join(documents(300)), encoding="utf-8")
-    given = ["stage=tokenizer", "data=text", f"data.path={text}", "data.held_out_share=0.1", f"outputs={tmp_path}/out"]
+    given = [
+        "stage=tokenizer",
+        "logger=local",
+        "data=text",
+        f"data.path={text}",
+        "data.held_out_share=0.1",
+        f"outputs={tmp_path}/out",
+    ]
     with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = from_hydra(hydra.compose("config", overrides=[*given, *overrides]))
     made: Any = importlib.import_module("llm.stage.tokenizer").run(config)

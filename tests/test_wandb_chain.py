@@ -13,7 +13,7 @@ from korean import documents
 
 from llm.logger import numbers
 from llm.run import Run, load
-from tests.test_wandb_online import environment
+from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]

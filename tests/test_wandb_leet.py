@@ -13,7 +13,7 @@ import termios
 import time
 from pathlib import Path
 
-from tests.test_wandb_online import attempt
+from tests.wandb_attempts import attempt
 from tests.wandb_server import WandbServer
 
 # What a terminal answers to those who ask what it is, where its cursor stands and which background it has.

@@ -1,6 +1,5 @@
 """What comes over an online run midway: a server that dies or hangs, for good or for a while; a stop by a tag."""
 
-import json
 import subprocess
 import sys
 import threading
@@ -10,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from korean import documents
 
 from llm.run import load, read_metrics
 from llm.sync import look
-from tests.test_sync import sync
-from tests.test_wandb_online import (
-    CONFIG,
+from tests.wandb_attempts import (
     FINISH_SECONDS,
     ROOT,
     RUN_ID,
     attempt,
+    begin_run,
     environment,
     expected,
     steps_and_tokens,
+    sync,
 )
 from tests.wandb_server import WandbServer
 
@@ -46,12 +44,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    folder = tmp_path / "outputs" / "pretrain" / "first-0123abcd"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    record = {"stage": "pretrain", "name": "first", "key": "0123abcd", "status": "done", "results": {"val/loss": 2.5}}
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    return tmp_path / "outputs"
+    return begin_run(tmp_path / "outputs", is_done=True)
 
 
 def in_the_midst(server: WandbServer, does: Callable[[], object]) -> threading.Thread:

@@ -1,7 +1,5 @@
 """The real W&B client against a server on loopback: what it has after kills, a sync, and a server that fails."""
 
-import json
-import os
 import subprocess
 import sys
 import time
@@ -10,45 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.wandb_attempts import (
+    CONFIG,
+    FINISH_SECONDS,
+    RUN_ID,
+    attempt,
+    begin_run,
+    environment,
+    expected,
+    segments,
+    steps_and_tokens,
+)
 from tests.wandb_server import WandbServer
 
-ROOT = Path(__file__).parents[1]
-RUN_ID = "pretrain-first-0123abcd"
-CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny"}}
 START_SECONDS = 30  # 10 on a quiet machine (benchmarks.wandb_cost); wandb's own limits are 90 and more
-FINISH_SECONDS = 4  # the limit of the tests; llm.logger's own is a minute
-
-# argv: outputs, records that a checkpoint has, records at the end, how it ends, logger.mode, seconds to finish in.
-# Prints the seconds of each phase.
-ATTEMPT = """
-import json, logging, os, signal, sys, time
-from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
-from llm.logger import open_logger
-from llm.run import Run
-outputs, first, last, how, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-run = Run(outputs / "pretrain" / "first-0123abcd", {"stage": "pretrain", "name": "first"})
-records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(last)]
-import llm.logger.view
-llm.logger.view.FINISH_TIMEOUT_SECONDS = int(sys.argv[6])
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-began = time.monotonic()
-with open_logger(LoggerConfig(mode=WandbMode(mode), group="a sweep"), run, outputs=outputs) as logger:
-    started = time.monotonic()
-    logger.go_on(records[:first])
-    for record in records[first:]:
-        logger.log(record)
-        time.sleep(0.01)
-    logged = time.monotonic()
-    if how != "end":
-        time.sleep(float(how))
-        os.kill(os.getpid(), signal.SIGKILL)
-    logger.summarize({"val/bits_per_byte": 1.25})
-ended = time.monotonic()
-print(json.dumps({"start": started - began, "log": logged - started, "finish": ended - logged}))
-"""
 
 
 @pytest.fixture
@@ -59,49 +33,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    folder = tmp_path / "outputs" / "pretrain" / "first-0123abcd"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    return tmp_path / "outputs"
-
-
-def environment(server: WandbServer, outputs: Path) -> dict[str, str]:
-    """This process's, without a login of whoever runs the tests, and with the server's."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return own | {
-        "NETRC": str(outputs / "netrc"),
-        "WANDB_CONFIG_DIR": str(outputs / "config"),
-        "PYTHONPATH": str(ROOT),
-        **server.environment,
-    }
-
-
-def attempt(
-    server: WandbServer, outputs: Path, first: int, last: int, how: str = "end", *, mode: str = "auto"
-) -> tuple[dict[str, float], str]:
-    """(seconds by phase, what was said) of a process that logs up to `last`, and ends or is killed."""
-    done = subprocess.run(
-        [sys.executable, "-c", ATTEMPT, str(outputs), str(first), str(last), how, mode, str(FINISH_SECONDS)],
-        env=environment(server, outputs),
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert done.returncode == (0 if how == "end" else -9), done.stderr
-    return json.loads(done.stdout or "{}"), done.stderr
-
-
-def steps_and_tokens(history: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    return [(row["_step"], row["tokens"]) for row in history]
-
-
-def expected(records: int) -> list[tuple[int, int]]:
-    return [(number, 10 * number) for number in range(records)]
-
-
-def segments(outputs: Path) -> list[Path]:
-    """Of the oldest first."""
-    return sorted(path for path in (outputs / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink())
+    return begin_run(tmp_path / "outputs")
 
 
 def test_an_online_run_has_its_records_config_group_and_results(server: WandbServer, outputs: Path) -> None:

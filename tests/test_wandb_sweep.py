@@ -19,7 +19,7 @@ from llm.logger import id_of
 from llm.logger.described import description
 from llm.logger.trial import agents_trial
 from llm.run import Run, load, read_metrics
-from tests.test_wandb_online import environment
+from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]

@@ -19,10 +19,10 @@ FORMAT_VERSION = 2
 
 
 def run(config: ShardsStage, *, wait: bool = False) -> Run:
-    """The finished shards run of a config; `wait` for another process that makes it, or refuse."""
+    """The finished shards run of a config; `wait` for another process that makes it, or refuse; of a mixture, wait."""
     if config.data.is_mixture:
         corpora = open_parts(config.data)
-        return _mix(config, corpora, _tokenizer(config), wait=wait)
+        return _mix(config, corpora, _tokenizer(config))
     corpus = open_corpus(config.data)
     return _shards(config, corpus, _tokenizer(config), wait=wait)
 
@@ -51,7 +51,7 @@ def _shards(config: ShardsStage, corpus: Corpus, trained: Run, *, wait: bool) ->
     return make(plan, lambda run: _write(run, config, corpus, trained), wait=wait)
 
 
-def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait: bool) -> Run:
+def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> Run:
     parts = _parts(config, corpora, trained)
     plan = Plan(
         config=config,
@@ -60,7 +60,7 @@ def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run, *, wait:
         parents={"tokenizer": trained.digest} | digests(parts),
         folders={"tokenizer": str(trained.path)} | folders(parts),
     )
-    return make(plan, lambda run: _add_up(run, config, parts), wait=wait)
+    return make(plan, lambda run: _add_up(run, config, parts), wait=True)  # all who shared it come to this
 
 
 def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dict[str, Run]:

@@ -35,8 +35,8 @@ TRAINING = [
     *("trainer.sample_tokens=3", "logger=local", "outputs=outputs", "seed=7", "trainer.precision=fp32"),
 ]
 COMMANDS = {
-    "tokenizer": ["stage=tokenizer", *TEXT, *TOKENIZER, "outputs=outputs"],
-    "shards": ["stage=shards", *TEXT, *TOKENIZER, "outputs=outputs"],
+    "tokenizer": ["stage=tokenizer", *TEXT, *TOKENIZER, "logger=local", "outputs=outputs"],
+    "shards": ["stage=shards", *TEXT, *TOKENIZER, "logger=local", "outputs=outputs"],
     "gpt2": ["stage=pretrain", *TEXT, *TOKENIZER, "model=gpt2_tiny", *MODEL, *TRAINING, "name=base"],
     "llama": ["stage=pretrain", *TEXT, *TOKENIZER, "model=llama_tiny", *MODEL, *TRAINING],
     "lora": [
