@@ -30,8 +30,9 @@ def main(cfg: DictConfig) -> float | None:
                 launch_ranks(job_overrides(), devices=config.trainer.devices)
         from llm.logger import show_trial
         from llm.run import stop_on_signal
+        from llm.run.launch import leaving_group
 
-        with stop_on_signal():
+        with stop_on_signal(), leaving_group():
             stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
             made = stage.run(config)
             show_trial(config, made)

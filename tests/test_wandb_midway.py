@@ -1,5 +1,6 @@
 """What comes over an online run midway: a server that dies or hangs, for good or for a while; a stop by a tag."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -67,6 +68,15 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
+def keep_on_disk(outputs: Path) -> None:
+    """What a training leaves besides: of what the helper process writes, a part may be all there is at the limit."""
+    folder = outputs / "pretrain" / "first-0123abcd"
+    records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(RECORDS)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"results": {"val/bits_per_byte": 1.25}}), encoding="utf-8")
+
+
 def hang(_asked: str) -> int:
     time.sleep(4 * FINISH_SECONDS)
     return 503
@@ -103,6 +113,7 @@ def test_a_server_that_fails_midway_stops_nothing_and_sync_brings_the_rest_once(
             server.come_back()
     has_all = len(server.history(RUN_ID)) == RECORDS and server.exit_code(RUN_ID) == 0
     assert has_all or len(look(outputs).segments) == 1
+    keep_on_disk(outputs)
     synced = sync(server, outputs)
     assert (synced.returncode, steps_and_tokens(server.history(RUN_ID))) == (0, expected(RECORDS)), synced.stderr
     assert (server.exit_code(RUN_ID), list(server.runs)) == (0, [RUN_ID])

@@ -102,5 +102,5 @@ def sync(server: WandbServer, outputs: Path, *arguments: str) -> subprocess.Comp
     """llm.sync, as a user types it."""
     command = [sys.executable, "-m", "llm.sync", "--outputs", str(outputs), *arguments]
     return subprocess.run(
-        command, cwd=outputs, env=environment(server, outputs), capture_output=True, text=True, timeout=120
+        command, cwd=outputs, env=environment(server, outputs), capture_output=True, text=True, timeout=300
     )

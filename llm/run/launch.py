@@ -13,8 +13,11 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from llm.errors import LaunchError, StoppedError, tracebacks_wanted
 from llm.run.console import log, start_logging
@@ -43,6 +46,21 @@ def launch_ranks(overrides: list[str], *, devices: int) -> None:
             asked.unlink()
             start_logging()
             log.info("starting the %d processes again", devices)
+
+
+@contextmanager
+def leaving_group() -> Iterator[None]:
+    """At the block's end, leave the group that training put this process in, on a CPU.
+
+    Its threads run on, and now and then one of them aborts a process that ends without it, its work all done. Of GPUs
+    all would have to leave together, which a process that failed cannot wait for.
+    """
+    try:
+        yield
+    finally:
+        group: Any = sys.modules.get("torch.distributed")
+        if group and group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
+            group.destroy_process_group()
 
 
 def _launch_once(overrides: list[str], *, devices: int, asked: Path) -> bool:
