@@ -30,8 +30,9 @@ def _said_once() -> Iterator[None]:
     seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not (message in seen or seen.add(message))  # type: ignore[func-returns-value]
+        is_first = record.getMessage() not in seen
+        seen.add(record.getMessage())
+        return is_first
 
     log.addFilter(is_new)
     try:

@@ -51,7 +51,7 @@ def render(
             )
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"line {error.lineno}: {error.message}", index=index) from None
-        except (jinja2.TemplateError, MemoryError, Exception) as error:
+        except Exception as error:
             is_refusal = type(error) is jinja2.TemplateError  # what raise_exception raises
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise TemplateError(reason[:200], index=index, is_refusal=is_refusal) from None
