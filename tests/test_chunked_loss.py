@@ -29,7 +29,7 @@ def test_a_loss_by_chunks_is_the_loss_and_no_larger_tensor_is_made(
     with Seen() as seen:
         chunked = gradients(model, batch)
     assert seen.largest <= max(most, 3 * LENGTH * 4 * 32)  # weights and activations, but no logits
-    assert seen.names.count("aten::logsumexp") == 8  # 48 tokens, 6 at a time
+    assert seen.names.count("aten::_log_softmax") == 8  # 48 tokens, 6 at a time
     assert_close(chunked, expected)
     with torch.no_grad():
         torch.testing.assert_close(next_token_nats(model, batch), expected["nats"])
@@ -46,19 +46,51 @@ def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pyt
     assert_close(chunked, expected, rtol=3e-2, atol=0.1)  # bf16 has 8 bits; gradients are up to 50
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_labels_that_are_ignored_give_no_gradient_by_chunks(lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(Architecture.llama, lora=lora), batch_of(PACKED)
+    batch["labels"][0] = loss.IGNORED  # whole chunks of it
+    batch["labels"][1, ::3] = loss.IGNORED
+    expected = gradients(model, batch)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+    assert_close(gradients(model, batch), expected)
+
+
+def test_without_gradients_a_chunk_costs_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(Architecture.llama), batch_of(PACKED)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+    with torch.no_grad(), Seen() as seen:
+        next_token_nats(model, batch)
+    with torch.no_grad(), Seen() as whole:
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", 2**26)
+        next_token_nats(model, batch)
+    assert seen.names.count("aten::mm") == whole.names.count("aten::mm") + 7  # 8 chunks, for the one head
+    assert not {"aten::exp_", "aten::scatter_add_"} & set(seen.names)
+
+
 @pytest.mark.parametrize(
-    ("num_tokens", "vocab_size", "sizes"),
+    ("device", "num_tokens", "vocab_size", "sizes"),
     [
-        (48, 512, [48]),
-        (2**15, 50304, [1024] * 32),
-        (7, 2**26, [1] * 7),
-        (3, 2**27, [1] * 3),
-        (8191, 50304, [1171] * 6 + [1165]),  # a prime: not one token at a time
+        ("meta", 48, 512, [48]),
+        ("meta", 2**15, 50304, [1024] * 32),
+        ("meta", 7, 2**26, [1] * 7),
+        ("meta", 3, 2**27, [1] * 3),
+        ("meta", 8191, 50304, [1171] * 6 + [1165]),  # a prime: not one token at a time
+        ("cpu", 1024, 2048, [1024]),
+        ("cpu", 1024, 8192, [256] * 4),
+        ("cpu", 1024, 50304, [128] * 8),  # 26 MB at once, for each chunk reads a head of as many rows
+        ("cpu", 16, 2**26, [1] * 16),  # but never more than on another device
     ],
 )
-def test_chunks_are_few_and_of_one_size_where_that_can_be(num_tokens: int, vocab_size: int, sizes: list[int]) -> None:
-    size = loss._chunk_size(num_tokens, vocab_size)
+def test_chunks_are_few_and_of_one_size_where_that_can_be(
+    device: str, num_tokens: int, vocab_size: int, sizes: list[int]
+) -> None:
+    size = loss._chunk_size(torch.empty(num_tokens, device=device), vocab_size, loss.EAGER)
     assert [len(range(num_tokens)[start : start + size]) for start in range(0, num_tokens, size)] == sizes
+
+
+def test_compiled_a_cpu_takes_as_many_logits_at_once_as_another_device() -> None:
+    assert loss._chunk_size(torch.empty(1024), 8192, loss.compiled()) == 1024
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -76,7 +108,7 @@ def test_rows_of_new_tokens_are_trained_by_chunks_too(tied: bool, monkeypatch: p
     with Seen() as seen:
         chunked = gradients(model, batch)
     assert seen.largest <= max(VOCAB * 32, 3 * LENGTH * 4 * 32)  # the head and activations, but no logits
-    assert seen.names.count("aten::logsumexp") == 8
+    assert seen.names.count("aten::_log_softmax") == 8
     assert_close(chunked, expected)
 
 

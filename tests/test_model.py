@@ -216,8 +216,10 @@ def test_a_saved_model_scores_the_same_under_transformers(
 ) -> None:
     model = model_of(architecture, tie_word_embeddings=tie)
     save(model, tmp_path)
+    assert torch.equal(logits(load(tmp_path).eval(), ids(2, 12)), logits(model, ids(2, 12)))
     for again in (load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)):
-        assert torch.equal(logits(again.eval(), ids(2, 12)), logits(model, ids(2, 12)))
+        rounding = 1e-6 if architecture is Architecture.gpt2 else 0  # of its GELU, which torch has in one operator
+        torch.testing.assert_close(logits(again.eval(), ids(2, 12)), logits(model, ids(2, 12)), rtol=0, atol=rounding)
         assert count_parameters(again) == count_parameters(model)
         assert (again.config.eos_token_id, again.generation_config.pad_token_id) == (0, 1)
 

@@ -297,6 +297,7 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     where = f"each of {devices} devices" if devices > 1 else "one device"
     job.micro_batch = f"{rows} rows of {data.sequence_length}, {accumulation} a step on {where}"
     trained = job.trainable * 4  # bytes of parameters, which are kept in fp32
+    is_on_gpu = trainer.accelerator is not Accelerator.cpu and (is_there or trainer.accelerator is Accelerator.gpu)
     before = _resident_bytes()
     memory = rehearse(
         model,
@@ -306,8 +307,8 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
         sequence_length=data.sequence_length,
         accumulation=accumulation,
         checkpointing=getattr(trainer, "activation_checkpointing", False),
+        small_chunks=not (is_on_gpu or trainer.compile),
     )
-    is_on_gpu = trainer.accelerator is not Accelerator.cpu and (is_there or trainer.accelerator is Accelerator.gpu)
     job.memory = memory if is_on_gpu else memory.in_a_process(before)
     kept = trainer.keep_checkpoints + trainer.keep_best
     saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))

@@ -1,12 +1,12 @@
 """A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
 
 architectures.py  config -> the Hugging Face config of its architecture
+activations.py  a model whose GELU is written out -> the same with torch's one
 pretrained.py a folder that is there already -> its config and digest, checked; its model for a tokenizer
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
 targets.py    a model -> what adapters can be put on
 vocabulary.py a model and new tokens -> the model with a row for each; padding of the vocabulary
-lora.py       a frozen base -> the same model with low-rank adapters to train
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 paths.py      the quicker ways to a model's loss, where they give its loss
@@ -21,13 +21,14 @@ from llm.model.build import begin, build, count_base_parameters, count_parameter
 from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
 from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, load_adapter, merge, save_adapter
-from llm.model.loss import compiled, next_token_loss, next_token_nats
+from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
 from llm.model.targets import expert_tensors, known_targets, targets
 from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 
 __all__ = [
+    "EAGER",
     "Answer",
     "Pace",
     "Sampling",

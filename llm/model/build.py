@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config import LoraConfig, Method, ModelConfig
+from llm.model.activations import fuse_gelu
 from llm.model.architectures import hugging_face_config
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.model.vocabulary import pad, padding_of, unpad
@@ -28,6 +29,7 @@ def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrain
         made = read_config(folder_of_model(config))
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    fuse_gelu(model)
     pad(model, config.pad_vocab_to_multiple_of)
     return with_special(model, special)
 
@@ -59,6 +61,7 @@ def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         how |= {"quantization_config": four_bits(), "device_map": {"": place}}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+    fuse_gelu(model)
     for layer in model.modules():
         if hasattr(layer, AVX512_LAYOUT):
             setattr(layer, AVX512_LAYOUT, False)

@@ -23,6 +23,9 @@ from llm.model.vocabulary import unpadded
 IGNORED = -100  # torch's default: such labels cost nothing
 WITH_ALL_LOGITS = "ttukttak_with_all_logits"  # of a model: True where its head alone does not make its logits
 CHUNK_LOGITS = 2**26  # at most, at once: 256 MB in fp32
+# On a CPU 8 MB: a tensor that its caches hold, and that glibc keeps, where each page of one of 32 MB is asked for anew
+# at each step. Of large vocabularies the tokens count, for each chunk reads the whole head.
+CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS = 2**21, 128
 # What configs call that which is done to logits after the head; 1 leaves them as they are. The trial at the start would
 # not show a cap on a model without training, whose first logits are too small for it.
 AFTER_THE_HEAD = (
@@ -39,6 +42,7 @@ class Passes:
     nats: Callable[..., torch.Tensor]
     balanced: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     chunk: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    small_chunks_on_cpu: bool = False
 
 
 def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None) -> torch.Tensor:
@@ -49,12 +53,13 @@ def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes |
     """
     passes, labels, head = passes or EAGER, batch["labels"], _head(model)
     with _inputs(model, batch) as inputs:
-        if head is None or labels.numel() * _num_rows(head) <= CHUNK_LOGITS:
+        if head is None or (size := _chunk_size(labels, _num_rows(head), passes)) >= labels.numel():
             return passes.nats(model, inputs, labels)
         hidden_states = passes.hidden_states(model, inputs)  # (batch, seq, hidden)
     apply: Any = _ChunkedNats.apply
+    weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
     num_words = unpadded(model) or _num_rows(head)
-    return apply(hidden_states.flatten(0, 1), head.weight, labels.flatten(), passes.chunk, num_words)
+    return apply(hidden_states.flatten(0, 1), weight, labels.flatten(), passes.chunk, size, num_words)
 
 
 def next_token_loss(
@@ -113,12 +118,12 @@ def _balanced(
 
 
 def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor, num_words: int | None) -> torch.Tensor:
-    """The cross-entropy of logits (batch, seq, vocab), those past `num_words` being padding."""
+    """The cross-entropy of logits (..., vocab), those past `num_words` being padding."""
     logits = logits.float()
-    if num_words is not None:
+    if num_words is not None and num_words < logits.shape[-1]:
         with torch.no_grad():  # a probability of zero has no gradient; a slice would be copied, forward and backward
             logits[..., num_words:] = -torch.inf
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -167,6 +172,7 @@ class _ChunkedNats(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         chunk: Callable[..., Any],
+        size: int,
         num_words: int,
     ) -> torch.Tensor:
         device = hidden_states.device.type
@@ -176,16 +182,19 @@ class _ChunkedNats(torch.autograd.Function):
         gradients = torch.empty_like(states) if needs_states else None
         gradient_of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         nats = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        size = _chunk_size(len(labels), len(weight))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels), size):
                 here = slice(start, start + size)
+                if gradients is None and gradient_of_weight is None:
+                    nats += _sum_of_nats(states[here] @ used.T, labels[here], num_words)
+                    continue
+                is_label = (labels[here] != IGNORED)[:, None].to(dtype)
                 part, gradient = chunk(states[here], used, labels[here], num_words)
                 nats += part
                 if gradients is not None:
-                    gradients[here] = gradient @ used
+                    gradients[here] = (gradient @ used).mul_(is_label)
                 if gradient_of_weight is not None:
-                    gradient_of_weight += gradient.T @ states[here]
+                    _add_product(gradient_of_weight, gradient.T, states[here] * is_label)
         ctx.save_for_backward(gradients, gradient_of_weight)
         ctx.dtypes = hidden_states.dtype, weight.dtype
         return nats
@@ -194,10 +203,9 @@ class _ChunkedNats(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,), parts = gradients, ctx.saved_tensors
         scaled = (
-            part if part is None else (part * scale.to(part.dtype)).to(dtype)
-            for part, dtype in zip(parts, ctx.dtypes, strict=True)
+            part if part is None else part.to(dtype).mul_(scale) for part, dtype in zip(parts, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def _chunk(
@@ -205,28 +213,38 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(the loss of a chunk of tokens in fp32, its gradient with respect to their logits in the dtype of `states`).
 
-    Rows of `weight` past `num_words` are padding: no probability, and no gradient.
+    Rows of `weight` past `num_words` are padding: no probability, and no gradient. The gradient of a token whose label
+    is ignored is not 0, but is to be multiplied by 0: done here, that would be one more pass over all logits.
     """
     logits = (states @ weight.T).float()  # (tokens, vocab)
     if num_words < len(weight):
         logits[:, num_words:] = -torch.inf
-    is_label = (labels != IGNORED)[:, None]
     places = labels.clamp(min=0)[:, None]
-    log_sums = logits.logsumexp(1, keepdim=True)
-    nats = torch.where(is_label, log_sums - logits.gather(1, places), 0.0).sum()
-    gradient = (logits - log_sums).exp().scatter_add(1, places, torch.full_like(log_sums, -1.0))
-    return nats, (gradient * is_label).to(states.dtype)
+    logs = functional.log_softmax(logits, 1)
+    nats = torch.where(labels[:, None] != IGNORED, -logs.gather(1, places), 0.0).sum()
+    return nats, logs.exp_().scatter_add_(1, places, torch.full_like(places, -1.0, dtype=logs.dtype)).to(states.dtype)
 
 
-def _chunk_size(num_tokens: int, vocab_size: int) -> int:
-    """Tokens of a chunk, as many as keep to CHUNK_LOGITS, so that all chunks are of one size: one shape to compile.
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.dtype is total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _chunk_size(labels: torch.Tensor, vocab_size: int, passes: Passes) -> int:
+    """Tokens whose logits are there at once, so that all chunks are of one size: one shape to compile.
 
     Where that would take more than twice as many chunks as need be (a number of tokens that is prime), the last one is
     smaller in its place.
     """
-    least = max(1, -(-num_tokens * vocab_size // CHUNK_LOGITS))
+    most = CHUNK_LOGITS
+    if labels.device.type == "cpu" and passes.small_chunks_on_cpu:
+        most = min(most, max(CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS * vocab_size))
+    num_tokens = labels.numel()
+    least = max(1, -(-num_tokens * vocab_size // most))
     even = next((number for number in range(least, 2 * least + 1) if num_tokens % number == 0), least)
     return max(1, -(-num_tokens // even))
 
 
-EAGER = Passes(nats=_nats, balanced=_balanced, hidden_states=_hidden_states, chunk=_chunk)
+EAGER = Passes(nats=_nats, balanced=_balanced, hidden_states=_hidden_states, chunk=_chunk, small_chunks_on_cpu=True)

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from llm import tokenizer
 from llm.config import Architecture, ModelConfig
 from llm.errors import ConfigError
+from llm.model.activations import fuse_gelu
 from llm.run import CONFIG, bad_weights, digest_of, folder_of, log, sha256_of, weight_files
 
 MODEL_TYPES = {"gemma3_text": Architecture.gemma3} | {kind.value: kind for kind in Architecture}
@@ -139,6 +140,7 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
     if unused := sorted(map(str, report["unexpected_keys"])):
         log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
     log.info("going on from %s", folder)
+    fuse_gelu(model)
     if config.resize_vocabulary:
         _take_tokenizer(model, folder, tokenizer_folder)
     elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
 from llm.config import OptimizerConfig, Precision
-from llm.model import next_token_nats
+from llm.model import EAGER, next_token_nats
 
 # Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.
 HEAP_SHARE = 0.5  # of the activations: freed blocks that glibc keeps, and cannot give to the next tensor of their size
@@ -56,16 +56,19 @@ def rehearse(
     sequence_length: int,
     accumulation: int,
     checkpointing: bool = False,
+    small_chunks: bool = True,
 ) -> Memory:
     """The peak of a training step of `model`, which is on the meta device and is used up.
 
-    Each row is taken for one document; torch.compile needs less. Where there is no GPU, kernels are chosen as on a CPU.
+    Each row is taken for one document; torch.compile needs less. Where there is no GPU, kernels are chosen as on a CPU;
+    `small_chunks` is whether logits are taken by chunks for its caches, as training on one does without torch.compile.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained: Any = model.train()
     if checkpointing:
         trained.activation_checkpointing_enable()
     vocab_size = _telling_vocab_size(trained)
+    passes = replace(EAGER, small_chunks_on_cpu=small_chunks)
     with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
         _leave_meta(model)
         built, _ = optimizer.build(model, config, max_steps=2)
@@ -73,7 +76,7 @@ def rehearse(
         for _ in range(2):
             for number in range(min(2, accumulation)):  # the second comes while there are gradients of the first
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=precision is Precision.bf16):
-                    nats = next_token_nats(model, batch)
+                    nats = next_token_nats(model, batch, passes=passes)
                 if number == 0:  # as Lightning has it: after the forward pass
                     built.zero_grad()
                 nats.backward()  # type: ignore[no-untyped-call]

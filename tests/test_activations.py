@@ -1,0 +1,81 @@
+"""GELU in one operator: of the same values and gradients as the one that transformers writes out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from llm.config import Architecture, ModelConfig
+from llm.model import build, load
+from llm.model.activations import WRITTEN_OUT, fuse_gelu
+from llm.model.pretrained import load_pretrained
+from llm.tokenizer import Special
+
+SHAPE: dict[str, Any] = {"vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+
+
+def gelus_of(model: PreTrainedModel) -> list[type]:
+    return [type(block.mlp.act) for block in model.transformer.h]
+
+
+def stock(activation: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(GPT2Config(**SHAPE, activation_function=activation))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_values_and_gradients_are_those_of_the_function_written_out(name: str) -> None:
+    """In fp64, where rounding hides nothing; gelu_fast has its constant to ten digits."""
+    x = torch.linspace(-12, 12, 10_001, dtype=torch.float64, requires_grad=True)
+    both = []
+    for function in (ACT2FN[name], torch.nn.GELU(approximate="tanh")):
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        both.append((y.detach(), slope))
+    for written_out, fused in zip(*both, strict=True):
+        torch.testing.assert_close(fused, written_out, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_model_keeps_its_logits_its_weights_and_its_config(name: str) -> None:
+    model, ids = stock(name), torch.arange(24).reshape(2, 12)
+    expected, names = model(ids).logits, list(model.state_dict())
+    fuse_gelu(model)
+    assert gelus_of(model) == [torch.nn.GELU] * 2
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-6)
+    assert list(model.state_dict()) == names
+    assert model.config.activation_function == name
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_10", "quick_gelu", "relu", "silu", "gelu_pytorch_tanh"])
+def test_another_function_stays(name: str) -> None:
+    model = stock(name)
+    before = [block.mlp.act for block in model.transformer.h]  # type: ignore[union-attr]
+    fuse_gelu(model)
+    assert all(block.mlp.act is old for block, old in zip(model.transformer.h, before, strict=True))
+
+
+def test_a_model_has_it_wherever_it_comes_from(tmp_path: Path) -> None:
+    stock("gelu_new").save_pretrained(tmp_path)
+    config = ModelConfig(name="x", path=str(tmp_path))
+    special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+    own = ModelConfig(
+        name="x",
+        architecture=Architecture.gpt2,
+        num_layers=2,
+        num_heads=2,
+        hidden_size=32,
+        max_position_embeddings=32,
+    )
+    for model in (
+        build(own, vocab_size=64, special=special),
+        build(config, vocab_size=64, special=special),
+        load(tmp_path),
+        load_pretrained(config, tokenizer_folder=tmp_path, vocab_size=64),
+    ):
+        assert gelus_of(model) == [torch.nn.GELU] * 2
+        assert model.config.activation_function == "gelu_new"
