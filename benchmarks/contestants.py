@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import asked_of_trainer, device, train_by_fit
 from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
@@ -59,6 +60,13 @@ class Shape:
         )
         special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
         return build(config, vocab_size=self.vocab_size, special=special).to(device())
+
+    def stock_model(self, seed: int = 0) -> Any:
+        """The same weights in the model as transformers makes it: what a user has who does not use ours."""
+        ours = self.model(seed)
+        stock = AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32).to(device())
+        stock.load_state_dict(ours.state_dict())
+        return stock
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def hugging_face(shape: Shape, mode: Mode) -> Train:
     """transformers' Trainer with its own defaults, the same optimizer settings, and no file written."""
     from transformers import Trainer, TrainingArguments
 
-    model = shape.model()
+    model = shape.stock_model()
 
     def train(clock: Clock, steps: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -189,7 +197,7 @@ def printer() -> Any:
 
 def plain(shape: Shape, mode: Mode) -> Train:
     """A loop of a dozen lines around the same Hugging Face model."""
-    model = shape.model().train()
+    model = shape.stock_model().train()
     if mode.compile:
         model.compile()
     return partial(_loop, model, mode, lambda batch: model(**_without_labels(batch), use_cache=False).logits)

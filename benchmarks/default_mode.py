@@ -95,7 +95,7 @@ def trained_by_trainer(steps: int, shape: Shape, precision: Precision, rows: Any
 
     from llm import optimizer as optimizers
 
-    model, (train, _) = shape.model(seed), rows
+    model, (train, _) = shape.stock_model(seed), rows
     model.config.use_cache = False
     order = TrainingBatches(
         train.num_labels,

@@ -47,7 +47,7 @@ def bare_loop_of_ours(shape: Shape, mode: Mode) -> Train:
 
 def bare_loop_of_theirs(shape: Shape, mode: Mode) -> Train:
     """The loss that the model itself gives, as the Trainer asks for it."""
-    model: Any = shape.model().train()
+    model: Any = shape.stock_model().train()
     model.config.use_cache = False
     if mode.compile:
         model.compile()

@@ -130,7 +130,7 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
-def test_a_step_of_fit_has_no_operator_on_tensors_that_the_plain_loop_has_not(
+def test_a_step_of_fit_has_no_operator_that_the_plain_loop_has_not_but_for_its_gelu(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So what their speeds differ by on a CPU is noise, or memory; benchmarks.overhead measures the host's own work."""
@@ -154,7 +154,11 @@ def test_a_step_of_fit_has_no_operator_on_tensors_that_the_plain_loop_has_not(
         contestants.CONTESTANTS[name](small, contestants.Mode(precision, False))(clock, 6)
         steps[name] = clock.operators.counts
     assert steps["ours"]["aten.addmm.default"] == steps["plain loop"]["aten.addmm.default"] > 0
-    assert steps["ours"] - steps["plain loop"] == {"aten._fused_adamw_.default": 1}  # with decay, and without
+    assert steps["ours"] - steps["plain loop"] == {
+        "aten._fused_adamw_.default": 1,  # with decay, and without
+        "aten.gelu.default": 2,  # of each layer, for seven on tensors of its size
+        "aten.gelu_backward.default": 2,
+    }
     assert steps["ours"].total() < steps["plain loop"].total()
 
 
