@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
@@ -200,6 +201,7 @@ class _ChunkedNats(torch.autograd.Function):
         return nats
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,), parts = gradients, ctx.saved_tensors
         scaled = (
