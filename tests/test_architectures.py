@@ -161,6 +161,12 @@ def test_extra_keys_reach_the_hugging_face_config() -> None:
         (Architecture.llama, {"hidden_size": 8}, "model.extra.hidden_size is set by another setting of model. Remove"),
         (Architecture.llama, {"vocab_size": 8}, "model.extra.vocab_size is set by the tokenizer. Remove it."),
         (Architecture.qwen3, {"rms_norm_eps": "x"}, "model.extra={'rms_norm_eps': 'x'} is not what qwen3 takes: "),
+        (
+            Architecture.gpt2,  # of the right type, but no model can be built of it
+            {"activation_function": "gelo"},
+            "model.extra={'activation_function': 'gelo'} is not what gpt2 takes: KeyError: 'gelo'. Put it right, or",
+        ),
+        (Architecture.llama, {"rope_parameters": {"rope_type": "nope"}}, "is not what llama takes: KeyError: 'nope'."),
     ],
 )
 def test_an_extra_key_that_cannot_be_is_refused(

@@ -3,8 +3,10 @@
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -64,14 +66,27 @@ def hugging_face_config(config: ModelConfig, *, vocab_size: int, special: Specia
         if not config.extra:
             raise
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model.extra={config.extra} is not what {config.architecture.value} takes: {reason}"
-        ) from None
+        raise _refusal(config, reason) from None
 
 
 def check_extra(config: ModelConfig) -> None:
-    """Refuse, before any work, what model.extra cannot be."""
-    hugging_face_config(config, vocab_size=1, special=Special(bos_id=0, eos_id=0, pad_id=0, tokens=()))
+    """Refuse, before any work, what model.extra cannot be: configs check their types alone, so a model is built.
+
+    Raises:
+        ConfigError: as of `hugging_face_config`; or no model can be built of it.
+    """
+    made = hugging_face_config(config, vocab_size=1, special=Special(bos_id=0, eos_id=0, pad_id=0, tokens=()))
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(made)
+    except Exception as error:  # each model of transformers has errors of its own
+        raise _refusal(config, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _refusal(config: ModelConfig, reason: str) -> ConfigError:
+    assert config.architecture is not None
+    kind, reason = config.architecture.value, reason.removesuffix(".")
+    return ConfigError(f"model.extra={config.extra} is not what {kind} takes: {reason}. Put it right, or leave it out.")
 
 
 def _check_extra(config: ModelConfig, settings: dict[str, Any]) -> None:
