@@ -14,7 +14,8 @@ from llm.config import Precision
 from llm.errors import ConfigError, ShortOfMemoryError
 from llm.run import log
 from llm.trainer import fit
-from llm.trainer.micro_batch import is_out_of_memory, kept_size, smaller
+from llm.trainer.memory import is_out_of_memory
+from llm.trainer.micro_batch import kept_size, smaller
 from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
 from tests.test_trainer import (
     digest,
@@ -154,6 +155,47 @@ def test_a_row_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ShortOfMemoryError, match=r"does not hold one row of data.sequence_length=12. Lower it, choose"):
         fit(short)
     assert ShortOfMemoryError.exit_code == 74
+
+
+def short_in_validation(model: torch.nn.Module, *, most: int) -> list[int]:
+    """Have memory run out at passes of more than `most` rows without gradients; gives the rows of those so far."""
+    passes: list[int] = []
+
+    def forward(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            passes.append(len(kwargs["input_ids"]))
+            if passes[-1] > most:
+                raise torch.OutOfMemoryError("simulated")
+
+    model.register_forward_pre_hook(forward, with_kwargs=True)
+    return passes
+
+
+def test_a_validation_that_runs_out_of_memory_is_done_again_in_smaller_parts(
+    tmp_path: Path, said: Callable[[], str]
+) -> None:
+    """With dropout on in the steps after it, and every held-out row once."""
+    models = [model_of(dropout=0.2), model_of(dropout=0.2)]
+    whole, short = (
+        task(tmp_path / str(n), model=model, batch_size=ROWS, micro_batch_size=ROWS, max_steps=4)
+        for n, model in enumerate(models)
+    )
+    fit(whole)
+    passes = short_in_validation(short.model, most=2)
+    fit(short)
+    assert passes == [5, 4, 2, 2, 1, 2, 2, 1]  # 5 held-out rows, before the first step and after the last
+    assert values(short.folder, "val/loss") == pytest.approx(values(whole.folder, "val/loss"), rel=1e-6)
+    assert values(short.folder, "train/loss") == values(whole.folder, "train/loss")
+    assert same(weights(short.model), weights(whole.model))
+    assert not (short.folder / "micro_batch.json").exists()
+    assert "memory ran out in a validation with 8 rows at once: from now on 4, whose loss stays" in said()
+
+
+def test_a_validation_of_one_row_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    short = task(tmp_path, batch_size=ROWS, micro_batch_size=1)
+    short_in_validation(short.model, most=0)
+    with pytest.raises(ShortOfMemoryError, match=r"outside the passes of a training step\. Choose a smaller model\.$"):
+        fit(short)
 
 
 def test_memory_that_runs_out_outside_a_step_is_one_line(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
 from llm.trainer.compiler import refuse_what_does_not_compile
 from llm.trainer.health import Health
 from llm.trainer.journal import Journal
+from llm.trainer.memory import release
 from llm.trainer.meter import Meter
-from llm.trainer.micro_batch import MicroBatches, kept_size, release
+from llm.trainer.micro_batch import MicroBatches, kept_size
 from llm.trainer.module import NextTokenModule
 from llm.trainer.profile import Profile
 from llm.trainer.progress import ProgressBar

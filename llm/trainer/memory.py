@@ -1,5 +1,6 @@
-"""How much memory training holds: on a GPU the most that its tensors took, on a CPU what the process has in RAM."""
+"""How much memory training holds (a GPU's tensors at the most, a CPU's process in RAM), and whether any is left."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,3 +22,15 @@ def resident_bytes() -> int:
     from llm.tokenizer import peak_memory_bytes
 
     return peak_memory_bytes()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left to give."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

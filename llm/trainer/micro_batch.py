@@ -5,7 +5,6 @@ again from the weights it began with, on the same rows, in more and smaller part
 of sums; dropout, which is drawn for each part, is another draw.
 """
 
-import gc
 import json
 import traceback
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from llm.data import EvaluationBatches, TrainingBatches
 from llm.errors import ShortOfMemoryError, StoppedError
 from llm.run import ask_for_another_launch, log, write_json
+from llm.trainer.memory import is_out_of_memory, release
 from llm.trainer.module import NextTokenModule
 from llm.trainer.saving import Saving
 from llm.trainer.strategy import SharedOutStrategy
@@ -119,9 +119,10 @@ class MicroBatches(pl.Callback):
             raise error
         if self._is_mid_step:
             raise short_of_memory(self._sequence_length) from error
+        size = self._batches.micro_batch_size
+        fewer = f"Set trainer.micro_batch_size below {size}, or choose" if size > 1 else "Choose"
         raise ShortOfMemoryError(
-            "the device ran out of memory outside the passes of a training step. Set trainer.micro_batch_size below "
-            f"{self._batches.micro_batch_size}, or choose a smaller model."
+            f"the device ran out of memory outside the passes of a training step. {fewer} a smaller model."
         ) from error
 
     def _find(self, trainer: pl.Trainer, module: NextTokenModule) -> int:
@@ -177,18 +178,6 @@ def kept_size(folder: Path, *, rows: int, asked: int | None) -> int | None:
 
 def keep_size(folder: Path, *, rows: int, asked: int | None, size: int) -> None:
     write_json(folder / FILE, {"rows": rows, "asked": asked, "size": size})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left to give."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def release(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def short_of_memory(sequence_length: int) -> ShortOfMemoryError:

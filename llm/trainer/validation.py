@@ -1,6 +1,7 @@
 """The held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too, and samples."""
 
 import math
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run import log
 from llm.trainer.journal import Journal
+from llm.trainer.memory import is_out_of_memory, release
 from llm.trainer.meter import DIVERGED_HINT, Meter, ends_step, is_due
 
 NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
@@ -56,11 +58,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     nats = torch.zeros(len(mixed.parts) if mixed else 1, dtype=torch.float64, device="cpu")
-    for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
-        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        part = mixed.part_of(micro_batch.rows[0]) if mixed else 0  # type: ignore[attr-defined]  # torch's type: a list
-        nats[part] += next_token_nats(model, moved).double().cpu()
-    model.train(was_training)
+    try:
+        for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
+            moved = {k: value.to(device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
+            rows_here: Any = micro_batch.rows  # type: ignore[attr-defined]  # torch's type: a list
+            part = mixed.part_of(rows_here[0]) if mixed else 0
+            nats[part] += next_token_nats(model, moved).double().cpu()
+    finally:
+        model.train(was_training)
     sums = add_up(nats).tolist()
     whole = _evaluation(math.fsum(sums), rows)
     if mixed is None:
@@ -113,7 +118,7 @@ class Validation(pl.Callback):
 
         with self._meter.pause(), self._whole_model(module) as model:
             with trainer.precision_plugin.forward_context():
-                result = evaluate(model, self._loader, self._rows, device=module.device, add_up=add_up)
+                result = self._evaluate(model, device=module.device, add_up=add_up)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             if result.loss < self._best_loss:
@@ -129,6 +134,26 @@ class Validation(pl.Callback):
             result.loss,
             result.bits_per_byte,
         )
+
+    def _evaluate(
+        self, model: nn.Module, *, device: torch.device, add_up: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Evaluation:
+        """`evaluate`; where memory runs out, again with half as many rows at once, which each rank does by itself."""
+        batches: Any = self._loader.batch_sampler
+        while True:
+            try:
+                return evaluate(model, self._loader, self._rows, device=device, add_up=add_up)
+            except Exception as error:
+                if not is_out_of_memory(error) or batches.batch_size == 1:
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold the activations
+            log.warning(
+                "memory ran out in a validation with %d rows at once: from now on %d, whose loss stays what it was",
+                batches.batch_size,
+                batches.batch_size // 2,
+            )
+            batches.batch_size //= 2
+            release(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_step": self.best_step, "best_loss": None if self.best_step is None else self._best_loss}
