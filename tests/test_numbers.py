@@ -119,6 +119,15 @@ def test_log_lines_say_the_time_left(tmp_path: Path, said: pytest.LogCaptureFixt
     assert all(re.fullmatch(r"step \d of 2: loss [\d.]+  [\d,]+ tokens/s  \d+:\d\d left", line) for line in lines)
 
 
+def test_a_log_line_says_the_step_that_was_measured_and_says_it_once(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    fit(task(tmp_path, max_steps=12, log_every_steps=5))  # a line is due at each step
+    steps = [found[1] for message in said.messages if (found := re.match(r"step (\d+) of 12: loss ", message))]
+    assert steps == ["5", "10", "12"]
+    assert not any(message.endswith(": ") for message in said.messages)
+
+
 # Memory
 
 

@@ -17,6 +17,7 @@ class ProgressBar(pl.Callback):
     def __init__(self, meter: Meter, *, label: str) -> None:
         self._meter, self._label = meter, label
         self._bar: Progress | None = None
+        self._said: int | None = None  # the step of the last log line
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and console().is_terminal:
@@ -42,8 +43,14 @@ class ProgressBar(pl.Callback):
             return
         if self._bar:
             self._bar.update(self._task, completed=trainer.global_step, shown=self._shown())
-        elif is_due(trainer, max(1, trainer.max_steps // LINES)):
-            log.info("step %d of %d: %s", trainer.global_step, trainer.max_steps, self._shown(with_time=True))
+        elif is_due(trainer, max(1, trainer.max_steps // LINES)) and self._meter.latest:
+            self._say(trainer.max_steps)
+
+    def _say(self, max_steps: int) -> None:
+        """One line of what was measured last, under its own step; nothing where that has been said."""
+        if (step := self._meter.latest["step"]) != self._said:
+            log.info("step %d of %d: %s", step, max_steps, self._shown(with_time=True))
+        self._said = step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
