@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import Precision, TrainerConfig
+from llm.config import OptimizerConfig, Precision, TrainerConfig
 from llm.errors import ConfigError
 from llm.run import log
 from llm.trainer import fit
@@ -126,6 +126,15 @@ def test_a_log_line_says_the_step_that_was_measured_and_says_it_once(
     steps = [found[1] for message in said.messages if (found := re.match(r"step (\d+) of 12: loss ", message))]
     assert steps == ["5", "10", "12"]
     assert not any(message.endswith(": ") for message in said.messages)
+
+
+@pytest.mark.parametrize(("warmup", "said_it"), [(8, True), (2, False)])
+def test_a_warmup_that_the_run_does_not_finish_is_said(
+    warmup: int, said_it: bool, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    fit(task(tmp_path, max_steps=2, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=warmup)))
+    line = "optimizer.warmup_steps=8, but the run has 2 steps: it ends at 25 % of the peak learning rate"
+    assert (line in said.messages) is said_it
 
 
 # Memory

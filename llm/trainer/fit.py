@@ -86,6 +86,13 @@ def fit(task: Fit) -> None:
         ConfigError: there are more devices than rows, or torch.compile fails at the model.
     """
     require_rows(task.train_rows, task.trainer)
+    if (warmup := task.optimizer.warmup_steps) > (steps := task.trainer.max_steps):
+        log.warning(
+            "optimizer.warmup_steps=%d, but the run has %d steps: it ends at %.0f %% of the peak learning rate",
+            warmup,
+            steps,
+            100 * steps / warmup,
+        )
     stop, journal = StopFlag(), Journal(task.folder, task.logger)
     task.logger.on_stop(stop.raise_flag)
     with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
