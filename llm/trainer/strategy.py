@@ -33,7 +33,7 @@ def strategy_of(config: TrainerConfig) -> "ParallelStrategy | str":
     if is_shared_out(config):
         return SharedOutStrategy(world_size=config.world_size)
     # Buffers are the same everywhere: a broadcast in each forward pass would only cost time.
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def is_shared_out(config: TrainerConfig) -> bool:
