@@ -63,14 +63,7 @@ def test_a_model_has_it_wherever_it_comes_from(tmp_path: Path) -> None:
     stock("gelu_new").save_pretrained(tmp_path)
     config = ModelConfig(name="x", path=str(tmp_path))
     special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
-    own = ModelConfig(
-        name="x",
-        architecture=Architecture.gpt2,
-        num_layers=2,
-        num_heads=2,
-        hidden_size=32,
-        max_position_embeddings=32,
-    )
+    own = ModelConfig(name="x", architecture=Architecture.gpt2, num_layers=2, num_heads=2, hidden_size=32)
     for model in (
         build(own, vocab_size=64, special=special),
         build(config, vocab_size=64, special=special),
