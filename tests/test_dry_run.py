@@ -1,6 +1,7 @@
 """What dry_run=true says, against runs and models that are made; and that it makes nothing."""
 
 import json
+import math
 import re
 import shutil
 from importlib import import_module
@@ -24,6 +25,7 @@ from llm.config import (
     SweeperConfig,
     from_hydra,
 )
+from llm.data import open_corpus
 from llm.dry_run import parameters_by_part, show, survey
 from llm.errors import ConfigError
 from llm.run import NotMadeError, start_logging
@@ -97,6 +99,31 @@ def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
 def test_what_is_not_made_is_estimated_and_it_is_said_from_what(text: Path, tmp_path: Path) -> None:
     job = survey(pretrain(text, tmp_path / "outputs"))
     assert any(re.fullmatch(r"Tokens are estimated: 0\.0 MB .*all of it read.*a guess from .*", n) for n in job.notes)
+
+
+@pytest.mark.parametrize("stage", ["shards", "pretrain"])
+@pytest.mark.parametrize("caps", [{}, {"weight": 1, "max_bytes": 1000}, {"max_tokens": 200}], ids=str)
+def test_the_text_of_a_mixture_is_that_of_its_parts_up_to_their_caps(
+    stage: str, caps: dict[str, int], text: Path, tmp_path: Path
+) -> None:
+    of_text = {"use": "text", "path": str(text)}
+    parts: dict[str, dict[str, Any]] = {"whole": {**of_text}, "part": of_text | caps}
+    if "weight" in caps:
+        parts["whole"]["weight"] = 3
+    typed = re.sub(r'"(\w+)":', r"\1:", json.dumps(parts))  # Hydra takes no quotes around a key
+    mixture = [f"data.parts={typed}", "data.path=null", *(MODEL if stage == "pretrain" else [])]
+    job = survey(config(stage, text, tmp_path, "dry_run=true", "data.source=mixture", *mixture))
+    whole = sum(len(t.encode()) for t in open_corpus(config("shards", text, tmp_path).data).texts(held_out=False))
+    per_token = max(2.0, 4.5 + math.log2(600 / 4096))
+    part = min(whole, caps.get("max_bytes", whole), caps.get("max_tokens", whole) * per_token)
+    tokens = job.tokens if stage == "shards" else (job.tokens or 0) / (job.epochs or 0)
+    assert tokens == pytest.approx((whole + part) / per_token, rel=0.01)  # a cap in tokens is in whole bytes
+
+
+@pytest.mark.parametrize("rows", ["data.sequence_length=33 data.batch_tokens=165", "data.sequence_length=33"])
+def test_rows_of_an_odd_number_of_tokens_are_told(rows: str, text: Path, tmp_path: Path) -> None:
+    job = survey(pretrain(text, tmp_path, *rows.split()))
+    assert job.tokens == 10 * (165 if "batch_tokens" in rows else 4 * 33)
 
 
 def test_finished_shards_are_reused_and_their_tokens_counted(

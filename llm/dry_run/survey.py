@@ -167,7 +167,7 @@ def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
             bytes_per_token=train["raw_bytes"] / train["tokens"],
             is_whole=True,
         )
-    raw_bytes, whole = _raw_bytes(_AsText(config.data))
+    sizes, whole = _raw_bytes(_AsText(config.data))
     how = "all of it read" if whole else f"what {READ_SECONDS:g} s of reading found: there is more"
     if "tokenizer" in folders:
         trained = load(Path(folders["tokenizer"])).results
@@ -180,6 +180,7 @@ def _text(job: Job, config: Any, missing: NotMadeError) -> TrainingText:
         # Byte-level and character BPE on Korean statutes gave 4.5 at 4,096 and 5.5 to 6.5 at 8,192.
         per_token = max(2.0, 4.5 + math.log2(vocab_size / 4096))
         note = f"{per_token:.1f} bytes a token, a guess from {vocab_size} tokens for Korean text"
+    raw_bytes = _capped(sizes, per_token, config.data)
     job.notes.append(f"Tokens are estimated: {raw_bytes / 1e6:.1f} MB of training text ({how}), at {note}.")
     return TrainingText(vocab_size=vocab_size, tokens=raw_bytes / per_token, bytes_per_token=per_token, is_whole=whole)
 
@@ -189,7 +190,7 @@ class _AsText:
 
     def __init__(self, data: Any) -> None:
         self.data = data
-        self._key = repr(replace(data, sequence_length=2, batch_size=1))
+        self._key = repr(replace(data, sequence_length=2, batch_size=1, batch_tokens=None))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _AsText) and self._key == other._key
@@ -199,16 +200,30 @@ class _AsText:
 
 
 @cache
-def _raw_bytes(text: _AsText) -> tuple[int, bool]:
-    """(bytes of training text, whether that is all of it)."""
-    from llm.data import open_corpus
+def _raw_bytes(text: _AsText) -> tuple[dict[str, int], bool]:
+    """(bytes of training text of each part of a mixture, or of the text as its only part; whether that is all)."""
+    from llm.data import open_corpus, open_parts
 
-    found, began = 0, time.monotonic()
-    for document in open_corpus(text.data).texts(held_out=False):
-        found += len(document.encode())
-        if time.monotonic() - began > READ_SECONDS:
-            return found, False
-    return found, True
+    corpora = open_parts(text.data) if text.data.is_mixture else {text.data.name: open_corpus(text.data)}
+    found, ends = dict.fromkeys(corpora, 0), time.monotonic()
+    whole = True
+    for name, corpus in corpora.items():
+        ends += READ_SECONDS / len(corpora)
+        for document in corpus.texts(held_out=False):
+            found[name] += len(document.encode())
+            if time.monotonic() > ends:
+                whole = False
+                break
+    return found, whole
+
+
+def _capped(sizes: dict[str, int], bytes_per_token: float, data: Any) -> int:
+    """Bytes of an epoch: of a mixture what the caps of its parts leave."""
+    from llm.stage._mixture import pool
+
+    parts = data.parts or {}
+    train = {name: {"raw_bytes": size, "tokens": max(1, round(size / bytes_per_token))} for name, size in sizes.items()}
+    return sum(pool(train[name], parts[name]) if name in parts else size for name, size in sizes.items())
 
 
 @cache

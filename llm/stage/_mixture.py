@@ -25,7 +25,7 @@ def totals(runs: Mapping[str, Run], parts: Mapping[str, PartConfig]) -> dict[str
     """
     results = {name: run.results for name, run in runs.items()}
     first = next(iter(results.values()))
-    pools = {name: _pool(results[name]["train"], parts[name]) for name in results}
+    pools = {name: pool(results[name]["train"], parts[name]) for name in results}
     wanted = amounts(parts, pools)
     times = {name: float(wanted[name] / results[name]["train"]["raw_bytes"]) for name in results}
     train = {
@@ -94,7 +94,7 @@ def say_epochs(config: PretrainStage, rows: MixedRows) -> dict[str, float]:
     return {f"epochs/{name}": value for name, value in epochs.items()}
 
 
-def _pool(train: dict[str, Any], part: PartConfig) -> int:
+def pool(train: dict[str, Any], part: PartConfig) -> int:
     """Bytes of training text that a part's caps leave."""
     size = int(train["raw_bytes"])
     caps = [size, part.max_bytes or size]
