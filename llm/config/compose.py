@@ -28,7 +28,7 @@ CONF = Path(__file__).parents[2] / "conf"
 COMPUTED = (("data.batch_size", "data.batch_tokens"),)
 
 for _name, _schema in STAGES.items():
-    ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")
+    ConfigStore.instance().store(name=f"schema_{_name}", node=_schema)  # in no group, which --help would show
 
 
 def from_hydra(cfg: DictConfig) -> Any:

@@ -72,8 +72,6 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
         return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {name}='\"{value}\"'."
     if twice := re.match(r"(\S+) appears more than once in the final defaults list", reason):
         return f"{twice[1]} is chosen twice. Write {twice[1]}=<choice> once, without a +."
-    if re.match(r"Merge error: \w+ is not a subclass of \w+Stage", reason):
-        return "a stage brings its own schema. Choose another stage instead."
     if "Config group override must be a string or a list" in message:
         return "a group cannot be null. Give a choice of it, or leave it out."
     if re.search(r"field '\w+' is not Optional", reason):
