@@ -1,5 +1,6 @@
 """Every file in conf/ composes, and what cannot be composed or go together is one line that names the key."""
 
+import json
 import os
 import re
 import resource
@@ -13,11 +14,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 from yaml import YAMLError
 
-from llm.config import STAGES, Alphabet, from_hydra, identity_settings
+from llm.config import STAGES, Alphabet, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.compose import refuse_both
 from llm.config.explain import explain
 from llm.errors import ConfigError
@@ -92,7 +93,13 @@ def test_stages_mirror_modules():
         (["stage=evaluate"], "run is missing. Set run=<the name or the folder of a pretraining or fine-tuning run>."),
         (["stage=tokenizer", "trainer.max_steps=3"], "trainer is not part of stage=tokenizer"),
         (["stage=tokenizer", "model=gpt2_tiny"], "model is not a group of this stage. It belongs to stage=pretrain"),
-        (["a=b=c["], "cannot read the override 'a=b=c['"),
+        (["a"], "cannot read the override 'a'. Write key=value."),
+        (["한글=1"], "cannot read the override '한글=1'. Write key=value."),
+        (["name=a[],b"], """value of 'name=a[],b'. If it is meant as one text, write 'name="a[],b"'."""),
+        (
+            ["data.layout.roles={의뢰인: user}"],
+            "user}': a key in { } must be in Latin letters. Write it in a YAML file of conf/.",
+        ),
         (["name=${foo}"], "name: Interpolation key 'foo' not found"),
         (["name=a/b"], "name='a/b' cannot name a folder"),
         (["data=korean_law_qa"], "data=korean_law_qa is conversations, but stage=pretrain learns from text"),
@@ -247,8 +254,13 @@ def test_stages_mirror_modules():
         ),
         (["~optimizer"], "optimizer is missing. Set optimizer=<value>."),
         (["tokenizer.model.foo=1"], "tokenizer.model.foo is not there yet. Add it with +tokenizer.model.foo=1"),
-        (["stage=tokenizer,shards"], "stage=tokenizer,shards is a sweep, or a value with a comma. Add -m to sweep, or"),
-        (["+schema=tokenizer"], "a stage brings its own schema. Choose another stage instead."),
+        (
+            ["stage=tokenizer,shards"],
+            "stage=tokenizer,shards is a sweep, or a value with a comma. Add -m to sweep, or write "
+            """'stage="tokenizer,shards"'.""",
+        ),
+        (['name="가","나"'], """Add -m to sweep, or write 'name="가,나"'."""),
+        (["data.map={question: a b}"], "data.map is not there yet. Add it with '+data.map={question: a b}'"),
         (["name=${oc.env:TTUKTTAK_NOT_SET}"], "Environment variable 'TTUKTTAK_NOT_SET' not found"),
         (["trainer.sample_prompts=3"], "trainer.sample_prompts: Invalid value assigned"),
         (["stage=finetune", "base=x", "lora.rank=0"], "lora.rank=0 is too small"),
@@ -374,12 +386,71 @@ def test_the_other_jobs_of_a_sweep_go_on_and_its_end_names_what_failed(tmp_path)
 
 def test_help_lists_groups_settings_and_examples(tmp_path):
     shown = train("--help", cwd=tmp_path).stdout
-    for line in (
-        "optimizer: adamw, adamw_full, adamw_lora, muon",
-        "  learning_rate: 0.001",
-        "  python train.py",
-    ):
+    for line in ("optimizer: adamw, adamw_full, adamw_lora, muon", "  learning_rate: 0.001"):
         assert f"\n{line}" in shown
+    groups = shown.partition("== Choices (group=option) ==")[2].partition("== Settings")[0]
+    assert re.findall(r"^(\w+):", groups, re.MULTILINE) == sorted([*GROUPS, "stage", "experiment", "sweep"])
+    readme = re.findall(r"^python train\.py .*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^  (python train\.py .*)", shown, re.MULTILINE)[:3] == readme[:3]
+    assert shown.index(readme[2]) < 900
+
+
+# What is typed -> the text that it sets: what Hydra's grammar cannot read is taken as text.
+TEXTS = {
+    "data[].form": "data[].form",
+    "내용": "내용",
+    "내용[].글": "내용[].글",
+    "고객질문(요청)|상담사": "고객질문(요청)|상담사",
+    '"data[].form"': "data[].form",
+    "본문 내용": "본문 내용",
+    "plain.path": "plain.path",
+}
+
+
+@pytest.mark.parametrize(("typed", "text"), TEXTS.items())
+def test_a_text_that_hydra_cannot_read_needs_no_quotes(typed, text):
+    assert composed(["data=text", "data.path=x", f"data.text_field={typed}"])["data"]["text_field"] == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.layout.files=[가.json,나 다.json]", ["가.json", "나 다.json"]),
+        ("+data.layout.roles={gpt: 상담사}", {"gpt": "상담사"}),
+        ("data.layout.header=false", False),
+    ],
+)
+def test_a_list_and_a_dict_of_such_texts_stay_what_they_are(typed, value):
+    key = typed.partition("=")[0].lstrip("+").rpartition(".")[2]
+    assert composed(["data=text", "data.path=x", typed])["data"]["layout"][key] == value
+
+
+def test_what_can_be_read_stays_as_it_is_typed():
+    words = ["-m", "--cfg", "lr=1e-3,3e-4", "a=[b,{c: d}]", "a=x y", "a=[b,", "a=${b}", "~a", "a=", "a='한'", "가=1"]
+    assert list(map(readable, words)) == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["내용", "1", "1.0", "null", "data[].form", "본문 내용", "a,b", 'say "x"', "it's", "C:\\글\\", "{a}", "*$HOME"],
+)
+def test_what_is_to_be_pasted_sets_this_very_text(text):
+    said = subprocess.run(["bash", "-c", f"printf %s {to_paste('name', text)}"], capture_output=True, text=True)
+    override = OverridesParser.create().parse_overrides([said.stdout])[0]
+    assert override.key_or_group == "name"
+    value = override.value()
+    assert (value.text if isinstance(value, QuotedString) else value) == text
+
+
+def test_a_path_and_a_name_in_hangul_are_typed_as_they_are_and_swept(tmp_path):
+    for name in ("글.txt", "책.txt"):
+        (tmp_path / name).write_text("\n\n".join(f"{name} {n}" for n in range(40)), encoding="utf-8")
+    small = ["stage=tokenizer", "tokenizer.vocab_size=2700", "data=text", "data.held_out_share=0.5"]
+    ended = train("-m", *small, "data.path=글.txt,책.txt", "name=실험-${hydra:job.num}", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    records = [path.read_text(encoding="utf-8") for path in tmp_path.glob("outputs/*/*/run.json")]
+    names = sorted(json.loads(record)["name"] for record in records)
+    assert names == ["실험-0", "실험-1"]
 
 
 def test_completion_of_a_group_answers_with_its_choices(tmp_path):

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
-from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, with_number
+from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, is_agents, say_error, tracebacks_wanted
 from llm.sweep.space import Dimension
 
@@ -61,7 +61,7 @@ class CheckedSweeper(Sweeper):
             )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
-        recorded = parser.parse_overrides([f"{key}={value}" for key, value in self._params.items()])
+        recorded = parser.parse_overrides([readable(f"{key}={value}") for key, value in self._params.items()])
         overrides = [*without(recorded, given), *given]
         self.settings.check()
         require_each_once(overrides)

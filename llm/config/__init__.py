@@ -11,6 +11,7 @@ from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
+from llm.config.overrides import readable, to_paste
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import (
     STAGES,
@@ -105,6 +106,8 @@ __all__ = [
     "job_errors",
     "job_overrides",
     "ladder_overrides",
+    "readable",
     "run_hydra",
+    "to_paste",
     "with_number",
 ]

@@ -1,6 +1,7 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
+from llm.config.overrides import readable
 from llm.config.parts import with_parts
 from llm.config.stages import STAGES
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
@@ -71,12 +73,13 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: they cannot be composed.
     """
+    typed = list(map(readable, overrides))
     try:
         if GlobalHydra.instance().is_initialized():  # at the end of a sweep
-            config = compose("config", overrides=list(overrides))
+            config = compose("config", overrides=typed)
         else:
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                config = compose("config", overrides=list(overrides))
+                config = compose("config", overrides=typed)
         config.name = None  # it may hold ${hydra:job.num}
         return dict(OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]  # a dict
     except (HydraException, OmegaConfBaseException) as error:
@@ -89,6 +92,7 @@ def run_hydra(main: Callable[[], Any]) -> None:
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
     have_hydra_raise()
+    sys.argv[1:] = map(readable, sys.argv[1:])
     with one_line_errors():
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as train.py has it while it imports
             signal.signal(signal.SIGINT, signal.default_int_handler)

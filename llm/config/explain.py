@@ -1,6 +1,7 @@
 """What Hydra, OmegaConf or YAML raised while composing -> one line in the keys that the user typed."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from llm.config import data, stages
+from llm.config.overrides import to_paste
 from llm.config.stages import STAGES, StageConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -22,7 +24,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _explain_missing_choice(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}. Write key=value, and quote what your shell would change."
+        return _explain_unreadable(str(error.override))
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem or 'this is no YAML'}."
     message = str(error)
@@ -62,14 +64,15 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
             return explain_unknown_key(unknown[1], config, key[: -len(unknown[1])])
         return f"unknown key {key}."
     if addition := re.search(r"^To append to your config use (\+(\S+?)=.*)$", message, re.MULTILINE):
-        return f"{addition[2]} is not there yet. Add it with {addition[1]}"
+        return f"{addition[2]} is not there yet. Add it with {shlex.quote(addition[1])}"
     if group := re.search(r"Could not override '([^']+)'\. No match", message):
         name = group[1].partition("@")[0]
         groups = [f.name for stage in STAGES.values() for f in fields(stage)]
         return f"{name} is not a group of this stage. {_belongs(name) or _suggest(name, dict.fromkeys(groups))}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'$", message, re.MULTILINE):
         name, value = ambiguous.groups()
-        return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {name}='\"{value}\"'."
+        text = to_paste(name, re.sub("[\"']", "", value))
+        return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {text}."
     if twice := re.match(r"(\S+) appears more than once in the final defaults list", reason):
         return f"{twice[1]} is chosen twice. Write {twice[1]}=<choice> once, without a +."
     if "Config group override must be a string or a list" in message:
@@ -87,6 +90,16 @@ def _reason_and_key(error: BaseException) -> tuple[str, str]:
         return rest.splitlines()[0], key[1] if key else ""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     return re.sub(r"^In '[^']+': ", "", _first_line(cause)), getattr(cause, "full_key", None) or ""
+
+
+def _explain_unreadable(override: str) -> str:
+    """How to write what Hydra's grammar has no word for."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w.@/$-]+", key, re.ASCII):
+        return f"cannot read the override {override!r}. Write key=value."
+    if re.search(r"[{,]\s*[^\s,:{}]*[^\x00-\x7f][^,:{}]*:", value):
+        return f"cannot read {override!r}: a key in {{ }} must be in Latin letters. Write it in a YAML file of conf/."
+    return f"cannot read the value of {override!r}. If it is meant as one text, write {to_paste(key, value)}."
 
 
 def _explain_missing_choice(error: MissingConfigException) -> str:
