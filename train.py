@@ -21,20 +21,18 @@ def main(cfg: DictConfig) -> float | None:
 
             show([config])
             return None
-        if "trainer" in cfg:
-            from llm.run.devices import require_devices
-            from llm.run.launch import launch_ranks, needs_launch
-
-            require_devices(config.trainer)
-            if needs_launch(config.trainer.devices):
-                launch_ranks(job_overrides(), devices=config.trainer.devices)
         from llm.logger import show_trial
-        from llm.run import stop_on_signal
-        from llm.run.launch import leaving_group
+        from llm.run import require_devices, stop_on_signal
+        from llm.run.launch import leaving_group, make_by_ranks, needs_launch
 
+        if "trainer" in cfg:
+            require_devices(config.trainer)
         with stop_on_signal(), leaving_group():
-            stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
-            made = stage.run(config)
+            if "trainer" in cfg and needs_launch(config.trainer.devices):
+                made = make_by_ranks(job_overrides(), devices=config.trainer.devices)
+            else:
+                stage = import_module(f"llm.stage.{config.stage}")  # a module of llm.stage, nothing else
+                made = stage.run(config)
             show_trial(config, made)
             objective: float | None = made.objective
     return objective

@@ -98,7 +98,9 @@ def run_on_ranks(cases: list[Case], folder: Path, *, devices: int = 2) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "TRAIN", script)
         patch.setenv("OMP_NUM_THREADS", "1")
-        launch.launch_ranks([], devices=devices)
+        told = folder / "told"
+        told.mkdir(exist_ok=True)
+        launch.launch_ranks([], devices=devices, folder=told)
 
 
 def main(listed: str, devices: int) -> None:

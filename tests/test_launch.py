@@ -27,6 +27,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Have `body` run in place of train.py, in each rank."""
 
     def set_up(body: str) -> Path:
+        (tmp_path / "told").mkdir()
         script = tmp_path / "train.py"
         script.write_text(SCRIPT.format(folder=str(tmp_path), body=body), encoding="utf-8")
         monkeypatch.setattr(launch, "TRAIN", script)
@@ -56,7 +57,7 @@ def wait_for(condition) -> None:
 
 def test_each_rank_gets_the_job_and_its_place(ranks):
     folder = ranks("")
-    launch.launch_ranks(["name=가"], devices=3)
+    launch.launch_ranks(["name=가"], devices=3, folder=folder / "told")
     said = [path.read_text().split() for path in sorted(folder.glob("rank-*"))]
     assert [words[1:3] for words in said] == [["['name=가',", "'hydra.mode=RUN']"]] * 3
     assert [words[3:6] for words in said] == [[str(rank), "3", "127.0.0.1"] for rank in range(3)]
@@ -68,7 +69,7 @@ def test_the_exit_code_of_the_first_that_fails_gets_through(ranks, monkeypatch, 
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     folder = ranks(f"sys.exit({code}) if rank == 1 else time.sleep(60)")
     with pytest.raises(LaunchError, match=f"rank 1 ended first, with exit code {code}; it says why above") as caught:
-        launch.launch_ranks([], devices=2)
+        launch.launch_ranks([], devices=2, folder=folder / "told")
     assert caught.value.exit_code == code
     assert not any(map(is_alive, pids(folder)))  # the other one waited for a rank that is gone
 
@@ -76,15 +77,15 @@ def test_the_exit_code_of_the_first_that_fails_gets_through(ranks, monkeypatch, 
 def test_the_others_are_given_time_to_end(ranks):
     folder = ranks('sys.exit(75) if rank == 1 else time.sleep(1); (folder / "saved").touch()')
     with pytest.raises(StoppedError, match=r"rank 1 was stopped. Start the same command again to go on"):
-        launch.launch_ranks([], devices=2)
+        launch.launch_ranks([], devices=2, folder=folder / "told")
     assert (folder / "saved").exists()
 
 
 def test_a_rank_that_is_killed_is_named(ranks, monkeypatch):
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
-    ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)")
+    folder = ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)")
     with pytest.raises(LaunchError, match="rank 0 was killed by SIGKILL, perhaps for want of memory") as caught:
-        launch.launch_ranks([], devices=2)
+        launch.launch_ranks([], devices=2, folder=folder / "told")
     assert caught.value.exit_code == 1
 
 
@@ -96,11 +97,11 @@ with open(folder / f"started-{rank}", "a") as file:
 again = folder / "again"
 if rank == 1 and not again.exists():
     again.touch()
-    Path(os.environ["TTUKTTAK_ANOTHER_LAUNCH"]).touch()
+    Path(os.environ["TTUKTTAK_LAUNCH"], "again").touch()
     sys.exit(75)
 """
     )
-    launch.launch_ranks([], devices=2)
+    launch.launch_ranks([], devices=2, folder=folder / "told")
     assert [(folder / f"started-{rank}").read_text() for rank in range(2)] == ["once once "] * 2
 
 
@@ -111,7 +112,7 @@ from llm.errors import one_line_errors
 from llm.run import launch
 launch.TRAIN = Path(sys.argv[1])
 with one_line_errors():
-    launch.launch_ranks([], devices=2)
+    launch.launch_ranks([], devices=2, folder=Path(sys.argv[1]).with_name("told"))
 """
 
 

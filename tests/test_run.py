@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from llm.run import (
     clear_temporaries,
     differences,
     digest_of,
+    earlier,
     find,
     history,
     launch_id,
@@ -179,7 +181,9 @@ def test_reuse_never_makes_it_again_and_touches_nothing_else(tmp_path):
     before = {path: path.read_bytes() for path in sibling.path.iterdir()}
     seen = []
     make(plan(tmp_path, reuse=Reuse.never), lambda run: seen.append(sorted(run.path.iterdir())) or OUTCOME)
-    assert {path.name for path in seen[0]} - {".lock", ".owner.json"} == {"config.yaml", "run.json", "log.txt"}
+    there = {"config.yaml", "run.json", "log.txt"}
+    assert {path.name for path in seen[0]} - {".lock", ".owner.json", ".earlier"} == there
+    assert {path.name for path in run.path.iterdir()} - {".lock"} == there
     assert {path: path.read_bytes() for path in sibling.path.iterdir()} == before
     assert (outside / "kept.txt").read_text() == "kept"
 
@@ -189,6 +193,137 @@ def test_reuse_never_holds_where_one_would_wait_too(tmp_path):
     again = []
     make(plan(tmp_path, reuse=Reuse.never), lambda run: again.append(1) or OUTCOME, wait=True)
     assert again == [1]
+
+
+def content(folder):
+    """Every file of a run but its lock, with its bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (".lock", ".owner.json"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def finished_before(outputs):
+    """A finished run with files and a folder, and its content."""
+    run = make(plan(outputs), succeed)
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / "old.txt").write_text("old")
+    (run.path / "model.txt").write_text("old")
+    return run, content(run.path)
+
+
+def with_checkpoint(error):
+    def work(run):
+        (run.path / "checkpoints" / "step-00000001").mkdir(parents=True)
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), DataError("no text"), StoppedError("by SIGINT")], ids=repr)
+def test_what_reuse_never_was_to_replace_is_given_back_where_nothing_came_of_it(error, tmp_path, lines):
+    run, before = finished_before(tmp_path)
+    with pytest.raises(type(error)):
+        make(plan(tmp_path, reuse=Reuse.never), failing(error))
+    assert content(run.path) == before
+    assert lines[-1] == f"what was to take the place of {run.path} came to nothing; it is again as it was"
+    assert make(plan(tmp_path), never) == run
+
+
+def test_reuse_never_that_came_to_a_checkpoint_is_gone_on_with_and_not_what_was_there(tmp_path):
+    run, _ = finished_before(tmp_path)
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path, reuse=Reuse.never), with_checkpoint(RuntimeError("broken")))
+    assert load(run.path).state == "failed" and "model.txt" not in content(run.path)
+    seen = []
+    make(plan(tmp_path), lambda run: seen.append((run.path / "checkpoints" / "step-00000001").exists()) or OUTCOME)
+    assert seen == [True] and ".earlier" not in {path.name for path in run.path.iterdir()}
+
+
+STARTS = {  # who starts a command again -> what its first start and a later one know of that
+    "slurm": ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
+    "ranks": ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "1"}),
+    "ranks on slurm": (
+        {"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "a"},
+        {"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "b", "SLURM_RESTART_COUNT": "1"},
+    ),
+    "sweep": ({"TTUKTTAK_COMMAND": "s/0 then"}, {"TTUKTTAK_COMMAND": "s/0 then"}),
+}
+
+
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_reuse_never_acts_once_however_often_its_command_is_started(starts, tmp_path, monkeypatch):
+    first, later = starts
+    run, _ = finished_before(tmp_path)
+    again = plan(tmp_path, reuse=Reuse.never)
+    for variables, work in ((first, failing(StoppedError("by SIGTERM"))), (later, failing(StoppedError("once more")))):
+        with monkeypatch.context() as patch, pytest.raises(StoppedError):
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            make(again, work)
+        assert (run.path / "half.txt").exists() and not (run.path / "model.txt").exists()
+    with monkeypatch.context() as patch:
+        for name, value in later.items():
+            patch.setenv(name, value)
+        made = make(again, lambda run: OUTCOME if (run.path / "half.txt").exists() else never(run))
+        assert make(again, never) == made  # the last look of a process that was started again
+    assert "model.txt" not in content(run.path) and not (run.path / ".earlier").exists()
+    seen = []
+    make(again, lambda run: seen.append((run.path / "half.txt").exists()) or OUTCOME)  # typed again
+    assert seen == [False]
+
+
+def test_a_start_of_slurm_that_never_came_to_the_run_does_not_use_reuse_never_up(tmp_path, monkeypatch):
+    finished_before(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    seen = []
+    make(plan(tmp_path, reuse=Reuse.never), lambda run: seen.append(1) or OUTCOME)
+    assert seen == [1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(number, patch):
+    """Have the process end before the so-many-th change that is made to what lies in a run's folder."""
+    left = [number]
+
+    def ending(call):
+        def counted(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return counted
+
+    for owner, name in ((Path, "rename"), (Path, "unlink"), (earlier, "remove")):
+        patch.setattr(owner, name, ending(getattr(owner, name)))
+
+
+def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_path, monkeypatch):
+    run, before = finished_before(tmp_path)
+    ended, number = False, 0
+    while not ended:
+        with monkeypatch.context() as patch:
+            killed_at(number, patch)
+            try:
+                earlier.set_aside(run.path)
+                ended = True
+            except Killed:
+                number += 1
+        (run.path / "checkpoints").mkdir(exist_ok=True)  # what a new one had begun
+        if ended:
+            (run.path / "run.json").write_text(before["run.json"].decode().replace('"done"', '"running"'))
+            (run.path / "checkpoints" / "new.txt").write_text("new")
+        for moment in range(12):
+            with monkeypatch.context() as patch:
+                killed_at(moment, patch)
+                with suppress(Killed):
+                    earlier.settle_earlier(run.path)
+        earlier.settle_earlier(run.path)
+        assert content(run.path) == before, number
+    assert number == 1 + len(before)  # a look for what an earlier one left, and a rename each
 
 
 def test_reuse_require_refuses_to_make_and_writes_nothing(tmp_path):

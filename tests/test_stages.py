@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +36,7 @@ from llm.data import (
 )
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
-from llm.run import Run, digest_of, log, read_metrics, sha256_of, start_logging
+from llm.run import Run, check_files, digest_of, load, log, read_metrics, sha256_of, start_logging
 from tests.korean import documents
 
 TINY = [
@@ -270,6 +273,26 @@ def test_the_same_seed_gives_the_same_model_and_another_one_another(
     assert again.results["val/loss"] == made[2].results["val/loss"]
     other = pretrain(outputs, made[1], "name=base", "seed=1")
     assert other.digest != made[2].digest
+
+
+def test_reuse_never_on_two_devices_trains_once_and_what_it_made_is_kept(
+    outputs: Path, made: tuple[Path, Path, Run]
+) -> None:
+    words = ["data=text", f"data.path={made[1]}", f"outputs={outputs}", "name=base", *TINY]
+    again = subprocess.run(
+        [sys.executable, "train.py", *words, "trainer.accelerator=cpu", "trainer.devices=2", "reuse=never"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("pretrain starts in") == again.stderr.count("pretrain done in") == 1, again.stderr
+    assert "reuse=never" not in again.stderr, again.stderr
+    kept = load(runs(outputs, "pretrain")[0])
+    assert kept.is_done and kept.record["pid"] != made[2].record["pid"]
+    assert kept.results["val/loss"] == pytest.approx(made[2].results["val/loss"], rel=1e-5)
+    check_files(kept)
 
 
 @pytest.mark.parametrize("place", ["in training", "after training"])

@@ -10,6 +10,7 @@ from llm.run.announcing import SweepJob, sweep_job
 from llm.run.bases import Base, base_behind, check_base, find_base, positions_of, weights_of
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
+from llm.run.earlier import forget_earlier
 from llm.run.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
@@ -80,6 +81,7 @@ __all__ = [
     "find_model_run",
     "find_runs",
     "folder_of",
+    "forget_earlier",
     "has_whole_model",
     "history",
     "is_foreign",

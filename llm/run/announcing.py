@@ -1,4 +1,7 @@
-"""What a job and the sweep that started it tell each other, by files in the folder that TTUKTTAK_JOB names."""
+"""What a job and the sweep that started it tell each other, by files in the folder that TTUKTTAK_JOB names.
+
+And what the processes of launch_ranks tell the one that started them.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.run.environment import process_rank
+from llm.run.environment import LAUNCH_FOLDER, MADE, process_rank
 from llm.run.files import write_json, write_text
 
 JOB_FOLDER, ANNOUNCED, VARYING = "TTUKTTAK_JOB", "run", "varying.json"
@@ -21,9 +24,13 @@ class SweepJob:
 
 
 def announce(stage: str, folder: Path) -> None:
-    """Tell the sweep which run this process is at; outside of a sweep nothing."""
-    if (job := os.environ.get(JOB_FOLDER)) and process_rank() == 0:
+    """Tell who started this process which run it is at: a sweep, launch_ranks, both or neither."""
+    if process_rank() > 0:
+        return
+    if job := os.environ.get(JOB_FOLDER):
         write_text(Path(job) / ANNOUNCED, f"{stage}\n{folder}\n")
+    if launch := os.environ.get(LAUNCH_FOLDER):
+        write_text(Path(launch) / MADE, str(folder))
 
 
 def tell_job(folder: Path, varying: Sequence[str]) -> None:

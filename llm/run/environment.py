@@ -12,7 +12,9 @@ SECRET_NAME = re.compile(
     r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
 )
 
-ANOTHER_LAUNCH = "TTUKTTAK_ANOTHER_LAUNCH"  # a file that a process of a launch makes to ask for one
+LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
+ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
+COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
 
 # Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
 _KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
@@ -53,6 +55,18 @@ def launch_id() -> str | None:
     return None
 
 
+def command_id() -> str | None:
+    """What all the starts of one command share: a sweep's of a job, Slurm's of one that it requeues, a launcher's."""
+    of_slurm = f"slurm {os.environ['SLURM_JOB_ID']}" if is_on_slurm() else None
+    return os.environ.get(COMMAND) or of_slurm or os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def may_go_on() -> bool:
+    """Whether there may have been a start of this command before this one."""
+    restarts = (os.environ.get(name) or "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return COMMAND in os.environ or any(int(times) for times in restarts)
+
+
 def is_on_slurm() -> bool:
     """Whether Slurm manages this process: its SIGTERM comes again and again, and a SIGKILL when its patience ends."""
     return "SLURM_JOB_ID" in os.environ
@@ -68,8 +82,8 @@ def _is_one_of_srun() -> bool:
 
 def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
-    if path := os.environ.get(ANOTHER_LAUNCH):
-        Path(path).touch()
+    if folder := os.environ.get(LAUNCH_FOLDER):
+        (Path(folder) / ANOTHER_LAUNCH).touch()
 
 
 def secrets() -> list[str]:

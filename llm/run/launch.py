@@ -15,13 +15,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from llm.errors import LaunchError, StoppedError, tracebacks_wanted
 from llm.run.console import log, start_logging
-from llm.run.environment import ANOTHER_LAUNCH, is_launched
+from llm.run.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched
+from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -31,21 +33,31 @@ LOOK_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def launch_ranks(overrides: list[str], *, devices: int) -> None:
+def make_by_ranks(overrides: list[str], *, devices: int) -> Run:
+    """The finished run that `devices` processes of train.py make of the overrides of one job; see launch_ranks."""
+    with TemporaryDirectory(prefix="ttukttak-") as folder:
+        launch_ranks(overrides, devices=devices, folder=Path(folder))
+        return load(Path((Path(folder) / MADE).read_text(encoding="utf-8")))
+
+
+def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
     """Run train.py with the overrides of one job as `devices` processes, and wait for them.
 
-    A signal to this process is passed on to each of them; none of them outlives it.
+    A signal to this process is passed on to each of them; none of them outlives it. `folder` is empty: there they leave
+    what they tell this process.
 
     Raises:
         StoppedError: they were stopped, and can go on.
         LaunchError: one failed, and said why on the terminal; the exit code is that of the first.
     """
-    with TemporaryDirectory() as folder:
-        asked = Path(folder) / "again"
-        while not _launch_once(overrides, devices=devices, asked=asked):
-            asked.unlink()
-            start_logging()
-            log.info("starting the %d processes again", devices)
+    shared = _shared_environment(devices) | {LAUNCH_FOLDER: str(folder)}
+    for times in count():
+        again = {"TORCHELASTIC_RESTART_COUNT": str(times), "MASTER_PORT": str(_free_port())}
+        if _launch_once(overrides, shared | again, devices=devices):
+            return
+        (folder / ANOTHER_LAUNCH).unlink()
+        start_logging()
+        log.info("starting the %d processes again", devices)
 
 
 @contextmanager
@@ -63,10 +75,9 @@ def leaving_group() -> Iterator[None]:
             group.destroy_process_group()
 
 
-def _launch_once(overrides: list[str], *, devices: int, asked: Path) -> bool:
+def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) -> bool:
     """Whether they are done; if not, one of them asked to be started again with all the others."""
     command = [sys.executable, str(TRAIN), *overrides, "hydra.mode=RUN"]
-    shared = _shared_environment(devices) | {ANOTHER_LAUNCH: str(asked)}
     signals: list[str] = []
 
     def pass_on(name: str) -> None:
@@ -89,7 +100,7 @@ def _launch_once(overrides: list[str], *, devices: int, asked: Path) -> bool:
         for rank in ranks:
             rank.kill()  # does nothing to one that has ended
             rank.wait()
-    if asked.exists() and not signals:
+    if (Path(shared[LAUNCH_FOLDER]) / ANOTHER_LAUNCH).exists() and not signals:
         return False
     if first_failed is not None:
         _raise_for(first_failed, ranks[first_failed].returncode)
@@ -111,7 +122,6 @@ def _shared_environment(devices: int) -> dict[str, str]:
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
         "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(_free_port()),
         "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
     }
 

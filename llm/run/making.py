@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from llm.config import Reuse
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
-from llm.run.environment import launch_id, process_rank, without_secrets
-from llm.run.files import clear_temporaries, remove, write_json, write_text
+from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
+from llm.run.environment import command_id, launch_id, may_go_on, process_rank, without_secrets
+from llm.run.files import clear_temporaries, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.manifest import list_files
-from llm.run.owner import LOCK, OWNER, WAIT_SECONDS, forget_dead_owner, owned
+from llm.run.owner import WAIT_SECONDS, forget_dead_owner, owned
 from llm.run.record import commit, now, provenance, redacted
 from llm.run.runs import Run, candidates, read_record
 
@@ -62,6 +63,8 @@ def make(
     """
     start_logging()
     folder = _folder_of(plan)
+    if plan.config.reuse is Reuse.never and _is_of_this_command(folder):
+        plan = replace(plan, config=replace(plan.config, reuse=Reuse.auto))  # it was begun anew, and goes on
     if plan.config.dry_run:
         if plan.config.reuse is not Reuse.never and (finished := _finished(folder)):
             return finished
@@ -87,16 +90,19 @@ def _find_or_make(
     if plan.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
     with owned(folder, wait=wait) as has_waited:
+        if (folder / EARLIER).exists() and not _is_of_this_command(folder):
+            settle_earlier(folder)
         if has_waited and (finished := _finished(folder)):
             return finished
         if finished := _reusable(plan, folder):  # by a process that was faster
             return finished
         if plan.config.reuse is Reuse.never:
-            _clear(folder)
+            set_aside(folder)
         clear_temporaries(folder)
-        if prepare:
-            prepare(folder)
-        return _carry_out(plan, folder, work)
+        with taking_its_place(folder):
+            if prepare:
+                prepare(folder)
+            return _carry_out(plan, folder, work)
 
 
 def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
@@ -132,6 +138,7 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         "status": "running",
         **provenance(),
         "first_started_at": earlier.get("first_started_at", now()),
+        "command_id": command_id(),
         "launch": launch_id(),
         "identity": plan.identity,
         "folders": plan.folders,
@@ -189,10 +196,9 @@ def _finished(folder: Path) -> Run | None:
     return Run(folder, record) if record and record["status"] == "done" else None
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name not in (LOCK, OWNER):
-            remove(path)
+def _is_of_this_command(folder: Path) -> bool:
+    """Whether an earlier start of the very command that runs here has begun the run in a folder."""
+    return may_go_on() and (read_record(folder) or {}).get("command_id") == command_id()
 
 
 def _say_reused(run: Run, plan: Plan) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import DamagedError
+from llm.run.earlier import EARLIER
 from llm.run.files import sha256_of
 from llm.run.owner import LOCK, OWNER
 from llm.run.runs import Run
 
-LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER)
+LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER)
 WITH_OWN_MANIFESTS = "checkpoints"
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from llm.config import StageConfig
 from llm.errors import ConfigError, DamagedError
-from llm.run.announcing import ANNOUNCED, tell_job
-from llm.run.environment import without_secrets
+from llm.run.announcing import ANNOUNCED, JOB_FOLDER, tell_job
+from llm.run.environment import COMMAND, without_secrets
 from llm.run.files import TEMPORARY, digest_of, write_json
 from llm.run.owner import is_owned, owned
 from llm.run.record import now
@@ -115,6 +115,11 @@ class Job:
         (self.folder / ANNOUNCED).unlink(missing_ok=True)
         tell_job(self.folder, list(map(without_secrets, self.varying)))
         self.write(record)
+
+    def environment(self, record: JobRecord) -> dict[str, str]:
+        """What its processes are to know of it; COMMAND is the same at each attempt, and in no other sweep."""
+        first = f" {record.attempts[0].started_at}" if record.attempts else ""
+        return {JOB_FOLDER: str(self.folder), COMMAND: f"{self.folder.parents[1].name}/{self.number}{first}"}
 
     def keep_found(self, run: Run) -> None:
         """Keep that the job's run is done, though no driver saw its end."""

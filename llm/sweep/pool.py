@@ -81,7 +81,8 @@ class Pool:
             job.begin(record)
             console = job.folder / "console.log"
             size = console.stat().st_size if console.exists() else 0
-            process = JobProcess(job.overrides, folder=job.folder, environment=share.environment)
+            environment = share.environment | job.environment(record)
+            process = JobProcess(job.overrides, folder=job.folder, environment=environment)
             self.running[job.number] = Running(job, record, process, share, claim, size)
             undo.pop_all()
         return True

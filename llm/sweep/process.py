@@ -18,7 +18,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from llm.run.announcing import JOB_FOLDER
 from llm.run.launch import PR_SET_PDEATHSIG, TRAIN
 
 PRELOADED = {
@@ -60,7 +59,7 @@ class JobProcess:
                 str(TRAIN),
                 overrides,
                 str(folder / "console.log"),
-                dict(os.environ) | environment | {JOB_FOLDER: str(folder)},
+                dict(os.environ) | environment,
                 multiprocessing.get_start_method(),
             ),
         )

@@ -20,7 +20,6 @@ from types import FrameType
 from llm.config import RetryConfig
 from llm.errors import StoppedError
 from llm.run import log, start_logging
-from llm.run.announcing import JOB_FOLDER
 from llm.run.launch import LOOPBACK, TRAIN
 from llm.run.owner import owned
 from llm.sweep.ending import Ending, close, ending, may_retry
@@ -99,8 +98,9 @@ class SlurmJob:
 
     def _environment(self) -> dict[str, str]:
         host = LOOPBACK if self.nodes == 1 else node_address(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
-        return os.environ | {
-            JOB_FOLDER: str(self.job.folder),
+        return {
+            **os.environ,
+            **self.job.environment(self.job.read()),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(_free_port()),
             "OMP_NUM_THREADS": str(self.cpus_per_task),

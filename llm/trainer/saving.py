@@ -9,6 +9,7 @@ import torch
 
 from llm.config import TrainerConfig
 from llm.errors import DamagedError, StoppedError
+from llm.run import forget_earlier
 from llm.trainer.checkpoint import find_fault, folder_of, keep
 from llm.trainer.meter import Meter, ends_step, is_due
 from llm.trainer.module import NextTokenModule
@@ -94,5 +95,6 @@ class Saving(pl.Callback):
             return
         if fault := find_fault(path):
             raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
+        forget_earlier(self._checkpoints.parent)
         best = self._validation.best_step if self._config.keep_best else None
         keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=(best, self._kept_step))
