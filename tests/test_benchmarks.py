@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from llm.config import Packing, Precision, from_hydra
 from tests.korean import documents
+from tests.rounding import rounding
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = re.findall(r"^python .*$", (ROOT / "docs" / "shards.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -205,7 +206,7 @@ def test_in_fp32_ours_comes_to_the_loss_of_the_trainer(
             r"^(HF Trainer, default|ours, default|ours, fp32|HF Trainer, bf16) +(.*)$", said, re.M
         )
     }
-    assert losses["ours, fp32"] == pytest.approx(losses["HF Trainer, default"], rel=1e-6)
+    assert losses["ours, fp32"] == pytest.approx(losses["HF Trainer, default"], rel=rounding(600))
     assert losses["HF Trainer, bf16"] == pytest.approx(losses["HF Trainer, default"], rel=1e-2)
     assert losses["HF Trainer, bf16"] != losses["HF Trainer, default"]
     first, second = losses["HF Trainer, default"]

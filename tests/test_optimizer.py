@@ -17,6 +17,7 @@ from llm.optimizer import extension_step, schedule
 from llm.run import log
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders
+from tests.rounding import rounding
 
 
 def model_of(architecture: Architecture) -> torch.nn.Module:
@@ -145,7 +146,8 @@ def test_a_step_is_the_step_of_adamw_worked_by_hand() -> None:
         moments = [0.5 * moments[0] + 0.5 * gradient, 0.75 * moments[1] + 0.25 * gradient**2]
         change = 0.5 * (moments[0] / (1 - 0.5**step)) / ((moments[1] / (1 - 0.75**step)) ** 0.5 + 1e-8)
         expected = [expected[0] * (1 - 0.5 * 0.1) - change, expected[1] - change]
-        assert [weight.item(), bias.item()] == pytest.approx(expected, rel=1e-6)
+        # two steps, of about ten operations each
+        assert [weight.item(), bias.item()] == pytest.approx(expected, rel=rounding(2 * 10))
 
 
 # Muon

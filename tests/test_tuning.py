@@ -30,6 +30,7 @@ from llm.run import Run, log, positions_of, read_metrics, start_logging, weights
 from llm.tokenize import find_tokenizers
 from llm.tokenizer import special
 from llm.verify import with_parents
+from tests.rounding import rounding
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 
 
@@ -142,7 +143,7 @@ def test_a_fully_tuned_run_is_evaluated_with_its_own_weights(outputs: Path) -> N
         "evaluate", f"outputs={outputs}", f"run={tuned.path}", "evaluation.num_items=0", "evaluation.num_prompts=0",
         "evaluation.max_new_tokens=8", "logger=local",
     )  # fmt: skip
-    assert evaluated.results["answers/loss"] == pytest.approx(tuned.results["val/loss"], rel=1e-5)
+    assert evaluated.results["answers/loss"] == pytest.approx(tuned.results["val/loss"], rel=rounding(600))
 
 
 # Bases that were not made here
@@ -215,7 +216,9 @@ def test_a_folder_whose_head_scales_its_logits_is_tuned_by_its_own_loss(
     plain = tune(outputs, f"base={foreign}", "lora.target_modules=[q_proj]", "seed=5")
     monkeypatch.setattr("llm.model.loss.CHUNK_LOGITS", 3 * vocab_size)
     chunked = tune(outputs, f"base={foreign}", "lora.target_modules=[q_proj]", "seed=5", "reuse=never")
-    assert chunked.results["val/loss_before"] == pytest.approx(plain.results["val/loss_before"], rel=1e-6)
+    assert chunked.results["val/loss_before"] == pytest.approx(
+        plain.results["val/loss_before"], rel=rounding(vocab_size)
+    )
 
 
 def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: Path, foreign: Path) -> None:

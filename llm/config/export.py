@@ -1,5 +1,6 @@
 """The schema of stage=export: which form a model leaves in, and how far it may be from the run that it is of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -20,11 +21,6 @@ class GgufType(Enum):
     q8_0 = "q8_0"  # 8 bits a weight and a scale for every 32
 
 
-# Of a logit, of what was exported against the run. fp32: the order of sums. The others round each weight, to 11 and to
-# 8 bits. Models of a million parameters gave 6e-6, 0.005 and 0.02 to 0.04: ten times that, for larger ones.
-BOUNDS = {WeightType.fp32: 1e-4, WeightType.fp16: 0.05, WeightType.bf16: 0.5}
-
-
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
     """A model or an adapter in Hugging Face format, and a file for llama.cpp if it is asked for."""
@@ -33,7 +29,7 @@ class ExportConfig:
     dtype: WeightType = WeightType.fp32  # of the weights
     gguf: GgufType | None = None  # weights of a file for llama.cpp beside; None: no such file
     base_model: str | None = None  # that an adapter's config names, such as a hub id; None: the base run's folder
-    max_logit_difference: float | None = field(default=None, metadata=HOW)  # more is refused; None: by dtype
+    max_logit_difference: float | None = field(default=None, metadata=HOW)  # None: what rounding explains
 
     def __post_init__(self) -> None:
         if self.max_logit_difference is not None and not 0 <= self.max_logit_difference < float("inf"):
@@ -51,12 +47,13 @@ class ExportConfig:
                 "Leave one of them out."
             )
 
-    @property
-    def bound(self) -> float:
-        """The most by which a logit may differ."""
-        return BOUNDS[self.dtype] if self.max_logit_difference is None else self.max_logit_difference
+    def judged(self, proof: Mapping[str, float]) -> tuple[float, float]:
+        """(the difference of logits that counts, the most that it may be), of what an export's proof measured.
 
-    @property
-    def merge_bound(self) -> float:
-        """The most by which the merge itself may change a logit, in fp32, before weights are rounded."""
-        return max(BOUNDS[WeightType.fp32], self.max_logit_difference or 0)
+        In fp32 the largest counts, for nothing is rounded. In fp16 and bf16 that of the median position: rounding may
+        send a token of a mixture of experts to another expert, which moves some positions far.
+        """
+        if self.max_logit_difference is not None:
+            return proof["max_logit_difference"], self.max_logit_difference
+        most = self.dtype is WeightType.fp32
+        return proof["max_logit_difference" if most else "median_logit_difference"], proof["rounding"]

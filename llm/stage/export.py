@@ -28,7 +28,7 @@ from llm.run import (
 if TYPE_CHECKING:
     from llm.export import Trial
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_PROMPTS = 8
 FILE_FOR_LLAMA_CPP = "model.gguf"
 
@@ -75,11 +75,11 @@ def _require_gguf(config: ExportStage, weights: Weights) -> "tokenizer.LlamaCppF
 
 
 def _require_bound(config: ExportStage, made: Run) -> None:
-    found = made.results["max_logit_difference"]
-    if not found <= config.export.bound:
+    found, allowed = config.export.judged(made.results)
+    if not found <= allowed:
         raise UnequalError(
-            f"{made.path} was exported with logits that are {found:.3g} apart, and export.max_logit_difference="
-            f"{config.export.bound:g} is asked for. Set export.dtype=fp32, or allow more."
+            f"{made.path} was exported with logits that are {found:.3g} apart, and {allowed:.3g} is allowed. Set "
+            "export.dtype=fp32, or allow more by export.max_logit_difference."
         )
 
 
