@@ -93,7 +93,7 @@ def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
 def _books() -> Made:
     label = {"paragraphs": [{"sentences": [{"id": 1, "text": S[0]}, {"text": S[1]}]}, {"sentences": [{"text": S[2]}]}]}
     files = {"1/책_TEXT_1.json": b"\xef\xbb\xbf" + dumped(label), "1/책_INFO.json": dumped({"title": "책"})}
-    return {"TL_100.zip": zip_bytes(files, cp949=True)}, ["\n".join(S[:3])]
+    return {f"TL_100.zip/{name}": data for name, data in files.items()}, ["\n".join(S[:3])]
 
 
 def _books_tsv() -> Made:
@@ -208,10 +208,76 @@ SETS: dict[str, Callable[[], Made]] = {
 }
 
 
-def write_set(name: str, folder: Path) -> list[str]:
-    """Write a set into a folder; what comes back are its texts, in order (of a conversation: its first question)."""
+def _json_as(one: Callable[[Any], bytes], many: Callable[[list[Any]], bytes]) -> Callable[[bytes], bytes]:
+    """A JSON file written anew: by `one` if it is one value, by `many` if it has one on each line."""
+
+    def write(data: bytes) -> bytes:
+        try:
+            return one(json.loads(data.decode("utf-8-sig")))
+        except json.JSONDecodeError:
+            return many([json.loads(line) for line in data.splitlines()])
+
+    return write
+
+
+def _long(value: Any) -> bytes:
+    """A value that begins with what no preset asks for, longer than any reader looks ahead."""
+    record = value[0] if isinstance(value, list) else value
+    longer = {"메모": "가" * 100_000, **record}
+    return dumped([longer, *value[1:]] if isinstance(value, list) else longer)
+
+
+def _pretty(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=2).encode()
+
+
+ON_LINES = _json_as(dumped, lambda values: lines(*values)[:-1])
+ONE_VALUE = _json_as(dumped, dumped)
+PRETTY = _json_as(_pretty, _pretty)
+LONG = _json_as(_long, lambda values: b"\n".join([_long(values[0]), *map(dumped, values[1:])]))
+BOM = b"\xef\xbb\xbf"
+VARIANTS: dict[str, Callable[[bytes], bytes]] = {  # of a file in JSON, each with the same records
+    "without a final newline": ON_LINES,
+    "with a final newline": lambda data: ON_LINES(data) + b"\n",
+    "with blank lines around": lambda data: b"\n\n" + ON_LINES(data) + b"\n\n",
+    "BOM": lambda data: BOM + ON_LINES(data) + b"\n",
+    "CRLF": lambda data: ON_LINES(data).replace(b"\n", b"\r\n") + b"\r\n",
+    "pretty-printed": PRETTY,
+    "pretty-printed, BOM, CRLF": lambda data: BOM + PRETTY(data).replace(b"\n", b"\r\n") + b"\r\n",
+    "one value on one line": ONE_VALUE,
+    "one value on one line with a final newline": lambda data: ONE_VALUE(data) + b"\n",
+    "long lines": lambda data: LONG(data) + b"\n",
+    "long lines without a final newline": LONG,
+    "UTF-16": lambda data: ON_LINES(data).decode().encode("utf-16"),
+    "CP949": lambda data: ON_LINES(data).decode().encode("cp949"),
+}
+
+
+def is_json(name: str) -> bool:
+    return name.endswith((".json", ".jsonl")) or "." not in name
+
+
+def write_set(name: str, folder: Path, vary: Callable[[bytes], bytes] | None = None, *, packed: str = "") -> list[str]:
+    """Write a set into a folder; what comes back are its texts, in order (of a conversation: its first question).
+
+    `vary`: what is done to each file in JSON; `packed`: the zip that all files go into.
+    """
     files, texts = SETS[name]()
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
+    zips: dict[str, dict[str, bytes]] = {}
+    for path, data in sorted(files.items()) if packed else files.items():
+        data = vary(data) if vary and is_json(Path(path).name) else data
+        zipped, inside, member = path.partition(".zip/")
+        if inside:
+            zips.setdefault(f"{zipped}.zip", {})[member] = data
+        elif packed:
+            zips.setdefault(packed, {})[path] = data
+        else:
+            _write(folder / path, data)
+    for path, members in zips.items():
+        _write(folder / path, zip_bytes(members, cp949=True))
     return texts
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

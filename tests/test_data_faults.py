@@ -215,6 +215,7 @@ CASES = [
     Case("long.jsonl", long_line, "long.jsonl:5: longer than 32 MiB. Part it into documents", kept=8),
     Case("long.txt", sparse(200 * MIB, b"a"), "long.txt:1: longer than 32 MiB"),
     Case("types.jsonl", GOOD + b'{"text": 3}\n{"text": ["a"]}\n[1]\n3\n', "types.jsonl:5: text is int, not text", kept=4, faults=4),
+    Case("lists.jsonl", GOOD + b'["a"]\n', r'lists.jsonl:5: not a JSON object. Each line must be an object such as .*, not \["a"\]', kept=4),
     Case("missing.jsonl", GOOD + b'{"title": "x"}\n', r'missing.jsonl:5: field "text" is missing. It has: title', kept=4),
     Case("nan.jsonl", GOOD + b'{"text": "nan"}\n{"text": NaN}\n', "nan.jsonl:5: text is nan", kept=4, faults=2),
     Case("digits.jsonl", GOOD + b'{"text": ' + b"9" * 5000 + b"}\n", "digits.jsonl:5: not JSON", kept=4),

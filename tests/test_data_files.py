@@ -110,9 +110,12 @@ TEXT_FAULTS = {
     "cut.txt": ("가".encode()[:2], r"1: not UTF-8 \(byte 0xea\)"),
     "nul.txt": ("가\0나".encode(), "1: text holds a NUL. Convert it to UTF-8"),
     "latin.jsonl": (b'{"text": "caf\xe9"}', r"1: not UTF-8 \(byte 0xe9\)"),
-    "torn.jsonl": (b'{"text": "a', r"1: not JSON. Each line must be one JSON object \(Unterminated"),
+    "torn.jsonl": (
+        b'{"text": "a',
+        r"1: not JSON. The file must be one JSON value, or have one on each line \(Unterminated",
+    ),
     "deep.jsonl": (b"[" * 100_000, "1: not JSON. .*nested too deeply"),
-    "list.jsonl": (b'["a"]', r"1: not a JSON object. Each line must be an object such as .*, not \[\"a\"\]"),
+    "number alone.jsonl": (b"3", "1: not a JSON object. A record must be an object, not 3"),
     "keys.jsonl": (
         b'{"title": 1, "body": "x"}',
         '1: field "text" is missing. It has: title, body. Set data.text_field=title',

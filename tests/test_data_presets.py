@@ -11,11 +11,17 @@ from llm.data.records import Fault
 from llm.data.sources.presets import presets
 from llm.inspect import diagnose
 from tests.korean import documents
-from tests.published import SETS, write_set
+from tests.published import SETS, VARIANTS, is_json, write_set
 
 
 def test_every_preset_has_a_set_to_be_tested_by() -> None:
     assert sorted(SETS) == sorted(presets())
+
+
+def records_of(name: str, folder: Path) -> list[str]:
+    """The reason of a fault, the text of a document, the turns of a conversation."""
+    records = open_files(replace(presets()[name], path=str(folder))).records()
+    return [r.reason if isinstance(r, Fault) else str(getattr(r, "messages", r.text)) for r in records]
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
@@ -29,6 +35,28 @@ def test_a_preset_reads_its_set(tmp_path: Path, name: str) -> None:
 def test_the_doctor_names_the_preset_of_a_set(tmp_path: Path, name: str) -> None:
     texts = write_set(name, tmp_path)
     found = diagnose(str(tmp_path))
+    assert (found.preset, found.fits, found.usable) == (name, 1.0, len(texts))
+
+
+IN_JSON = [name for name in sorted(SETS) if any(is_json(Path(path).name) for path in SETS[name]()[0])]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", IN_JSON)
+def test_how_its_json_is_written_changes_nothing_of_a_set(tmp_path: Path, name: str, variant: str) -> None:
+    texts = write_set(name, tmp_path / "plain")
+    write_set(name, tmp_path / "varied", VARIANTS[variant])
+    assert records_of(name, tmp_path / "varied") == records_of(name, tmp_path / "plain")
+    found = diagnose(str(tmp_path / "varied"))
+    assert (found.preset, found.fits, found.usable) == (name, 1.0, len(texts))
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_a_set_in_a_zip_is_the_same(tmp_path: Path, name: str) -> None:
+    texts = write_set(name, tmp_path / "plain")
+    write_set(name, tmp_path / "packed", packed="한 번 더.zip")
+    assert records_of(name, tmp_path / "packed") == records_of(name, tmp_path / "plain")
+    found = diagnose(str(tmp_path / "packed"))
     assert (found.preset, found.fits, found.usable) == (name, 1.0, len(texts))
 
 

@@ -377,6 +377,65 @@ def test_a_name_in_a_zip_is_repaired_from_what_korean_windows_wrote(tmp_path: Pa
     assert files.reading.repaired_names == korean
 
 
+# One JSON value, or one on each line
+
+G, H = b'{"text": "\xea\xb0\x80"}', b'{"text": "\xeb\x82\x98"}'  # 가 and 나
+JSON_FILES: dict[str, tuple[bytes, str | None, list[str]]] = {  # the bytes, layout.records, what is read
+    "one object": (G, None, [":1 가"]),
+    "one object whose records lie inside": (b'{"data": [' + G + b"," + H + b"]}\n", "data[]", ["[0] 가", "[1] 나"]),
+    "lines under a layout of one value": (G + b"\n" + H, "data[]", [":1 가", ":2 나"]),
+    "a list on one line": (b"[" + G + b"," + H + b"]\n", None, ["[0] 가", "[1] 나"]),
+    "a list of strings on one line": (b'["\xea\xb0\x80", "\xeb\x82\x98"]', None, ["[0] 가", "[1] 나"]),
+    "a first line that is broken": (G[:-1] + b"\n" + H + b"\n" + H, None, [":1 not JSON", ":2 나", ":3 나"]),
+    "a first line with a bad byte": (b'{"text": "\xff"}\n' + G, None, [":1 not UTF-8 (byte 0xff)", ":2 가"]),
+    "a broken line alone": (G[:-1] + b"\n", None, [":2 not JSON"]),
+    "an object on the second line of one value": (b'{"data":\n' + G + b"\n}", "data", ["[0] 가"]),
+    "commas before the items": (b"[\n" + G + b"\n," + H + b"\n]", None, ["[0] 가", "[1] 나"]),
+    "blank": (b" \n\n", None, []),
+}
+
+
+@pytest.mark.parametrize("whole", [2**25, 12], ids=["read whole", "read in pieces"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("case", JSON_FILES)
+def test_what_is_parsed_decides_whether_a_file_is_one_value_or_has_one_on_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, suffix: str, whole: int
+) -> None:
+    data, records, expected = JSON_FILES[case]
+    (tmp_path / f"a{suffix}").write_bytes(data)
+    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", whole)
+    found = open_files(config(tmp_path, layout=LayoutConfig(records=records))).records()
+    place = f"{tmp_path}/a{suffix}"
+    shown = [r.origin.removeprefix(place) + " " + getattr(r, "text", getattr(r, "reason", "")) for r in found]
+    assert shown == expected
+
+
+@pytest.mark.parametrize("others", [b"", G, G + b"\n" + H])
+def test_a_first_line_that_is_too_long_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bytes
+) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"text": "' + b"a" * 500 + b'"}\n' + others)
+    for name, value in {
+        "formats.WHOLE_JSON": 100,
+        "formats.MAX_JSON": 300,
+        "formats.MAX_LINE": 100,
+        "lines.MAX_LINE": 100,
+    }.items():
+        monkeypatch.setattr(f"llm.data.sources.{name}", value)
+    first, *kept = open_files(config(tmp_path)).records()
+    assert isinstance(first, Fault) and first.reason == "longer than 0 MiB"
+    assert ("Part it into documents" if others else "Say where its records are") in first.fix
+    assert [record.text for record in kept if isinstance(record, Document)] == ["가", "나"][: len(others.splitlines())]
+
+
+def test_one_value_in_a_stream_with_a_wrong_checksum_is_kept_and_the_damage_said(tmp_path: Path) -> None:
+    packed = gzip.compress(G + b"\n")
+    (tmp_path / "a.json.gz").write_bytes(packed[:-8] + b"\x00\x01\x02\x03" + packed[-4:])
+    record, fault = open_files(config(tmp_path)).records()
+    assert isinstance(record, Document) and record.text == "가"
+    assert isinstance(fault, Fault) and fault.reason == "is damaged or cut"
+
+
 # A json file that is too large to be read whole
 
 
@@ -388,13 +447,14 @@ LARGE: dict[str, tuple[Any, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("settings", [{}, {"ensure_ascii": False}, {"ensure_ascii": False, "indent": 1}], ids=str)
 @pytest.mark.parametrize("name", LARGE)
 def test_read_in_pieces_it_gives_what_it_gives_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ascii_only: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any], encoding: str
 ) -> None:
     value, records = LARGE[name]
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(value, ensure_ascii=ascii_only).encode())
+    (tmp_path / "a.json").write_bytes(json.dumps(value, **settings).encode(encoding))
     files = open_files(config(tmp_path, layout=LayoutConfig(records=records)))
     whole = list(files.records())
     monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 300)

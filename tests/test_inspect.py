@@ -24,7 +24,7 @@ def test_it_says_what_lies_there_what_fits_and_what_is_wrong(tmp_path: Path) -> 
     assert f"use it: python train.py data=aihub_books 'data.path=\"{tmp_path}\"'" in shown
     assert "yield: 1 of 1 records of the sample" in shown
     assert f"names repaired from cp949: {tmp_path}/TL_100.zip!1/책_TEXT_1.json" in shown
-    assert f"sample {tmp_path}/TL_100.zip!1/책_TEXT_1.json: " in shown
+    assert f"sample {tmp_path}/TL_100.zip!1/책_TEXT_1.json:1: " in shown
     assert "wrong, 1 times: is damaged or cut" in shown
     assert f"  {tmp_path}/깨짐.zip: is damaged or cut. Fetch it again, or remove it" in shown
 

@@ -47,7 +47,7 @@ class LayoutConfig:
     files: list[str] = field(default_factory=list)  # patterns of file names, such as *_TEXT_*.json; none: every file
     skip: list[str] = field(default_factory=list)  # patterns of file names that are left out
     format: FileFormat = FileFormat.auto
-    records: str | None = None  # path of the records in a json file; None: the items of its list, or the whole
+    records: str | None = None  # path of the records in one JSON value; None: the items of its list, or the whole
     require: str | None = None  # path of what a record must have; others are left out with a count
     join: str = "\n"  # between the texts that data.text_field finds in one record
     header: bool = True  # whether the first row of a csv or tsv names the columns; else they are 0, 1, 2...

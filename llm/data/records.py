@@ -1,7 +1,7 @@
 """What every source gives: documents and conversations with their origin, or the fault of a record.
 
-An origin is file:line; in an archive file!member:line; of a json, parquet or arrow file, which have no lines of their
-own, file[index of the record]. It reads file alone where the whole of it is meant.
+An origin is file:line; in an archive file!member:line; of a table or a list in one JSON value, which have no lines of
+their own, file[index of the record]. It reads file alone where the whole of it is meant.
 """
 
 from collections.abc import Iterator

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from llm.trainer import Evaluation
 
 PROBES = ("particles", "next_sentence", "word_order")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def run(config: EvaluateStage) -> Run:

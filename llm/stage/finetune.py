@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 ChatRows = ConversationRows | PackedConversationRows
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
 SHOWN_CHARACTERS = 300  # of each end of a conversation in the log

@@ -15,7 +15,7 @@ from llm.stage import tokenizer as tokenizer_stage
 from llm.stage._logging import log_results
 from llm.stage._mixture import digests, folders, totals
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def run(config: ShardsStage, *, wait: bool = False) -> Run:

@@ -15,7 +15,7 @@ from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, make, whole_f
 from llm.stage import corpus_notes
 from llm.stage._logging import log_results
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def run(config: TokenizerStage, *, wait: bool = False) -> Run:

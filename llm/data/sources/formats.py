@@ -1,23 +1,22 @@
 """A member -> raw records: the paragraphs of a txt, the objects of a json or jsonl, the rows of a table; or faults."""
 
-import io
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
 from llm.config import FileFormat, LayoutConfig
 from llm.data.records import Document, Fault
 from llm.data.sources.archives import Member
-from llm.data.sources.encodings import detect
 from llm.data.sources.fields import values
 from llm.data.sources.large_json import large_json, prefix
-from llm.data.sources.lines import HEAD, MAX_LINE, Line, Lines, bad_byte, encodes
+from llm.data.sources.lines import BAD_BYTE, MAX_LINE, Line, Lines, bad_byte, encodes
 
-WHOLE_JSON = 32 * 2**20  # bytes of a json file that is read whole, at about five times its size in memory
+WHOLE_JSON = MAX_LINE  # bytes of a JSON value that is read whole, at about five times its size in memory
 MAX_JSON = 128 * 2**20  # where it is not known how to read it in pieces
 
 FORMATS = {
@@ -30,7 +29,7 @@ FORMATS = {
     ".parquet": FileFormat.parquet,
     ".arrow": FileFormat.arrow,
 }
-UTF8 = ("utf-8", "utf-8-sig")
+JSON = (FileFormat.json, FileFormat.jsonl)  # which of the two a file is, its first value and what follows it say
 ENCODING_NAMES = {"cp949": "CP949", "utf-8": "UTF-8", "utf-8-sig": "UTF-8"}
 
 
@@ -80,11 +79,6 @@ def raw_records(
         yield from arrow_rows(member, file_format, columns)
         return
     with member.open() as stream:
-        if not isinstance(stream, io.BufferedReader):
-            stream = io.BufferedReader(stream, HEAD)  # type: ignore[type-var]
-        if file_format is FileFormat.json and not is_json_lines(stream.peek()):
-            yield from _json(stream, member.origin, layout, reading)
-            return
         lines = Lines(stream)
         try:
             yield from _lined(lines, member.origin, file_format, layout, reading)
@@ -103,7 +97,7 @@ def _lined(
 
         yield from rows(lines, origin, file_format, layout, reading)
     else:
-        yield from _json_lines(lines, origin, reading)
+        yield from _json(lines, origin, layout, reading)
 
 
 def _paragraphs(lines: Lines, origin: str, reading: Reading) -> Iterator[Document | Fault]:
@@ -136,13 +130,105 @@ def _paragraph(kept: list[Line], size: int, origin: str, lines: Lines) -> Docume
     return Document(text, place, size)
 
 
-def _json_lines(lines: Lines, origin: str, reading: Reading) -> Iterator[Raw | Fault]:
+@dataclass(frozen=True, slots=True)
+class OneValue:
+    """A file that is one JSON value."""
+
+    value: Any
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LargeValue:
+    """How a JSON value begins that is too large to be read whole."""
+
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EachLine:
+    """A file with more after its first JSON value: one on each line."""
+
+    first: Any = None  # the value of the first line, if it was read
+
+
+def json_value(lines: Lines, origin: str) -> OneValue | LargeValue | EachLine | Fault:
+    """What a file is, by what is parsed: one JSON value with nothing after it, or more than one.
+
+    A first value that is broken is a bad line of many where the lines after it are objects, and else a bad file.
+    """
+    first, *others = lines.look() or [b""]
+    if not first:
+        return EachLine()
+    if len(first) <= WHOLE_JSON and isinstance(value := _parsed(first, lines, origin), OneValue):
+        return EachLine(value.value) if others else value
+    data = lines.read(WHOLE_JSON + 1)
+    found = LargeValue(data) if len(data) > WHOLE_JSON else _parsed(data, lines, origin)
+    if (
+        not isinstance(found, OneValue)
+        and others
+        and all(isinstance(_parse(lines.decode(line)[0]), dict) for line in others)
+    ):
+        lines.put_back(data)
+        return EachLine()
+    return found
+
+
+def _parsed(data: bytes, lines: Lines, origin: str) -> OneValue | Fault:
+    text, is_whole = lines.decode(data)
+    if not is_whole and (bad := BAD_BYTE.search(text)):
+        line = text.count("\n", 0, bad.start()) + 1
+        return not_in(lines.encoding or "utf-8", f"{origin}:{line}", str(bad_byte(text)), size=len(data))
+    value = _parse(text)
+    if isinstance(value, _Wrong):
+        fix = f"The file must be one JSON value, or have one on each line{value.how}"
+        return Fault(f"{origin}:{value.line}", "not JSON", fix, len(data))
+    return OneValue(value, len(data))
+
+
+def _json(lines: Lines, origin: str, layout: LayoutConfig, reading: Reading) -> Iterator[Raw | Fault]:
+    """The records of a file in JSON: of one value as json_records has them, else one a line."""
+    found = json_value(lines, origin)
+    if isinstance(found, EachLine):
+        yield from json_lines(lines, origin, reading, found.first)
+    elif isinstance(found, LargeValue):
+        yield from _large_value(found.head, lines, origin, layout, reading)
+    else:
+        yield from [found] if isinstance(found, Fault) else json_records(found, origin, layout)
+        deque(lines, maxlen=0)  # up to the end, where a checksum may be wrong
+
+
+def _large_value(
+    head: bytes, lines: Lines, origin: str, layout: LayoutConfig, reading: Reading
+) -> Iterator[Raw | Fault]:
+    place = prefix(layout.records, head) if lines.encoding != "cp949" else None
+    if place is not None:
+        for found in large_json(head, lines, place, origin):
+            yield found if isinstance(found, Fault) else _as_raw(found[1], f"{origin}[{found[0]}]")
+        return
+    data = head + lines.read(MAX_JSON + 1 - len(head))
+    fix = "Say where its records are: data.layout.records, such as data[]; it must be no CP949"
+    too_large = Fault(origin, f"longer than {MAX_JSON >> 20} MiB", fix, len(data))
+    value = _parsed(data, lines, origin) if len(data) <= MAX_JSON else too_large
+    if isinstance(value, OneValue):
+        yield from json_records(value, origin, layout)
+    elif b"\n" in head:
+        yield value
+    else:  # a line that is too long, alone or with others after it
+        lines.put_back(data)
+        of_line, *second = islice(found_lines := json_lines(lines, origin, reading), 2)
+        yield from [of_line, *second] if second else [value]
+        yield from found_lines
+
+
+def json_lines(lines: Lines, origin: str, reading: Reading, first: Any = None) -> Iterator[Raw | Fault]:
+    """`first`: the value of the first line that is not blank, if it was parsed before."""
     for line in lines:
         place = f"{origin}:{line.number}"
         if fault := line_fault(line, origin, lines.encoding, size=line.size):
             yield fault
         elif line.text.strip():
-            value = _parse(line.text)
+            value, first = _parse(line.text) if first is None else first, None
             if isinstance(value, _Wrong):
                 yield Fault(place, "not JSON", f"Each line must be one JSON object{value.how}", line.size)
             elif not isinstance(value, dict):
@@ -154,59 +240,28 @@ def _json_lines(lines: Lines, origin: str, reading: Reading) -> Iterator[Raw | F
             reading.blank_bytes += line.size
 
 
-def _json(stream: Any, origin: str, layout: LayoutConfig, reading: Reading) -> Iterator[Raw | Fault]:
-    """The records of a file that is one JSON value: where layout.records says, or the items of a list, or the whole."""
-    data = stream.read(WHOLE_JSON + 1)
-    if len(data) > WHOLE_JSON:
-        encoding = detect(data[:HEAD], at_end=False) or "utf-8"
-        place = prefix(layout.records, data.removeprefix(b"\xef\xbb\xbf")) if encoding in UTF8 else None
-        if place is not None:
-            reading.encodings[encoding] += 1
-            for found in large_json(data.removeprefix(b"\xef\xbb\xbf"), stream, place, origin):
-                yield found if isinstance(found, Fault) else _as_raw(found[1], f"{origin}[{found[0]}]")
-            return
-        data += stream.read(MAX_JSON - WHOLE_JSON)
-    size = len(data)
-    if size > MAX_JSON:
-        fix = "Say where its records are: data.layout.records, such as data[]; it must be in utf-8"
-        size += sum(map(len, iter(lambda: stream.read(2**20), b"")))
-        yield Fault(origin, f"longer than {MAX_JSON >> 20} MiB", fix, size)
+def json_records(file: OneValue, origin: str, layout: LayoutConfig) -> Iterator[Raw | Fault]:
+    """The records in the one JSON value of a file: where layout.records says, or the items of a list, or the whole."""
+    value = file.value
+    if not layout.records and not isinstance(value, list):
+        yield _as_raw(value, f"{origin}:1", file.size)
         return
-    encoding = detect(data, at_end=True) or "utf-8"
-    reading.encodings[encoding] += 1
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        yield not_in(encoding, f"{origin}:{line}", f"0x{data[error.start]:02x}", size=size)
-        return
-    del data
-    value = _parse(text)
-    if isinstance(value, _Wrong):
-        yield Fault(f"{origin}:{value.line}", "not JSON", f"The file must be one JSON value{value.how}", size)
-        return
-    del text
-    yield from json_records(value, origin, layout, size=size)
-
-
-def json_records(value: Any, origin: str, layout: LayoutConfig, *, size: int) -> Iterator[Raw | Fault]:
-    """The records in the one JSON value of a file of `size` bytes."""
-    found = values(value, layout.records) if layout.records else value if isinstance(value, list) else [value]
+    found = values(value, layout.records) if layout.records else value
     if not found:
         has = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         what = f"{layout.records} finds no record" if layout.records else "the list is empty"
         fix = f"It has: {has[:200]}. Set data.layout.records, or leave the file out with data.layout.skip"
-        yield Fault(origin, what, fix, size)
+        yield Fault(origin, what, fix, file.size)
     for index, record in enumerate(found):
-        yield _as_raw(record, f"{origin}[{index}]" if layout.records or isinstance(value, list) else origin)
+        yield _as_raw(record, f"{origin}[{index}]")
 
 
-def _as_raw(record: Any, place: str) -> Raw | Fault:
+def _as_raw(record: Any, place: str, size: int = 0) -> Raw | Fault:
     if isinstance(record, dict):
-        return Raw(record, place)
+        return Raw(record, place, size)
     if isinstance(record, str):
-        return Raw({"text": record}, place)
-    return Fault(place, "not a JSON object", f"A record must be an object, not {str(record)[:20]}")
+        return Raw({"text": record}, place, size)
+    return Fault(place, "not a JSON object", f"A record must be an object, not {str(record)[:20]}", size)
 
 
 @dataclass(slots=True)
@@ -224,12 +279,6 @@ def _parse(text: str) -> Any:
         return _Wrong("; this one is nested too deeply")
     except ValueError as error:  # an int of more digits than Python takes
         return _Wrong(f" ({error})")
-
-
-def is_json_lines(head: bytes) -> bool:
-    """Whether a file named .json has an object on each line, as many have."""
-    lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n")[:-1] if line.strip()]
-    return bool(lines) and all(line.lstrip().startswith(b"{") and line.rstrip().endswith(b"}") for line in lines[:2])
 
 
 def line_fault(line: Line, origin: str, encoding: str | None, *, size: int) -> Fault | None:

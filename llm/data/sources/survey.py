@@ -4,12 +4,10 @@ Of an archive of any size only the list of its members and a few of them are rea
 """
 
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from llm.config import DataConfig, FileFormat, LayoutConfig
 from llm.data.files import Files
@@ -17,9 +15,21 @@ from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.archives import Member, damage, damages, members
 from llm.data.sources.encodings import detect
 from llm.data.sources.fields import values
-from llm.data.sources.formats import Raw, Reading, format_of, is_json_lines, json_records, raw_records
+from llm.data.sources.formats import (
+    JSON,
+    EachLine,
+    OneValue,
+    Raw,
+    Reading,
+    format_of,
+    json_lines,
+    json_records,
+    json_value,
+    raw_records,
+)
 from llm.data.sources.large_json import large_json, prefix
 from llm.data.sources.layouts import to_records
+from llm.data.sources.lines import Lines
 from llm.data.sources.places import File, Place
 from llm.data.sources.presets import fits, presets
 
@@ -39,9 +49,8 @@ class Sample:
     format: FileFormat
     data: bytes
     whole: bool
-    json: Any = None
-    is_table: bool = False  # of a format that has no lines
-    rows: list[Raw | Document | Fault] = field(default_factory=list)
+    json: OneValue | None = None  # that it is, if it was read whole
+    rows: list[Raw | Document | Fault] | None = None  # of formats whose records are the same under any layout
 
 
 @dataclass(slots=True)
@@ -133,24 +142,28 @@ def _sample(member: Member, found: Survey) -> Sample | None:
     assert file_format is not None  # it was chosen for it
     if file_format in (FileFormat.parquet, FileFormat.arrow):
         raws = raw_records(member, file_format, LayoutConfig(), [], Reading())
-        return Sample(member, file_format, b"", True, is_table=True, rows=list(islice(raws, SAMPLED_RECORDS)))
-    limit = SAMPLED_JSON if file_format is FileFormat.json else SAMPLED_BYTES
+        return Sample(member, file_format, b"", True, rows=list(islice(raws, SAMPLED_RECORDS)))
+    limit = SAMPLED_JSON if file_format in JSON else SAMPLED_BYTES
     with member.open() as stream:
         data = stream.read(limit + 1)
     whole = len(data) <= limit
-    if file_format is FileFormat.json and is_json_lines(data):
-        file_format = FileFormat.jsonl
-    if not whole and file_format is not FileFormat.json:
+    if not whole:
         data = data[: data.rfind(b"\n", 0, limit) + 1] or data[:limit]
-    encoding = detect(data, at_end=whole) or "ascii"
-    found.encodings[encoding] += 1
+    found.encodings[detect(data, at_end=whole) or "ascii"] += 1
     sample = Sample(member, file_format, data, whole)
-    if file_format is FileFormat.json and whole:
-        try:
-            sample.json = json.loads(data.decode("utf-8" if encoding == "ascii" else encoding))
-        except (ValueError, RecursionError):
-            sample.json = None  # json lines, or the fault that reading it under a preset gives
+    if file_format in JSON:
+        lines = Lines(_buffered(data))
+        value = json_value(lines, member.origin)
+        if isinstance(value, OneValue):
+            sample.json = value
+        elif isinstance(value, EachLine):
+            raws = json_lines(lines, member.origin, Reading(), value.first)
+            sample.rows = list(islice(raws, SAMPLED_RECORDS))
     return sample
+
+
+def _buffered(data: bytes) -> io.BufferedReader:
+    return io.BufferedReader(io.BytesIO(data))
 
 
 def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float, int]:
@@ -178,14 +191,14 @@ def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float
 def _raws(sample: Sample, config: DataConfig) -> Iterator[Raw | Document | Fault]:
     """The raw records of a sample, from what was read of it: its member may be closed by now."""
     file_format = format_of(sample.member.name, config.layout)
-    if sample.is_table:
+    if sample.rows is not None:
         yield from sample.rows
-    elif file_format is FileFormat.json and sample.json is not None:
-        yield from json_records(sample.json, sample.member.origin, config.layout, size=len(sample.data))
-    elif sample.format is FileFormat.json and not sample.whole:
+    elif sample.json is not None:
+        yield from json_records(sample.json, sample.member.origin, config.layout)
+    elif sample.format in JSON and not sample.whole:
         yield from _first_records(sample, config.layout)
     elif file_format is not None:
-        member = replace(sample.member, open=lambda: io.BufferedReader(io.BytesIO(sample.data)), size=len(sample.data))
+        member = replace(sample.member, open=lambda: _buffered(sample.data), size=len(sample.data))
         yield from raw_records(member, file_format, config.layout, [], Reading())
 
 
