@@ -27,6 +27,8 @@ from tests.browser import chromium, keep_screenshot, needs_chromium
 from tests.test_chat import ANSWER, QUESTION, outputs, talker  # noqa: F401  # fixtures
 
 SETTINGS = Settings(max_new_tokens=80, temperature=0)
+BROKEN_BEFORE = [{"role": role, "content": text} for role, text in zip(
+    ("user", "assistant", "user"), ("가", "나\ud83d", "다"), strict=True)]  # fmt: skip
 
 
 @contextmanager
@@ -78,6 +80,10 @@ def test_an_answer_streams_in_whole_syllables_and_says_its_pace(talker: Talker) 
         (question("<|endoftext|>"), {}, 400, "is a special token of the model"),
         (question(" "), {}, 400, "the message is empty"),
         (question("가" * 170), {}, 400, "Shorten it"),
+        (question("가\ud83d"), {}, 400, "the text of the user has half a character"),
+        (question("가", system="\ud83d"), {}, 400, "the text of the system has half a character"),
+        (question("가", messages=BROKEN_BEFORE), {}, 400, "the text of the assistant has half a character"),
+        (question("가", model="\ud83d"), {}, 400, "model=? is none of the 1"),
         (question("가" * 350_000), {}, 413, "bytes or more, and 524,288 are read. Shorten it"),
         (question("가", model=1), {}, 400, "model=1 is none of the 1"),
         (question("가", settings={"top_p": 2}), {}, 400, "top_p=2 is out of range"),

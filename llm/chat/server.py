@@ -122,7 +122,8 @@ def make_app(talkers: Sequence[Talker], settings: Settings, *, system: str | Non
             ids, left_out = await _in_thread(lambda: talker.encode(asked.messages, asked.settings, key=_plain))
         except UserError as error:
             status = 413 if isinstance(error, TooLongError) else 400
-            return JSONResponse({"error": str(error)}, status_code=status, headers=HEADERS)
+            said = str(error).encode(errors="replace").decode()  # it may name what was sent
+            return JSONResponse({"error": said}, status_code=status, headers=HEADERS)
         lines = _lines(request, talker, asked, ids, left_out, locks[asked.talker])
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=HEADERS)
 
@@ -198,7 +199,7 @@ def _turns(messages: Any) -> list[Message]:
     text = turns[-1]["content"].strip()
     if not text:
         raise ConfigError("the message is empty. Write one.")
-    if "\ufffd" in text or (not text.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in text)):
+    if "\ufffd" in text:
         raise ConfigError("the message has half a character. Write it again.")
     return [*turns[:-1], {"role": "user", "content": text}]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm import tokenizer
 from llm.chat.settings import Settings, flag
 from llm.chat.source import Source
-from llm.errors import ConfigError, DamagedError
+from llm.errors import ConfigError
 from llm.run import log
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
@@ -39,7 +39,8 @@ class Talker:
         The system prompt and the last message always stay.
 
         Raises:
-            ConfigError: a message has the text of a special token, or these alone are longer than the model's room.
+            ConfigError: a message has half a character or the text of a special token, or these alone are longer than
+                the model's room.
         """
         head = [message for message in messages[:1] if message["role"] == "system"]
         turns, room = list(messages[len(head) :]), self.positions - settings.max_new_tokens
@@ -98,6 +99,8 @@ class Talker:
         )
 
     def _check(self, message: Message, room: int) -> None:
+        if any("\ud800" <= character <= "\udfff" for character in message["content"]):  # JSON can say what UTF-8 cannot
+            raise ConfigError(f"the text of the {message['role']} has half a character. Write it again.")
         for token in self.special.tokens:
             if token in message["content"]:
                 raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
@@ -148,21 +151,16 @@ def open_talker(source: Source) -> Talker:
     """The model of a source, with its adapter where it has one.
 
     Raises:
-        DamagedError: a file of it is missing, or is not what it was.
+        ConfigError: it is of a kind that transformers does not have, or has no end of a text.
+        DamagedError: a file of it is missing, is not what it was, or cannot be used.
     """
     folders = source.weights()
     from llm import model as models
 
-    try:
-        chat = tokenizer.load_chat(folders.tokenizer)
-        model: Any = models.load(folders.model)
-        if folders.adapter is not None:
-            model = models.load_adapter(model, folders.adapter)
-    except (OSError, ValueError, RuntimeError) as error:  # of a folder that no run.json speaks for
-        if source.run is not None or isinstance(error, DamagedError):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DamagedError(f"{source.path} cannot be loaded: {reason}") from None
+    chat = tokenizer.load_chat(folders.tokenizer)
+    model: Any = models.load(folders.model)
+    if folders.adapter is not None:
+        model = models.load_adapter(model, folders.adapter)
     if source.run is not None:
         words, special = tokenizer.load(folders.tokenizer), tokenizer.special(folders.tokenizer)
     else:
