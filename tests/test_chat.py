@@ -342,11 +342,9 @@ def test_a_hostile_template_of_a_folder_is_one_line(
     outputs: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     template: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("llm.tokenizer.rendering.SECONDS", 2.0)
     shutil.copytree(Path(outputs) / "pretrain" / "mini-00000001" / "model", tmp_path / "mine")
     (tmp_path / "mine" / "chat_template.jinja").write_text(template, encoding="utf-8")
     with pytest.raises(SystemExit):
@@ -390,7 +388,7 @@ def test_a_folder_that_cannot_talk_says_what_it_lacks(outputs: str, tmp_path: Pa
 def test_a_folder_without_weights_is_one_line(outputs: str, tmp_path: Path) -> None:
     shutil.copytree(Path(outputs) / "pretrain" / "mini-00000001" / "model", tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
-    with pytest.raises(DamagedError, match=r"mine cannot be loaded: [^\n]+$"):
+    with pytest.raises(DamagedError, match=r"mine does not hold a model's weights: model\.safetensors is mis[^\n]+$"):
         open_talker(find_source(outputs, str(tmp_path / "mine")))
 
 
@@ -414,6 +412,7 @@ def test_a_folder_without_weights_is_one_line(outputs: str, tmp_path: Path) -> N
         (["mini", "--prompt", "가", "--seed", "-1"], "--seed=-1 is out of range. Set it from 0"),
         (["mini", "--prompt", "가", "--stop", ""], "--stop is out of range. Give up to 16 texts of 1 to 200 char"),
         (["mini", "--prompt", "가", "--system", "<|endoftext|>"], "<|endoftext|> is a special token of the model"),
+        (["mini", "--prompt", "가", "--system", "\udceb"], "the text of the system has half a character. Write it"),
         (["mini", "--prompt", "가", "--serve"], "--prompt and --serve are different ways to talk. Give one"),
         (["mini", "--input", "x"], "--input and --output go together"),
         (["mini", "--input", "x", "--output", "y", "--compare", "mini"], "--compare is for conversations"),

@@ -6,14 +6,18 @@ The template is rendered by transformers, in Jinja's sandbox, as it will be wher
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-SECONDS = 10.0  # for a batch of conversations: ours take milliseconds
+SECONDS = 2.0  # of the processor's time, so that a busy machine refuses nothing: ours take milliseconds
+SECONDS_EACH = 0.05  # beside, for each conversation of a batch
+WAIT_SECONDS = 60.0  # by the clock, for a process that does nothing
 START_SECONDS = 180.0  # for the process to import what it needs
 MEMORY = 512 * 2**20  # bytes beyond what it has when it is ready
 MOST_CHARACTERS = 20_000  # of a text, beside
@@ -83,11 +87,14 @@ class Helper:
             raise TemplateError(answer["error"], index=answer["index"], is_refusal=answer["is_refusal"])
         return [(text, [(start, end) for start, end in spans]) for text, spans in answer["made"]]
 
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def close(self) -> int | None:
+        """End the process, where there is one, and give what it ended with."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()  # which is nothing to one that has ended
+        process.communicate()
+        return process.returncode
 
     def _start(self) -> None:
         if self._process is not None:
@@ -108,7 +115,8 @@ class Helper:
         with suppress(BrokenPipeError):  # it died: reading finds out
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        line = self._read(SECONDS, most=most, late=f"takes more than {SECONDS:.0f} s to render")
+        seconds = seconds_for(request[2])
+        line = self._read(WAIT_SECONDS + seconds, most=most, late=f"takes more than {seconds:.0f} s to render")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -121,9 +129,9 @@ class Helper:
             part = os.read(number, 2**16) if ready else b""
             read += part
             if not part or len(read) > most:
-                self.close()
-                why = late if not ready else "takes more memory than it may" if not part else "writes without end"
-                raise TemplateError(why)
+                if self.close() == -signal.SIGPROF or not ready:
+                    raise TemplateError(late)
+                raise TemplateError("writes without end" if part else "takes more memory than it may")
         return read
 
 
@@ -134,13 +142,30 @@ def serve() -> None:
     _limit_memory()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
+        request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"made": render(*json.loads(line))}
+            with _limited(seconds_for(request[2])):
+                answer: dict[str, Any] = {"made": render(*request)}
         except TemplateError as error:
             answer = {"error": str(error), "index": error.index, "is_refusal": error.is_refusal}
         except MemoryError:
             answer = {"error": "takes more memory than it may", "index": 0, "is_refusal": False}
         print(json.dumps(answer), flush=True)
+
+
+def seconds_for(conversations: list[Any]) -> float:
+    """The processor's time that the rendering of a batch may take."""
+    return SECONDS + SECONDS_EACH * len(conversations)
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End this process by SIGPROF where what is done takes longer: in C, too, where no handler would be heard."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _limit_memory() -> None:
