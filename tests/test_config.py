@@ -340,6 +340,25 @@ def train(*arguments, cwd, **environment):
 
 
 @pytest.mark.parametrize(
+    ("way", "times"),
+    [("--config-dir={}", 9), ("--config-dir {}", 9), ("hydra.searchpath=[file://{}]", 9), ("-cd {}", 1)],
+)
+def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_written_out(tmp_path, way, times):
+    (tmp_path / "experiment").mkdir()
+    lines = ["# @package _global_", "trainer: &a0 {max_steps: 3}"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * times)}]" for n in range(1, times)]
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = train(*way.format(tmp_path).split(), "experiment=mine", "data=text", "data.path=x", "--cfg=job", cwd=ROOT)
+    if times == 1:
+        assert made.returncode == 0 and "max_steps: 3" in made.stdout, made.stderr
+    else:
+        assert made.returncode == 2
+        assert made.stderr.startswith(f"error: {path}: its aliases stand for 1")
+        assert len(made.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["optimizer.learning_rat=1"], "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?"),
@@ -352,6 +371,7 @@ def train(*arguments, cwd, **environment):
         (["-m", "name=${hydra:job.num}", "optimizer.learning_rate=1e-3,abc"],
          "optimizer.learning_rate: Value 'abc' of type 'str' could not be converted to Float"),
         (["sweep=learning_rate", "seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
+        (["model.num_layers=1000000"], "model.num_layers=1000000 is too large. Set it to 1000 or less."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -29,6 +29,7 @@ from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerC
 from llm.config.training import (
     EXPERT_TENSORS,
     LINEAR_LAYERS,
+    MOST_LAYERS,
     Accelerator,
     Algorithm,
     Architecture,
@@ -49,6 +50,7 @@ __all__ = [
     "ALPHABET_SIZES",
     "EXPERT_TENSORS",
     "LINEAR_LAYERS",
+    "MOST_LAYERS",
     "STAGES",
     "Accelerator",
     "Algorithm",

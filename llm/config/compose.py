@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from llm.config.aliases import check_aliases
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
 from llm.config.overrides import readable
 from llm.config.parts import with_parts
@@ -96,6 +97,7 @@ def run_hydra(main: Callable[[], Any]) -> None:
     with one_line_errors():
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as train.py has it while it imports
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        check_aliases(sys.argv[1:])
         try:
             main()
         except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:

@@ -33,6 +33,9 @@ LINEAR_LAYERS = {
 EXPERT_TENSORS = ["gate_up_proj", "down_proj"]
 
 
+MOST_LAYERS = 1_000  # of a model: the deepest that there are have 126, and an object for each is made before a check
+
+
 class Accelerator(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -96,6 +99,8 @@ class ModelConfig:
         self._refuse_what_is_for_a_path()
         for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
             at_least(f"model.{key}", getattr(self, key), 1)
+        if self.num_layers > MOST_LAYERS:
+            raise ConfigError(f"model.num_layers={self.num_layers} is too large. Set it to {MOST_LAYERS} or less.")
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
         if self.architecture is Architecture.gpt2:
             if self.num_key_value_heads is not None:
