@@ -39,7 +39,7 @@ class UnequalError(UserError):
 
 
 class DamagedError(UserError):
-    """A file that a run left is missing or is not what its manifest says."""
+    """A file of a run, or of a model's folder, is missing, is not what its manifest says, or cannot be read."""
 
     exit_code: int = 74  # EX_IOERR
 
@@ -77,6 +77,15 @@ class StoppedError(BaseException):
     """
 
     exit_code: int = 75  # EX_TEMPFAIL
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library gave up in Rust, which is no Exception in Python."""
+    return type(error).__name__ == "PanicException"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llm.data.split import is_held_out
 from llm.dry_run.survey import survey
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError, DamagedError, DataError
 from llm.run import Run, read_metrics
 from llm.stage._report import table
 from llm.verify import with_parents
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_scored_is_refused(trained: Path, folder: Path) 
         evaluate(trained, folder, *asked)
     edit(folder, "config.json", quantization_config=None)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"^run: .*model does not hold a model's weights: model\.safetensors is m"):
+    with pytest.raises(DamagedError, match=r"^run: .*model does not hold a model's weights: model\.safetensors is m"):
         evaluate(trained, folder, *asked)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"their-model has no tokenizer\.json, so that its model cannot read"):

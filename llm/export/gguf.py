@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig
 
 from llm.config import GgufType
 from llm.errors import ConfigError, UnequalError
 from llm.export.tokenizer import CHAT_TEMPLATE
+from llm.model import open_config
 from llm.tokenizer import LlamaCppForm, Special, llama_cpp_form
 
 # What llama.cpp does for each architecture, and has no setting for.
@@ -56,7 +56,7 @@ def require_gguf(folder: Path, words: Tokenizer, *, asked: str) -> LlamaCppForm:
     Raises:
         ConfigError: they have none.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = open_config(folder)
     if reason := _why_not(config):
         raise ConfigError(f"{asked}: {reason}. Leave export.gguf out.")
     form = llama_cpp_form(words)
@@ -88,7 +88,7 @@ def write_gguf(
     Raises:
         UnequalError: a tensor of the file is not that of the folder.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = open_config(folder)
     tensors = dict(_tensors(folder, config, positions))
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[config.model_type]])
     writer.add_name(name)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from llm import model as models
 from llm.config import ExportConfig, WeightType
@@ -89,7 +88,7 @@ def read_back(folder: Path, written: nn.Module) -> Any:
     Raises:
         UnequalError: one of its tensors is not what `written` has.
     """
-    read = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+    read = models.open_model(folder, dtype="auto").eval()
     before, after = written.state_dict(), read.state_dict()
     for name in dict.fromkeys([*before, *after]):
         if name not in before or name not in after or not _same(before[name], after[name]):

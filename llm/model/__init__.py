@@ -3,6 +3,7 @@
 architectures.py  config -> the Hugging Face config of its architecture
 activations.py  a model whose GELU is written out -> the same with torch's one
 pretrained.py a folder that is there already -> its config and digest, checked; its model for a tokenizer
+loading.py    a folder -> its config, its model, an adapter; nothing that it brings is run
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
 targets.py    a model -> what adapters can be put on
@@ -20,7 +21,8 @@ from llm.model.attention import document_bounds
 from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, save
 from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
 from llm.model.isolation import require_isolation
-from llm.model.lora import add_lora, load_adapter, merge, save_adapter
+from llm.model.loading import load_adapter, new_model, open_config, open_model
+from llm.model.lora import add_lora, merge, save_adapter
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
@@ -53,8 +55,11 @@ __all__ = [
     "load",
     "load_adapter",
     "merge",
+    "new_model",
     "next_token_loss",
     "next_token_nats",
+    "open_config",
+    "open_model",
     "pad",
     "padding_of",
     "read_config",

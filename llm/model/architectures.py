@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -17,6 +16,7 @@ from transformers import (
 
 from llm.config import Architecture, ModelConfig
 from llm.errors import ConfigError
+from llm.model.loading import new_model
 from llm.tokenizer import Special
 
 NUM_EXPERTS, NUM_EXPERTS_PER_TOKEN = 8, 2
@@ -78,7 +78,7 @@ def check_extra(config: ModelConfig) -> None:
     made = hugging_face_config(config, vocab_size=1, special=Special(bos_id=0, eos_id=0, pad_id=0, tokens=()))
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(made)
+            new_model(made)
     except Exception as error:  # each model of transformers has errors of its own
         raise _refusal(config, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config import LoraConfig, Method, ModelConfig
 from llm.model.activations import fuse_gelu
 from llm.model.architectures import hugging_face_config
+from llm.model.loading import new_model, open_model
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.model.vocabulary import pad, padding_of, unpad
 from llm.tokenizer import Special
@@ -28,7 +29,7 @@ def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrain
     else:
         made = read_config(folder_of_model(config))
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
-    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    model = new_model(made)
     fuse_gelu(model)
     pad(model, config.pad_vocab_to_multiple_of)
     return with_special(model, special)
@@ -54,13 +55,17 @@ def with_special(model: PreTrainedModel, special: Special) -> PreTrainedModel:
 
 
 def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
-    """The model in a folder of Hugging Face format, in fp32; or in the precision that a tuning holds its base in."""
-    disable_progress_bar()
+    """The model in a folder of Hugging Face format, in fp32; or in the precision that a tuning holds its base in.
+
+    Raises:
+        ConfigError: it is of a kind that transformers does not have.
+        DamagedError: its config or its weights cannot be used.
+    """
     how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else "float32"}
     if tuning and tuning.method is Method.qlora:
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         how |= {"quantization_config": four_bits(), "device_map": {"": place}}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+    model = open_model(folder, **how)
     fuse_gelu(model)
     for layer in model.modules():
         if hasattr(layer, AVX512_LAYOUT):

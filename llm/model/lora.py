@@ -1,8 +1,6 @@
-"""A frozen base -> the same model with low-rank adapters, their folder in PEFT format, and both as one model again."""
+"""A frozen base -> the same model with low-rank adapters, their folder in PEFT format, and both as one model."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import peft
@@ -10,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.config import Architecture, LoraConfig, Method
+from llm.model.loading import without_known_warnings
 from llm.model.targets import has_transposed_weights, split_targets
 
 ADAPTER = "default"  # PEFT's name for the only one
@@ -41,7 +40,7 @@ def add_lora(
         init_lora_weights="pissa" if config.method is Method.pissa else True,
         trainable_token_indices=_embeddings(base, new_token_ids),
     )
-    with _without_known_warnings():
+    with without_known_warnings():
         model = peft.get_peft_model(base, settings)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -65,16 +64,6 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=_as_update(model, beginning), save_embedding_layers=False)
     finally:
         vars(settings).update(before)
-
-
-def load_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """The base with the adapter in `folder`, for use; it grows by the rows of tokens that the adapter brings."""
-    settings = peft.PeftConfig.from_pretrained(str(folder))
-    ids = [id for rows in (settings.trainable_token_indices or {}).values() for id in rows]
-    if ids and max(ids) >= base.get_input_embeddings().weight.shape[0]:
-        base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)  # rows that the adapter brings the values of
-    with _without_known_warnings():
-        return peft.PeftModel.from_pretrained(base, str(folder))
 
 
 def merge(model: peft.PeftModel) -> PreTrainedModel:
@@ -110,11 +99,3 @@ def _as_update(model: peft.PeftModel, beginning: dict[str, torch.Tensor]) -> dic
         now = state[name]
         state[name] = torch.cat([now, (-first if is_outer else first).to(now)], dim=1 if is_outer else 0)
     return state
-
-
-@contextmanager
-def _without_known_warnings() -> Iterator[None]:
-    """Leave out what PEFT 0.21 and transformers 5.23 have to settle between them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield

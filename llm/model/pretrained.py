@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.logging import disable_progress_bar
 
 from llm import tokenizer
 from llm.config import Architecture, ModelConfig
 from llm.errors import ConfigError
 from llm.model.activations import fuse_gelu
-from llm.run import CONFIG, bad_weights, digest_of, folder_of, log, sha256_of, weight_files
+from llm.model.loading import check_weights, open_config, open_model
+from llm.run import CONFIG, digest_of, folder_of, log, opening, read_json, sha256_of, weight_files
 
 MODEL_TYPES = {"gemma3_text": Architecture.gemma3} | {kind.value: kind for kind in Architecture}
 _INNER = {Architecture.gpt2: "n_inner", Architecture.qwen3_moe: "moe_intermediate_size"}
@@ -41,7 +39,9 @@ def as_it_is(config: ModelConfig) -> ModelConfig:
         ConfigError: there is no causal language model that can be trained, or a setting says otherwise than it.
     """
     folder = folder_of_model(config)
-    found = _settings(read_config(folder))
+    made = read_config(folder)
+    with opening(folder):
+        found = _settings(made)
     for key, value in found.items():
         typed = getattr(config, key)
         if typed not in (ModelConfig.__dataclass_fields__[key].default, value) and key != "architecture":
@@ -57,31 +57,18 @@ def read_config(folder: Path, *, key: str = KEY) -> PreTrainedConfig:
     """What config.json says; `key` is how the user named the folder.
 
     Raises:
-        ConfigError: it cannot be read, or is not of a causal language model that transformers has and that can be
-            trained from safetensors.
+        ConfigError: it is not of a causal language model that transformers has and that can be trained.
+        DamagedError: it cannot be read, or there are no safetensors beside it that can.
     """
-    path = folder / CONFIG
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(raw["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "it has no model_type" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise ConfigError(f"{path} cannot be read ({reason}). Give a folder in Hugging Face format.") from None
-    built = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    if kind not in CONFIG_MAPPING_NAMES:
-        asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
-        raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
+    path, made = folder / CONFIG, open_config(folder)
+    raw = read_json(path)
+    built = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(made.model_type)
     if not isinstance(built, str) or raw.get("architectures", [built]) != [built] or "Conditional" in built:
-        held = ", ".join(raw.get("architectures") or [kind])
+        held = ", ".join(map(str, raw.get("architectures") or [made.model_type]))
         raise ConfigError(f"{path} is of {held}, not a causal language model of text alone. Choose another.")
     if raw.get("quantization_config"):
         raise ConfigError(f"{path}: its weights are quantised, and whole ones are needed. Give the model they are of.")
-    _check_weight_files(folder, key=key)
-    try:
-        made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each config of transformers has checks, and errors, of its own
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not what {kind} takes: {reason}. Put it right, or choose another.") from None
+    check_weights(folder, key=key)
     return made
 
 
@@ -123,22 +110,12 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
     """The model of config.path in fp32, with embeddings for every token; new ones are drawn from torch's generator.
 
     Raises:
-        ConfigError: weights are missing, of other shapes, or damaged; or there are fewer embeddings than tokens.
+        ConfigError: there are fewer embeddings than tokens.
+        DamagedError: weights are missing, of other shapes, or damaged.
     """
     folder = folder_of_model(config)
-    made = read_config(folder)
-    disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=made, local_files_only=True, dtype=torch.float32, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise bad_weights(KEY, folder, " ".join(str(error).split())[:300]) from None
-    if missing := sorted(map(str, report["missing_keys"])):
-        raise bad_weights(KEY, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
-    if unused := sorted(map(str, report["unexpected_keys"])):
-        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
+    read_config(folder)
+    model = open_model(folder, key=KEY, dtype=torch.float32)
     log.info("going on from %s", folder)
     fuse_gelu(model)
     if config.resize_vocabulary:
@@ -168,15 +145,6 @@ def _settings(made: PreTrainedConfig) -> dict[str, Any]:
         "dropout": float(dropout or 0.0),
         "tie_word_embeddings": bool(made.tie_word_embeddings),
     }
-
-
-def _check_weight_files(folder: Path, *, key: str) -> None:
-    for path in weight_files(folder, key=key):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise bad_weights(key, folder, f"{path.name} cannot be read ({error})") from None
 
 
 @torch.no_grad()

@@ -5,12 +5,14 @@ A folder in Hugging Face format holds a whole model, or an adapter that names it
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from llm.config import STAGES
-from llm.errors import ConfigError, DamagedError
+from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.runs import load, read_record
@@ -35,6 +37,27 @@ class Weights:
     adapter: Path | None  # in PEFT format, on that model
     tokenizer: Path  # the folder of the tokenizer that it was trained with
     positions: int  # tokens that a text may take
+
+
+@contextmanager
+def opening(folder: Path, *, as_a: str = "model") -> Iterator[None]:
+    """Turn whatever a library raises over the files of a folder into one line that names the folder.
+
+    Each of them has errors of its own, and of any kind: only the want of memory is not the folder's.
+
+    Raises:
+        DamagedError: the library cannot use what lies there.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)) or _is_short_of_memory(error):
+            raise
+        raise DamagedError(
+            f"{folder} cannot be used as a {as_a}: {first_line(error)[:300]}. Put its files right, or choose another."
+        ) from error
 
 
 def is_foreign(folder: Path) -> bool:
@@ -98,7 +121,7 @@ def weights_in(folder: Path) -> Weights:
     model, adapter = folder, None
     if (folder / ADAPTER).is_file():
         adapter = folder
-        named = _read(folder / ADAPTER).get("base_model_name_or_path")
+        named = read_json(folder / ADAPTER).get("base_model_name_or_path")
         model = Path(str(named))
         if not (model / CONFIG).is_file():
             raise ConfigError(
@@ -119,7 +142,7 @@ def positions_in(folder: Path) -> int | None:
     Raises:
         DamagedError: it cannot be read.
     """
-    config = _read(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     nested = config.get("text_config")
     for settings in (config, nested if isinstance(nested, dict) else {}):
         for key in POSITIONS:
@@ -138,14 +161,11 @@ def weight_files(folder: Path, *, key: str) -> list[Path]:
     """The safetensors files of a folder's model, in the order of their names; they are not opened.
 
     Raises:
-        ConfigError: one is missing.
+        DamagedError: one is missing, or lies elsewhere.
     """
     names = [SINGLE]
     if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise bad_weights(key, folder, f"{INDEX} cannot be read ({error})") from None
+        names = _indexed(key, folder)
     for name in names:
         if not (folder / name).is_file():
             pickles = " (a pytorch_model.bin is a pickle, which is not read)" if [*folder.glob("*.bin")] else ""
@@ -153,8 +173,20 @@ def weight_files(folder: Path, *, key: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def bad_weights(key: str, folder: Path, reason: str) -> ConfigError:
-    return ConfigError(f"{key}: {folder} does not hold a model's weights: {reason}. Give a whole one.")
+def bad_weights(key: str, folder: Path, reason: str) -> DamagedError:
+    named = f"{key}: {folder}" if key else str(folder)
+    return DamagedError(f"{named} does not hold a model's weights: {reason}. Give a whole one.")
+
+
+def _indexed(key: str, folder: Path) -> list[str]:
+    """The names in an index, of files beside it: another folder is not this model's to read."""
+    shards = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict):
+        raise bad_weights(key, folder, f"{INDEX} has no weight_map")
+    for name in shards.values():
+        if not isinstance(name, str) or PurePath(name).name != name:
+            raise bad_weights(key, folder, f"{INDEX} names {name}, which is no file of it")
+    return sorted(set(shards.values()))
 
 
 def _of_run(key: str, folder: Path) -> Path:
@@ -185,11 +217,22 @@ def _from_hub(key: str, path: str, wanted: list[str]) -> Path:
         ) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a folder that no run.json speaks for.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read ({error}). Put it back as it was.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read ({first_line(error)}). Put it back as it was.") from None
     if not isinstance(value, dict):
         raise DamagedError(f"{path} cannot be read (no JSON object). Put it back as it was.")
     return value
+
+
+def _is_short_of_memory(error: BaseException) -> bool:
+    """As Python, torch on a device, and torch on the host say it."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "can't allocate memory" in str(error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm.config import ALL_LINEAR, EXPERT_TENSORS, Architecture, FinetuneStage, Method
 from llm.errors import ConfigError
-from llm.run import Base
+from llm.run import Base, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,15 +43,15 @@ def outline(base: Base) -> "PreTrainedModel":
 
     Raises:
         ConfigError: its folder holds no causal language model that can be trained.
+        DamagedError: its config or its weights cannot be used.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from llm.model import read_config
+    from llm.model import new_model, read_config
 
     config = read_config(base.folder, key="base")
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with opening(base.folder), torch.device("meta"):
+        return new_model(config)
 
 
 def _check_targets(config: FinetuneStage, base: Base, layers: list[str]) -> None:

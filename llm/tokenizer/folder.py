@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from llm.config import TokenizerConfig
-from llm.errors import DamagedError
-from llm.run import digest_of, write_text
-from llm.tokenizer.training import is_panic, unknown_token
+from llm.errors import DamagedError, first_line, is_panic
+from llm.run import digest_of, opening, write_text
+from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -85,12 +85,31 @@ def load(folder: Path) -> Tokenizer:
 
 
 def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer as transformers sees it, with its chat template."""
+    """The tokenizer as transformers sees it, with its chat template.
+
+    Raises:
+        DamagedError: its files are not what was saved, or are no tokenizer.
+    """
+    _checked(folder)
+    chat = as_transformers(folder)
+    chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
+    return chat
+
+
+def as_transformers(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer with its settings beside it, whosever it is; no code that it names is run.
+
+    Raises:
+        DamagedError: transformers cannot use it, or it cannot be used on text.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    _checked(folder)
-    chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
+    with opening(folder, as_a="tokenizer"):
+        chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        chat.init_kwargs.pop("auto_map", None)  # which would be saved with it, and its code would not
+        chat.decode(chat(_PROBE, add_special_tokens=False)["input_ids"])
     return chat
 
 
@@ -140,6 +159,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: BaseException) -> DamagedError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
-    return DamagedError(f"{path} cannot be read ({reason}). Remove its run's folder to make it again.")
+    reason = f"{first_line(error)} is missing" if isinstance(error, KeyError) else first_line(error)
+    return DamagedError(f"{path} cannot be read ({reason}). Put it back as it was, or have its run made again.")

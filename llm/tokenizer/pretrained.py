@@ -8,18 +8,14 @@ Two tokenizers are the same where they give the same text the same ids: what fra
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from llm.config import TokenizerConfig
-from llm.errors import ConfigError
-from llm.run import TOKENIZER, digest_of, whole_folder, write_text
-from llm.tokenizer.folder import DIGEST_FILE, ROLES, digest
-from llm.tokenizer.training import is_panic
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from llm.errors import ConfigError, DamagedError
+from llm.run import TOKENIZER, digest_of, opening, read_json, whole_folder, write_text
+from llm.tokenizer.folder import DIGEST_FILE, ROLES, as_transformers, digest
 
 _OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents
 _OF_IDS = ("normalizer", "pre_tokenizer", "model")
@@ -30,6 +26,7 @@ def read_pretrained(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, d
 
     Raises:
         ConfigError: it is no tokenizer, has no end of a text, or lacks a token that the config names.
+        DamagedError: it cannot be read.
     """
     key, named = f"tokenizer.path={config.path}", {role: getattr(config, role) for role in ROLES}
     tokenizer, roles = _read(folder, key, named)
@@ -43,11 +40,12 @@ def require_chat(folder: Path, *, template: str | None = None) -> None:
 
     Raises:
         ConfigError: it has no tokenizer, no chat template, or no token that ends a text.
+        DamagedError: the tokenizer cannot be read.
     """
     if not (folder / TOKENIZER).is_file():
         raise ConfigError(f"base={folder} has no tokenizer.json. Put the model's tokenizer beside its weights.")
     _read(folder, key := f"base={folder}", {})
-    if not (template or _as_transformers(folder, key).chat_template):
+    if not (template or as_transformers(folder).chat_template):
         raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
 
 
@@ -59,9 +57,10 @@ def adopt(source: Path, target: Path, *, key: str, template: str | None = None) 
 
     Raises:
         ConfigError: it is no tokenizer, or has no end of a text.
+        DamagedError: it cannot be read.
     """
     tokenizer, roles = _read(source, key, {})
-    chat = _as_transformers(source, key)
+    chat = as_transformers(source)
     chat.chat_template = template or chat.chat_template
     for role, token in roles.items():
         setattr(chat, role, token)
@@ -80,36 +79,25 @@ def digest_of_pretrained(folder: Path, config: TokenizerConfig) -> str:
 
 def gives_same_ids(folder: Path, other: Path) -> bool:
     """Whether the tokenizers of two folders make the same ids of any text."""
-    return _of_ids(_state(folder)) == _of_ids(_state(other))
+    with opening(folder, as_a="tokenizer"):
+        return _of_ids(_state(folder)) == _of_ids(_state(other))
 
 
 def tokens_of(folder: Path) -> dict[str, int]:
     """Every token and its id, of the tokenizer in a folder."""
-    return dict(Tokenizer.from_str(json.dumps(_state(folder))).get_vocab())
+    return dict(_tokenizer(folder, _state(folder)).get_vocab())
 
 
 def _read(folder: Path, key: str, named: Mapping[str, str | None]) -> tuple[Tokenizer, dict[str, str]]:
     """(the tokenizer in a folder, the token of each role: as `named`, else as its files say)."""
     state = _state(folder)
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(state))
-    except BaseException as error:
-        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
-            raise
-        raise _not_usable(key, f"its tokenizer.json cannot be read ({_first_line(error)})") from None
+    tokenizer = _tokenizer(folder, state)
     return tokenizer, _roles(folder, key, named, tokenizer, state)
 
 
-def _as_transformers(folder: Path, key: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer with its settings beside it, as transformers reads them, and its chat template."""
-    from transformers import PreTrainedTokenizerFast  # takes seconds
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of whatever its files hold
-        if isinstance(error, MemoryError):
-            raise
-        raise _not_usable(key, f"its tokenizer cannot be read ({' '.join(str(error).split())[:200]})") from None
+def _tokenizer(folder: Path, state: dict[str, Any]) -> Tokenizer:
+    with opening(folder, as_a="tokenizer"):
+        return Tokenizer.from_str(json.dumps(state))
 
 
 def _of_ids(state: dict[str, Any]) -> Any:
@@ -119,11 +107,8 @@ def _of_ids(state: dict[str, Any]) -> Any:
 
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / TOKENIZER
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({_first_line(error)}). Give a folder whose tokenizer can.") from None
-    if not isinstance(state, dict) or "model" not in state:
+    state = read_json(path)
+    if "model" not in state:
         raise ConfigError(f"{path} is no tokenizer of the tokenizers library. Give a folder that has one.")
     return state | dict.fromkeys(_OF_A_CALL)
 
@@ -158,15 +143,10 @@ def _role_of_folder(folder: Path, role: str, tokenizer: Tokenizer) -> str | None
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except DamagedError:
         return {}  # transformers can do without, and so can this: the roles are then asked for
-    return value if isinstance(value, dict) else {}
 
 
 def _not_usable(key: str, reason: str, fix: str = "Choose another.") -> ConfigError:
     return ConfigError(f"{key}: {reason}. {fix}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from llm.config import Alphabet, Morphemes, TokenizerConfig
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError, DataError, is_panic
 from llm.tokenizer.components import build
 from llm.tokenizer.morphemes import MARK, analyser, marked
 
@@ -50,11 +50,6 @@ def _learn(tokenizer: Tokenizer, texts: Iterator[str], trainer: Any) -> None:
         raise DataError(
             f"the tokenizer cannot be trained on this text: {error}. Give it more, or other text."
         ) from None
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether the library gave up in Rust, which is no Exception in Python."""
-    return type(error).__name__ == "PanicException"
 
 
 def prefixed(model: Any) -> bool:

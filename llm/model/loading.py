@@ -1,0 +1,135 @@
+"""A folder in Hugging Face format -> its config, its model, an adapter on one: the one door through which they come.
+
+Nothing of a folder is run: no code that it brings, no pickle, no attention kernel that it names; and nobody is asked
+on the terminal. What a library raises is one line that names the folder.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
+
+from llm.config import MOST_LAYERS
+from llm.errors import ConfigError, DamagedError, first_line
+from llm.run import CONFIG, bad_weights, log, opening, read_json, weight_files
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_ATTENTION = (None, "eager", "sdpa")
+_OF_ELSEWHERE = ("auto_map", "transformers_weights")  # code, and weights by another name than transformers gives them
+
+
+def open_config(folder: Path) -> PreTrainedConfig:
+    """What config.json says.
+
+    Raises:
+        ConfigError: it is of a model that transformers does not have.
+        DamagedError: it cannot be read, or is not what such a model takes.
+    """
+    path = folder / CONFIG
+    raw = read_json(path)
+    if (kind := raw.get("model_type")) is None:
+        raise DamagedError(f"{path} cannot be read (it has no model_type). Give a folder in Hugging Face format.")
+    if str(kind) not in CONFIG_MAPPING_NAMES:
+        asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
+        raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
+    _check_layers(path, raw)
+    try:
+        made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each config of transformers has checks, and errors, of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"{path} is not what {kind} takes: {reason}. Put it right, or choose another.") from error
+    for part in (made, made.get_text_config()):
+        if part._attn_implementation not in _ATTENTION:
+            raise DamagedError(
+                f"{path} asks for the attention {part._attn_implementation}, and what a folder asks for is not loaded. "
+                "Take attn_implementation out of it."
+            )
+        for name in _OF_ELSEWHERE:
+            vars(part).pop(name, None)
+    return made
+
+
+def new_model(made: PreTrainedConfig) -> PreTrainedModel:
+    """A model of a config, in fp32, with random weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
+    return model
+
+
+def open_model(folder: Path, *, key: str = "", **how: Any) -> PreTrainedModel:
+    """The model in a folder with all of its weights; `how` is of transformers, `key` how the user named the folder.
+
+    Raises:
+        ConfigError: as `open_config`.
+        DamagedError: as `open_config`; or weights are missing, of other shapes, or cannot be read.
+    """
+    made = open_config(folder)
+    check_weights(folder, key=key)
+    disable_progress_bar()
+    with opening(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=made, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **how,
+        )  # fmt: skip
+    missing = sorted(map(str, report["missing_keys"]))
+    if missing and getattr(model, "hf_quantizer", None) is None:  # which has names of its own for them
+        raise bad_weights(key, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if unused := sorted(map(str, report["unexpected_keys"])):
+        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
+    opened: PreTrainedModel = model
+    return opened
+
+
+def check_weights(folder: Path, *, key: str) -> None:
+    """Open each file of weights, without reading them.
+
+    Raises:
+        DamagedError: one is missing, lies elsewhere, or cannot be read.
+    """
+    for path in weight_files(folder, key=key):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise bad_weights(key, folder, f"{path.name} cannot be read ({first_line(error)})") from None
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
+    """The base with the adapter in `folder`, for use; it grows by the rows of tokens that the adapter brings.
+
+    Raises:
+        DamagedError: its weights are missing or are a pickle, or it is none for this base.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DamagedError(f"{folder} has no {ADAPTER_WEIGHTS}, and no pickle is read in its place. Put it there.")
+    with opening(folder, as_a="adapter"), without_known_warnings():
+        settings = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
+        ids = [id for rows in (settings.trainable_token_indices or {}).values() for id in rows]
+        if ids and max(ids) >= base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)  # rows that the adapter has the values of
+        return peft.PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+
+
+@contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """Leave out what PEFT 0.21 and transformers 5.23 have to settle between them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+def _check_layers(path: Path, raw: dict[str, Any]) -> None:
+    """Before a config makes a list of them, and a model an object of each."""
+    nested = raw.get("text_config")
+    for settings in (raw, nested if isinstance(nested, dict) else {}):
+        for name in _LAYERS:
+            if isinstance(number := settings.get(name), int) and number > MOST_LAYERS:
+                raise DamagedError(f"{path}: {name}={number}, and a model has {MOST_LAYERS:,} at most. Put it right.")
