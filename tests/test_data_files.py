@@ -118,7 +118,7 @@ TEXT_FAULTS = {
     "number alone.jsonl": (b"3", "1: not a JSON object. A record must be an object, not 3"),
     "keys.jsonl": (
         b'{"title": 1, "body": "x"}',
-        '1: field "text" is missing. It has: title, body. Set data.text_field=title',
+        '1: field "text" is missing. It has: title, body. Set data.text_field=body',
     ),
     "no keys.jsonl": (b"{}", '1: field "text" is missing. It has: nothing.'),
     "number.jsonl": (b'{"text": 3}', "1: text is int, not text. Make it a string"),
@@ -225,7 +225,8 @@ def test_a_source_without_a_record_is_refused(tmp_path: Path) -> None:
 def test_a_side_without_a_record_is_refused(tmp_path: Path, share: float, side: str) -> None:
     (tmp_path / "a.txt").write_text("가\n\n나", encoding="utf-8")
     with pytest.raises(
-        DataError, match=f"of 2 records none is {side} at data.held_out_share={share}. Change the share"
+        DataError,
+        match=rf"of 2 records none is {side} at data.held_out_share={share}. Set data.held_out_share=0\.\d+, or split",
     ):
         both_sides(open_corpus(config(tmp_path, held_out_share=share)))
 
@@ -233,8 +234,12 @@ def test_a_side_without_a_record_is_refused(tmp_path: Path, share: float, side: 
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        (TEXT, "absent.txt", r"data.path=.*absent.txt: no .txt or .jsonl or .*arrow is there. Give a file, a"),
-        (TEXT, "*.jsonl", r"no .txt or .jsonl or .* is there"),
+        (TEXT, "b.txt", r"data.path=.*b.txt does not exist. Did you mean data.path=.*a.txt\?"),
+        (TEXT, "글.txt", r"data.path=.*글.txt does not exist. Did you mean 'data.path=.*긴 글.txt\"'\?"),
+        (TEXT, "emty/a.txt", r"emty/a.txt does not exist: there is no .*emty. Did you mean data.path=.*/empty/a.txt\?"),
+        (TEXT, "empty/a.txt", r"empty/a.txt does not exist. .*/empty has nothing in it\."),
+        (TEXT, "zzzzzz", r"zzzzzz does not exist. .* has a.txt, empty, table.hwp, 긴 글.txt\."),
+        (TEXT, "*.jsonl", r"\*.jsonl: no file matches it. Give a file, a folder, a quoted glob"),
         (TEXT, "empty", r"no .txt or .jsonl or .* is there"),
         (
             TEXT,
@@ -254,7 +259,7 @@ def test_a_path_without_the_right_files_is_refused(tmp_path: Path, kind: DataKin
     (tmp_path / "empty").mkdir()
     if path.endswith(".xml.bz2"):
         (tmp_path / path).touch()
-    for name in ("table.hwp", "a.txt"):
+    for name in ("table.hwp", "a.txt", "긴 글.txt"):
         (tmp_path / name).write_text("가", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         open_corpus(config(tmp_path / path, kind))

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from llm.config import DataConfig, DataKind, FileFormat, Shape
 from llm.data.records import Fault, Record
+from llm.data.sources.absent import explain_absent
 from llm.data.sources.archives import Member, damage, damages, is_archive, members
 from llm.data.sources.formats import FORMATS, Reading, format_of, raw_records, suffixes
 from llm.data.sources.layouts import columns, to_records
@@ -113,6 +114,8 @@ def _check(places: list[Place], config: DataConfig) -> None:
             f"data.path={config.path}: {places[0].name} is XML, which is not read. Of a Wikipedia give its parquet "
             "from the hub, its CirrusSearch dump (json), or what WikiExtractor --json makes of the XML."
         )
+    if not places and (reason := explain_absent(str(config.path), "data.path")):
+        raise ConfigError(reason)
     if not places or (not readable and len(places) > 1):
         raise ConfigError(f"data.path={config.path}: no {wanted} is there. Give a file, a folder or a quoted glob.")
     if not readable:
