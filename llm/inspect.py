@@ -5,27 +5,37 @@ Only a sample is read, so that an archive of many gigabytes takes seconds; --lea
 
 import argparse
 import json
+import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
-from llm.config import CleaningConfig, CleaningLevel, DataConfig
+from rich.cells import cell_len, set_cell_size
+
+from llm.config import CleaningConfig, CleaningLevel, DataConfig, as_value, data_config, readable
 from llm.config.data import BadRecords, DataKind
 from llm.data.cleaning import Cleaner, as_json, as_table
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files
 from llm.data.leaks import LEAKED, N, Overlap, measure_overlap
 from llm.data.records import Conversation, Document, Fault
+from llm.data.sources.absent import explain_absent
 from llm.data.sources.places import find
 from llm.data.sources.presets import presets
-from llm.data.sources.survey import Survey, survey
+from llm.data.sources.survey import SAMPLED_RECORDS, survey
+from llm.data.sources.texts import examples, question_and_answer
+from llm.data.split import is_held_out, share_that_parts
 from llm.errors import ConfigError, DataError, one_line_errors
 
 SAMPLES = 3
 SAMPLE_CHARACTERS = 160
 SHOWN_FAULTS = 8
+SHOWN_KEYS = 20
+SEEN_RECORDS = 20  # that an example is looked for in
 MB = 1e6
 WAYS = {  # what to do about files that many sets have and nothing here reads
     ".xlsx": "Save each sheet as csv",
@@ -54,97 +64,128 @@ class Diagnosis:
     formats: dict[str, int]
     encodings: dict[str, int]
     repaired_names: list[str]
-    preset: str | None  # the one that fits best, or that was asked for
-    fits: float  # the share of the sampled records that it makes something of
-    also_fit: list[str] = field(default_factory=list)
-    records: int = 0  # sampled
-    usable: int = 0
-    text_bytes: int = 0  # of the usable ones
-    faults: dict[str, int] = field(default_factory=dict)  # reason -> records
-    first_faults: list[str] = field(default_factory=list)  # file:line and what to do, the first of each reason
-    samples: list[dict[str, str]] = field(default_factory=list)
-    shapes: dict[str, int] = field(default_factory=dict)  # of conversations -> records
-    repairs: dict[str, int] = field(default_factory=dict)  # what was put right in them
-    cleaning: dict[str, Any] = field(default_factory=dict)  # what each step does to the usable ones
+    preset: str | None  # the one that fits best, or that was asked for; None: there is no text
+    settings: list[str]  # overrides that it needs, or that were asked for
+    if_answers: str | None  # the override that takes two of the columns for question and answer, where no preset fits
+    fits: float  # the share of the sampled records that the preset makes something of without them
+    also_fit: list[str]
+    seen: dict[str, str]  # path in a record -> an example of what is there
+    records: int  # sampled
+    usable: int
+    is_one_record: bool  # and there is no other
+    text_bytes: int  # of the usable ones
+    faults: dict[str, int]  # reason -> records
+    first_faults: list[str]  # file:line and what to do, the first of each reason
+    samples: list[dict[str, str]]
+    shapes: dict[str, int]  # of conversations -> records
+    repairs: dict[str, int]  # what was put right in them
+    cleaning: dict[str, Any]  # what each step does to the usable ones
 
 
-def diagnose(path: str, *, name: str | None = None, level: CleaningLevel = CleaningLevel.off) -> Diagnosis:
-    """What lies at a path, and what the preset `name`, or the one that fits best, makes of a sample of it.
+def diagnose(
+    path: str,
+    *,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+    level: CleaningLevel = CleaningLevel.off,
+) -> Diagnosis:
+    """What lies at a path, and what training's own reader makes of a sample of it.
 
-    `level`: what cleaning of that level does to the sample is counted, too.
+    It reads by the preset `name` with the overrides `settings`; if neither is given, by the preset that fits best, and
+    if none does, by the longest text. `level`: what cleaning of that level does to the sample is counted, too.
 
     Raises:
-        ConfigError: nothing is there, or there is no such preset.
+        ConfigError: nothing is there, or there is no such preset or setting.
     """
     places = find(path)
     if not places:
-        raise ConfigError(f"{path}: no file is there. Give a file, a folder, a quoted glob or a URL.")
+        raise ConfigError(explain_absent(path) or f"{path}: no file is there. Give a file, a folder or a quoted glob.")
     if name is not None and name not in presets():
         raise ConfigError(f"--data {name} is no choice that reads files. Choose one of {', '.join(presets())}.")
     found = survey(places)
     fitting = found.fitting()
-    best = name or (fitting[0][0] if fitting else None)
-    share = dict(fitting).get(best, 0.0) if best else 0.0
-    about = _about(path, found) | {"preset": best, "fits": share}
-    about["also_fit"] = [other for other, _ in fitting if other != best]
-    return Diagnosis(**about, **_yield(found, presets()[best] if best else None, level))
-
-
-def _about(path: str, found: Survey) -> dict[str, Any]:
-    return {
-        "path": path,
-        "files": found.files,
-        "bytes": found.bytes,
-        "members": found.members,
-        "listed_all": found.listed_all,
-        "formats": dict(found.formats.most_common()),
-        "encodings": dict(found.encodings.most_common()),
-        "repaired_names": found.repaired_names[:SHOWN_FAULTS],
-    }
-
-
-def _yield(found: Survey, config: DataConfig | None, level: CleaningLevel) -> dict[str, Any]:
-    """What the preset, and then the cleaning, makes of the sample."""
-    records = list(found.records(config)) if config else []
+    held, longest = found.held() if name or settings or not fitting else ([], [])
+    best = name or ("text" if settings or not fitting else fitting[0][0])
+    typed = list(map(readable, settings)) or ([] if name or fitting else longest)
+    config = config_of(best, typed, path)
+    records = list(found.records(config))
     usable = [record for record in records if not isinstance(record, Fault)]
     faults = [*found.faults, *(record for record in records if isinstance(record, Fault))]
-    firsts = {fault.reason: fault for fault in reversed(faults)}
-    step = max(1, len(usable) // SAMPLES)
+    if not settings and found.is_all and len(records) < SAMPLED_RECORDS:
+        typed += _share(usable, config)
     cleaner = Cleaner(CleaningConfig(level=level))
     for record in usable:
         cleaner.clean(record)
     cleaner.check()
     chats = [record for record in usable if isinstance(record, Conversation)]
-    return {
-        "shapes": dict(Counter(chat.shape for chat in chats).most_common()),
-        "repairs": dict(Counter(repair for chat in chats for repair in chat.repairs).most_common()),
-        "records": len(records),
-        "usable": len(usable),
-        "text_bytes": sum(len(_text(record).encode()) for record in usable),
-        "faults": dict(Counter(fault.reason for fault in faults).most_common()),
-        "first_faults": [f"{fault.origin}: {fault.reason}. {fault.fix}." for fault in firsts.values()],
-        "samples": [
-            {"origin": record.origin, "text": _text(record)[:SAMPLE_CHARACTERS]} for record in usable[::step][:SAMPLES]
+    return Diagnosis(
+        path=path,
+        files=found.files,
+        bytes=found.bytes,
+        members=found.members,
+        listed_all=found.listed_all,
+        formats=dict(found.formats.most_common()),
+        encodings=dict(found.encodings.most_common()),
+        repaired_names=found.repaired_names[:SHOWN_FAULTS],
+        preset=best if usable else None,
+        settings=typed,
+        if_answers=None if fitting or name or settings else question_and_answer(held),
+        fits=0.0 if settings else dict(fitting).get(best, 0.0),
+        also_fit=[other for other, _ in fitting if other != best],
+        seen={where: str(value) for where, value in islice(examples(held[:SEEN_RECORDS]).items(), SHOWN_KEYS)},
+        records=len(records),
+        usable=len(usable),
+        is_one_record=found.is_all and len(usable) == 1,
+        text_bytes=sum(len(_text(record).encode()) for record in usable),
+        faults=dict(Counter(fault.reason for fault in faults).most_common()),
+        first_faults=[
+            f"{fault.origin}: {fault.reason}. {fault.fix}."
+            for fault in {fault.reason: fault for fault in reversed(faults)}.values()
         ],
-        "cleaning": as_json(cleaner),
-    }
+        samples=[
+            {"origin": record.origin, "text": _text(record)[:SAMPLE_CHARACTERS]}
+            for record in usable[:: max(1, len(usable) // SAMPLES)][:SAMPLES]
+        ],
+        shapes=dict(Counter(chat.shape for chat in chats).most_common()),
+        repairs=dict(Counter(repair for chat in chats for repair in chat.repairs).most_common()),
+        cleaning=as_json(cleaner),
+    )
 
 
-def leaks(path: str, name: str, level: CleaningLevel, evaluation: str | None) -> dict[str, Overlap]:
+def config_of(name: str, settings: Sequence[str], path: str) -> DataConfig:
+    """A preset with overrides, as train.py has it.
+
+    Raises:
+        ConfigError: they cannot be composed.
+    """
+    if not settings:
+        return replace(presets()[name], path=path)
+    return data_config([f"data={name}", f"data.path={as_value(path)}", *settings])
+
+
+def _share(usable: list[Document | Conversation], config: DataConfig) -> list[str]:
+    """The override of a few records of which none would be held out."""
+    texts = [record.text for record in usable]
+    if any(is_held_out(text, config.held_out_share) for text in texts):
+        return []
+    share = share_that_parts(texts)
+    return [f"data.held_out_share={share}"] if share else []
+
+
+def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> dict[str, Overlap]:
     """How much of the held-out texts, and of those at `evaluation`, stands in the training text; all of it is read.
 
     Raises:
         ConfigError: a file cannot be found.
         DataError: nothing is left to measure.
     """
-    config = replace(presets()[name], path=path, bad_records=BadRecords.drop, cleaning=CleaningConfig(level=level))
-    corpus = open_corpus(config)
+    corpus = open_corpus(replace(config, bad_records=BadRecords.drop, cleaning=CleaningConfig(level=level)))
     measured: dict[str, Iterable[Document | Conversation]] = {"held-out text": corpus.records(held_out=True)}
     if evaluation is not None:
-        best = diagnose(evaluation).preset
-        if best is None:
+        best = diagnose(evaluation)
+        if best.preset is None:
             raise ConfigError(f"--evaluation {evaluation}: no preset fits it. Give txt, or jsonl with text.")
-        read = open_files(replace(presets()[best], path=evaluation)).records()
+        read = open_files(config_of(best.preset, best.settings, evaluation)).records()
         measured[evaluation] = (record for record in read if not isinstance(record, Fault))
     return measure_overlap(corpus.records(held_out=False), measured)
 
@@ -179,29 +220,46 @@ def show(found: Diagnosis) -> str:
         lines.append(f"encodings of the sample: {_counts(found.encodings)}")
     if found.repaired_names:
         lines.append(f"names repaired from cp949: {', '.join(found.repaired_names[:SAMPLES])}")
+    if not found.fits:
+        lines += [_on_a_line(f"  {where}: ", example) for where, example in found.seen.items()]
     if found.preset is None:
-        lines.append("no preset fits. Say where the text is: data=text data.text_field=<path such as data[].text>")
+        lines.append("no preset fits, and no text was found")
     else:
         also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
-        lines.append(f"preset: {found.preset} (fits {100 * found.fits:.0f} % of the sampled records{also})")
+        fits = f" (fits {100 * found.fits:.0f} % of the sampled records{also})" if found.fits else ""
+        lines.append(f"preset: {' '.join([found.preset, *found.settings])}{fits}")
         lines.append(f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB")
+        lines += ["one record is too little: another must be held out"] if found.is_one_record else []
         lines += [f"shapes: {_counts(found.shapes)}"] if found.shapes else []
         lines += [f"put right, {count} times: {what}" for what, count in found.repairs.items()][:SHOWN_FAULTS]
         tunes = presets()[found.preset].kind is DataKind.conversations
         stage = "stage=finetune base=<run> " if tunes else ""
-        lines.append(f"use it: python train.py {stage}data={found.preset} 'data.path=\"{found.path}\"'")
+        given = shlex.join([f"data={found.preset}", f"data.path={as_value(found.path)}", *found.settings])
+        lines.append(f"use it: python train.py {stage}{given}")
+        if found.if_answers:
+            given = shlex.join(["data=conversations", f"data.path={as_value(found.path)}", found.if_answers])
+            lines.append(f"if one column answers the other: python train.py stage=finetune base=<run> {given}")
     lines += [
         f"not read: {found.formats[suffix]} {suffix}. {way}." for suffix, way in WAYS.items() if suffix in found.formats
     ]
     lines += [f"sample {sample['origin']}: {_one_line(sample['text'])}" for sample in found.samples]
     lines += [f"wrong, {count} times: {reason}" for reason, count in found.faults.items()][:SHOWN_FAULTS]
     lines += [f"  {line}" for line in found.first_faults[:SHOWN_FAULTS]]
+    if found.usable and found.usable < found.records:
+        lines.append("data.bad_records=drop leaves what is wrong out, with a count; else training ends at the first")
     lines += [as_table(found.cleaning)] if found.cleaning else []
     return "\n".join(lines)
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def _on_a_line(begin: str, text: str) -> str:
+    """As much of a text as a line of the screen has room for; a Hangul letter takes two columns."""
+    room = shutil.get_terminal_size().columns - cell_len(begin)
+    whole = _one_line(text)
+    return begin + (whole if cell_len(whole) <= room else set_cell_size(whole, max(0, room - 1)).rstrip() + "…")
 
 
 def _one_line(text: str) -> str:
@@ -212,19 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool on a command line."""
     parser = argparse.ArgumentParser(prog="python -m llm.inspect", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path", help="file, folder, glob, archive or URL")
+    parser.add_argument(
+        "settings", nargs="*", help="what is to be tried: data.text_field=내용 data.layout.records=data[]"
+    )
     parser.add_argument("--data", help="the choice of conf/data to read it with, instead of the one that fits best")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     levels = [level.name for level in CleaningLevel]
     parser.add_argument("--clean", choices=levels, default="off", help="count what this cleaning does to the sample")
     parser.add_argument("--leaks", action="store_true", help="count held-out text in the training text; reads it all")
     parser.add_argument("--evaluation", help="a file whose texts are looked for in the training text, too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     level = CleaningLevel[options.clean]
     with one_line_errors():
-        found = diagnose(options.path, name=options.data, level=level)
+        found = diagnose(options.path, name=options.data, settings=options.settings, level=level)
         report, lines = asdict(found), show(found)
         if found.usable and (options.leaks or options.evaluation):
-            overlaps = leaks(options.path, str(found.preset), level, options.evaluation)
+            config = config_of(str(found.preset), found.settings, options.path)
+            overlaps = leaks(config, level, options.evaluation)
             report["leaks"] = {name: asdict(overlap) for name, overlap in overlaps.items()}
             lines = "\n".join([lines, show_leaks(overlaps)])
         print(json.dumps(report, ensure_ascii=False, indent=2) if options.json else lines)
@@ -233,7 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _why(found: Diagnosis) -> str:
-    return f"; the first: {found.first_faults[0]}" if found.first_faults else ". Give files with text."
+    if found.first_faults:
+        return f"; the first: {found.first_faults[0]}"
+    return ". Give files with text." if not found.seen else ", for there is no text in them."
 
 
 if __name__ == "__main__":

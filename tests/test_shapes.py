@@ -108,7 +108,9 @@ def test_a_role_that_no_rule_knows_is_refused_with_the_way_out(role: Any) -> Non
     found = read({"messages": [{"role": role, "content": "뭐?"}, {"role": "assistant", "content": "응"}]})
     assert isinstance(found, Fault)
     assert found.reason == f"role {role!r} is unknown"
-    assert found.fix.endswith("or add it: data.layout.roles={<name>: user}")
+    assert found.fix.endswith(
+        "or add it: '+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
+    )
 
 
 def test_a_role_of_ones_own_is_what_the_layout_says() -> None:

@@ -4,14 +4,14 @@ Hydra merges the YAML files and the command line into the schema, so a wrong key
 Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anything heavy.
 """
 
-from llm.config.compose import as_recorded, composed, from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.compose import as_recorded, composed, data_config, from_hydra, job_errors, job_overrides, run_hydra
 from llm.config.data import BadRecords, DataConfig, DataKind, DataSource, Overlong, Packing, PartConfig
-from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape
+from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape, is_path
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
-from llm.config.overrides import readable, to_paste
+from llm.config.overrides import as_value, readable, to_paste
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import (
     STAGES,
@@ -102,9 +102,12 @@ __all__ = [
     "WeightPrecision",
     "WeightType",
     "as_recorded",
+    "as_value",
     "composed",
+    "data_config",
     "from_hydra",
     "identity_settings",
+    "is_path",
     "job_errors",
     "job_overrides",
     "ladder_overrides",

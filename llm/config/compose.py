@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from llm.config.aliases import check_aliases
+from llm.config.data import DataConfig
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
 from llm.config.overrides import readable
 from llm.config.parts import with_parts
@@ -85,6 +86,20 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
         return dict(OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]  # a dict
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+
+
+def data_config(overrides: Sequence[str]) -> DataConfig:
+    """What data=<choice> and data.<key>=<value> come to by themselves.
+
+    Raises:
+        ConfigError: they cannot be composed.
+    """
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), composed(overrides)["data"]))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    assert isinstance(made, DataConfig)
+    return made
 
 
 def run_hydra(main: Callable[[], Any]) -> None:

@@ -116,7 +116,12 @@ class CleaningConfig:
 PATH = re.compile(r"[^.\[\]|]+(\[\])*(\.[^.\[\]|]+(\[\])*)*")
 
 
+def is_path(path: str) -> bool:
+    """Whether this is a path expression."""
+    return all(PATH.fullmatch(choice) for choice in path.split("|"))
+
+
 def check_path(key: str, path: str | None) -> None:
     """Refuse what is no path expression."""
-    if path is not None and not all(PATH.fullmatch(choice) for choice in path.split("|")):
+    if path is not None and not is_path(path):
         raise ConfigError(f"{key}={path} is no path. Write keys as a.b, items of a list as a[].b, alternatives as a|b.")

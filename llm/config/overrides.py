@@ -6,6 +6,7 @@ The grammar takes no Hangul and no bracket outside of quotes, which a shell take
 
 import re
 import shlex
+from functools import lru_cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -32,6 +33,7 @@ def readable(argument: str) -> str:
     return next((found for each in tries if _is_read(found := f"{key}={each}")), argument)
 
 
+@lru_cache
 def as_value(text: str) -> str:
     """A text as the value of an override that is this very text, in quotes where it would be read otherwise."""
     return text if _is_read(f"key={text}") and _value(text) == text else _quoted(text)

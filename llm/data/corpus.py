@@ -13,7 +13,7 @@ from llm.data.files import open_files
 from llm.data.korean_law import Questions, Statutes
 from llm.data.quarantine import Quarantine
 from llm.data.records import Conversation, Document, Fault, Source
-from llm.data.split import is_held_out
+from llm.data.split import is_held_out, share_that_parts
 from llm.errors import DataError
 from llm.run import log, write_json
 
@@ -135,9 +135,12 @@ class Corpus:
         if not total:
             return f"{where}: there is no record in it. Give data.path=<files with text>."
         side = "held out" if held_out else "left to train on"
+        cleaned = self._cleaned(Cleaner(self._config.cleaning))
+        share = share_that_parts(record.text for record in cleaned if isinstance(record, Document | Conversation))
         return (
             f"{where}: of {total} records none is {side} at data.held_out_share={self._config.held_out_share}. "
-            "Change the share, or split the text into more documents (a blank line parts them in a txt file)."
+            + (f"Set data.held_out_share={share}, or split" if share else "Split")
+            + " the text into more documents: a blank line parts them in a txt file, data.layout.records in json."
         )
 
 

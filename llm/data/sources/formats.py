@@ -15,6 +15,7 @@ from llm.data.sources.archives import Member
 from llm.data.sources.fields import values
 from llm.data.sources.large_json import large_json, prefix
 from llm.data.sources.lines import BAD_BYTE, MAX_LINE, Line, Lines, bad_byte, encodes
+from llm.data.sources.texts import to_set
 
 WHOLE_JSON = MAX_LINE  # bytes of a JSON value that is read whole, at about five times its size in memory
 MAX_JSON = 128 * 2**20  # where it is not known how to read it in pieces
@@ -40,6 +41,7 @@ class Raw:
     value: Any
     origin: str
     size: int = 0
+    is_file: bool = False  # the one JSON value of a file, whose records may be in a list inside
 
 
 @dataclass(slots=True)
@@ -244,21 +246,22 @@ def json_records(file: OneValue, origin: str, layout: LayoutConfig) -> Iterator[
     """The records in the one JSON value of a file: where layout.records says, or the items of a list, or the whole."""
     value = file.value
     if not layout.records and not isinstance(value, list):
-        yield _as_raw(value, f"{origin}:1", file.size)
+        yield _as_raw(value, f"{origin}:1", file.size, is_file=True)
         return
     found = values(value, layout.records) if layout.records else value
     if not found:
         has = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         what = f"{layout.records} finds no record" if layout.records else "the list is empty"
-        fix = f"It has: {has[:200]}. Set data.layout.records, or leave the file out with data.layout.skip"
+        way_out = to_set(value, is_file=True) if isinstance(value, dict) else None
+        fix = f"It has: {has[:200]}. {way_out or 'Set data.layout.records'}, or leave it out with data.layout.skip"
         yield Fault(origin, what, fix, file.size)
     for index, record in enumerate(found):
         yield _as_raw(record, f"{origin}[{index}]")
 
 
-def _as_raw(record: Any, place: str, size: int = 0) -> Raw | Fault:
+def _as_raw(record: Any, place: str, size: int = 0, *, is_file: bool = False) -> Raw | Fault:
     if isinstance(record, dict):
-        return Raw(record, place, size)
+        return Raw(record, place, size, is_file)
     if isinstance(record, str):
         return Raw({"text": record}, place, size)
     return Fault(place, "not a JSON object", f"A record must be an object, not {str(record)[:20]}", size)

@@ -1,6 +1,7 @@
 """A raw record and where its text sits -> a document or a conversation, or what is wrong with it."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from llm.data.records import Conversation, Document, Fault, Record
 from llm.data.sources.fields import first, head, values
 from llm.data.sources.formats import Raw, Reading, text_fault
 from llm.data.sources.shapes import ROLES, role_of, turns_of, usual_columns
+from llm.data.sources.texts import question_and_answer, to_set
 
 
 def columns(config: DataConfig) -> list[str]:
@@ -90,14 +92,22 @@ def document(raw: Raw, text_field: str, layout: LayoutConfig) -> Document | Faul
     """The texts that a path finds in a record, as one document."""
     found = values(raw.value, text_field)
     if not found:
-        fix = f"{_has(raw.value)}. Set data.text_field={next(iter(raw.value), '<its key>')}"
+        way_out = to_set(raw.value, is_file=raw.is_file) or "Remove the record, or set data.bad_records=drop"
+        fix = f"{_has(raw.value)}. {way_out}"
         return Fault(raw.origin, f'field "{text_field}" is missing', fix, raw.size)
     if len(found) > 1 and all(isinstance(text, str) for text in found):
         found = [text for text in found if text.strip()] or found[:1]
     for text in found:
         if fault := text_fault(text, text_field):
-            return Fault(raw.origin, *fault, raw.size)
+            return Fault(raw.origin, *(_of_other_kind(raw, text_field, *fault) or fault), raw.size)
     return Document(layout.join.join(found), raw.origin, raw.size)
+
+
+def _of_other_kind(raw: Raw, text_field: str, reason: str, fix: str) -> tuple[str, str] | None:
+    """(what is wrong, what to do) where numbers or objects stand in place of texts: another field may be meant."""
+    if any(text is None or isinstance(text, str) for text in values(raw.value, text_field)):
+        return None
+    return reason, to_set(raw.value, is_file=raw.is_file) or f"{fix}; python -m llm.inspect <path> shows other fields"
 
 
 def conversation(
@@ -122,7 +132,8 @@ def conversation(
         role = role_of(turn.role, layout)
         if role is None:
             known = ", ".join([*layout.roles, *ROLES])
-            fix = f"Use {known} or another usual name, or add it: data.layout.roles={{<name>: user}}"
+            own = "'+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
+            fix = f"Use {known} or another usual name, or add it: {own}"
             return Fault(origin, f"role {turn.role!r} is unknown"[:80], fix, size)
         if fault := text_fault(turn.text, {"user": "question", "assistant": "answer"}.get(role, role)):
             return Fault(origin, *fault, size)
@@ -145,9 +156,8 @@ def _needs(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> str
     if layout.shape is not Shape.auto:
         needs = layout.messages if layout.shape is Shape.messages else f"{layout.question} and {layout.answer}"
     has = ", ".join(map(str, record))[:200] or "nothing"
-    return (
-        f"A record needs {needs}, or your own: data.map={{question: <column>, answer: <column>}}; this one has: {has}"
-    )
+    own = question_and_answer([record]) or "+data.map={question: <column>, answer: <column>}"
+    return f"A record needs {needs}, or your own: {shlex.quote(own)}; this one has: {has}"
 
 
 def _in_turns(

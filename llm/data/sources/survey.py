@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 from llm.config import DataConfig, FileFormat, LayoutConfig
 from llm.data.files import Files
@@ -32,6 +33,7 @@ from llm.data.sources.layouts import to_records
 from llm.data.sources.lines import Lines
 from llm.data.sources.places import File, Place
 from llm.data.sources.presets import fits, presets
+from llm.data.sources.texts import overrides
 
 SAMPLED_MEMBERS = 24
 SAMPLED_BYTES = 4 * 2**20  # of each; a json file is read whole, up to
@@ -67,6 +69,22 @@ class Survey:
     encodings: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    is_all: bool = False  # whether the samples are all that can be read, but for records after the first of each
+
+    def held(self) -> tuple[list[Any], list[str]]:
+        """(records as they are without any layout, the overrides that read their longest text)."""
+        text = presets()["text"]
+        raws = [raw for sample in self.samples for raw in islice(_raws(sample, text), SAMPLED_RECORDS)]
+        found = [raw.value for raw in raws if isinstance(raw, Raw)]
+        if found:
+            found = found[:: max(1, len(found) // SAMPLED_RECORDS)]
+            return found, overrides(found, are_files=all(raw.is_file for raw in raws if isinstance(raw, Raw)))
+        for sample in self.samples:
+            if place := _place_inside(sample):
+                config = replace(text, layout=LayoutConfig(records=place))
+                found = [raw.value for raw in islice(_raws(sample, config), SAMPLED_RECORDS) if isinstance(raw, Raw)]
+                return found, overrides(found, are_files=False, place=place)
+        return [], []
 
     def fitting(self) -> list[tuple[str, float]]:
         """(preset, share of the sampled records that it makes something of), the best first."""
@@ -98,6 +116,7 @@ def survey(places: list[Place]) -> Survey:
         read = sum(len(sample.data) for sample in found.samples)
         if index == max(wanted, default=-1) or read > SAMPLED_IN_ALL:
             break
+    found.is_all = len(found.samples) == len(known) and all(sample.whole for sample in found.samples)
     return found
 
 
@@ -210,6 +229,21 @@ def _first_records(sample: Sample, layout: LayoutConfig) -> Iterator[Raw | Fault
             return  # where the sample was cut
         if isinstance(found[1], dict):
             yield Raw(found[1], f"{sample.member.origin}[{found[0]}]")
+
+
+def _place_inside(sample: Sample) -> str | None:
+    """Where the first object of a list is, in a json file of which the beginning was read."""
+    import ijson
+
+    if sample.format not in JSON or sample.whole:
+        return None
+    try:
+        for place, event, _ in ijson.parse(sample.data):
+            if event == "start_map" and place.endswith("item"):
+                return str(place).replace(".item", "[]")
+    except ijson.JSONError:
+        pass
+    return None
 
 
 def _suffix(name: str) -> str:
