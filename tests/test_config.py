@@ -58,6 +58,14 @@ def test_every_choice_composes_in_a_stage_that_uses_it(override):
     assert config_of(f"stage={stage}", override, *needed).stage == stage
 
 
+@pytest.mark.parametrize("logger", choices("logger"))
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_takes_every_logger(stage, logger):
+    needed = {"finetune": ["base=x"], "evaluate": ["run=x"], "export": ["run=x"]}.get(stage, [])
+    config = config_of(f"stage={stage}", f"logger={logger}", *needed)
+    assert config.logger.mode.name == {"local": "disabled", "wandb": "auto"}[logger]
+
+
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_composes(experiment):
     assert config_of(f"experiment={experiment}").stage in STAGES

@@ -313,3 +313,11 @@ def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
     job = survey(compose("export", f"outputs={outputs}", "run=first", "export.dtype=bf16", "dry_run=true"))
     size = (folder_of(outputs, "pretrain") / "model" / "model.safetensors").stat().st_size
     assert job.made == ["export"] and job.disk == {"model": size / 2} and not (outputs / "export").exists()
+
+
+@pytest.mark.parametrize(("logger", "folders"), [([], 0), (["logger=wandb", "logger.mode=offline"], 1)])
+def test_an_export_is_in_wandb_where_that_is_asked_for(logger: list[str], folders: int, outputs: Path) -> None:
+    made = run("export", f"outputs={outputs}", f"run={folder_of(outputs, 'pretrain')}", *logger)
+    found = [path.name for path in (outputs / "wandb").glob("offline-run-*")]
+    assert len(found) == folders
+    assert all(name.endswith(f"-export-{made.path.name}") for name in found)

@@ -148,6 +148,7 @@ class EvaluateStage(StageConfig):
 class ExportStage(StageConfig):
     run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
     export: ExportConfig = field(default_factory=ExportConfig)
+    logger: LoggerConfig | None = field(default=None, metadata=HOW)
 
 
 STAGES: dict[str, type[StageConfig]] = {

@@ -7,11 +7,11 @@ tokenizers shows its models, and not each of their tokenizers and shards among t
 from pathlib import Path
 from typing import Any
 
-from llm.config import ShardsStage, TokenizerStage
+from llm.config import ExportStage, ShardsStage, TokenizerStage
 from llm.run import Run
 
 
-def log_results(config: TokenizerStage | ShardsStage, run: Run, results: dict[str, Any]) -> None:
+def log_results(config: TokenizerStage | ShardsStage | ExportStage, run: Run, results: dict[str, Any]) -> None:
     """The numbers as a summary and a table, and what was made as an artifact."""
     if config.logger is None:
         return

@@ -24,6 +24,7 @@ from llm.run import (
     whole_folder,
     write_text,
 )
+from llm.stage._logging import log_results
 
 if TYPE_CHECKING:
     from llm.export import Trial
@@ -117,6 +118,7 @@ def _export(run: Run, config: ExportStage, source: Run, weights: Weights) -> Out
         proof["positions_compared"],
         proof["texts_compared"],
     )
+    log_results(config, run, proof)
     return Outcome(results=proof, digest=digest)
 
 
