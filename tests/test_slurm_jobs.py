@@ -1,5 +1,6 @@
 """A job and the driver of a sweep, on either side of Slurm's queue, on a machine that has no Slurm."""
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_what_sbatch_refuses_leaves_no_submission(slurm: Commands, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"^sbatch refuses the job: .*Job violates accounting policy"):
         made.submit()
     assert read_submission(one.folder) is None
+
+
+def test_nobody_else_may_look_into_or_change_what_is_submitted(slurm: Commands, tmp_path: Path) -> None:
+    slurm.answer("sbatch", "Submitted batch job 12\n")
+    made, one = cluster(tmp_path), job(tmp_path)
+    made.start(one, one.read())
+    umask = os.umask(0)
+    try:
+        made.submit()
+    finally:
+        os.umask(umask)
+    assert [path for path in (tmp_path / "slurm").iterdir() if path.suffix == ".pkl"]  # the jobs, as they are typed
+    assert (tmp_path / "slurm").stat().st_mode & 0o777 == 0o700
 
 
 def kept(**changes: object) -> Submission:

@@ -92,7 +92,7 @@ def os_errors() -> Iterator[None]:
 
 def give_usual_mode(path: Path) -> None:
     """Let those read and write a file or folder who may by the umask: safetensors makes files for their owner alone."""
-    umask = os.umask(0)
+    umask = os.umask(0o077)  # what another thread makes meanwhile is private, not open to all
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 

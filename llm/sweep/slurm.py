@@ -232,7 +232,7 @@ class Cluster:
         try:
             with outside_of_a_job(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                executor = SlurmExecutor(self._folder / "slurm", python=f"exec {sys.executable}")
+                executor = SlurmExecutor(_private(self._folder / "slurm"), python=f"exec {sys.executable}")
                 executor.update_parameters(**self._parameters(request, token))
                 made = executor.submit_array([self._submitted_job(request, token, each.job) for each in jobs])
         except (FailedJobError, FailedSubmissionError) as error:
@@ -335,6 +335,13 @@ class Cluster:
         if not self._has_said_unreachable:
             log.warning("Slurm's controller does not answer; the jobs go on, and this waits for it")
             self._has_said_unreachable = True
+
+
+def _private(folder: Path) -> Path:
+    """The folder, which nobody else may look into or write to: what submitit pickles has the jobs as they are typed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
 
 
 def _by_state(found: QueuedJob) -> Ending:
