@@ -2,9 +2,12 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+from llm.credentials import without_secrets
 
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -108,6 +111,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
         if tracebacks_wanted():
+            _end_where_it_tells_a_secret(error)
             raise
         if isinstance(error, KeyboardInterrupt):
             fail("interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE)
@@ -116,6 +120,9 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, UserError):
             fail(str(error), error.exit_code)
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
+    except Exception as error:
+        _end_where_it_tells_a_secret(error)
+        raise
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
@@ -128,7 +135,16 @@ def fail(message: str, exit_code: int) -> NoReturn:
 def say_error(message: str) -> None:
     """Say one line on stderr, after what is on its way to stdout."""
     sys.stdout.flush()
-    print("error:", *message.splitlines(), file=sys.stderr, flush=True)
+    print("error:", *without_secrets(message).splitlines(), file=sys.stderr, flush=True)
+
+
+def _end_where_it_tells_a_secret(error: BaseException) -> None:
+    """End the process with the traceback that Python would print, if that has a credential in it, without it."""
+    told = "".join(traceback.format_exception(error))
+    if (kept := without_secrets(told)) != told:
+        with suppress(OSError):
+            print(kept, end="", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
 
 def tracebacks_wanted() -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    *("errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer", "evaluation"),
-    *("export", "stage", "tool"),
+    *("credentials", "errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer"),
+    *("evaluation", "export", "stage", "tool"),
 ]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")
 FILES = sorted(path for path in (ROOT / "llm").rglob("*.py") if path != ROOT / "llm" / "__init__.py")

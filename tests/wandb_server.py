@@ -16,6 +16,7 @@ import yaml
 
 Fault = Callable[[str], int | None]  # of the path or the GraphQL operation: the HTTP status to answer in its place
 ENTITY = {"id": "entity", "name": "me"}
+FLAGS = json.dumps({"code_saving_enabled": True})  # as a person may have set it on the settings page
 
 
 class WandbServer:
@@ -63,6 +64,12 @@ class WandbServer:
         """Listen again where it did, with all that it had."""
         self._http = self._listen(int(self.url.rpartition(":")[2]))
         self.__enter__()
+
+    def everything(self) -> str:
+        """All that it was sent and keeps, as text."""
+        with self._lock:
+            kept = [self.runs, self.artifacts, self.alerts, self.uploaded, [*self._streams.items()]]
+        return repr(kept)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -357,5 +364,5 @@ def _operation(request: dict[str, Any]) -> str:
 def _viewer(_: dict[str, Any]) -> dict[str, Any]:
     return {
         "viewer": ENTITY
-        | {"entity": "me", "username": "me", "email": "me@example.com", "flags": "{}", "teams": {"edges": []}}
+        | {"entity": "me", "username": "me", "email": "me@example.com", "flags": FLAGS, "teams": {"edges": []}}
     }

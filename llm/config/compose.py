@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from llm.config.aliases import check_aliases
@@ -58,10 +58,13 @@ def as_recorded(schema: type[Config], values: dict[str, Any], *, place: str) -> 
     """The dataclass of a config that a run recorded in its config.yaml, checked as one that is typed; `place` names it.
 
     Raises:
-        ConfigError: this version of the schema does not have it.
+        ConfigError: this version of the schema does not have it, or a credential of it is not in the environment.
     """
     try:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except InterpolationResolutionError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{place}: {reason}. Set it, as it was when that run was made.") from error
     except (OmegaConfBaseException, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{place}: recorded by another version ({reason}). Make that run again.") from error

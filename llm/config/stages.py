@@ -1,7 +1,8 @@
 """The schema of conf/: one dataclass for each stage, with the checks across its groups."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -22,7 +23,14 @@ from llm.config.training import (
     TrainerConfig,
 )
 from llm.config.tuning import LoraConfig, Method, WeightPrecision
+from llm.credentials import secret_in
 from llm.errors import ConfigError
+
+# What a run and its place in W&B are found by, and what its samples begin with: written down as it is.
+UNMASKED = (
+    *("name", "tokenizer.name", "data.name", "model.name", "logger.project", "logger.entity"),
+    "trainer.sample_prompts",
+)
 
 
 class Reuse(Enum):
@@ -47,6 +55,7 @@ class StageConfig:
                 f"name={self.name!r} cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
                 "'_', '+' and '-', 64 in all."
             )
+        _refuse_secrets(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -159,6 +168,30 @@ STAGES: dict[str, type[StageConfig]] = {
     "evaluate": EvaluateStage,
     "export": ExportStage,
 }
+
+
+def _refuse_secrets(config: StageConfig) -> None:
+    """Neither what a run is called nor what decides its key can be masked; all else is, where it is kept."""
+    for key, text in _texts_as_they_are(config):
+        if held := secret_in(text):
+            raise ConfigError(f"{key} holds {held}, and would be written down as it is. Set {key} to something else.")
+
+
+def _texts_as_they_are(value: Any, key: str = "", *, is_kept: bool = True) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of each setting that run.json, names of folders or W&B have as it is."""
+    if is_dataclass(value):
+        for f in fields(value):
+            inner = f"{key}.{f.name}".lstrip(".")
+            is_masked = f.metadata.get("identity") == () or inner == "stage" or inner.startswith("logger.")
+            yield from _texts_as_they_are(getattr(value, f.name), inner, is_kept=inner in UNMASKED or not is_masked)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts_as_they_are(item, f"{key}.{name}", is_kept=is_kept)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts_as_they_are(item, key, is_kept=is_kept)
+    elif isinstance(value, str) and is_kept:
+        yield key, value
 
 
 def _needs_text(config: Any) -> None:

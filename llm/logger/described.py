@@ -3,6 +3,7 @@
 from typing import Any
 
 from llm.config import LoggerConfig
+from llm.credentials import without_secrets
 from llm.logger.trial import agents_trial
 from llm.run import Run, sweep_job
 
@@ -18,9 +19,9 @@ def description(config: LoggerConfig, run: Run) -> dict[str, Any]:
     tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
     return {
         "name": run.path.name,
-        "group": config.group or sweep or run.stage,
+        "group": without_secrets(config.group or sweep or run.stage),
         "job_type": run.stage,
-        "tags": list(dict.fromkeys(tags)),
+        "tags": list(dict.fromkeys(map(without_secrets, tags))),
         "config": first(beside_parameters(run.config, trial.parameters if trial else {}), list(varying)),
     }
 

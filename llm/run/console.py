@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm.run.environment import process_rank, without_secrets
+from llm.credentials import without_secrets
+from llm.run.environment import process_rank
 
 log = logging.getLogger("llm")
 

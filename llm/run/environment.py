@@ -1,23 +1,13 @@
-"""What the environment says: which process of a launch this is, and what it keeps secret."""
+"""What the environment says: which process of a launch this is."""
 
 import os
-import re
 from pathlib import Path
 
 from llm.errors import ConfigError
 
-# Names of credentials. Those that end in _token are, but for the tokens of a vocabulary: pad_token, mask_token, ...
-SECRET_NAME = re.compile(
-    r"(?i)(api|access|private|secret)_?key$|passw(or)?d$|secret$|credentials?$"
-    r"|(^|[.+])token$|(?<!bos|cls|eos|pad|sep|unk|ask)_token$"
-)
-
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
 ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
-
-# Keys by their shape: Hugging Face, OpenAI and the like, W&B (new and old), GitHub.
-_KEY = re.compile(r"\b(hf_|sk-|wandb_v\d_|gh[oprsu]_|github_pat_)[\w-]{8,}|\b[0-9a-f]{40}\b")
 
 
 def process_rank() -> int:
@@ -84,18 +74,3 @@ def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
     if folder := os.environ.get(LAUNCH_FOLDER):
         (Path(folder) / ANOTHER_LAUNCH).touch()
-
-
-def secrets() -> list[str]:
-    """The values of environment variables that are named like credentials."""
-    return [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
-
-
-def without_secrets(argument: str) -> str:
-    """A command-line argument with *** in place of what looks like a credential, by its key or by its value."""
-    key, equals, _ = argument.partition("=")
-    if equals and SECRET_NAME.search(key):
-        return f"{key}=***"
-    for secret in secrets():
-        argument = argument.replace(secret, "***")
-    return _KEY.sub("***", argument)

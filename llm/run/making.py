@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from llm.config import Reuse
+from llm.credentials import without_secrets
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
-from llm.run.environment import command_id, launch_id, may_go_on, process_rank, without_secrets
+from llm.run.environment import command_id, launch_id, may_go_on, process_rank
 from llm.run.files import clear_temporaries, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.manifest import list_files
@@ -205,7 +206,7 @@ def _say_reused(run: Run, plan: Plan) -> None:
     made_by, here = run.record.get("commit"), commit()
     other = f" by commit {made_by}, this is {here}" if made_by != here else ""
     log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
-    for key, old, new in differences(run.config, _plain(asdict(plan.config))):
+    for key, old, new in differences(run.config, redacted(_plain(asdict(plan.config)))):
         if key.split(".")[0] not in ("name", "outputs", "reuse", "dry_run", "logger"):
             log.info("  %s=%s is not applied (it was %s); it changes no content. reuse=never runs again", key, new, old)
 

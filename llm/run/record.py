@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm.run.environment import without_secrets
+from llm.credentials import as_recorded_text, without_secrets
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")
 
@@ -29,12 +29,12 @@ def provenance() -> dict[str, Any]:
 
 
 def redacted(value: Any) -> Any:
-    """Nested config values with what looks like a credential as ***."""
+    """Nested config values as config.yaml has them: no credential, but what stands for it."""
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redacted(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
+    return as_recorded_text(value) if isinstance(value, str) else value
 
 
 def now() -> str:

@@ -119,7 +119,8 @@ def _of_run(config: EvaluateStage) -> Subject:
             raise DamagedError(
                 f"{base.path} was trained on other shards than {shards.path} holds now. Run the pretraining again."
             )
-    chats = _recorded(run) if run.stage == "finetune" else None
+    is_asked_for = config.data is not None and config.data.kind is DataKind.conversations
+    chats = _recorded(run) if run.stage == "finetune" and not is_asked_for else None
     name, known = str(run.record["name"]), {"shards": shards, "sequence_length": length, "chats": chats}
     return Subject(name=name, path=run.path, run=run, positions=positions_of(run), **known | _asked_for(config, chats))
 

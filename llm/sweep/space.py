@@ -6,6 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from llm.config import StageConfig, SweeperConfig
+from llm.credentials import secret_in
 from llm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class Dimension:
 
     def __post_init__(self) -> None:
         if self.low is None or self.high is None:
+            for choice in self.choices:
+                if held := secret_in(choice):
+                    raise ConfigError(f"{self.key} holds {held}, and a search writes its choices down as they are.")
             if len(set(self.choices)) < len(self.choices):
                 raise ConfigError(f"{self.key}={','.join(self.choices)} holds a value twice. Give each once.")
             return

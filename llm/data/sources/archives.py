@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from llm.credentials import without_secrets
 from llm.data.records import Fault
 from llm.data.sources.places import PART, File, RemoteError
 
@@ -64,7 +65,7 @@ def damage(error: BaseException, origin: str, *, size: int = 0) -> Fault:
     if isinstance(error, RemoteError):
         reason, _, fix = str(error).rstrip(".").rpartition(". ")
         return Fault(origin, "cannot be read from its URL", f"{fix} ({reason})", size)
-    message = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    message = without_secrets((str(error) or type(error).__name__).splitlines()[0].rstrip("."))  # of a URL, say
     return Fault(origin, "is damaged or cut", f"Fetch it again, or remove it ({message})", size)
 
 

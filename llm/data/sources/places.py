@@ -10,6 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llm.credentials import MASK, without_secrets
 from llm.errors import ConfigError, DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)  # two letters or more: C:\ is a drive
@@ -41,8 +42,13 @@ def find(path: str) -> list[Place]:
     """Every file that a path names, sorted by its path; nothing is opened.
 
     Raises:
-        ConfigError: a URL cannot be listed, or parts of a split archive are missing.
+        ConfigError: a URL cannot be listed, or the path is one that was recorded without its credential.
     """
+    if MASK in path:  # a glob of every name otherwise
+        raise ConfigError(
+            f"data.path={path}: {MASK} stands for a credential, which no run records. Give data=<its choice> and "
+            "data.path=<the whole of it> again."
+        )
     if _URL.match(path):
         return _remote(path)
     if Path(path).is_file():  # before glob: a file's name may hold a bracket
@@ -202,7 +208,8 @@ def _remote(url: str) -> list[Place]:
 
 def _remote_file(system: Any, name: str) -> File:
     size = system.size(name)
-    return File(system.unstrip_protocol(name), int(size or 0), lambda: io.BufferedReader(_Remote(system, name), 2**20))
+    shown = without_secrets(system.unstrip_protocol(name))
+    return File(shown, int(size or 0), lambda: io.BufferedReader(_Remote(system, name), 2**20))
 
 
 FETCH_IT = "Try again, or fetch the file and give data.path=<where it is>"
@@ -226,7 +233,7 @@ class _Remote(io.RawIOBase):
             raise
         except Exception as error:  # each protocol has its own kinds
             message = (str(error) or type(error).__name__).splitlines()[0]
-            raise RemoteError(f"{self._name}: {message.rstrip('.')}. {FETCH_IT}.") from error
+            raise RemoteError(without_secrets(f"{self._name}: {message.rstrip('.')}. {FETCH_IT}.")) from error
 
     def readable(self) -> bool:
         return True
