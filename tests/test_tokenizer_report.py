@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,3 +317,21 @@ def test_a_text_with_more_characters_than_the_vocabulary_is_warned_of(
     made = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=20")
     assert f"{made.results['vocab_size']} tokens are more than tokenizer.vocab_size=20" in caplog.text
     assert np.isfinite(made.results["renyi_efficiency"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("char_bpe", 300), ("blog", 20), ("bert_wordpiece", 20)])
+def test_a_vocabulary_that_leaves_no_merges_is_warned_of_with_a_size_that_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, size: int
+) -> None:
+    given = [f"tokenizer={name}", "tokenizer.initial_alphabet=none", "tokenizer.allow_lossy=true"]
+    made = run(tmp_path, *given, f"tokenizer.vocab_size={size}")
+    [(taken, enough)] = re.findall(
+        rf"tokenizer.vocab_size={size} leaves no room for merges: .* alone are (\d+) tokens. "
+        r"Set tokenizer.vocab_size=(\d+) or more",
+        caplog.text,
+    )
+    assert int(taken) == made.results["vocab_size"] >= size
+    caplog.clear()
+    larger = run(tmp_path, *given, f"tokenizer.vocab_size={enough}")
+    assert "leaves no room for merges" not in caplog.text
+    assert larger.results["tokens"] < made.results["tokens"]

@@ -62,6 +62,7 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     corpus.keep_left_out(run.path)
     if config.tokenizer.path is None:
         trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
+        _say_without_merges(config.tokenizer, trained)
         with whole_files(run.path) as target:
             tokenizer.save(trained, config.tokenizer, target)
     else:
@@ -144,6 +145,18 @@ def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Token
         "peak_memory_bytes": peak,  # of the process, up to here
         "reproducible": reason is None,
     }
+
+
+def _say_without_merges(config: TokenizerConfig, trained: Tokenizer) -> None:
+    taken = trained.get_vocab_size()
+    if taken >= config.vocab_size and not tokenizer.has_merges(trained, config):
+        log.warning(
+            "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
+            "tokens. Set tokenizer.vocab_size=%d or more",
+            config.vocab_size,
+            taken,
+            2 ** (3 * taken // 2).bit_length(),  # a power of two with at least half as many merges
+        )
 
 
 def _say(config: TokenizerConfig, report: tokenizer.Report) -> None:

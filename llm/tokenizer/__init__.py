@@ -31,7 +31,7 @@ from llm.tokenizer.pretrained import (
 from llm.tokenizer.rendering import TemplateError
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
-from llm.tokenizer.training import train, why_not_reproducible
+from llm.tokenizer.training import has_merges, train, why_not_reproducible
 
 __all__ = [
     "TEMPLATES",
@@ -50,6 +50,7 @@ __all__ = [
     "digest",
     "digest_of_pretrained",
     "gives_same_ids",
+    "has_merges",
     "installed_analyser",
     "llama_cpp_form",
     "load",

@@ -57,6 +57,14 @@ def prefixed(model: Any) -> bool:
     return isinstance(model, dict) and bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
 
 
+def has_merges(tokenizer: Tokenizer, config: TokenizerConfig) -> bool:
+    """Whether a trained vocabulary has more than special tokens, bytes and single characters."""
+    model = _model_state(tokenizer)
+    prefix, suffix = (model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix"))
+    pieces = tokenizer.get_vocab().keys() - {*config.special_tokens, *byte_tokens()}
+    return any(len(piece.removeprefix(prefix).removesuffix(suffix)) > 1 for piece in pieces)
+
+
 def why_not_reproducible(config: TokenizerConfig) -> str | None:
     """Why the library may give another tokenizer for the same text, measured with tokenizers 0.23; None if it does not.
 
