@@ -23,11 +23,11 @@ def main(cfg: DictConfig) -> float | None:
             return None
         from llm.logger import show_trial
         from llm.run import require_devices, stop_on_signal
-        from llm.run.launch import leaving_group, make_by_ranks, needs_launch
+        from llm.run.launch import in_group, make_by_ranks, needs_launch
 
         if "trainer" in cfg:
             require_devices(config.trainer)
-        with stop_on_signal(), leaving_group():
+        with stop_on_signal(), in_group():
             if "trainer" in cfg and needs_launch(config.trainer.devices):
                 made = make_by_ranks(job_overrides(), devices=config.trainer.devices)
             else:

@@ -89,6 +89,39 @@ def test_a_rank_that_is_killed_is_named(ranks, monkeypatch):
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was killed by SIGKILL"),
+        ("sys.exit(65)", "rank 1 ended first, with exit code 65"),
+    ],
+)
+def test_of_two_that_ended_the_one_is_named_that_the_other_could_not_do_without(ranks, monkeypatch, ends, said):
+    monkeypatch.setattr(launch, "LOOK_SECONDS", 1.5)  # both have ended by the second look
+    folder = ranks(f"{ends} if rank == 1 else sys.exit(1)")
+    with pytest.raises(LaunchError, match=said):
+        launch.launch_ranks([], devices=2, folder=folder / "told")
+
+
+GLOO = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:43184: Connection reset by peer."
+)
+
+
+@pytest.mark.parametrize(
+    "said", [GLOO, "NCCL communicator was aborted: remote process exited or there was a network err"]
+)
+def test_a_process_that_loses_another_says_so_in_one_line(said, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"gloo|NCCL"), launch.in_group():
+        raise RuntimeError(said)  # of a process by itself it is another matter
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(LaunchError, match="rank 1: another process of this launch ended") as caught, launch.in_group():
+        raise RuntimeError(said)
+    assert caught.value.exit_code == 1
+    with pytest.raises(RuntimeError, match="mine"), launch.in_group():
+        raise RuntimeError("mine")
+
+
 def test_all_are_started_again_where_one_asks_for_it(ranks):
     folder = ranks(
         """

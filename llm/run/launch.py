@@ -7,6 +7,7 @@ torch.distributed.run or srun started works all the same.
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 
 from llm.errors import LaunchError, StoppedError, tracebacks_wanted
 from llm.run.console import log, start_logging
-from llm.run.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched
+from llm.run.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 
@@ -30,6 +31,9 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 LOOPBACK = "127.0.0.1"
 GRACE_SECONDS = 20  # for the other ranks once one has ended: they end too, or wait for ever for one that is gone
 LOOK_SECONDS = 0.1
+LOST = re.compile(  # gloo's words, and NCCL's
+    r"gloo.*(Connection (reset|closed)|Broken pipe|Socket closed)|remote process exited|ncclRemoteError", re.S
+)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -61,14 +65,24 @@ def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
 
 
 @contextmanager
-def leaving_group() -> Iterator[None]:
-    """At the block's end, leave the group that training put this process in, on a CPU.
+def in_group() -> Iterator[None]:
+    """Say in one line that another process of the group is gone; at the end leave the group, on a CPU.
 
     Its threads run on, and now and then one of them aborts a process that ends without it, its work all done. Of GPUs
     all would have to leave together, which a process that failed cannot wait for.
+
+    Raises:
+        LaunchError: another process ended in the midst of what all do together; it, or launch_ranks, says why.
     """
     try:
         yield
+    except RuntimeError as error:
+        if not is_launched() or not LOST.search(str(error)):
+            raise
+        raise LaunchError(
+            f"rank {process_rank()}: another process of this launch ended, and it cannot go on without that.",
+            exit_code=1,
+        ) from error
     finally:
         group: Any = sys.modules.get("torch.distributed")
         if group and group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
@@ -149,7 +163,9 @@ def _wait(ranks: "list[subprocess.Popen[bytes]]") -> int | None:
     while True:
         statuses = [rank.poll() for rank in ranks]
         if first_failed is None and any(statuses):
-            first_failed = next(rank for rank, status in enumerate(statuses) if status)
+            failed = {rank: status for rank, status in enumerate(statuses) if status}
+            # Of those that a look finds ended: who was killed; who ends with 1 may only have lost another
+            first_failed = min(failed, key=lambda rank: (failed[rank] > 0, failed[rank] == 1))
             deadline = time.monotonic() + GRACE_SECONDS
         if None not in statuses or time.monotonic() >= deadline:
             return first_failed
