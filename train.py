@@ -9,7 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import hydra
 from omegaconf import DictConfig
 
-from llm.config import from_hydra, job_errors, job_overrides, run_hydra
+from llm.config import from_hydra, is_sweep, job_errors, job_overrides, run_hydra
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
 
         if "trainer" in cfg:
             require_devices(config.trainer)
-        with stop_on_signal(), in_group():
+        with stop_on_signal(is_last=not is_sweep()), in_group():
             if "trainer" in cfg and needs_launch(config.trainer.devices):
                 made = make_by_ranks(job_overrides(), devices=config.trainer.devices)
             else:

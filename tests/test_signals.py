@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from llm.errors import StoppedError
 from llm.run import SIGNALS, on_signal, stop_on_signal
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Where the tests run under nohup too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -46,6 +55,38 @@ def test_the_first_signal_alone_is_told() -> None:
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL  # a second one would end this process
     assert told == ["SIGUSR1"]
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_comes_once_all_is_done_stops_nothing(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        with stop_on_signal(is_last=True):
+            pass
+        os.kill(os.getpid(), number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        with pytest.raises(RuntimeError), stop_on_signal(is_last=True):
+            raise RuntimeError
+        assert {each: signal.getsignal(each) for each in SIGNALS} == before  # of what failed, a Ctrl-C ends the rest
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_hangup_that_is_ignored_stays_so_and_a_second_one_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    told: list[str] = []
+    try:
+        with on_signal(told.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with on_signal(told.append):
+            for _ in range(2):  # from the shell and from the kernel
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert told == ["SIGHUP"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_under_slurm_what_follows_the_first_signal_is_left_to_its_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,16 @@ Hydra merges the YAML files and the command line into the schema, so a wrong key
 Nothing else in llm/ imports Hydra or OmegaConf, and nothing here imports anything heavy.
 """
 
-from llm.config.compose import as_recorded, composed, data_config, from_hydra, job_errors, job_overrides, run_hydra
+from llm.config.compose import (
+    as_recorded,
+    composed,
+    data_config,
+    from_hydra,
+    is_sweep,
+    job_errors,
+    job_overrides,
+    run_hydra,
+)
 from llm.config.data import BadRecords, DataConfig, DataKind, DataSource, Overlong, Packing, PartConfig
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape, is_path
 from llm.config.evaluation import EvaluationConfig
@@ -108,6 +117,7 @@ __all__ = [
     "from_hydra",
     "identity_settings",
     "is_path",
+    "is_sweep",
     "job_errors",
     "job_overrides",
     "ladder_overrides",

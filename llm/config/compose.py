@@ -154,7 +154,12 @@ def refuse_both(overrides: list[str]) -> None:
 
 def job_errors() -> AbstractContextManager[None]:
     """One line for what is no bug: said here in a single run, and by the sweeper at a sweep's end."""
-    return nullcontext() if HydraConfig.get().mode is RunMode.MULTIRUN else one_line_errors()
+    return nullcontext() if is_sweep() else one_line_errors()
+
+
+def is_sweep() -> bool:
+    """Whether this process runs one job of a multirun after the other."""
+    return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def job_overrides() -> list[str]:

@@ -185,7 +185,11 @@ _encoder: Encoder  # of a worker process: loaded once, when it starts
 def _start_worker(folder: Path) -> None:
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    for number in (signal.SIGINT, signal.SIGUSR1):  # what reaches a whole group: the parent ends its workers itself
+    for number in (
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGHUP,
+    ):  # what reaches a whole group: the parent ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(folder)

@@ -1,11 +1,13 @@
 """What a person sees: log lines on the terminal and in log.txt, and the console that they share."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -18,7 +20,35 @@ log = logging.getLogger("llm")
 @cache
 def console() -> Console:
     """The terminal (stderr), shared so that log lines and a progress bar do not overwrite each other."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    return Console(file=cast(TextIO, _Stderr()), soft_wrap=True, highlight=False, emoji=False)
+
+
+class _Stderr:
+    """stderr, whatever that is now; a terminal that was closed ends no run, whose log.txt has the lines."""
+
+    @property
+    def _now(self) -> TextIO:
+        """What a progress bar of rich puts in its place leads back here."""
+        now: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return now
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._now.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._now.flush()
+
+    def isatty(self) -> bool:
+        return self._now.isatty()
+
+    def fileno(self) -> int:
+        return self._now.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._now.encoding
 
 
 class _ConsoleHandler(logging.Handler):

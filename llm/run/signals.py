@@ -1,4 +1,6 @@
-"""SIGTERM, SIGINT and SIGUSR1 -> an orderly stop; a second one ends the process at once, as it would without us.
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP -> an orderly stop; a second one ends the process at once, as without us.
+
+A SIGHUP that is ignored, as under nohup, stays so.
 
 Not so under Slurm, which sends several of them, to every process of a job, and a SIGKILL when its patience ends.
 """
@@ -13,29 +15,39 @@ from types import FrameType
 from llm.errors import StoppedError, say_error
 from llm.run.environment import is_on_slurm
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextmanager
-def on_signal(action: Callable[[str], None]) -> Iterator[None]:
-    """Call `action` with the name of the first signal that comes while the block runs."""
+def on_signal(action: Callable[[str], None], *, is_last: bool = False) -> Iterator[None]:
+    """Call `action` with the name of the first signal that comes while the block runs.
+
+    `is_last` says that it is all that the process does: what comes once it has ended well has nothing left to stop.
+    """
 
     def catch(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
+        for each in before:
             signal.signal(each, _second(each))
         action(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, catch) for number in SIGNALS}
+    wanted = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in wanted}
+    for number in wanted:
+        signal.signal(number, catch)
+    has_ended_well = False
     try:
         yield
+        has_ended_well = True
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_last and has_ended_well else handler)
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[None]:
+def stop_on_signal(*, is_last: bool = False) -> Iterator[None]:
     """Have a signal end the block, where no step is under way: everything is written whole or not at all.
+
+    `is_last` is that of on_signal.
 
     Raises:
         StoppedError: one came.
@@ -49,7 +61,7 @@ def stop_on_signal() -> Iterator[None]:
             os._exit(StoppedError.exit_code)
         raise StoppedError(_stopped_by(name))
 
-    with on_signal(stop):
+    with on_signal(stop, is_last=is_last):
         try:
             yield
         except StoppedError:
@@ -61,8 +73,9 @@ def stop_on_signal() -> Iterator[None]:
 
 
 def _second(number: signal.Signals) -> signal.Handlers:
+    """Of a terminal that closes, the shell and the kernel each send a SIGHUP."""
     is_slurms = is_on_slurm() and number != signal.SIGINT
-    return signal.SIG_IGN if is_slurms else signal.SIG_DFL
+    return signal.SIG_IGN if is_slurms or number == signal.SIGHUP else signal.SIG_DFL
 
 
 def _stopped_by(name: str) -> str:

@@ -26,7 +26,9 @@ import pytorch_lightning  # noqa: F401  # loaded for the launches, as are the st
 import torch
 from peft import PeftModel
 
+import llm.export
 import llm.model
+import llm.stage.export
 import llm.stage.finetune
 import llm.stage.pretrain
 import llm.tokenizer
@@ -48,6 +50,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (CheckpointFolders, "save_checkpoint"),
     "model saving": (llm.model, "save"),
     "adapter saving": (PeftModel, "save_pretrained"),
+    "card writing": (llm.export, "card"),  # the last of an export's files
 }
 
 
@@ -74,6 +77,7 @@ def main(launch: Launch, told: Connection) -> None:
     """What the forked process does; it ends with the exit code that the shell would see."""
     _say_to(launch.console)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where they run under nohup
     multiprocessing.set_start_method("fork", force=True)  # of data workers: what a command of its own has on Linux
     os.chdir(launch.folder)
     os.environ.update(launch.environment)

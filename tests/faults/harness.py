@@ -44,6 +44,7 @@ COMMANDS = {
         *("lora.rank=2", "lora.dropout=0.2", *TRAINING),
     ],
 }
+COMMANDS["export"] = ["stage=export", "run=base", "outputs=outputs"]
 COMMANDS["no dropout"] = [*COMMANDS["gpt2"], "model.dropout=0.0"]  # whose draws differ with the number of ranks
 BEFORE = {  # command -> the one that comes before it, whose workspace it goes on in
     "shards": "tokenizer",
@@ -51,6 +52,7 @@ BEFORE = {  # command -> the one that comes before it, whose workspace it goes o
     "llama": "shards",
     "no dropout": "shards",
     "lora": "gpt2",
+    "export": "gpt2",
 }
 
 _forks = multiprocessing.get_context("forkserver")

@@ -1,12 +1,16 @@
 """SIGTERM, SIGINT and SIGUSR1 at random moments: saved at a step's end, exit code 75, and the same end afterwards."""
 
 import json
+import os
+import pty
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from select import select
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -31,7 +35,7 @@ from tests.faults.harness import (
 )
 
 Times = Callable[..., Any]
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 TRAINING = {name: often for name, often in COURSE["gpt2"].items() if name != "model building"}
 MOST_SECONDS = 10  # from a signal to the end, at this size
 
@@ -94,6 +98,7 @@ BEFORE_AND_AFTER = [
     ("lora", "adapter saving", signal.SIGTERM),
     ("tokenizer", "tokenizer training", signal.SIGUSR1),
     ("tokenizer", "tokenizer saving", signal.SIGTERM),
+    ("export", "card writing", signal.SIGTERM),
 ]
 
 
@@ -106,6 +111,50 @@ def test_a_signal_before_or_after_training_ends_in_75_too(
     assert code == 75 and seconds < MOST_SECONDS, said(folder)[-1500:]
     assert said(folder).splitlines()[-1].startswith(f"error: stopped by {sent.name}"), said(folder)[-1500:]
     assert_ends_the_same(command, folder, workspaces)
+
+
+def test_a_signal_in_a_validation_is_obeyed_once_that_is_kept(workspaces: Workspaces, tmp_path: Path) -> None:
+    folder = workspaces.fresh("gpt2", tmp_path / "w")
+    command = launch("gpt2", folder, pauses={"validation": 0.3})
+    code, seconds = signalled(command, Moment("validation", 3, 0.1), signal.SIGTERM)
+    assert code == 75 and seconds < MOST_SECONDS, said(folder)[-1500:]
+    assert said(folder).splitlines()[-1].startswith("error: stopped by SIGTERM after step 8, which is saved. ")
+    assert_at_step_boundary(folder, said(folder)[-1500:])
+    assert_ends_the_same("gpt2", folder, workspaces)
+
+
+def test_a_ctrl_c_as_a_finished_command_ends_is_no_interruption(workspaces: Workspaces, tmp_path: Path) -> None:
+    folder = workspaces.fresh("shards", tmp_path / "w")
+    code = strike_command(launch("shards", folder), Moment("end", 1, 0.05), signal.SIGINT, awaited="shards done in")
+    assert code in (0, 75), said(folder)[-1500:]  # 75 before the command has seen that its run is done
+    assert_ends_the_same("shards", folder, workspaces)
+
+
+def _show(terminal: int, closes: Event) -> None:
+    while not closes.is_set():
+        if select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+
+
+def test_a_terminal_that_closes_stops_the_run_at_a_steps_end(workspaces: Workspaces, tmp_path: Path) -> None:
+    folder, closes = workspaces.fresh("gpt2", tmp_path / "w"), Event()
+    ours, its = pty.openpty()
+    shown = Thread(target=_show, args=(ours, closes), daemon=True)
+    shown.start()
+    running = Running(launch("gpt2", folder, console_name=os.ttyname(its)))
+    assert running.reaches("micro-batch", 7)
+    closes.set()
+    shown.join()
+    os.close(its)  # from here on the run cannot write to its terminal
+    for _ in range(2):  # one comes from the shell, one from the kernel
+        running.send(signal.SIGHUP)
+        time.sleep(0.2)
+    code = running.exit_code()
+    record = json.loads((run_folder(folder, "gpt2") / "run.json").read_text(encoding="utf-8"))
+    assert code == 75 and record["stopped"].startswith("stopped by SIGHUP after step "), (code, record)
+    assert_at_step_boundary(folder, "after SIGHUP")
+    assert_ends_the_same("gpt2", folder, workspaces)
 
 
 def test_a_second_signal_ends_at_once_and_the_run_goes_on_all_the_same(
