@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config import DataConfig, DataKind, DataSource, Reuse, TokenizerConfig, TokenizerStage
+from llm.config import DataConfig, DataKind, DataSource, LoggerConfig, Reuse, TokenizerConfig, TokenizerStage
 from llm.errors import (
     ConfigError,
     DamagedError,
     DataError,
     DivergedError,
+    LaunchError,
     StoppedError,
     one_line_errors,
 )
@@ -41,11 +42,13 @@ from llm.run import (
     make,
     process_rank,
     read_metrics,
+    waiting,
     whole_folder,
     write_json,
     write_text,
 )
 from llm.run.files import give_usual_mode
+from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
 
 ROOT = Path(__file__).parents[1]
@@ -500,6 +503,28 @@ def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ConfigError, match=r"RANK is set, but not by torch.distributed.run or srun"):
         make(plan(tmp_path), never)
+
+
+def test_a_rank_that_nobody_comes_for_says_what_it_waits_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    folder = tmp_path / "tokenizer" / f"bpe-law-{plan(tmp_path).key}"
+    with pytest.raises(LaunchError) as caught:
+        make(plan(tmp_path), never)
+    assert str(caught.value).startswith(
+        f"rank 1 has waited 0 minutes for rank 0 to begin {folder}, and nobody is at it. All processes of a launch need"
+    )
+
+
+def test_a_rank_waits_as_long_as_somebody_is_at_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.0)
+    looks = waiting.looks([tmp_path])
+    with owned(tmp_path, wait=False):
+        for _ in range(3):
+            next(looks)
+    with pytest.raises(LaunchError, match="nobody is at it"):
+        next(looks)
 
 
 SRUN = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "5", "SLURM_STEP_NUM_TASKS": "2"}

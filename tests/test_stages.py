@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from llm import model as models
 from llm import tokenizer
 from llm.chat import find_source, open_talker
 from llm.chat.settings import Settings
-from llm.config import from_hydra
+from llm.config import Precision, from_hydra
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -35,8 +36,23 @@ from llm.data import (
     read_manifest,
 )
 from llm.data.split import is_held_out
-from llm.errors import ConfigError, DataError
-from llm.run import Run, check_files, digest_of, load, log, read_metrics, sha256_of, start_logging
+from llm.errors import ConfigError, DataError, LaunchError, StoppedError
+from llm.run import (
+    Outcome,
+    Plan,
+    Run,
+    check_files,
+    devices,
+    digest_of,
+    load,
+    log,
+    make,
+    read_metrics,
+    settled_trainer,
+    sha256_of,
+    start_logging,
+    waiting,
+)
 from tests.korean import documents
 from tests.rounding import rounding
 
@@ -355,6 +371,60 @@ def test_a_run_that_differs_in_more_than_its_length_lends_no_checkpoint(
     pretrain(outputs, made[1], *WSD, "trainer.max_steps=6", "name=short")
     pretrain(outputs, made[1], *WSD, "trainer.max_steps=9", "name=longer", different)
     assert "whose checkpoint it goes on from" not in caplog.text
+
+
+BF16 = "processor\t: 0\nflags\t\t: fpu avx512_bf16\n"
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in_on_a_machine_of_another_kind(
+    outputs: Path,
+    made: tuple[Path, Path, Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = ["name=moved", "trainer.max_steps=4", "trainer.checkpoint_every_steps=2"]
+    (tmp_path / "cpuinfo").write_text(BF16, encoding="ascii")
+
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+        patch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
+        patch.setattr("llm.trainer.saving.keep", die)
+        pretrain(outputs, made[1], *settings)
+    caplog.clear()
+    moved = pretrain(outputs, made[1], *settings)  # on a CPU that does not have it
+    [folder] = (outputs / "pretrain").glob("moved-*")
+    assert moved.path == folder and moved.config["trainer"]["precision"] == "bf16"
+    assert f"trainer.precision=auto is bf16, which {folder} was begun in" in caplog.text
+    assert "going on from" in caplog.text
+    assert pretrain(outputs, made[1], *settings) == moved
+    assert pretrain(outputs, made[1], *settings, "trainer.precision=bf16") == moved  # what is typed is the same run
+
+
+def test_a_rank_on_another_kind_of_device_does_as_rank_zero_has_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("pretrain", "data=text", "data.path=x", f"outputs={tmp_path}", *TINY)
+    asked, in_bf16 = (
+        Plan(config=replace(config, trainer=trainer), default_name="x", format_version=1)
+        for trainer in (config.trainer, replace(config.trainer, precision=Precision.bf16))
+    )
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting, "IDLE_SECONDS", 0.0)
+        patch.setenv("RANK", "1")
+        with pytest.raises(LaunchError, match=rf"for rank 0 to begin {tmp_path}\S* or {tmp_path}\S*, and nobody is"):
+            settled_trainer(asked)
+
+    def stop(_: Run) -> Outcome:
+        raise StoppedError("by SIGTERM")
+
+    with pytest.raises(StoppedError):
+        make(in_bf16, stop)
+    monkeypatch.setenv("RANK", "1")
+    assert settled_trainer(asked).precision is Precision.bf16
 
 
 def test_reuse_require_refuses_to_train(outputs: Path, made: tuple[Path, Path, Run]) -> None:

@@ -48,6 +48,7 @@ from llm.run.lineage import (
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import MetricsLog, history, read_metrics
+from llm.run.precision import settled_trainer
 from llm.run.runs import Run, candidates, find, find_model_run, find_runs, load, read_record
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
@@ -103,6 +104,7 @@ __all__ = [
     "read_metrics",
     "read_record",
     "require_devices",
+    "settled_trainer",
     "sha256_of",
     "start_logging",
     "stop_on_signal",

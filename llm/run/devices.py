@@ -32,13 +32,19 @@ def with_precision(config: TrainerConfig) -> TrainerConfig:
         if config.precision is Precision.bf16 and _is_on_cpu(config) and not cpu_flags():
             log.warning("trainer.precision=bf16: this CPU has no instructions for it, so it is slower than fp32")
         return config
+    fast, reason = fast_precision(config)
+    if reason:
+        log.info("trainer.precision=auto is bf16 here: %s. It is part of what the run is", reason)
+    return replace(config, precision=fast)
+
+
+def fast_precision(config: TrainerConfig) -> tuple[Precision, str | None]:
+    """(what is fast on these devices, why they are fast in bf16)."""
     if _is_on_cpu(config):
         reason = f"the CPU has {', '.join(flags)}" if (flags := cpu_flags()) else None
     else:
         reason = "all GPUs have it" if _gpus_have_bf16(config.devices) else None
-    if reason:
-        log.info("trainer.precision=auto is bf16 here: %s. It is part of what the run is", reason)
-    return replace(config, precision=Precision.bf16 if reason else Precision.fp32)
+    return Precision.bf16 if reason else Precision.fp32, reason
 
 
 def cpu_flags() -> list[str]:

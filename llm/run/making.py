@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from llm.run.environment import command_id, launch_id, may_go_on, process_rank
 from llm.run.files import clear_temporaries, write_json, write_text
 from llm.run.identity import Plan, differences
 from llm.run.manifest import list_files
-from llm.run.owner import WAIT_SECONDS, forget_dead_owner, owned
+from llm.run.owner import forget_dead_owner, owned
 from llm.run.record import commit, now, provenance, redacted
 from llm.run.runs import Run, candidates, read_record
+from llm.run.waiting import looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,24 @@ def make(
     """
     start_logging()
     folder = _folder_of(plan)
-    if plan.config.reuse is Reuse.never and _is_of_this_command(folder):
-        plan = replace(plan, config=replace(plan.config, reuse=Reuse.auto))  # it was begun anew, and goes on
     if plan.config.dry_run:
-        if plan.config.reuse is not Reuse.never and (finished := _finished(folder)):
+        if not begins_anew(plan, folder) and (finished := _finished(folder)):
             return finished
         raise NotMadeError(plan, folder)
     announce(plan.stage, folder)
     run = _find_or_make(plan, folder, work, wait=wait, prepare=prepare)
     announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
     return run
+
+
+def place_of(plan: Plan) -> Path:
+    """The folder of the run that `make` finds, or begins."""
+    return _folder_of(plan)
+
+
+def begins_anew(plan: Plan, folder: Path) -> bool:
+    """Whether what is there is to be made again: with reuse=never, and once a command."""
+    return plan.config.reuse is Reuse.never and not _is_of_this_command(folder)
 
 
 def _find_or_make(
@@ -97,7 +106,7 @@ def _find_or_make(
             return finished
         if finished := _reusable(plan, folder):  # by a process that was faster
             return finished
-        if plan.config.reuse is Reuse.never:
+        if begins_anew(plan, folder):
             set_aside(folder)
         clear_temporaries(folder)
         with taking_its_place(folder):
@@ -159,10 +168,11 @@ def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: boo
         raise ConfigError(
             "RANK is set, but not by torch.distributed.run or srun. Unset it, or start with one of these."
         )
+    look = looks([folder])
     while True:
         record = read_record(folder) or {}
         of_this_launch = record.get("launch") == launch
-        if record.get("status") == "done" and (of_this_launch or plan.config.reuse is not Reuse.never):
+        if record.get("status") == "done" and (of_this_launch or not begins_anew(plan, folder)):
             return Run(folder, record)
         if of_this_launch and record["status"] == "failed":
             raise DamagedError(f"{folder}: rank 0 failed: {record['error']}")
@@ -171,12 +181,12 @@ def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: boo
         if of_this_launch and not wait:  # a run that all ranks make; the others are made by rank zero alone
             work(Run(folder, record))
             return Run(folder, record)
-        time.sleep(WAIT_SECONDS)
+        next(look)
 
 
 def _reusable(plan: Plan, folder: Path) -> Run | None:
     """The finished run in a folder, unless it is to be made again; says that it is reused."""
-    if plan.config.reuse is Reuse.never or not (run := _finished(folder)):
+    if begins_anew(plan, folder) or not (run := _finished(folder)):
         return None
     forget_dead_owner(folder)
     _say_reused(run, plan)

@@ -34,8 +34,8 @@ from llm.run import (
     find_base,
     log,
     make,
+    settled_trainer,
     sha256_of,
-    with_precision,
 )
 from llm.stage import corpus_notes
 from llm.stage._base import architecture_of, check_against_base
@@ -63,7 +63,6 @@ def run(config: FinetuneStage) -> Run:
     check_base(base)
     if not config.dry_run:  # which says what is lacking, for it may be about another machine
         require_machine(config.trainer)
-    config = replace(config, trainer=with_precision(config.trainer))
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
     corpus = open_corpus(config.data)
     plan = Plan(
@@ -74,12 +73,13 @@ def run(config: FinetuneStage) -> Run:
         | ({"chat_template": digest_of([template])} if template is not None else {}),
         folders={"base": str(base.path)},
     )
+    config = replace(config, trainer=settled_trainer(plan))
 
     def work(run: Run) -> Outcome:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (words, new_ids):
             return _train(run, config, base, corpus, words, new_ids)
 
-    return make(plan, work)
+    return make(replace(plan, config=config), work)
 
 
 @contextmanager

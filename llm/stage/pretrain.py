@@ -17,8 +17,8 @@ from llm.run import (
     digest_of,
     log,
     make,
+    settled_trainer,
     sha256_of,
-    with_precision,
 )
 from llm.stage import shards as shards_stage
 from llm.stage import tokenizer as tokenizer_stage
@@ -34,7 +34,6 @@ def run(config: PretrainStage) -> Run:
     """The finished pretraining run of a config."""
     if not config.dry_run:  # which says what is lacking, for it may be about another machine
         require_machine(config.trainer)
-    config = replace(config, trainer=with_precision(config.trainer))
     if config.model.extra:
         from llm.model import check_extra  # takes seconds: only for what the schema cannot know
 
@@ -49,6 +48,8 @@ def run(config: PretrainStage) -> Run:
         parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
+    config = replace(config, trainer=settled_trainer(plan))
+    plan = replace(plan, config=config)
     return make(
         plan,
         lambda run: _train(run, config, shards),
