@@ -156,14 +156,28 @@ def test_a_finished_run_is_returned_and_a_line_says_so(tmp_path, lines):
     assert lines == [f"reused {run.path} (made {run.record['ended_at']})"]
 
 
-def test_reuse_names_another_commit_and_the_settings_that_are_not_applied(tmp_path, lines, monkeypatch):
+@pytest.mark.parametrize(
+    ("logger", "environment", "hint"),
+    [
+        (LoggerConfig(), {}, ". reuse=never runs again"),
+        (None, {}, ""),  # on the way of another stage, whose reuse=never would not make it again
+        (LoggerConfig(), {"TTUKTTAK_COMMAND": "s/0"}, ""),  # of a later start of a command that has reuse=never
+    ],
+    ids=["typed", "on the way", "never"],
+)
+def test_reuse_names_another_commit_and_the_settings_that_are_not_applied(
+    logger, environment, hint, tmp_path, lines, monkeypatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     run = make(plan(tmp_path), succeed)
     monkeypatch.setattr("llm.run.making.commit", lambda: "bbbb")
     lines.clear()
-    make(plan(tmp_path, data={"batch_size": 8}), never)
+    again = plan(tmp_path, data={"batch_size": 8}, reuse=Reuse.never if environment else Reuse.auto)
+    make(replace(again, config=replace(again.config, logger=logger)), never)
     assert lines == [
         f"reused {run.path} (made {run.record['ended_at']} by commit aaaa, this is bbbb)",
-        "  data.batch_size=8 is not applied (it was 32); it changes no content. reuse=never runs again",
+        f"  data.batch_size=8 is not applied (it was 32); it changes no content{hint}",
     ]
 
 
@@ -388,6 +402,22 @@ def test_a_new_run_says_how_it_differs_from_the_nearest_of_its_name(tmp_path, li
     assert (
         lines[1] == "  a new run, for it differs from the nearest of that name in tokenizer.vocab_size=7000 (was 6000)"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "mine", "parents": {"data": "b" * 64, "chat_template": "c"}}, "its data, its chat template"),
+        ({"parents": {"data": "b" * 64}, "vocab_size": 7000}, "tokenizer.vocab_size=7000 (was 8192), its data"),
+        ({"parents": {"data": "b" * 64}}, None),  # nobody named it: other data has other runs, of course
+    ],
+)
+def test_what_a_new_run_is_made_from_is_said_in_words(given, said, tmp_path, lines):
+    make(plan(tmp_path, name=given.get("name"), parents={"data": "a" * 64}), succeed)
+    lines.clear()
+    make(plan(tmp_path, **given), succeed)
+    expected = [f"  a new run, for it differs from the nearest of that name in {said}"] if said else []
+    assert [line for line in lines if "a new run" in line] == expected
 
 
 def test_temporaries_of_a_dead_process_are_cleared(tmp_path):

@@ -44,6 +44,7 @@ class NotMadeError(Exception):
         self.plan, self.folder = plan, folder
 
 
+PARENTS = "parents."  # how the keys of what a run is made from begin, in its identity
 NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
 
 
@@ -216,9 +217,11 @@ def _say_reused(run: Run, plan: Plan) -> None:
     made_by, here = run.record.get("commit"), commit()
     other = f" by commit {made_by}, this is {here}" if made_by != here else ""
     log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
+    is_on_the_way = getattr(plan.config, "logger", plan) is None  # of another stage, whose reuse=never it is not
+    hint = "" if is_on_the_way or plan.config.reuse is Reuse.never else ". reuse=never runs again"
     for key, old, new in differences(run.config, redacted(_plain(asdict(plan.config)))):
         if key.split(".")[0] not in ("name", "outputs", "reuse", "dry_run", "logger"):
-            log.info("  %s=%s is not applied (it was %s); it changes no content. reuse=never runs again", key, new, old)
+            log.info("  %s=%s is not applied (it was %s); it changes no content%s", key, new, old, hint)
 
 
 def _say_started(plan: Plan, folder: Path, *, is_resumed: bool) -> None:
@@ -231,12 +234,16 @@ def _say_started(plan: Plan, folder: Path, *, is_resumed: bool) -> None:
         for run in candidates(plan.config.outputs, plan.stage)
         if run.record["name"] == plan.name and run.path != folder
     ]
-    if siblings:
-        changed = ", ".join(
-            f"{key.removeprefix('settings.')}={_short(new)} (was {_short(old)})"
-            for key, old, new in min(siblings, key=len)
-        )
+    nearest: list[tuple[str, Any, Any]] = min(siblings, key=len, default=[])
+    if nearest and (plan.config.name or any(not key.startswith(PARENTS) for key, *_ in nearest)):
+        changed = ", ".join(_difference(*each) for each in nearest)
         log.info("  a new run, for it differs from the nearest of that name in %s", changed)
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if key.startswith(PARENTS):  # a digest says nothing to a person
+        return f"its {key.removeprefix(PARENTS).replace('_', ' ')}"
+    return f"{key.removeprefix('settings.')}={_short(new)} (was {_short(old)})"
 
 
 def _short(value: Any) -> str:
