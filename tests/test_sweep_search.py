@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
 
@@ -114,6 +115,23 @@ def test_more_trials_go_on_where_fewer_ended(tmp_path):
     more = search(tmp_path, replace(LOSS, trials=6)).run().trials
     assert [trial.params for trial in more[:4]] == [trial.params for trial in first]
     assert len({trial.params["x"] for trial in more}) == 6  # the draws do not begin anew
+
+
+def test_a_trial_whose_driver_died_is_taken_up_though_the_clock_was_set_back_since(tmp_path, monkeypatch):
+    looks = []
+
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            looks.append(1)
+            assert len(looks) < 50, "it waits for the clock"
+            return datetime.now(tz) - timedelta(hours=1)
+
+    one = search(tmp_path, LOSS)
+    one.study.ask()  # and died before it had chosen
+    monkeypatch.setattr("llm.sweep.search.datetime", SetBack)
+    trials = one.run().trials
+    assert len(trials) == 4 and looks and all(len(trial.params) == 2 for trial in trials)
 
 
 def test_the_result_of_a_point_is_the_mean_over_its_seeds(tmp_path):

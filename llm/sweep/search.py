@@ -148,7 +148,8 @@ class Search:
                 continue
             again = optuna.Trial(self.study, left._trial_id)
             if len(left.params) < len(self._space):  # its driver was killed, or is about to choose
-                if left.datetime_start and datetime.now() - left.datetime_start < CHOOSING:
+                begun = left.datetime_start  # on a clock that may have been set back since
+                if begun and abs(datetime.now() - begun) < CHOOSING:
                     continue
                 choose(self.study, again, self._settings, self._space)
             trial = self._trial(again)
