@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -132,7 +133,10 @@ def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
         except BaseException as error:
             if not isinstance(error, UserError):
                 log.debug("%s", traceback.format_exc())
-            write_json(folder / "run.json", record | {"status": "failed", "ended_at": now(), "error": _one_line(error)})
+            with suppress(FileNotFoundError):  # of a folder that is gone: the error itself says so
+                write_json(
+                    folder / "run.json", record | {"status": "failed", "ended_at": now(), "error": _one_line(error)}
+                )
             raise
         log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)
     return done

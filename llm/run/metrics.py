@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class MetricsLog:
         Raises:
             DamagedError: the file is shorter than that.
         """
-        self._file = path.open("a+b")
+        self._path, self._file = path, path.open("a+b")
         there = self._file.seek(0, os.SEEK_END)
         if there < size:
             self._file.close()
@@ -28,14 +29,30 @@ class MetricsLog:
         self._file.seek(size)
 
     def append(self, record: Record) -> None:
+        """Write one line.
+
+        Raises:
+            DamagedError: the run's folder was removed, or another one has its name: nothing that is written would stay.
+        """
+        self._require_place()
         self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
         self._file.flush()
 
     @property
     def size(self) -> int:
         """Bytes that are on the disk: what a checkpoint keeps, to go on from there."""
+        self._require_place()
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def _require_place(self) -> None:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                return
+        raise DamagedError(
+            f"{self._path.parent} was removed or moved while this process was at it. Start the same command again to "
+            "make the run anew, or where it is now to go on."
+        )
 
     def close(self) -> None:
         self._file.close()

@@ -54,6 +54,29 @@ def assert_nothing_is_lost(folder: Path, workspaces: Workspaces) -> None:
     assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
 
 
+# Outputs that go
+
+
+def test_outputs_that_are_deleted_midway_end_the_run_in_one_line_and_the_next_start_makes_all_of_it(
+    workspaces: Workspaces, tmp_path: Path
+) -> None:
+    folder = workspaces.fresh("gpt2", tmp_path / "w")
+    running, name = Running(launch("gpt2", folder, waits_at="micro-batch")), ""
+    for number in range(13):
+        assert running.reaches("micro-batch"), said(folder)[-1500:]
+        if number == 12:
+            name = run_folder(folder, "gpt2").name
+            shutil.rmtree(folder / "outputs")
+        running.go_on()
+    while running.reaches("micro-batch"):
+        running.go_on()
+    assert is_told_in_one_line(folder, running.exit_code()), said(folder)[-1500:]
+    assert f"error: outputs/pretrain/{name} was removed or moved while this process was at it. " in said(folder)
+    assert not (folder / "outputs").exists()
+    assert run("gpt2", folder) == 0, said(folder)[-1500:]
+    assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
+
+
 # Another disk
 
 
