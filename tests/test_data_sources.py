@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -72,7 +73,7 @@ PACKS: dict[str, Callable[[str, bytes], bytes]] = {
     "{}.bz2": lambda _, data: bz2.compress(data),
     "{}.xz": lambda _, data: lzma.compress(data),
     "{}.zst": lambda _, data: zstandard.compress(data),
-    "a.zip": lambda name, data: zip_bytes({f"안/{name}": data}, cp949=True),
+    "a.zip": lambda name, data: zip_bytes({f"안/{name}": data}, cp949=not data.startswith(b"PK")),
     "a.tar": lambda name, data: tar_bytes({f"안/{name}": data}),
     "a.tar.gz": lambda name, data: tar_bytes({f"안/{name}": data}, "w:gz"),
     "a.tar.bz2": lambda name, data: tar_bytes({f"안/{name}": data}, "w:bz2"),
@@ -103,6 +104,18 @@ def test_every_format_is_read_inside_every_archive(tmp_path: Path, name: str, pa
     first_one = next(iter(files.records()))
     inner = {"{}": "", "겹.zip": f"!속.tar!{name}.gz"}.get(pack, "" if "{}" in pack else f"!안/{name}")
     assert first_one.origin.startswith(f"{path}{inner}{'[0]' if name in TABLES or name == '글.json' else ':'}")
+
+
+@pytest.mark.parametrize("outer", PACKS)
+@pytest.mark.parametrize("inner", PACKS)
+def test_every_archive_is_read_inside_every_other(tmp_path: Path, inner: str, outer: str) -> None:
+    if "겹" in inner + outer:
+        return  # has two in it already
+    for name in ("글.jsonl", "글.parquet"):  # in lines, and with an index at its end
+        data = TABLES[name] if name in TABLES else TEXT_FORMATS[name].encode()
+        packed, packed_name = PACKS[inner](name, data), inner.format(name)
+        (tmp_path / outer.format(packed_name)).write_bytes(PACKS[outer](packed_name, packed))
+        assert read(tmp_path / outer.format(packed_name))[0] == TEXTS
 
 
 def test_the_lines_of_a_file_larger_than_what_is_read_at_once_are_all_there(tmp_path: Path) -> None:
@@ -254,6 +267,37 @@ def test_a_row_that_is_of_no_group_is_a_fault(tmp_path: Path) -> None:
 def test_a_layout_that_cannot_be_is_refused(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LayoutConfig(**layout)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv", "a.parquet.gz"])
+@pytest.mark.parametrize(
+    ("columns", "text_field"),
+    [
+        (["쪽", "a.b"], "a.b"),
+        (["쪽", "a.b"], "c|a.b"),
+        (["글[]", "쪽"], "글[]"),
+        (["text", "제목", "text"], "text"),
+        (["제목", "text", "text"], "text.1"),
+    ],
+)
+def test_a_column_is_found_by_a_name_with_signs_in_it_or_that_others_have_too(
+    tmp_path: Path, name: str, columns: list[str], text_field: str
+) -> None:
+    own = columns.index(text_field) if text_field in columns else len(columns) - 1
+    cells = [TEXTS if number == own else ["다른 글"] * len(TEXTS) for number in range(len(columns))]
+    table = pyarrow.Table.from_arrays([pyarrow.array(column) for column in cells], names=columns)
+    target = io.BytesIO()
+    if name == "a.arrow":
+        with pyarrow.ipc.new_stream(target, table.schema) as writer:
+            writer.write_table(table)
+    elif name == "a.csv":
+        csv.writer(text := io.StringIO()).writerows([columns, *zip(*cells, strict=True)])
+        target.write(text.getvalue().encode())
+    else:
+        pyarrow.parquet.write_table(table, target)
+    data = target.getvalue()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read(tmp_path, text_field=text_field)[0] == TEXTS
 
 
 def test_a_text_field_that_is_no_path_is_refused() -> None:

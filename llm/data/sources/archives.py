@@ -1,7 +1,8 @@
-"""A file -> the members of its zip, tar, gz, bz2, xz or zst, read where they lie: nothing is written.
+"""A file -> the members of its zip, tar, gz, bz2, xz or zst, read where they lie: nothing is unpacked to disk.
 
-Archives in archives, too. A member can be read until the next one is asked for. What cannot be read is a fault with the
-member's name, and no stream gives more than an archive of its size plausibly holds.
+Archives in archives, too; what must be gone back in and lies in a stream that cannot goes to a temporary file. A member
+can be read until the next one is asked for. What cannot be read is a fault with the member's name, and no stream gives
+more than an archive of its size plausibly holds.
 """
 
 import bz2
@@ -9,7 +10,9 @@ import gzip
 import io
 import lzma
 import re
+import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,6 +28,7 @@ DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
 PLAUSIBLE_BYTES = 64 * 2**20  # that any archive may give
 BUFFER = 2**20
+SPOOL = 64 * 2**20  # bytes of what must be gone back in that are kept in memory; more go to a temporary file
 DEFLATE64 = 9  # in the zip format's list of methods (APPNOTE 4.4.5)
 WAY_OUT_OF_BOMB = "Look at it with care; if it is what it should be, unpack it and give data.path=<the folder>"
 
@@ -56,6 +60,18 @@ def members(file: File) -> Iterator[Member | Fault]:
 def is_archive(name: str) -> bool:
     """Whether members are looked for inside a file of this name."""
     return name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"))
+
+
+def seekable(member: Member) -> Any:
+    """The member as a stream that can go back, as the index at the end of a zip or a table asks for."""
+    stream = member.open()
+    if member.seekable:
+        return stream
+    spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  # the caller closes it
+    with stream:
+        shutil.copyfileobj(stream, spool, BUFFER)
+    spool.seek(0)
+    return spool
 
 
 def damage(error: BaseException, origin: str, *, size: int = 0) -> Fault:
@@ -96,7 +112,7 @@ def _open(member: Member, depth: int) -> Iterator[Member | Fault]:
 
 
 def _zip(member: Member, depth: int) -> Iterator[Member | Fault]:
-    with member.open() as stream, zipfile.ZipFile(stream) as archive:
+    with seekable(member) as stream, zipfile.ZipFile(stream) as archive:
         infos = [info for info in archive.infolist() if not info.is_dir()]
         if sum(info.file_size for info in infos) > _plausible(member.size):
             raise BombError

@@ -20,8 +20,9 @@ def values(record: Any, path: str) -> list[Any]:
     if isinstance(record, dict) and path in record:
         return [record[path]]
     best: list[Any] = []
-    for steps in _alternatives(path):
-        found = list(_follow(record, steps))
+    for choice in path.split("|"):
+        as_it_stands = isinstance(record, dict) and choice in record
+        found = [record[choice]] if as_it_stands else list(_follow(record, _steps(choice)))
         if any(value is not None and value != "" for value in found):
             return found
         best = best or found
@@ -34,15 +35,11 @@ def first(record: Any, path: str) -> Any:
 
 
 def head(path: str) -> list[str]:
-    """The top-level keys that a path can begin with."""
-    return [steps[0] for steps in _alternatives(path)]
+    """The top-level keys that a path can begin with, or be."""
+    return [path, *(key for choice in path.split("|") for key in (choice, _steps(choice)[0]))]
 
 
 @lru_cache(maxsize=256)
-def _alternatives(path: str) -> list[list[str]]:
-    return [_steps(choice) for choice in path.split("|")]
-
-
 def _steps(choice: str) -> list[str]:
     steps: list[str] = []
     for part in choice.split("."):

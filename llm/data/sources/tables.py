@@ -2,20 +2,18 @@
 
 import csv
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, Literal
 
 from llm.config import FileFormat, LayoutConfig
 from llm.data.records import Fault
-from llm.data.sources.archives import Member, damage, damages
+from llm.data.sources.archives import Member, damage, damages, seekable
 from llm.data.sources.formats import Raw, Reading, not_in, too_long
 from llm.data.sources.lines import MAX_LINE, Line, Lines, bad_byte
 
 BATCH = 256  # rows that are held at once
-SPOOL = 64 * 2**20  # bytes of a table inside a gz or zst that are kept in memory; more go to a temporary file
 
 
 def rows(
@@ -34,13 +32,22 @@ def rows(
         elif byte := next(filter(None, map(bad_byte, row)), None):
             yield not_in(lines.encoding or "utf-8", place, byte, size=size)
         elif header is None and layout.header:
-            header = [cell.strip() for cell in row]
+            header = _distinct([cell.strip() for cell in row])
             reading.blank_bytes += size  # names are no record
         elif header is not None and len(row) != len(header):
             fix = "Quote what holds the delimiter, or set data.layout.header=false or data.layout.delimiter"
             yield Fault(place, f"has {len(row)} columns where the header has {len(header)}"[:80], fix, size)
         else:
             yield Raw(dict(zip(header or map(str, range(len(row))), row, strict=True)), place, size)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names of columns; of several of one name the second is <name>.1, as pandas has it."""
+    found: dict[str, None] = {}
+    for name in names:
+        later = (f"{name}.{number}" for number in count(1))
+        found[name if name not in found else next(new for new in later if new not in found)] = None
+    return list(found)
 
 
 class _Rows:
@@ -108,7 +115,7 @@ def arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> I
 
     index = 0
     try:
-        with _seekable(member) as stream:
+        with seekable(member) as stream:
             for batch in _batches(stream, file_format, columns):
                 _validate(batch)
                 for row in range(batch.num_rows):
@@ -125,8 +132,9 @@ def _batches(stream: Any, file_format: FileFormat, columns: list[str]) -> Iterat
 
     if file_format is FileFormat.parquet:
         table = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-        names = [name for name in table.schema_arrow.names if name in columns]
-        yield from table.iter_batches(batch_size=BATCH, columns=names or None, use_threads=False)
+        names = table.schema_arrow.names
+        wanted = [name for name, known_as in zip(names, _distinct(names), strict=True) if known_as in columns]
+        yield from table.iter_batches(batch_size=BATCH, columns=wanted or None, use_threads=False)
         return
     try:
         yield from pyarrow.ipc.open_stream(stream)  # as `datasets` writes
@@ -153,18 +161,7 @@ def _validate(batch: Any) -> None:
 
 def _row(batch: Any, row: int, origin: str) -> Raw | Fault:
     try:
-        return Raw({name: batch.column(name)[row].as_py() for name in batch.schema.names}, origin)
+        names = _distinct(batch.schema.names)
+        return Raw({name: column[row].as_py() for name, column in zip(names, batch.columns, strict=True)}, origin)
     except UnicodeDecodeError as error:
         return not_in("utf-8", origin, f"0x{error.object[error.start]:02x}", size=0)
-
-
-def _seekable(member: Member) -> Any:
-    """The member as a stream that can go back, for a table's index stands at its end."""
-    stream = member.open()
-    if member.seekable:
-        return stream
-    spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  # the caller closes it
-    with stream:
-        shutil.copyfileobj(stream, spool, 2**20)
-    spool.seek(0)
-    return spool
