@@ -481,6 +481,37 @@ def test_a_path_and_a_name_in_hangul_are_typed_as_they_are_and_swept(tmp_path):
     assert names == ["실험-0", "실험-1"]
 
 
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [
+        ("outputs", []),
+        ("data.path", ["data=text"]),
+        ("tokenizer.path", ["tokenizer=pretrained"]),
+        ("model.path", ["model=pretrained"]),
+        ("base", ["stage=finetune"]),
+        ("chat_template", ["stage=finetune", "base=x"]),
+        ("run", ["stage=evaluate"]),
+        ("evaluation.task_path", ["stage=evaluate", "run=x", "evaluation.tasks=[a]"]),
+        ("run", ["stage=export"]),
+    ],
+)
+def test_a_path_may_begin_with_the_home_folder(monkeypatch, key, others):
+    monkeypatch.setenv("HOME", "/home/나")
+    found = config_of(*others, readable(f"{key}=~/글"))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == "/home/나/글"
+
+
+def test_text_in_the_home_folder_is_read(tmp_path):
+    (tmp_path / "글.txt").write_text("\n\n".join(f"글 {n}" for n in range(40)), encoding="utf-8")
+    parts = "data.parts={a: {use: text, path: '~/글.txt'}}"
+    typed = ["stage=tokenizer", "tokenizer.vocab_size=2700", "data=mixture", parts, "data.held_out_share=0.5"]
+    ended = train(*typed, "outputs=~/out", cwd=tmp_path, HOME=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert list(tmp_path.glob("out/tokenizer/*/tokenizer.json"))
+
+
 def test_completion_of_a_group_answers_with_its_choices(tmp_path):
     line = "train.py optimizer=adam"
     ended = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))

@@ -47,6 +47,7 @@ CANNOT_BE = {
     "3": "data.parts is no set of parts. Write data.parts={<name>: {use: <a choice of conf/data>}}.",
     "{law: {use: text}}": "data.parts.law.path is missing. Set data.parts.law.path=<file, folder or glob of txt,",
     "{law: {use: korean_law, path: x}}": "data.parts.law.path=x is not used by data.parts.law.use=korean_law.",
+    "{law: {use: korean_law, path: my-data.v2}}": "data.parts.law.path=my-data.v2 is not used by data.parts.law.",
     "{law: {use: korean_law, weight: abc}}": "data.parts.law.weight: Value 'abc' of type 'str' could not be",
     "{law: {use: korean_law, weight: 0}}": "data.parts.law.weight=0.0 is out of range. Set a number above 0.",
     "{law: {use: korean_law, max_tokens: 0}}": "data.parts.law.max_tokens=0 is too small. Set it to 1 or more.",
@@ -66,6 +67,16 @@ CANNOT_BE = {
 @pytest.mark.parametrize("parts", CANNOT_BE)
 def test_what_cannot_be_a_part_is_one_line_that_names_the_key(parts: str) -> None:
     assert refused("data=mixture", f"data.parts={parts}").startswith(CANNOT_BE[parts])
+
+
+@pytest.mark.parametrize("name", ["my-data.v2", "data.path", "my-data=1.txt"])
+def test_a_part_whose_files_are_not_there_is_refused_by_their_true_name(tmp_path: Path, name: str) -> None:
+    data = config_of(
+        "stage=tokenizer", "data=mixture", f"data.parts={{books: {{use: text, path: '{tmp_path}/{name}'}}}}"
+    ).data
+    with pytest.raises(ConfigError) as refusal:
+        open_texts(data)
+    assert str(refusal.value).startswith(f"data.parts.books.path={tmp_path}/{name}: ")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llm.config.documents import CleaningConfig, LayoutConfig, check_path
-from llm.config.fields import CHAT, HOW, LENGTH, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least
+from llm.config.fields import CHAT, HOW, LENGTH, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least, expand_home
 from llm.errors import ConfigError
 
 
@@ -61,6 +61,7 @@ class PartConfig:
     bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.kind is not DataKind.text or self.source is DataSource.mixture:
             what = "a mixture itself" if self.source is DataSource.mixture else f"{self.kind.value}, not text"
             raise ConfigError(f"data.use={self.use} is {what}. Use a choice of text such as korean_law.")
@@ -98,6 +99,7 @@ class DataConfig:
     tokenizer_part: str | None = field(default=None, metadata=HOW)  # that its tokenizer learns from; None: all of them
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         _check_source(self.source, self.path, self.name, self.kind)
         self._map_columns()
         self._check_parts()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from llm.config.fields import HOW, at_least
+from llm.config.fields import HOW, at_least, expand_home
 from llm.config.training import Accelerator
 from llm.errors import ConfigError
 
@@ -26,6 +26,7 @@ class EvaluationConfig:
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
 
     def __post_init__(self) -> None:
+        expand_home(self, "task_path")
         for key, least in (("num_items", 0), ("num_prompts", 0), ("batch_tokens", 1)):
             at_least(f"evaluation.{key}", getattr(self, key), least)
         if self.max_new_tokens is not None:

@@ -1,5 +1,6 @@
 """What every setting's field can say: the stages whose result it changes, and that its value is out of range."""
 
+import os
 import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -41,6 +42,13 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
 def label_of(path: str, *, otherwise: str) -> str:
     """The last part of a path as a run's name can have it."""
     return re.sub(r"[^\w.+-]", "_", path.rstrip("/").rpartition("/")[2])[:40].lstrip(".+-") or otherwise
+
+
+def expand_home(config: Any, *keys: str) -> None:
+    """Put the home folder in place of a ~ that these paths begin with: after key= a shell leaves it."""
+    for key in keys:
+        if (path := getattr(config, key)) is not None:
+            setattr(config, key, os.path.expanduser(path))
 
 
 def at_least(key: str, value: int, least: int) -> None:

@@ -59,10 +59,16 @@ def _part(name: str, typed: Any, mixture: DictConfig) -> PartConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_placed(explain(error), key)) from error
     except ConfigError as error:
-        line = re.sub(r"\bdata\.(?!parts\b)", f"{key}.", str(error))
-        raise ConfigError(line.replace("data=", f"{key}.use=")) from error
+        raise ConfigError(in_keys_of_part(str(error), name)) from error
     assert isinstance(part, PartConfig)
     return part
+
+
+def in_keys_of_part(line: str, name: str) -> str:
+    """A line about data.path and the like in the keys of a part; what a file's name has of them stays as it is."""
+    keys = "|".join(_KNOWN)
+    line = re.sub(rf"(?<![^\s(])data\.(?=(?:{keys})\b)", f"data.parts.{name}.", line)
+    return re.sub(r"(?<![^\s(])data=", f"data.parts.{name}.use=", line)
 
 
 def _placed(line: str, key: str) -> str:

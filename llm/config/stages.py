@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig
-from llm.config.fields import HOW, at_least
+from llm.config.fields import HOW, at_least, expand_home
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
@@ -50,6 +50,7 @@ class StageConfig:
     dry_run: bool = field(default=False, metadata=HOW)  # say what it would take and what is there, and make nothing
 
     def __post_init__(self) -> None:
+        expand_home(self, "outputs")
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,63}", self.name):
             raise ConfigError(
                 f"name={self.name!r} cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
@@ -116,6 +117,7 @@ class FinetuneStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        expand_home(self, "base", "chat_template")
         at_least("seed", self.seed, 0)
         if self.data.kind is not DataKind.conversations:
             raise ConfigError(
@@ -150,6 +152,7 @@ class EvaluateStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        expand_home(self, "run")
         at_least("seed", self.seed, 0)
 
 
@@ -158,6 +161,10 @@ class ExportStage(StageConfig):
     run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
     export: ExportConfig = field(default_factory=ExportConfig)
     logger: LoggerConfig | None = field(default=None, metadata=HOW)
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        expand_home(self, "run")
 
 
 STAGES: dict[str, type[StageConfig]] = {

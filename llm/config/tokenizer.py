@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, at_least, label_of
+from llm.config.fields import HOW, at_least, expand_home, label_of
 from llm.errors import ConfigError
 
 
@@ -54,6 +54,7 @@ class TokenizerConfig:
     allow_lossy: bool = field(default=False, metadata=HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.path is not None:
             self._refuse_what_is_for_training()
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, WHERE_SET, at_least, below_one, divides, label_of
+from llm.config.fields import HOW, WHERE_SET, at_least, below_one, divides, expand_home, label_of
 from llm.errors import ConfigError
 
 
@@ -90,6 +90,7 @@ class ModelConfig:
     extra: dict[str, Any] = field(default_factory=dict)  # any other key of the architecture's Hugging Face config
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.pad_vocab_to_multiple_of is not None:
             at_least("model.pad_vocab_to_multiple_of", self.pad_vocab_to_multiple_of, 1)
         if self.path is not None:

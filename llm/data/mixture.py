@@ -5,7 +5,6 @@ a mixture has as much text as its parts have together; a part whose weight is ab
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llm.config import DataConfig, PartConfig
+from llm.config.parts import in_keys_of_part
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.order import MicroBatch, Share, pool_order
 from llm.data.rows import Array, Batch, Rows, TokenRows
@@ -107,8 +107,7 @@ def open_parts(config: DataConfig) -> dict[str, Corpus]:
         try:
             corpora[name] = open_corpus(config.part(name))
         except ConfigError as error:
-            line = re.sub(r"\bdata\.(?!parts\b)", f"data.parts.{name}.", str(error))
-            raise ConfigError(line.replace("data=", f"data.parts.{name}.use=")) from error
+            raise ConfigError(in_keys_of_part(str(error), name)) from error
     return corpora
 
 
