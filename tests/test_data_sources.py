@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import zstandard
 from llm.config import CleaningConfig, DataConfig, FileFormat, LayoutConfig
 from llm.config.data import BadRecords, DataKind
 from llm.data.corpus import open_corpus
-from llm.data.files import Files, open_files
+from llm.data.files import HIDDEN, Files, open_files
 from llm.data.records import Document, Fault
 from llm.data.sources.encodings import detect
 from llm.data.sources.fields import first, values
 from llm.data.sources.lines import HEAD
 from llm.errors import ConfigError
+from llm.inspect import diagnose
 from tests.korean import documents
 from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes
 
@@ -67,6 +69,10 @@ TEXT_FORMATS: dict[str, str] = {
     "글.tsv": table("\t"),
 }
 TABLES = {"글.parquet": parquet_bytes([{"n": 1, "text": text} for text in TEXTS]), "글.arrow": arrow_bytes(TEXTS)}
+PACKERS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
+    "a.zip": zip_bytes,
+    "a.tar.gz": lambda files: tar_bytes(files, "w:gz"),
+}
 PACKS: dict[str, Callable[[str, bytes], bytes]] = {
     "{}": lambda _, data: data,
     "{}.gz": lambda _, data: gzip.compress(data),
@@ -172,6 +178,44 @@ def test_files_that_are_not_read_are_counted_by_why(tmp_path: Path, caplog: pyte
     }
     assert corpus.say_dropped() == expected
     assert "left out 2 files of another suffix (.hwp)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/a-checkpoint.txt", ".git/b.txt", "안/.cache/c.jsonl", ".DS_Store", "안/._a.txt"]
+)
+@pytest.mark.parametrize("packed", [None, "a.zip", "a.tar.gz"])
+def test_what_is_hidden_in_a_folder_or_an_archive_is_no_data_and_counted(
+    tmp_path: Path, hidden: str, packed: str | None
+) -> None:
+    folder = tmp_path / ".cache" / "자료"  # a hidden folder that is named is read
+    files = {"a.txt": "가".encode(), "안/b.txt.gz": gzip.compress("나".encode()), hidden: "다".encode()}
+    for name, data in {packed: PACKERS[packed](files)}.items() if packed else files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    texts, read_files = read(folder)
+    assert texts == ["가", "나"]
+    left = "files that an operating system left" if packed and Path(hidden).name[:2] in (".D", "._") else HIDDEN
+    assert read_files.reading.skipped == {left: 1}
+    found = diagnose(str(folder))
+    assert (found.usable, found.formats) == (2, {"txt": 2, "hidden": 1})
+
+
+def test_a_hidden_file_that_is_named_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".숨은.txt").write_text("가", encoding="utf-8")
+    assert read(tmp_path / ".숨은.txt")[0] == ["가"]
+    assert read(f"{tmp_path}/.숨*.txt")[0] == ["가"]
+    with pytest.raises(ConfigError, match=r"no .txt or .jsonl or .* is there"):
+        open_files(config(tmp_path))
+
+
+def test_names_in_nfd_are_read_and_matched(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "한글_TEXT_1.json")
+    (tmp_path / name).write_bytes(G)
+    (tmp_path / unicodedata.normalize("NFD", "나머지.json")).write_bytes(H)
+    pattern = unicodedata.normalize("NFC", "한글_*.json")
+    assert read(tmp_path, layout=LayoutConfig(files=[pattern]))[0] == ["가"]
+    assert read(tmp_path / "한글_TEXT_1.json")[0] == ["가"]
+    assert read(f"{tmp_path}/한글_*.json")[0] == ["가"]
 
 
 def test_records_without_what_a_layout_requires_are_counted(tmp_path: Path) -> None:

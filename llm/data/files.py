@@ -1,5 +1,6 @@
 """The user's files of any format, plain or in archives -> documents or conversations, and what was left out."""
 
+import unicodedata
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import file_digest
@@ -11,9 +12,11 @@ from llm.data.sources.absent import explain_absent
 from llm.data.sources.archives import Member, damage, damages, is_archive, members
 from llm.data.sources.formats import FORMATS, Reading, format_of, raw_records, suffixes
 from llm.data.sources.layouts import columns, to_records
-from llm.data.sources.places import File, Place, find
+from llm.data.sources.places import File, Hidden, Place, Unreadable, find, is_hidden
 from llm.errors import ConfigError
 from llm.run import digest_of
+
+HIDDEN = "hidden files or folders, such as .ipynb_checkpoints"
 
 
 def _formats(config: DataConfig) -> set[FileFormat]:
@@ -35,20 +38,23 @@ class Files:
 
     def digest(self) -> str:
         """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter."""
-        return digest_of([_digest(place) for place in self.places if not self.leaves_out(place.name)])
+        read = [place for place in self.places if not isinstance(place, Hidden) and not self.leaves_out(place.name)]
+        return digest_of(list(map(_digest, read)))
 
     def records(self) -> Iterator[Record]:
         self.reading = Reading()
         for place in self.places:
-            if not isinstance(place, File):
+            if isinstance(place, Hidden):
+                self.reading.skipped[HIDDEN] += 1
+            elif isinstance(place, File):
+                for member in members(place):
+                    yield from [member] if isinstance(member, Fault) else self.read(member)
+            else:
                 yield Fault(place.name, place.reason, place.fix)
-                continue
-            for member in members(place):
-                yield from [member] if isinstance(member, Fault) else self.read(member)
 
     def read(self, member: Member) -> Iterator[Record]:
         """The records of one member; nothing but a count, if it is not what the config asks for."""
-        if reason := self.leaves_out(member.name):
+        if reason := self.leaves_out(member.name) or (HIDDEN if member.is_packed and is_hidden(member.name) else None):
             self.reading.skipped[reason] += 1
             return
         self.reading.members += 1
@@ -66,7 +72,7 @@ class Files:
 
     def leaves_out(self, name: str) -> str | None:
         """Why a file or member is not read; None if it is."""
-        layout, file = self._config.layout, PurePosixPath(name.replace("\\", "/"))
+        layout, file = self._config.layout, PurePosixPath(_composed(name.replace("\\", "/")))
         if any(part.startswith("._") or part in ("__MACOSX", ".DS_Store", "Thumbs.db") for part in file.parts):
             return "files that an operating system left"
         if is_archive(file.name):
@@ -93,10 +99,16 @@ def open_files(config: DataConfig) -> Files:
 
 def _matches(file: PurePosixPath, pattern: str) -> bool:
     """A pattern without a slash is of the name alone."""
+    pattern = _composed(pattern)
     return fnmatch(str(file), pattern if "/" not in pattern else f"*{pattern}") or fnmatch(file.name, pattern)
 
 
-def _digest(place: Place) -> list[str]:
+def _composed(name: str) -> str:
+    """In NFC, as people type; macOS writes the names of files in NFD."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _digest(place: File | Unreadable) -> list[str]:
     if not isinstance(place, File):
         return [place.reason, ""]
     suffixes_of = [suffix.lower() for suffix in PurePosixPath(place.name).suffixes]
@@ -108,6 +120,7 @@ def _digest(place: Place) -> list[str]:
 def _check(places: list[Place], config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
     wanted = " or ".join(suffixes(_formats(config)))
+    places = [place for place in places if not isinstance(place, Hidden)]
     readable = [place for place in places if _is_wanted(place.name, config)]
     if places and all(".xml" in PurePosixPath(place.name).suffixes for place in places):
         raise ConfigError(

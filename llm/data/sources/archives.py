@@ -47,6 +47,11 @@ class Member:
     seekable: bool = True
     repaired: bool = False  # whether the name was in cp949
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it lies in a zip or a tar."""
+        return not self.origin.startswith(self.name)  # a gz's is its file's, without the suffix
+
 
 class BombError(Exception):
     """A stream gave more than an archive of its size plausibly holds."""

@@ -4,10 +4,11 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from llm.credentials import MASK, without_secrets
@@ -35,7 +36,14 @@ class Unreadable:
     fix: str
 
 
-Place = File | Unreadable
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A file or a folder with a name that begins with a dot, such as .ipynb_checkpoints: it is no data."""
+
+    name: str
+
+
+Place = File | Unreadable | Hidden
 
 
 def find(path: str) -> list[Place]:
@@ -51,30 +59,40 @@ def find(path: str) -> list[Place]:
         )
     if _URL.match(path):
         return _remote(path)
+    forms = list(dict.fromkeys([path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]))
+    path = next((form for form in forms if Path(form).exists()), path)  # macOS writes names in NFD, as no one types
     if Path(path).is_file():  # before glob: a file's name may hold a bracket
         return _joined([Path(path)])
     if Path(path).is_dir():
-        unreadable: list[Place] = []
-        return [*_joined(_in_folder(path, unreadable)), *unreadable]
-    return _joined(sorted(Path(p) for p in glob(path, recursive=True) if not Path(p).is_dir()))
+        others: list[Place] = []
+        return [*_joined(_in_folder(path, others)), *others]
+    found = {Path(name) for form in forms for name in glob(form, recursive=True)}
+    return _joined(sorted(place for place in found if not place.is_dir()))
 
 
-def _in_folder(folder: str, unreadable: list[Place]) -> list[Path]:
-    """The files under a folder, links followed once; what cannot be listed goes to `unreadable`."""
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path begins with a dot."""
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(name).parts)
+
+
+def _in_folder(folder: str, others: list[Place]) -> list[Path]:
+    """The files under a folder, links followed once; what is hidden or cannot be listed goes to `others`."""
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
-        unreadable.append(_explain(str(error.filename), error))
+        others.append(_explain(str(error.filename), error))
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
-            unreadable.append(Unreadable(place, "the folder links back to one that was read", "Remove the link"))
+            others.append(Unreadable(place, "the folder links back to one that was read", "Remove the link"))
             continue
         seen.add((status.st_dev, status.st_ino))
-        found += _of_folder(Path(place), names)
+        others += [Hidden(os.path.join(place, name)) for name in sorted([*folders, *names]) if is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += _of_folder(Path(place), [name for name in names if not is_hidden(name)])
     return sorted(found)
 
 

@@ -31,7 +31,7 @@ from llm.data.sources.formats import (
 from llm.data.sources.large_json import large_json, prefix
 from llm.data.sources.layouts import to_records
 from llm.data.sources.lines import Lines
-from llm.data.sources.places import File, Place
+from llm.data.sources.places import File, Hidden, Place, is_hidden
 from llm.data.sources.presets import fits, presets
 from llm.data.sources.texts import overrides
 
@@ -129,8 +129,8 @@ def _listed(places: list[Place], found: Survey) -> Iterator[Member | Fault]:
             found.faults.append(member)
         else:
             found.members += 1
-            known = format_of(member.name, LayoutConfig())
-            found.formats[known.name if known else _suffix(member.name)] += 1
+            known = None if _is_hidden(member) else format_of(member.name, LayoutConfig())
+            found.formats["hidden" if _is_hidden(member) else known.name if known else _suffix(member.name)] += 1
             found.readable_bytes += (member.size or 0) if known else 0
             if member.repaired:
                 found.repaired_names.append(member.origin)
@@ -139,6 +139,9 @@ def _listed(places: list[Place], found: Survey) -> Iterator[Member | Fault]:
 
 def _members(places: list[Place], found: Survey) -> Iterator[Member | Fault]:
     for place in places:
+        if isinstance(place, Hidden):
+            found.formats["hidden"] += 1
+            continue
         if not isinstance(place, File):
             yield Fault(place.name, place.reason, place.fix)
             continue
@@ -153,7 +156,13 @@ def _members(places: list[Place], found: Survey) -> Iterator[Member | Fault]:
 
 
 def _is_readable(member: Member | Fault) -> bool:
-    return isinstance(member, Member) and member.size != 0 and format_of(member.name, LayoutConfig()) is not None
+    if not isinstance(member, Member) or member.size == 0 or _is_hidden(member):
+        return False
+    return format_of(member.name, LayoutConfig()) is not None
+
+
+def _is_hidden(member: Member) -> bool:
+    return member.is_packed and is_hidden(member.name)
 
 
 def _sample(member: Member, found: Survey) -> Sample | None:
