@@ -358,13 +358,13 @@ def test_packed_rows_hold_every_conversation_whole_and_once(chats: dict[str, Cha
 
 
 def test_the_share_of_padding_worked_by_hand() -> None:
-    made = [Encoded(np.arange(size + 1), np.ones(size + 1, dtype=bool), 1, f"a:{size}") for size in (10, 3, 5, 16)]
+    made = [Encoded(np.arange(size + 1), np.ones(size + 1, dtype=bool), 1, f"a:{size}") for size in (10, 3, 5, 18)]
     padded, packed = (
         conversation_rows(made, pad_id=0, packing=packing, sequence_length=20)
         for packing in (Packing.padded, Packing.best_fit)
     )
-    assert padding_share(made, padded, micro_batch_size=2) == 1 - 34 / (2 * 16 + 2 * 16)
-    assert padding_share(made, packed, micro_batch_size=2) == 1 - 34 / (2 * 20)  # 16 + 3, 10 + 5
+    assert padding_share(made, padded, micro_batch_size=2) == 1 - 36 / (2 * 16 + 2 * 20)  # 24 are more than a row may have
+    assert padding_share(made, packed, micro_batch_size=2) == 1 - 36 / (2 * 20)  # 18, and 10 + 5 + 3
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_an_answer_that_begins_with_a_lost_character_is_learnt_all_the_same(
 def test_the_bytes_of_the_answers_are_counted(chats: dict[str, tuple[PreTrainedTokenizerFast, Special]]) -> None:
     kept, _ = encode(chats["byte_bpe"], conversation("물음", "가나 a", "또", "🙂"), conversation("x", "y"))
     assert [row.answer_bytes for row in kept] == [3 + 3 + 1 + 1 + 4, 1]
-    assert ConversationRows(kept, pad_id=1).raw_bytes == 13
+    assert ConversationRows(kept, pad_id=1, sequence_length=64).raw_bytes == 13
 
 
 # Rows
@@ -185,7 +185,7 @@ def test_rows_are_padded_and_labelled_like_a_slow_loop(
     made = [conversation(*texts[i : i + 2 + 2 * (i % 2)]) for i in range(20)]
     kept, _ = encode(chats[name], *made)
     pad_id = chats[name][1].pad_id
-    rows = ConversationRows(kept, pad_id=pad_id)
+    rows = ConversationRows(kept, pad_id=pad_id, sequence_length=10_000)
     chosen = np.array([3, 0, 7, 12])
     batch = rows.__getitems__(MicroBatch(0, chosen, 99))
     width = max(len(kept[row].input_ids) for row in chosen) - 1
@@ -207,5 +207,6 @@ def test_the_end_of_a_turn_is_learnt_though_padding_has_the_same_id(tmp_path: Pa
     tokens = special(folder)
     assert tokens.pad_id == tokens.eos_id
     kept, _ = encode((load_chat(folder), tokens), conversation("나는", "우리는"), conversation("책을 " * 9, "나는"))
-    labels = ConversationRows(kept, pad_id=tokens.pad_id).__getitems__(MicroBatch(0, np.arange(2), 1))["labels"]
+    rows = ConversationRows(kept, pad_id=tokens.pad_id, sequence_length=64)
+    labels = rows.__getitems__(MicroBatch(0, np.arange(2), 1))["labels"]
     assert (labels == tokens.eos_id).sum(dim=1).tolist() == [1, 1]

@@ -71,6 +71,18 @@ def foreign(outputs: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_conversation_as_long_as_the_model_has_positions_is_trained(outputs: Path, tmp_path: Path) -> None:
+    """50 is no multiple of what rows are padded to."""
+    text, chats = outputs.parent / "text.jsonl", tmp_path / "chats.jsonl"
+    lines = [{"question": f"{n}번", "answer": "가" * n} for n in range(1, 60)]
+    chats.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    places = [f"outputs={tmp_path}", "data.sequence_length=50"]
+    run("pretrain", "data=text", f"data.path={text}", *TINY, "model.max_position_embeddings=50", "name=base", *places)
+    tuned = run("finetune", *CHAT, f"data.path={chats}", "base=base", *places, "trainer.max_steps=40")
+    assert tuned.record["notes"]["dropped_after_encoding"]["train: longer than data.sequence_length=50 tokens"] > 0
+    assert tuned.results["val/loss"] < tuned.results["val/loss_before"]
+
+
 # Adapters
 
 

@@ -147,12 +147,12 @@ def _says(error: TemplateError) -> str:
 
 
 class ConversationRows:
-    """One conversation a row, padded on the right to the longest of its micro-batch."""
+    """One conversation a row, padded on the right to the longest of its micro-batch, to `sequence_length` at most."""
 
     lost_bytes = 0  # a tokenizer's losses are not charged to answers: they are compared under one tokenizer
 
-    def __init__(self, conversations: list[Encoded], *, pad_id: int) -> None:
-        self._conversations, self._pad_id = conversations, pad_id
+    def __init__(self, conversations: list[Encoded], *, pad_id: int, sequence_length: int) -> None:
+        self._conversations, self._pad_id, self.sequence_length = conversations, pad_id, sequence_length
         self.num_labels = np.array([int(c.is_answer[1:].sum()) for c in conversations])
         self.num_conversations = len(conversations)
         self.raw_bytes = sum(c.answer_bytes for c in conversations)
@@ -162,8 +162,7 @@ class ConversationRows:
 
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self._conversations[row] for row in micro_batch.rows]
-        width = max(len(row.input_ids) - 1 for row in rows)
-        width += -width % PAD_TO
+        width = _width([len(row.input_ids) - 1 for row in rows], self.sequence_length)
         return _batch([[row] for row in rows], width, self._pad_id, micro_batch.num_labels)
 
     def describe(self, rows: Array) -> list[str]:
@@ -206,16 +205,23 @@ def conversation_rows(
     """The rows that data.packing asks for."""
     if packing is Packing.best_fit:
         return PackedConversationRows(conversations, pad_id=pad_id, sequence_length=sequence_length)
-    return ConversationRows(conversations, pad_id=pad_id)
+    return ConversationRows(conversations, pad_id=pad_id, sequence_length=sequence_length)
 
 
-def padding_share(conversations: list[Encoded], rows: Rows, *, micro_batch_size: int) -> float:
+def padding_share(
+    conversations: list[Encoded], rows: ConversationRows | PackedConversationRows, *, micro_batch_size: int
+) -> float:
     """Of the positions that go through the model in a pass over the rows, in order, those that are padding."""
     sizes = [len(conversation.input_ids) - 1 for conversation in conversations]
     if isinstance(rows, PackedConversationRows):
         return 1 - sum(sizes) / (len(rows) * rows.sequence_length)
     cut = [sizes[first : first + micro_batch_size] for first in range(0, len(sizes), micro_batch_size)]
-    return 1 - sum(sizes) / sum(len(some) * (max(some) + -max(some) % PAD_TO) for some in cut)
+    return 1 - sum(sizes) / sum(len(some) * _width(some, rows.sequence_length) for some in cut)
+
+
+def _width(sizes: list[int], sequence_length: int) -> int:
+    """Of rows with so many inputs: a multiple of PAD_TO, but no more than a model may have positions for."""
+    return min(-(-max(sizes) // PAD_TO) * PAD_TO, sequence_length)
 
 
 def _batch(rows: list[list[Encoded]], width: int, pad_id: int, num_labels: int) -> Batch:

@@ -208,7 +208,7 @@ def _answers(
         raise DataError(f"data={subject.chats.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
         log.warning("%d held-out conversations left out or cut: %s", times, reason)
-    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id)
+    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length)
     found = _loss(scorer, rows, config.evaluation.batch_tokens // length)
     log.info("held-out answers: %.4f nats per token", found.loss)
     counts = {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
