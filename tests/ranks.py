@@ -44,7 +44,7 @@ class Case:
         base = model_of(Architecture[self.architecture], pad_vocab_to_multiple_of=self.pad_vocab_to_multiple_of)
         if self.method is None:
             return base
-        return add_lora(base, LoraConfig(method=Method[self.method], rank=2, alpha=4), Architecture[self.architecture])
+        return add_lora(base, LoraConfig(method=Method[self.method], rank=2, alpha=4))
 
     def task(self, *, devices: int) -> Fit:
         slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, algorithm=Algorithm[self.algorithm])

@@ -105,7 +105,7 @@ def test_trained_reloaded_and_merged_are_one_model(
     save(base, tmp_path / "base")
     plain = logits(base, ids(2, 8))
     config = LoraConfig(method=method, rank=3, alpha=4)
-    model = trained(add_lora(grown(base) if new else base, config, architecture, new_token_ids=new), vocab=vocab)
+    model = trained(add_lora(grown(base) if new else base, config, new_token_ids=new), vocab=vocab)
     scores, text = logits(model, tokens := ids(2, 24, vocab=vocab, seed=9)), written(model)
     assert (logits(model, ids(2, 8))[..., :VOCAB] - plain).abs().max() > 0.05  # it has learned something
 
@@ -143,7 +143,7 @@ def test_gradients_begin_at_the_first_adapter_and_stay_off_the_base() -> None:
     base = base_of(Architecture.llama)
     words = base.get_input_embeddings()
     reached = []
-    model = add_lora(base, LoraConfig(rank=2, target_modules=["down_proj"]), Architecture.llama)
+    model = add_lora(base, LoraConfig(rank=2, target_modules=["down_proj"]))
     model.get_base_model().model.layers[0].self_attn.register_forward_hook(
         lambda _module, _inputs, output: reached.append(output[0].requires_grad)
     )
@@ -159,7 +159,7 @@ def test_gradients_begin_at_the_first_adapter_and_stay_off_the_base() -> None:
 @pytest.mark.parametrize("method", [method for method in METHODS if method is not Method.dora])  # which is refused
 def test_the_loss_of_every_method_compiles_to_one_graph(method: Method, architecture: Architecture) -> None:
     """trainer.compile=true: fullgraph refuses a graph that breaks."""
-    model = trained(add_lora(base_of(architecture), LoraConfig(method=method, rank=3), architecture))
+    model = trained(add_lora(base_of(architecture), LoraConfig(method=method, rank=3)))
     tokens = ids(2, 17)
     positions = torch.arange(8).repeat(2).expand(2, 16)  # two documents a row
     batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "position_ids": positions}
@@ -182,7 +182,7 @@ def test_a_pissa_adapter_is_an_update_of_the_whole_base(tmp_path: Path) -> None:
     base = base_of(Architecture.llama, tie=False)
     save(base, tmp_path / "base")
     whole = base.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
-    model = trained(add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6), Architecture.llama))
+    model = trained(add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6)))
     save_adapter(model, tmp_path / "adapter")
     settings = peft.PeftConfig.from_pretrained(str(tmp_path / "adapter"))
     assert (settings.r, settings.lora_alpha, settings.init_lora_weights) == (6, 12, True)
@@ -197,7 +197,7 @@ def test_a_pissa_adapter_is_an_update_of_the_whole_base(tmp_path: Path) -> None:
 def test_pissa_begins_from_the_largest_singular_values() -> None:
     base = base_of(Architecture.llama)
     whole = base.model.layers[0].self_attn.q_proj.weight.detach().clone()
-    model = add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6), Architecture.llama)
+    model = add_lora(base, LoraConfig(method=Method.pissa, rank=3, alpha=6))
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     u, s, v = torch.linalg.svd(whole)
     largest = u[:, :3] @ torch.diag(s[:3]) @ v[:3]
@@ -210,7 +210,7 @@ def test_pissa_begins_from_the_largest_singular_values() -> None:
 def test_the_update_is_scaled_as_its_paper_has_it(method: Method, scale: float) -> None:
     base = base_of(Architecture.llama)
     whole = base.model.layers[1].mlp.down_proj.weight.detach().clone()
-    model = trained(add_lora(base, LoraConfig(method=method, rank=4, alpha=16), Architecture.llama))
+    model = trained(add_lora(base, LoraConfig(method=method, rank=4, alpha=16)))
     layer = model.get_base_model().model.layers[1].mlp.down_proj
     update = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
     merged = merge(model).model.layers[1].mlp.down_proj.weight
@@ -220,7 +220,7 @@ def test_the_update_is_scaled_as_its_paper_has_it(method: Method, scale: float) 
 def test_a_base_in_bf16_keeps_the_adapter_in_its_own_precision() -> None:
     base = base_of(Architecture.llama).to(torch.bfloat16)
     for precision in WeightPrecision:
-        model = add_lora(base, LoraConfig(rank=2, precision=precision), Architecture.llama)
+        model = add_lora(base, LoraConfig(rank=2, precision=precision))
         kinds = {p.requires_grad: p.dtype for p in model.parameters()}
         assert kinds == {True: getattr(torch, precision.value), False: torch.bfloat16}
         base = model.unload()
@@ -231,7 +231,7 @@ def test_the_parameters_of_a_base_are_counted_without_its_adapters() -> None:
         base = base_of(architecture)
         expected = count_parameters(base)
         assert count_base_parameters(base) == expected
-        assert count_base_parameters(add_lora(base, LoraConfig(method=Method.dora), architecture)) == expected
+        assert count_base_parameters(add_lora(base, LoraConfig(method=Method.dora))) == expected
 
 
 # What adapters are put on
@@ -260,7 +260,7 @@ def test_a_model_says_what_it_has(architecture: Architecture, expected: set[str]
 def test_experts_are_adapted_where_they_are_named(wanted: list[str] | None, expected: set[str], tmp_path: Path) -> None:
     base = base_of(Architecture.qwen3_moe, num_experts=3)
     save(base, tmp_path / "base")
-    model = trained(add_lora(base, LoraConfig(rank=2, target_modules=wanted), Architecture.qwen3_moe))
+    model = trained(add_lora(base, LoraConfig(rank=2, target_modules=wanted)))
     names = [name for name, _ in model.named_parameters() if "lora_A" in name]
     scores = logits(model, tokens := ids(2, 9))
     save_adapter(model, tmp_path / "adapter")

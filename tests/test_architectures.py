@@ -105,7 +105,7 @@ def test_a_token_pays_for_the_experts_that_it_goes_through() -> None:
 
 
 def test_what_is_frozen_has_no_gradient_of_its_own() -> None:
-    model = add_lora(model_of(Architecture.llama), LoraConfig(rank=2), Architecture.llama)
+    model = add_lora(model_of(Architecture.llama), LoraConfig(rank=2))
     trained = count_parameters(model, trainable=True)
     frozen = count_parameters(model) - trained
     assert flops(model) == 4 * frozen + 6 * trained + 12 * LAYERS * HIDDEN * LENGTH

@@ -70,7 +70,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> str:
         folders={"base": str(base)},
         identity={"parents": {"base": "d1"}},
     )
-    adapted = add_lora(model, LoraConfig(rank=2), Architecture.gpt2)
+    adapted = add_lora(model, LoraConfig(rank=2))
     for name, weights in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.3)

@@ -363,7 +363,7 @@ def test_the_share_of_padding_worked_by_hand() -> None:
         conversation_rows(made, pad_id=0, packing=packing, sequence_length=20)
         for packing in (Packing.padded, Packing.best_fit)
     )
-    assert padding_share(made, padded, micro_batch_size=2) == 1 - 36 / (2 * 16 + 2 * 20)  # 24 are more than a row may have
+    assert padding_share(made, padded, micro_batch_size=2) == 1 - 36 / (2 * 16 + 2 * 20)  # not 24
     assert padding_share(made, packed, micro_batch_size=2) == 1 - 36 / (2 * 20)  # 18, and 10 + 5 + 3
 
 

@@ -112,7 +112,7 @@ def test_compiled_a_cpu_takes_as_many_logits_at_once_as_another_device() -> None
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_rows_of_new_tokens_are_trained_by_chunks_too(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(Architecture.llama, tie_word_embeddings=tied)
-    model = add_lora(model, LoraConfig(rank=2, alpha=4), Architecture.llama, new_token_ids=[500, 511])
+    model = add_lora(model, LoraConfig(rank=2, alpha=4), new_token_ids=[500, 511])
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)

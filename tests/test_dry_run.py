@@ -77,7 +77,7 @@ def meta_model(architecture: Architecture = Architecture.gpt2, *, lora: bool = F
     made = ModelConfig(architecture=architecture, num_layers=2, num_heads=2, hidden_size=32, **shape)
     with torch.device("meta"):
         model: Any = models.build(made, vocab_size=VOCAB, special=SPECIAL)
-        return models.add_lora(model, LoraConfig(rank=2), architecture) if lora else model
+        return models.add_lora(model, LoraConfig(rank=2)) if lora else model
 
 
 def memory(model: Any, **changes: Any) -> Memory:

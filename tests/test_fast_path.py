@@ -45,7 +45,7 @@ def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = F
     with torch.no_grad():  # what starts at zero or one would hide mistakes
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return add_lora(model, LoraConfig(rank=2, alpha=4), architecture) if lora else model
+    return add_lora(model, LoraConfig(rank=2, alpha=4)) if lora else model
 
 
 def batch_of(position_ids: list[list[int]], seed: int = 0) -> dict[str, torch.Tensor]:

@@ -229,45 +229,48 @@ def test_a_saved_model_scores_the_same_under_transformers(
 # LoRA
 
 
-def lora(base: PreTrainedModel, architecture: Architecture, **settings: object) -> torch.nn.Module:
+def lora(base: PreTrainedModel, **settings: object) -> torch.nn.Module:
     torch.manual_seed(1)
-    return add_lora(base, LoraConfig(**({"rank": 2, "alpha": 4} | settings)), architecture)
+    return add_lora(base, LoraConfig(**({"rank": 2, "alpha": 4} | settings)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lora_changes_nothing_at_first(architecture: Architecture) -> None:
     base = model_of(architecture)
     before = logits(base, ids(2, 8))
-    assert torch.equal(logits(lora(base, architecture), ids(2, 8)), before)
+    assert torch.equal(logits(lora(base), ids(2, 8)), before)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_only_adapters_are_trained(architecture: Architecture) -> None:
     base = model_of(architecture)
     frozen = count_parameters(base)
-    model = lora(base, architecture)
+    model = lora(base)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained)
     assert count_parameters(model) - count_parameters(model, trainable=True) == frozen
 
 
+ATTENTION = {f"self_attn.{name}_proj" for name in "qkvo"}
+MLP = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     ("architecture", "targets", "expected"),
     [
         (Architecture.gpt2, None, {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
-        (
-            Architecture.llama,
-            None,
-            {f"self_attn.{x}_proj" for x in "qkvo"} | {f"mlp.{x}_proj" for x in ("gate", "up", "down")},
-        ),
+        *((architecture, None, ATTENTION | MLP) for architecture in (Architecture.llama, Architecture.qwen3)),
+        (Architecture.gemma3, None, ATTENTION | MLP),
+        (Architecture.qwen3_moe, None, ATTENTION),
         (Architecture.gpt2, ["c_attn"], {"attn.c_attn"}),
         (Architecture.llama, ["q_proj", "v_proj"], {"self_attn.q_proj", "self_attn.v_proj"}),
     ],
 )
 def test_adapters_lie_on_every_linear_layer_or_on_those_named(
-    architecture: Architecture, targets: list[str] | None, expected: set[str]
+    architecture: Architecture, targets: list[str] | None, expected: set[str], tied: bool
 ) -> None:
-    model = lora(model_of(architecture), architecture, target_modules=targets)
+    model = lora(model_of(architecture, tie_word_embeddings=tied), target_modules=targets)
     names = [name for name, _ in model.named_parameters() if "lora_A" in name]
     assert {".".join(name.split(".lora_A")[0].split(".")[-2:]) for name in names} == expected
     assert len(names) == 2 * len(expected)  # in both layers
@@ -278,7 +281,7 @@ def test_a_loaded_adapter_scores_as_the_trained_one(architecture: Architecture, 
     base = model_of(architecture)
     plain = logits(base, ids(2, 8))
     save(base, tmp_path / "base")
-    model = lora(base, architecture).eval()
+    model = lora(base).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

@@ -57,7 +57,7 @@ def test_every_parameter_is_optimized_once(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("architecture", [each for each in Architecture if each is not Architecture.other])
 def test_of_a_frozen_model_the_adapters_alone_are_optimized(architecture: Architecture) -> None:
-    model = add_lora(model_of(architecture), LoraConfig(), architecture)
+    model = add_lora(model_of(architecture), LoraConfig())
     found = decays(model)
     assert found and all("lora_" in name and decay == 0.1 for name, decay in found.items())
 

@@ -101,7 +101,7 @@ def model_of(
     )
     model = build(config, vocab_size=VOCAB, special=SPECIAL)
     if lora:
-        model = add_lora(model, LoraConfig(rank=2, alpha=4, dropout=dropout), architecture)
+        model = add_lora(model, LoraConfig(rank=2, alpha=4, dropout=dropout))
     return model
 
 

@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
@@ -243,6 +245,28 @@ def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: P
             DamagedError, match=r"was tuned on other weights than .*other-model holds now\. Put them back"
         ):
             use()
+
+
+def test_an_architecture_that_is_none_of_ours_is_tuned_on_its_own_layers(outputs: Path, foreign: Path) -> None:
+    """As Polyglot-Ko is: a run that went on from it, and the folder itself."""
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 64, "vocab_size": 600}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**shape, **ids)).save_pretrained(foreign)
+    text = ["data=text", f"data.path={outputs.parent / 'text.jsonl'}", f"outputs={outputs}", "name=neox"]
+    taken = ["model=pretrained", f"model.path={foreign}", "tokenizer=pretrained"]
+    made = run("pretrain", *text, *taken, *[each for each in TINY if each.startswith(("data.", "trainer.", "logger"))])
+    for base in (made.path, foreign):
+        tuned = tune(outputs, f"base={base}", "lora.rank=2", "seed=6")
+        settings = json.loads((tuned.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+        layers = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+        assert set(settings["target_modules"]) == layers
+        assert tuned.results["val/loss"] < tuned.results["val/loss_before"]
+        named = tune(outputs, f"base={base}", "lora.rank=2", "lora.target_modules=[dense]")
+        assert named.results["trainable_parameters"] == 2 * (16 + 16)
+        with pytest.raises(
+            ConfigError, match=r"has no layer q_proj\. It has: query_key_value, dense, dense_h_to_4h, de"
+        ):
+            tune(outputs, f"base={base}", "lora.target_modules=[q_proj]")
 
 
 def strip(folder: Path, name: str) -> None:

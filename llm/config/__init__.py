@@ -36,8 +36,6 @@ from llm.config.stages import (
 from llm.config.sweeping import HalvingConfig, PoolConfig, RetryConfig, Sampler, SweeperConfig, with_number
 from llm.config.tokenizer import ALPHABET_SIZES, Alphabet, Morphemes, TokenizerConfig
 from llm.config.training import (
-    EXPERT_TENSORS,
-    LINEAR_LAYERS,
     MOST_LAYERS,
     Accelerator,
     Algorithm,
@@ -57,8 +55,6 @@ from llm.config.tuning import ALL_LINEAR, LoraConfig, Method, WeightPrecision
 __all__ = [
     "ALL_LINEAR",
     "ALPHABET_SIZES",
-    "EXPERT_TENSORS",
-    "LINEAR_LAYERS",
     "MOST_LAYERS",
     "STAGES",
     "Accelerator",

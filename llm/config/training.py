@@ -19,20 +19,6 @@ class Architecture(Enum):
     other = "other"  # of model.path alone: what its config.json says
 
 
-_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-# The linear layers of a block, by the names that Hugging Face gives them: what LoRA can be put on.
-LINEAR_LAYERS = {
-    Architecture.gpt2: ["c_attn", "c_proj", "c_fc"],
-    Architecture.llama: (_llama := [*_ATTENTION, "gate_proj", "up_proj", "down_proj"]),
-    Architecture.qwen3: _llama,
-    Architecture.gemma3: _llama,
-    Architecture.qwen3_moe: _ATTENTION,  # its experts are no layers, but one tensor: named, or by all-linear
-    Architecture.other: _llama,  # as most decoders of transformers name them
-}
-# What experts have in place of layers: a tensor for all of them. What LoRA can be put on as well, where it is named.
-EXPERT_TENSORS = ["gate_up_proj", "down_proj"]
-
-
 MOST_LAYERS = 1_000  # of a model: the deepest that there are have 126, and an object for each is made before a check
 
 

@@ -31,7 +31,7 @@ class LoraConfig:
     rank: int = 8
     alpha: int = 16  # the update is scaled by alpha / rank
     dropout: float = 0.0
-    target_modules: list[str] | None = field(default=None)  # None: every linear layer of a block; or [all-linear]
+    target_modules: list[str] | None = field(default=None)  # None: every linear layer but the head; or [all-linear]
     base_precision: WeightPrecision = WeightPrecision.fp32  # of the frozen weights while training
     precision: WeightPrecision = WeightPrecision.fp32  # of the adapter's weights, and so of their moments
 

@@ -12,7 +12,7 @@ from llm.config import Overlong, Packing
 from llm.data.order import MicroBatch
 from llm.data.packing import best_fit
 from llm.data.records import Conversation
-from llm.data.rows import IGNORED, Array, Batch, Rows
+from llm.data.rows import IGNORED, Array, Batch
 from llm.errors import DataError
 from llm.tokenizer import Renderer, Special, TemplateError, answers_of
 

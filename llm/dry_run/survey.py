@@ -271,7 +271,7 @@ def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
     from llm import model as models
     from llm.config import Method
     from llm.run import find_base
-    from llm.stage._base import architecture_of, outline
+    from llm.stage._base import outline
 
     base, tuning = find_base(config.outputs, missing.plan.folders["base"]), config.lora
     if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
@@ -279,7 +279,7 @@ def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
     model = outline(base).to(getattr(torch, tuning.base_precision.value))
     made = model.config
     with torch.device("meta"):
-        return (model if tuning.method is Method.full else models.add_lora(model, tuning, architecture_of(base))), made
+        return (model if tuning.method is Method.full else models.add_lora(model, tuning)), made
 
 
 def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, text: TrainingText | None) -> None:

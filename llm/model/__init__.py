@@ -26,7 +26,7 @@ from llm.model.lora import add_lora, merge, save_adapter
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
 from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
-from llm.model.targets import expert_tensors, known_targets, targets
+from llm.model.targets import expert_tensors, targets
 from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "generate",
     "generate_batch",
     "grow",
-    "known_targets",
     "load",
     "load_adapter",
     "merge",

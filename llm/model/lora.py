@@ -7,26 +7,19 @@ import peft
 import torch
 from transformers import PreTrainedModel
 
-from llm.config import Architecture, LoraConfig, Method
+from llm.config import LoraConfig, Method
 from llm.model.loading import without_known_warnings
 from llm.model.targets import has_transposed_weights, split_targets
 
 ADAPTER = "default"  # PEFT's name for the only one
 
 
-def add_lora(
-    base: PreTrainedModel,
-    config: LoraConfig,
-    architecture: Architecture | None = None,
-    *,
-    new_token_ids: Sequence[int] = (),
-) -> peft.PeftModel:
+def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequence[int] = ()) -> peft.PeftModel:
     """The base, frozen, with trainable adapters that change nothing yet.
 
-    `architecture` is None for a model that is not of ours, whose layers are then looked for. The rows of
-    `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
+    The rows of `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
     """
-    layers, tensors = split_targets(base, config.target_modules, architecture)
+    layers, tensors = split_targets(base, config.target_modules)
     settings = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         r=config.rank,

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llm.config import ALL_LINEAR, EXPERT_TENSORS, LINEAR_LAYERS, Architecture
+from llm.config import ALL_LINEAR
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
@@ -26,22 +26,15 @@ def expert_tensors(model: PreTrainedModel) -> list[str]:
     return list(dict.fromkeys(f"{before.rpartition('.')[2]}.experts.{last}" for before, _, last in places))
 
 
-def split_targets(
-    model: PreTrainedModel, wanted: list[str] | None, architecture: Architecture | None
-) -> tuple[list[str], list[str]]:
-    """(layers, expert tensors) that `wanted` means; None means the linear layers of a block."""
-    if wanted is None:
-        return (LINEAR_LAYERS[architecture] if architecture else linear_layers(model)), []
+def split_targets(model: PreTrainedModel, wanted: list[str] | None) -> tuple[list[str], list[str]]:
+    """(layers, expert tensors) that `wanted` means; None means every linear layer."""
     layers, tensors = linear_layers(model), expert_tensors(model)
+    if wanted is None:
+        return layers, []
     if ALL_LINEAR in wanted:
         return layers, tensors
     names = set(wanted)
     return [name for name in layers if name in names], [name for name in tensors if name.rpartition(".")[2] in names]
-
-
-def known_targets(architecture: Architecture) -> list[str]:
-    """What can be named in lora.target_modules for an architecture of ours, without looking at a model."""
-    return LINEAR_LAYERS[architecture] + (EXPERT_TENSORS if architecture is Architecture.qwen3_moe else [])
 
 
 def targets(model: PreTrainedModel) -> list[str]:

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llm.config import ALL_LINEAR, EXPERT_TENSORS, Architecture, FinetuneStage, Method
+from llm.config import ALL_LINEAR, Architecture, FinetuneStage, Method
 from llm.errors import ConfigError
 from llm.run import Base, opening
 
@@ -12,26 +12,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def architecture_of(base: Base) -> Architecture | None:
-    """Of a model that was built here; None of a Hugging Face folder, which is looked at in its place."""
-    return Architecture[base.run.config["model"]["architecture"]] if base.run else None
-
-
 def check_against_base(config: FinetuneStage, base: Base) -> None:
     """Refuse what this base cannot do."""
     if config.lora.method is Method.qlora:
         _require_four_bits()
-    if architecture := architecture_of(base):
-        if config.lora.target_modules:
-            from llm.model import known_targets  # takes seconds: only where there is something to check
-
-            _check_targets(config, base, known_targets(architecture))
-            _check_experts(config, EXPERT_TENSORS if architecture is Architecture.qwen3_moe else [])
-    else:
-        from llm.model import expert_tensors, targets
+    if not base.run:
         from llm.tokenizer import require_chat
 
         require_chat(base.folder, template=config.chat_template)
+    if not base.run or config.lora.target_modules:
+        from llm.model import expert_tensors, targets  # takes seconds: only where there is something to check
+
         model = outline(base)
         _check_targets(config, base, targets(model))
         _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])
@@ -78,7 +69,7 @@ def _check_experts(config: FinetuneStage, tensors: list[str]) -> None:
 def _check_length(config: FinetuneStage, base: Base) -> None:
     if config.data.sequence_length <= base.positions:
         return
-    learned = architecture_of(base) is Architecture.gpt2
+    learned = base.run is not None and base.run.config["model"]["architecture"] == Architecture.gpt2.name
     why = "learned no position past that" if learned else "has no position past that"
     raise ConfigError(
         f"data.sequence_length={config.data.sequence_length} is longer than {base.positions}: {base.path.name} {why}. "

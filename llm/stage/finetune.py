@@ -38,7 +38,7 @@ from llm.run import (
     sha256_of,
 )
 from llm.stage import corpus_notes
-from llm.stage._base import architecture_of, check_against_base
+from llm.stage._base import check_against_base
 from llm.stage._training import require_machine, train
 from llm.stage.pretrain import model_digest
 
@@ -148,7 +148,7 @@ def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Base, new_ids
 
     if config.lora.method is Method.full:
         return loaded
-    model = models.add_lora(loaded, config.lora, architecture_of(base), new_token_ids=new_ids)
+    model = models.add_lora(loaded, config.lora, new_token_ids=new_ids)
     model.peft_config["default"].base_model_name_or_path = str(base.folder)
     return model
 
