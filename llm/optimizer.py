@@ -67,6 +67,15 @@ _LEFT: dict[Schedule, Callable[[float], float]] = {
 }
 
 
+def takes_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a `found_inf` above 0 has it leave the step out, as torch's GradScaler tells optimizers to.
+
+    Most of torch's do not look at it or refuse it, and a fused SGD then goes on from a momentum that was never filled.
+    """
+    is_adamw = isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    return is_adamw or isinstance(optimizer, MuonWithAdamW)
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """Both as one optimizer, as Lightning and learning rate schedules take it; a step is left out as fused AdamW does.
 

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from llm.optimizer import extension_step, schedule
 from llm.run import log
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders
+from llm.trainer.module import NextTokenModule
 from tests.rounding import rounding
 
 
@@ -280,6 +283,56 @@ def test_a_step_that_is_to_be_left_out_changes_nothing() -> None:
         give_gradients(untouched, seed=seed)
         optimizer.step()
     assert same(values(model), values(untouched))  # as if the two had never been
+
+
+OTHERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adamw, not fused": partial(torch.optim.AdamW, fused=False),
+    "adam": partial(torch.optim.Adam, amsgrad=True),
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "rmsprop": partial(torch.optim.RMSprop, momentum=0.9, centered=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "sgd, fused": partial(torch.optim.SGD, momentum=0.9, fused=True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_step_that_is_left_out_leaves_weights_and_state_to_any_optimizer_of_torch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one too, before which there is no state."""
+
+    def made(model: torch.nn.Module, _config: OptimizerConfig, *, max_steps: int) -> Any:
+        optimizer = OTHERS[name](model.parameters(), lr=0.01, weight_decay=0.1)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+    monkeypatch.setattr("llm.optimizer.build", made)
+    ends = []
+    for steps in ((True, False, True, False), (None, False, None, False)):
+        torch.manual_seed(0)
+        model = model_of(Architecture.llama)
+        module = NextTokenModule(model, OptimizerConfig(), max_steps=4, seed=0)
+        optimizer: Any = module.configure_optimizers()["optimizer"]
+        for seed, is_bad in enumerate(steps):
+            if is_bad is None:  # this step there never was
+                continue
+            give_gradients(model, seed=seed)
+            if is_bad:
+                next(iter(model.parameters())).grad.fill_(float("nan"))  # type: ignore[union-attr]
+            module.configure_gradient_clipping(optimizer)
+            assert bool(module.is_skipped) is is_bad
+            optimizer.step()
+        ends.append((values(model), optimizer.state_dict()["state"]))
+    (left, left_state), (right, right_state) = ends
+    assert same(left, right) and all(value.isfinite().all() for value in left.values())
+    assert left_state.keys() == right_state.keys()
+    for number, state in right_state.items():
+        assert state.keys() == left_state[number].keys()
+        assert all(torch.equal(torch.as_tensor(left_state[number][key]), torch.as_tensor(state[key])) for key in state)
 
 
 class CountReads(TorchDispatchMode):

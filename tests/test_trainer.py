@@ -648,6 +648,21 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out(
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.SGD, torch.optim.Adafactor])
+def test_a_step_of_any_optimizer_is_left_out(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(model: torch.nn.Module, _config: OptimizerConfig, *, max_steps: int) -> Any:
+        made = kind(model.parameters(), lr=1e-2)
+        return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)
+
+    monkeypatch.setattr(optimizer, "build", build)
+    made = task(tmp_path, max_steps=4, batch_size=8, optimizer=OptimizerConfig(warmup_steps=0))
+    poison(made.model, {2})
+    fit(made)
+    expected = plain_loop(replace(made, model=model_of()), leave_out=2)
+    for name, value in weights(made.model).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def plain_loop(made: Fit, *, leave_out: int) -> dict[str, torch.Tensor]:
     """The weights after a loop without Lightning that leaves out one step, but not its place in the schedule."""
     adamw, schedule = optimizer.build(made.model, made.optimizer, max_steps=made.trainer.max_steps)

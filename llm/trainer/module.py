@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from llm import optimizer
 from llm.config import OptimizerConfig
 from llm.model import compiled, document_bounds, next_token_loss
+from llm.optimizer import takes_found_inf
 from llm.trainer.strategy import share_out, whole
 
 
@@ -67,15 +68,18 @@ class NextTokenModule(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip to the config's norm and keep the norm for the metrics; Lightning's own hook does not return it.
 
-        Where it is not finite, torch's fused optimizers leave the step out: `found_inf` is how its GradScaler tells
-        them to, and no host has to wait for the device.
+        Where it is not finite, the step is left out: by the optimizer itself, so that no host has to wait for the
+        device, or for want of gradients, without which any optimizer of torch leaves weights and state alone.
         """
         norm = whole(nn.utils.clip_grad_norm_(self._trained, self._config.gradient_clip_norm).detach())
         self.is_skipped = (~norm.isfinite()).to(torch.float32)
         self.gradient_norm = torch.where(self.is_skipped > 0, self.gradient_norm.to(norm), norm)
         while isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
-        optimizer.found_inf = self.is_skipped  # type: ignore[attr-defined]
+        if takes_found_inf(optimizer):
+            optimizer.found_inf = self.is_skipped  # type: ignore[attr-defined]
+        elif self.is_skipped:
+            optimizer.zero_grad(set_to_none=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the micro-batches of the steps that are done as this launch cuts them: it may have other devices."""
