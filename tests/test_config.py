@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, composed, from_hydra, identity_settings, readable, to_paste
-from llm.config.compose import refuse_both
+from llm.config.compose import refuse_computed
 from llm.config.explain import explain
 from llm.errors import ConfigError
 
@@ -550,11 +550,32 @@ def test_a_batch_in_tokens_is_the_batch_in_rows_that_has_them():
     assert identity_settings(in_tokens, "pretrain") == identity_settings(in_rows, "pretrain")
 
 
-def test_a_batch_in_tokens_and_in_rows_at_once_is_refused():
-    with pytest.raises(ConfigError, match=r"data.batch_size is computed from data.batch_tokens, and both are given. L"):
-        refuse_both(["data.batch_size=8", "seed=1", "data.batch_tokens=4096"])
-    refuse_both(["data.batch_size=8", "data.batch_tokens=null"])
-    refuse_both(["data.batch_tokens=4096"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=mine", "data.batch_size=8"], "data.batch_size=8 is not used: it is computed from data.batch_toke"),
+        (["experiment=mine", "trainer.max_steps=9"], "9 is not used: it is computed from trainer.max_bytes=7000. Set t"),
+        (["sweep=tokenizers", "trainer.max_steps=9"], "max_bytes=3000000. Set trainer.max_bytes=null, or leave trainer"),
+        (["-m", "seed=1,2", "data.batch_size=8", "data.batch_tokens=4096"], "computed from data.batch_tokens=4096. Set"),
+        (["-m", "trainer.max_steps=9,8", "trainer.max_flops=1e9"], "is computed from trainer.max_flops=1000000000.0. "),
+    ],
+)
+def test_what_is_typed_is_not_computed_from_something_else_in_silence(overrides, message, tmp_path):
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("# @package _global_\ndata: {batch_tokens: 4096}\ntrainer: {max_bytes: 7000}\n", encoding="utf-8")
+    ended = train("--config-dir", str(tmp_path), *overrides, f"outputs={tmp_path / 'outputs'}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert not (tmp_path / "outputs" / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides", [["data.batch_size=8", "data.batch_tokens=null"], ["trainer.max_steps=9", "trainer.max_bytes=null"]]
+)
+def test_what_is_typed_is_used_where_what_it_would_be_computed_from_is_null(overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        refuse_computed(compose("config", ["sweep=tokenizers", *overrides]), overrides)
 
 
 def test_how_devices_share_the_work_is_not_its_identity():

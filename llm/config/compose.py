@@ -25,11 +25,15 @@ from llm.config.explain import explain, explain_missing_value, explain_unknown_k
 from llm.config.overrides import readable
 from llm.config.parts import with_parts
 from llm.config.stages import STAGES
+from llm.config.training import BUDGETS
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
 Config = TypeVar("Config")
 CONF = Path(__file__).parents[2] / "conf"
-COMPUTED = (("data.batch_size", "data.batch_tokens"),)
+COMPUTED = {  # a setting -> those that it is computed from, where one of them is set
+    "data.batch_size": ("data.batch_tokens",),
+    "trainer.max_steps": tuple(f"trainer.{key}" for key in BUDGETS),
+}
 
 for _name, _schema in STAGES.items():
     ConfigStore.instance().store(name=f"schema_{_name}", node=_schema)  # in no group, which --help would show
@@ -45,7 +49,7 @@ def from_hydra(cfg: DictConfig) -> Any:
         raise ConfigError(f"no stage is chosen. Set stage to one of {', '.join(STAGES)}.")
     try:
         _reject_unknown_keys(cfg)
-        refuse_both(job_overrides() if HydraConfig.initialized() else [])
+        refuse_computed(cfg, job_overrides() if HydraConfig.initialized() else [])
         cfg = with_parts(cfg)
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(explain_missing_value(missing[0]))
@@ -142,14 +146,20 @@ def _reject_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
             _reject_unknown_keys(cfg[key], f"{prefix}{key}.")
 
 
-def refuse_both(overrides: list[str]) -> None:
-    """Refuse overrides of a setting and of another that it would be computed from."""
-    typed = {
-        key for key, _, value in (override.lstrip("+").partition("=") for override in overrides) if value != "null"
-    }
-    for computed, source in COMPUTED:
-        if {computed, source} <= typed:
-            raise ConfigError(f"{computed} is computed from {source}, and both are given. Leave one of them out.")
+def refuse_computed(cfg: DictConfig, overrides: list[str]) -> None:
+    """Refuse an override of a setting that is computed from another one, which was typed too or comes from a YAML.
+
+    Raises:
+        ConfigError: there is one, and it would have been left unused.
+    """
+    typed = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
+    for computed, sources in COMPUTED.items():
+        for source in sources:
+            if computed in typed and (value := OmegaConf.select(cfg, source)) is not None:
+                raise ConfigError(
+                    f"{computed}={typed[computed]} is not used: it is computed from {source}={value}. Set {source}="
+                    f"null, or leave {computed} out."
+                )
 
 
 def job_errors() -> AbstractContextManager[None]:
