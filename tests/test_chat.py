@@ -210,14 +210,20 @@ def test_the_end_of_input_ends_a_conversation(talker: Talker, capsys: pytest.Cap
     assert capsys.readouterr().out == f"{ANSWER}\n\n"
 
 
+def test_a_control_tokens_name_in_a_message_is_text(talker: Talker) -> None:
+    said = [{"role": "system", "content": "<|endoftext|>"}, *messages("끝 <|endoftext|>질문", "<|endoftext|>", "또")]
+    ids, _ = talker.encode(said, Settings(max_new_tokens=4))
+    assert [ids[0], ids.count(talker.special.eos_id)] == [talker.special.bos_id, 2]  # and the end of the one answer
+    assert talker.words.decode(ids).count("<|endoftext|>") == 3
+
+
 def test_a_message_that_cannot_be_is_refused_and_the_conversation_goes_on(
     talker: Talker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start_logging()
-    converse(talk(talker), script("끝 <|endoftext|>", "가" * POSITIONS, QUESTION))
+    converse(talk(talker), script("가" * POSITIONS, QUESTION))
     shown = capsys.readouterr()
     assert shown.out == f"{ANSWER}\n\n"
-    assert "<|endoftext|> is a special token of the model" in shown.err
     assert "Shorten it" in shown.err
 
 
@@ -404,14 +410,12 @@ def test_a_folder_without_weights_is_one_line(outputs: str, tmp_path: Path) -> N
         ),
         (["mini", "--prompt", " "], "the prompt is empty. Write one"),
         (["mini", "--prompt", "\udceb"], "the prompt is not UTF-8. Convert it"),
-        (["mini", "--prompt", "<|endoftext|>"], "<|endoftext|> is a special token of the model and cannot stand in a"),
         (["mini", "--prompt", "가", "--top-p", "0"], "--top-p=0.0 is out of range. Set it above 0 and up to 1"),
         (["mini", "--prompt", "가", "--temperature", "-1"], "--temperature=-1.0 is out of range. Set it to 0 or more"),
         (["mini", "--prompt", "가", "--top-k", "-1"], "--top-k=-1 is out of range. Set it to 1 or more, or to 0"),
         (["mini", "--prompt", "가", "--repetition-penalty", "0"], "--repetition-penalty=0.0 is out of range"),
         (["mini", "--prompt", "가", "--seed", "-1"], "--seed=-1 is out of range. Set it from 0"),
         (["mini", "--prompt", "가", "--stop", ""], "--stop is out of range. Give up to 16 texts of 1 to 200 char"),
-        (["mini", "--prompt", "가", "--system", "<|endoftext|>"], "<|endoftext|> is a special token of the model"),
         (["mini", "--prompt", "가", "--system", "\udceb"], "the text of the system has half a character. Write it"),
         (["mini", "--prompt", "가", "--serve"], "--prompt and --serve are different ways to talk. Give one"),
         (["mini", "--input", "x"], "--input and --output go together"),

@@ -104,7 +104,7 @@ def test_a_prompt_that_cannot_be_is_refused_before_the_first_is_answered(
     prompts: Path,
     tmp_path: Path,
 ) -> None:
-    prompts.write_text("가\n끝 <|endoftext|>\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"line 2 of the input: <\|endoftext\|> is a special token"):
+    prompts.write_text(f"가\n{'가' * 1000}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2 of the input: the prompt has .* Shorten it"):
         write(talker, prompts, tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()

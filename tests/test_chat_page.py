@@ -77,7 +77,6 @@ def test_an_answer_streams_in_whole_syllables_and_says_its_pace(talker: Talker) 
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (question("<|endoftext|>"), {}, 400, "is a special token of the model"),
         (question(" "), {}, 400, "the message is empty"),
         (question("가" * 170), {}, 400, "Shorten it"),
         (question("가\ud83d"), {}, 400, "the text of the user has half a character"),

@@ -553,10 +553,22 @@ def test_a_batch_in_tokens_is_the_batch_in_rows_that_has_them():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment=mine", "data.batch_size=8"], "data.batch_size=8 is not used: it is computed from data.batch_toke"),
-        (["experiment=mine", "trainer.max_steps=9"], "9 is not used: it is computed from trainer.max_bytes=7000. Set t"),
-        (["sweep=tokenizers", "trainer.max_steps=9"], "max_bytes=3000000. Set trainer.max_bytes=null, or leave trainer"),
-        (["-m", "seed=1,2", "data.batch_size=8", "data.batch_tokens=4096"], "computed from data.batch_tokens=4096. Set"),
+        (
+            ["experiment=mine", "data.batch_size=8"],
+            "data.batch_size=8 is not used: it is computed from data.batch_toke",
+        ),
+        (
+            ["experiment=mine", "trainer.max_steps=9"],
+            "9 is not used: it is computed from trainer.max_bytes=7000. Set t",
+        ),
+        (
+            ["sweep=tokenizers", "trainer.max_steps=9"],
+            "max_bytes=3000000. Set trainer.max_bytes=null, or leave trainer",
+        ),
+        (
+            ["-m", "seed=1,2", "data.batch_size=8", "data.batch_tokens=4096"],
+            "computed from data.batch_tokens=4096. Set",
+        ),
         (["-m", "trainer.max_steps=9,8", "trainer.max_flops=1e9"], "is computed from trainer.max_flops=1000000000.0. "),
     ],
 )

@@ -6,23 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from llm.data import Conversation, ConversationRows, MicroBatch, encode_conversations
 from llm.data.conversations import Encoded
 from llm.data.rows import IGNORED
 from llm.errors import DataError
-from llm.tokenizer import Special, load_chat, special
+from llm.tokenizer import TEMPLATES, Special, load, load_chat, special
 from tests.korean import HARD_TEXTS, save_preset, sentences
 
 PRESETS = ("blog", "byte_bpe", "char_bpe")
+LOSSLESS = ("byte_bpe", "char_bpe", "unigram")
 END = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[PreTrainedTokenizerFast, Special]]:
     root = tmp_path_factory.mktemp("tokenizers")
-    folders = {name: save_preset(name, root / name) for name in PRESETS}
+    folders = {name: save_preset(name, root / name) for name in {*PRESETS, *LOSSLESS}}
     return {name: (load_chat(folder), special(folder)) for name, folder in folders.items()}
 
 
@@ -35,7 +39,7 @@ def conversation(*turns: str, system: str | None = None, origin: str = "a.jsonl:
 def encode(
     chat: tuple[PreTrainedTokenizerFast, Special], *conversations: Conversation, sequence_length: int = 10_000
 ) -> tuple[list[Encoded], Counter[str]]:
-    return encode_conversations(conversations, *chat, sequence_length=sequence_length)
+    return encode_conversations(conversations, chat[0], sequence_length=sequence_length)
 
 
 CASES = [
@@ -106,15 +110,44 @@ def test_what_is_too_long_is_dropped_and_counted(
 
 
 @pytest.mark.parametrize("turn", range(3))
-@pytest.mark.parametrize(("name", "token"), [("blog", END), ("byte_bpe", "<|pad|>"), ("char_bpe", "<unk>")])
-def test_a_control_token_in_a_turn_is_refused(
-    chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], name: str, token: str, turn: int
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_control_tokens_name_in_a_turn_is_text(
+    chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], name: str, turn: int
 ) -> None:
-    turns = ["지시", "물음", "답"]
-    turns[turn] = f"앞{token}뒤"
-    bad = conversation(*turns[1:], system=turns[0], origin="a.jsonl:7")
-    with pytest.raises(DataError, match=r"^a.jsonl:7: a turn holds <.*>, which this tokenizer takes for a control"):
-        encode(chats[name], conversation("하나", "둘"), bad)
+    tokenizer, tokens = chats[name]
+    for token in tokens.tokens:
+        said = ["지시", "물음", "답"]
+        said[turn] = f"앞 {token}뒤{token}"
+        [plain, encoded], _ = encode(
+            chats[name], conversation("물음", "답", system="지시"), conversation(*said[1:], system=said[0])
+        )
+        ids = encoded.input_ids.tolist()
+        controls = [tokens.bos_id, tokens.eos_id, tokens.pad_id]
+        assert [id for id in ids if id in controls] == [id for id in plain.input_ids.tolist() if id in controls]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == f"지시: {said[0]}\n질문: {said[1]}\n답변: {said[2]}"
+        assert tokenizer.decode(encoded.input_ids[encoded.is_answer]) == f" {said[2]}{END}"
+
+
+def test_text_that_names_a_control_token_has_the_tokens_that_raw_text_has(tmp_path: Path) -> None:
+    folder = save_preset("byte_bpe", tmp_path / "byte_bpe")
+    text = f"질문: {END}? <|pad|>\n답변: 답{END}<|p"
+    expected = load(folder).encode(text, add_special_tokens=False).ids  # which takes all of it for text
+    end = special(folder).eos_id
+    [encoded], _ = encode((load_chat(folder), special(folder)), conversation(f"{END}? <|pad|>", f"답{END}<|p"))
+    assert encoded.input_ids.tolist() == [end, *expected, end]
+
+
+def test_a_control_token_is_not_found_by_its_name_in_a_vocabulary() -> None:
+    """Where the library, told to take it for text, would find it all the same."""
+    words = ["<unk>", "<s>", "</s>", "질문:", "답변:", "가", "나"]
+    made = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = WhitespaceSplit()
+    chat = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    chat.chat_template = TEMPLATES["plain"]
+    tokens = Special(bos_id=1, eos_id=2, pad_id=2, tokens=("<s>", "</s>", "<unk>"))
+    [encoded], _ = encode((chat, tokens), conversation("가 </s> 나", "나 <s> 가"))
+    assert encoded.input_ids.tolist() == [1, 3, 5, 0, 6, 4, 6, 0, 5, 2]
+    assert encoded.is_answer.tolist() == [False] * 6 + [True] * 4
 
 
 ANSWER = "{% generation %}{{ message['content'] }}{% endgeneration %}"

@@ -491,7 +491,7 @@ def test_the_adapter_of_a_run_is_the_one_that_was_validated(outputs: Path, conve
     config = compose("finetune", f"outputs={outputs}", *CHAT, f"data.path={conversations}", "base=base")
     held_out = [c for c in open_corpus(config.data).records(held_out=True) if isinstance(c, Conversation)]
     special = tokenizer.special(folder)
-    encoded, _ = encode_conversations(held_out, tokenizer.load_chat(folder), special, sequence_length=64)
+    encoded, _ = encode_conversations(held_out, tokenizer.load_chat(folder), sequence_length=64)
     rows = ConversationRows(encoded, pad_id=special.pad_id, sequence_length=64)
     before = loss_of(models.load(folder).eval(), rows)
     after = loss_of(models.load_adapter(models.load(folder), finished.path / "adapter").eval(), rows)

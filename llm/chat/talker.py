@@ -39,8 +39,7 @@ class Talker:
         The system prompt and the last message always stay.
 
         Raises:
-            ConfigError: a message has half a character or the text of a special token, or these alone are longer than
-                the model's room.
+            ConfigError: a message has half a character, or these alone are longer than the model's room.
         """
         head = [message for message in messages[:1] if message["role"] == "system"]
         turns, room = list(messages[len(head) :]), self.positions - settings.max_new_tokens
@@ -101,9 +100,6 @@ class Talker:
     def _check(self, message: Message, room: int) -> None:
         if any("\ud800" <= character <= "\udfff" for character in message["content"]):  # JSON can say what UTF-8 cannot
             raise ConfigError(f"the text of the {message['role']} has half a character. Write it again.")
-        for token in self.special.tokens:
-            if token in message["content"]:
-                raise ConfigError(f"{token} is a special token of the model and cannot stand in a prompt. Take it out.")
         if message["role"] != "assistant" and len(message["content"]) > room * MOST_CHARACTERS_A_TOKEN:
             raise ConfigError(
                 f"the prompt has {len(message['content']):,} characters, which is more than a model of "
@@ -112,10 +108,10 @@ class Talker:
 
     def _ids(self, messages: list[Message]) -> list[int]:
         try:
-            [text] = self._renderer.prompts([messages])
+            [ids] = self._renderer.prompt_ids([messages])
         except tokenizer.TemplateError as error:
             raise ConfigError(f"the chat template of {self.name} cannot say this conversation: {error}") from None
-        return list(self.chat(text, add_special_tokens=False)["input_ids"])
+        return ids
 
     @cached_property
     def _renderer(self) -> tokenizer.Renderer:

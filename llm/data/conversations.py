@@ -14,7 +14,7 @@ from llm.data.packing import best_fit
 from llm.data.records import Conversation
 from llm.data.rows import IGNORED, Array, Batch
 from llm.errors import DataError
-from llm.tokenizer import Renderer, Special, TemplateError, answers_of
+from llm.tokenizer import Renderer, TemplateError, answers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +36,6 @@ class Encoded:
 def encode_conversations(
     conversations: Iterable[Conversation],
     tokenizer: "PreTrainedTokenizerFast",
-    special: Special,
     *,
     sequence_length: int,
     overlong: Overlong = Overlong.drop,
@@ -47,17 +46,17 @@ def encode_conversations(
     dropped with its question, for half an answer teaches a model to stop anywhere.
 
     Raises:
-        DataError: a turn holds the text of a special token, or the template does not say where an answer begins.
+        DataError: the template does not say where an answer begins.
     """
     kept: list[Encoded] = []
     counts: Counter[str] = Counter()
     with Renderer(tokenizer) as renderer:
-        for conversation, encoded in _encoded(conversations, tokenizer, special, renderer):
+        for conversation, encoded in _encoded(conversations, renderer):
             if len(encoded.input_ids) <= sequence_length:
                 kept.append(encoded)
             elif overlong is Overlong.drop:
                 counts[f"longer than data.sequence_length={sequence_length} tokens"] += 1
-            elif shorter := _cut(conversation, tokenizer, special, renderer, sequence_length):
+            elif shorter := _cut(conversation, renderer, sequence_length):
                 kept.append(shorter)
                 counts["oldest turns cut (kept)"] += 1
             else:
@@ -74,12 +73,8 @@ def show_trained(encoded: Encoded, tokenizer: "PreTrainedTokenizerFast") -> str:
     return " / ".join("".join(pieces).split("\n"))
 
 
-def _encoded(
-    conversations: Iterable[Conversation], tokenizer: "PreTrainedTokenizerFast", special: Special, renderer: Renderer
-) -> Iterator[tuple[Conversation, Encoded]]:
+def _encoded(conversations: Iterable[Conversation], renderer: Renderer) -> Iterator[tuple[Conversation, Encoded]]:
     for some in _in_batches(conversations):
-        for conversation in some:
-            _refuse_special(conversation, special)
         prompts = [_before_answers(conversation) for conversation in some]
         try:
             texts = renderer.whole([conversation.messages for conversation in some])
@@ -97,17 +92,15 @@ def _encoded(
             except ValueError as error:
                 fix = "Use the template that the tokenizer was saved with, or chat_template=chatml"
                 raise DataError(f"{conversation.origin}: {renderer.name} {error}. {fix}.") from None
-            yield conversation, _tokens(conversation, tokenizer, rendered.text, learned)
+            yield conversation, _tokens(conversation, renderer, rendered.text, learned)
 
 
-def _tokens(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerFast", text: str, learned: list[tuple[int, int]]
-) -> Encoded:
+def _tokens(conversation: Conversation, renderer: Renderer, text: str, learned: list[tuple[int, int]]) -> Encoded:
     """By the places of tokens in the text: transformers' own mask (return_assistant_tokens_mask) stays empty from the
     first answer on whose first character has no token, as a space has none where white space is split off.
     """
-    row = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = np.array([start for start, _ in row["offset_mapping"]])  # (seq,): each token's first character in text
+    ids, places = renderer.encode(text)
+    starts = np.array(places)  # (seq,): each token's first character in text
     is_answer = np.zeros(len(starts), dtype=bool)
     for start, end in learned:
         here = (starts >= start) & (starts < end)
@@ -115,23 +108,15 @@ def _tokens(
             raise DataError(f"{conversation.origin}: an answer has no token, not even its end. Correct the template.")
         is_answer |= here
     answers = (message["content"] for message in conversation.messages if message["role"] == "assistant")
-    return Encoded(
-        np.array(row["input_ids"]), is_answer, sum(len(answer.encode()) for answer in answers), conversation.origin
-    )
+    return Encoded(np.array(ids), is_answer, sum(len(answer.encode()) for answer in answers), conversation.origin)
 
 
-def _cut(
-    conversation: Conversation,
-    tokenizer: "PreTrainedTokenizerFast",
-    special: Special,
-    renderer: Renderer,
-    sequence_length: int,
-) -> Encoded | None:
+def _cut(conversation: Conversation, renderer: Renderer, sequence_length: int) -> Encoded | None:
     """The conversation without as many of its oldest questions and answers as it takes; None where none is left."""
     first = int(conversation.messages[0]["role"] == "system")
     for begin in range(first + 2, len(conversation.messages), 2):
         shorter = replace(conversation, messages=conversation.messages[:first] + conversation.messages[begin:])
-        ((_, encoded),) = _encoded([shorter], tokenizer, special, renderer)
+        ((_, encoded),) = _encoded([shorter], renderer)
         if len(encoded.input_ids) <= sequence_length:
             return encoded
     return None
@@ -258,12 +243,3 @@ def _in_batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversa
             some = []
     if some:
         yield some
-
-
-def _refuse_special(conversation: Conversation, special: Special) -> None:
-    for message in conversation.messages:
-        if found := next((token for token in special.tokens if token in message["content"]), None):
-            raise DataError(
-                f"{conversation.origin}: a turn holds {found}, which this tokenizer takes for a control token. "
-                "Remove or rewrite it."
-            )

@@ -202,7 +202,7 @@ def _answers(
     length = subject.chats.sequence_length
     chat = tokenizer.load_chat(words)
     encoded, dropped = encode_conversations(
-        conversations, chat, scorer.special, sequence_length=length, overlong=subject.chats.overlong
+        conversations, chat, sequence_length=length, overlong=subject.chats.overlong
     )
     if not encoded:
         raise DataError(f"data={subject.chats.name}: no held-out conversation fits data.sequence_length={length}.")
@@ -237,9 +237,8 @@ def _questions(words: Path, conversations: list[Conversation]) -> list[tuple[str
     chat = tokenizer.load_chat(words)
     questions = [conversation.messages[:-1] for conversation in conversations]
     with tokenizer.Renderer(chat) as renderer:
-        texts = renderer.prompts(questions)
-    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return [(turns[-1]["content"], list(line)) for turns, line in zip(questions, ids, strict=True)]
+        ids = renderer.prompt_ids(questions)
+    return [(turns[-1]["content"], line) for turns, line in zip(questions, ids, strict=True)]
 
 
 def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tuple[str, list[int]]]) -> dict[str, Any]:

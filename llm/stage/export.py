@@ -174,5 +174,4 @@ def _prompts(source: Run, words: Path) -> list[list[int]]:
     chat = tokenizer.load_chat(words)
     asked = [[{"role": "user", "content": text}] for text in texts]
     with tokenizer.Renderer(chat) as renderer:
-        rendered = renderer.prompts(asked)
-    return [list(chat(text, add_special_tokens=False)["input_ids"]) for text in rendered]
+        return renderer.prompt_ids(asked)

@@ -199,7 +199,7 @@ def _read(
     dropped: dict[str, int] = {}
     for split, records in conversations.items():
         encoded, counts = encode_conversations(
-            records, chat, special, sequence_length=config.data.sequence_length, overlong=config.data.overlong
+            records, chat, sequence_length=config.data.sequence_length, overlong=config.data.overlong
         )
         if not encoded:
             raise DataError(
@@ -219,9 +219,8 @@ def _read(
             _say_rows(config, encoded, made, chat)
     questions = [c.messages[:-1] for c in sorted(conversations["held_out"], key=_is_long)[:SAMPLES]]
     with tokenizer.Renderer(chat) as renderer:
-        texts = renderer.prompts(questions)
-    ids = [chat(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return rows, [(q[-1]["content"], list(line)) for q, line in zip(questions, ids, strict=True)], dropped
+        ids = renderer.prompt_ids(questions)
+    return rows, [(q[-1]["content"], line) for q, line in zip(questions, ids, strict=True)], dropped
 
 
 def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ChatRows, chat: Any) -> None:

@@ -1,4 +1,4 @@
-"""A chat template -> the text of conversations with what the assistant says in it, and the tokens that it needs.
+"""A chat template -> conversations as text and as tokens, with what the assistant says, and the tokens that it needs.
 
 A template is one of TEMPLATES, by name, or a file of Jinja. What is not ours is rendered by a process of its own, with
 a limit of time, of memory and of what it writes: templates come with models from anywhere.
@@ -9,9 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
 
 from llm.errors import ConfigError
 from llm.run import write_text
@@ -54,6 +57,9 @@ BLOG = """\
 TEMPLATES = {"plain": folders.CHAT_TEMPLATE, "chatml": CHATML, "blog": BLOG}
 MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MAX_TEMPLATE = 2**20  # characters
+# What Unicode gives no character, but leaves to programs (section 23.7): in a control token's name that a turn holds,
+# and before the name of one that is the template's.
+PART, MARK = "\ufdd0", "\ufdd1"
 WAY = "Choose one: chat_template=chatml, plain or blog, or a .jinja file."
 _NEEDED = re.compile(r"<\|[^|<>\s'\"{}]{1,40}\|>")  # the form of control tokens that a template may bring
 _PROBES: tuple[list[Message], ...] = tuple(
@@ -72,10 +78,17 @@ class Rendered:
 
 
 class Renderer:
-    """Renders conversations with the chat template of a tokenizer."""
+    """Renders conversations with the chat template of a tokenizer, as text and as tokens.
+
+    What a turn says is text: a control token's name in it has PART between its characters, and is never that token.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", *, name: str = "the chat template") -> None:
         self.name = name
+        self._tokenizer = tokenizer
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._controls = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
         self._template = str(tokenizer.chat_template)
         self._variables = dict(tokenizer.special_tokens_map)
         self._helper = None if self._template in TEMPLATES.values() else Helper()
@@ -107,9 +120,55 @@ class Renderer:
         """
         return [text for text, _ in self._render(conversations, is_prompt=True)]
 
+    def prompt_ids(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
+        """The tokens of each up to where the answer to its last turn begins.
+
+        Raises:
+            TemplateError: as `whole`.
+        """
+        return [self.encode(text)[0] for text in self.prompts(conversations)]
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """(the token ids of a rendered text, where in it each token begins)."""
+        if PART not in text:
+            row = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return list(row["input_ids"]), [start for start, _ in row["offset_mapping"]]
+        controls = {match.start() for match in self._control.finditer(text)}
+        said = [MARK * (place in controls) + each.replace(PART, "") for place, each in enumerate(text)]
+        places = [place for place, each in enumerate(said) for _ in each] + [len(text)]
+        encoding = self._marked.encode("".join(said), add_special_tokens=False)
+        return encoding.ids, [places[start] for start, _ in encoding.offsets]
+
+    @cached_property
+    def _marked(self) -> Tokenizer:
+        """The tokenizer with MARK before the name of each control token, so that text without it has none.
+
+        Those of the library would still find one by its name in their vocabulary, if told to take it for text.
+        """
+        state = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        state |= dict.fromkeys(("truncation", "padding", "post_processor"))
+        names = {token: MARK + token for token in self._controls}
+        for token in state["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        model = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+        else:
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        if "unk_token" in model:
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        if "merges" in model:
+            model["merges"] = [pair for pair in model["merges"] if not {*pair, "".join(pair)} & names.keys()]
+        return Tokenizer.from_str(json.dumps(state))
+
     def _render(self, conversations: Sequence[list[Message]], *, is_prompt: bool) -> list[tuple[str, Any]]:
-        asked = (self._template, self._variables, list(conversations), is_prompt)
+        said = [[turn | {"content": self._as_text(turn["content"])} for turn in turns] for turns in conversations]
+        asked = (self._template, self._variables, said, is_prompt)
         return render(*asked) if self._helper is None else self._helper.render(*asked)
+
+    def _as_text(self, content: str) -> str:
+        content = content.replace(PART, "\ufffd").replace(MARK, "\ufffd")
+        return self._control.sub(lambda match: PART.join(match[0]), content)
 
 
 def answers_of(messages: list[Message], rendered: Rendered, prompts: list[str]) -> list[tuple[int, int]]:
