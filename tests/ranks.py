@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from llm.trainer import Fit, fit
 from tests.test_data_rows import write_rows
 from tests.test_micro_batch import short_of
 from tests.test_trainer import LENGTH, VOCAB, model_of, run_interrupted, task, weights
+
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
+CHANGES |= {"os.utime", "shutil.rmtree"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,30 @@ def run_on_ranks(cases: list[Case], folder: Path, *, devices: int = 2) -> None:
         launch.launch_ranks([], devices=devices, folder=told)
 
 
+def record_changes(under: Path, into: Path) -> None:
+    """Have each change that this process makes in a folder be a line in another file, from now on."""
+    lines = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            if not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event not in CHANGES:
+            return
+        paths = [os.fsdecode(each) for each in arguments if isinstance(each, str | bytes | os.PathLike)]
+        if event == "os.mkdir" and os.path.isdir(paths[0]):
+            return
+        if any(path.startswith(f"{under}/") for path in paths):
+            os.write(lines, f"{event} {paths}\n".encode())
+
+    sys.addaudithook(look)
+
+
 def main(listed: str, devices: int) -> None:
     """What each process does."""
+    if (rank := os.environ["RANK"]) != "0":
+        folder = Path(listed).parent
+        record_changes(folder, folder.with_name(f"{folder.name}-changes-{rank}.txt"))
     sys.modules["llm.trainer.fit"].peak_flops = lambda *_: (1e9, "assumed")  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     _TrainingEpochLoop._broadcast_sigterm_tensor = _asked  # type: ignore[method-assign]

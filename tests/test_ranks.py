@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DamagedError, LaunchError
 from llm.run import history, read_metrics
 from llm.trainer.strategy import environment
 from tests.ranks import Case, run_case, run_on_ranks
@@ -113,6 +114,39 @@ def test_a_run_goes_on_under_any_strategy(folder: Path, tmp_path: Path) -> None:
             else:
                 run_on_ranks([case], tmp_path)
         assert_same(tmp_path / kind, folder / f"{kind}-one-8")
+
+
+def test_a_damaged_checkpoint_is_set_aside_by_rank_zero_and_the_others_follow(tmp_path: Path) -> None:
+    """Several times, for which of the ranks comes first is chance; those above zero change nothing in the folder."""
+    whole = replace(KINDS["gpt2"], micro_batch_size=2)
+    run_case(replace(whole, folder=str(tmp_path / "whole")))
+    run_case(replace(whole, folder=str(tmp_path / "first"), stop_after=5))
+    cases = []
+    for number in range(6):
+        place = tmp_path / "cases" / str(number)
+        shutil.copytree(tmp_path / "first", place)
+        (place / "checkpoints" / "step-00000005" / "tensors.safetensors").write_bytes(b"damaged")
+        cases.append(replace(whole, folder=str(place), strategy=STRATEGIES[number % 2]))
+    run_on_ranks(cases, tmp_path / "cases")
+    for case in cases:
+        left = {path.name for path in (Path(case.folder) / "checkpoints").iterdir()}
+        assert left == {"bad-step-00000005", "step-00000004", "step-00000006"}
+        assert_same(Path(case.folder), tmp_path / "whole")
+    assert (tmp_path / "cases-changes-1.txt").read_text(encoding="utf-8") == ""
+
+
+def test_where_no_checkpoint_is_good_every_rank_ends_with_that_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = replace(KINDS["gpt2"], folder=str(tmp_path / "gpt2"), micro_batch_size=2)
+    run_case(replace(case, stop_after=5))
+    for path in (tmp_path / "gpt2" / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(LaunchError, match=f"exit code {DamagedError.exit_code}"):
+        run_on_ranks([replace(case, strategy="ddp")], tmp_path)
+    shown = capfd.readouterr().err
+    assert "no checkpoint is good (bad-step-00000004, bad-step-00000005). Set reuse=never to begin again." in shown
+    assert "Traceback" not in shown
 
 
 def test_a_device_that_runs_out_of_memory_has_all_of_them_start_again_with_fewer_rows(

@@ -28,7 +28,7 @@ from llm import model as models
 from llm.chat import Talker, find_source, open_talker
 from llm.chat.settings import Settings
 from llm.errors import ConfigError, DamagedError
-from llm.run import Run, log, positions_of, read_metrics, start_logging, weights_of
+from llm.run import Run, launch, log, positions_of, read_metrics, start_logging, weights_of
 from llm.tokenize import find_tokenizers
 from llm.tokenizer import special
 from llm.verify import with_parents
@@ -181,6 +181,32 @@ def test_a_folder_of_hugging_face_is_tuned_as_the_run_that_it_is_a_copy_of(outpu
     ]
     assert answers[0] == answers[1]
     assert with_parents([theirs]) == [theirs]
+
+
+def test_ranks_above_zero_change_nothing_in_a_runs_folder(
+    outputs: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a folder, whose tokenizer is put into the run's, with records that are left out."""
+    chats, changes = tmp_path / "chats.jsonl", tmp_path / "changes.txt"
+    shutil.copyfile(outputs.parent / "chat.jsonl", chats)
+    with chats.open("a", encoding="utf-8") as file:
+        file.write('{"question": "답은?"}\n')
+    script, root = tmp_path / "train.py", Path(__file__).parents[1]
+    script.write_text(
+        f"import os, runpy, sys; sys.path.insert(0, {str(root)!r})\n"
+        "from pathlib import Path\nfrom tests.ranks import record_changes\n"
+        f"if os.environ['RANK'] != '0': record_changes(Path({str(tmp_path / 'outputs')!r}), Path({str(changes)!r}))\n"
+        f"runpy.run_path({str(root / 'train.py')!r}, run_name='__main__')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(launch, "TRAIN", script)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = [f"data.path={chats}", f"outputs={tmp_path / 'outputs'}", f"base={foreign}", "data.bad_records=drop"]
+    (tmp_path / "told").mkdir()
+    launch.launch_ranks(["stage=finetune", *CHAT, *given, "trainer.devices=2"], devices=2, folder=tmp_path / "told")
+    (made,) = (tmp_path / "outputs" / "finetune").iterdir()
+    assert {"tokenizer", "quarantine.jsonl", "adapter"} <= {path.name for path in made.iterdir()}
+    assert changes.read_text(encoding="utf-8") == ""
 
 
 def test_a_model_of_the_hub_is_tuned_as_its_folder(

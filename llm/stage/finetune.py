@@ -34,6 +34,7 @@ from llm.run import (
     find_base,
     log,
     make,
+    process_rank,
     settled_trainer,
     sha256_of,
 )
@@ -79,13 +80,17 @@ def run(config: FinetuneStage) -> Run:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (words, new_ids):
             return _train(run, config, base, corpus, words, new_ids)
 
-    return make(replace(plan, config=config), work)
+    def prepare(folder: Path) -> None:
+        if base.run is None:
+            tokenizer.adopt(base.folder, folder / "tokenizer", key=f"base={base.folder}", template=template)
+
+    return make(replace(plan, config=config), work, prepare=prepare)
 
 
 @contextmanager
 def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> Iterator[tuple[Path, list[int]]]:
     """(the folder of the tokenizer to train with, the ids of the tokens that the base's lacks)."""
-    own = base.folder if base.run else _adopted(base, run.path / "tokenizer", template)
+    own = base.folder if base.run else run.path / "tokenizer"  # rank zero has put it there
     if template is None:
         tokenizer.check_template(tokenizer.load_chat(own), name=str(base.path))
         yield own, []
@@ -97,10 +102,6 @@ def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> It
         yield Path(folder), new_ids
 
 
-def _adopted(base: Base, target: Path, template: str | None) -> Path:
-    return tokenizer.adopt(base.folder, target, key=f"base={base.folder}", template=template)
-
-
 def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
@@ -108,7 +109,8 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     from llm.trainer import require_rows
 
     special, vocab_size = tokenizer.special(words), tokenizer.load(words).get_vocab_size()
-    corpus.keep_left_out(run.path)
+    if process_rank() == 0:
+        corpus.keep_left_out(run.path)
     rows, prompts, dropped = _read(config, corpus, words, special)
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 
 from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
-from llm.errors import ConfigError
+from llm.errors import ConfigError, UserError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
 from llm.run import SIGNALS, is_on_slurm, log, on_signal, process_rank
@@ -103,14 +103,8 @@ def fit(task: Fit) -> None:
 
 def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     """Whether training came to its end; if not, memory ran out, and the next attempt takes fewer rows at once."""
-    resume_from = newest_good(task.folder / "checkpoints", task.identity)
-    is_extensible = extension_step(task.optimizer, max_steps=task.trainer.max_steps) is not None
-    require_space(task.folder / "checkpoints", task.model, task.trainer, kept=int(is_extensible))
     micro_rows, is_tried = _micro_batch_size(task)
     batches, held_out = _training_batches(task, micro_rows), _held_out_batches(task, micro_rows)
-    if resume_from:
-        batches.start_step = step_of(resume_from)
-        log.info("going on from %s", resume_from)
     task.model.train()  # a loaded model comes in eval mode, without its dropout
     if task.trainer.activation_checkpointing:
         checkpointed: Any = task.model
@@ -136,6 +130,11 @@ def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     )
     trainer = _lightning_trainer(task, [*callbacks, micro_batches], accumulate=batches.micro_batches_per_step)
     _take_over_signals(trainer)
+    if resume_from := _resume_from(task, trainer, module):
+        batches.start_step = step_of(resume_from)
+        log.info("going on from %s", resume_from)
+    is_extensible = extension_step(task.optimizer, max_steps=task.trainer.max_steps) is not None
+    require_space(task.folder / "checkpoints", task.model, task.trainer, kept=int(is_extensible))
     loader = _loader(task.train_rows, batches, task.trainer)
     try:
         trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
@@ -146,6 +145,25 @@ def _attempt(task: Fit, stop: StopFlag, journal: Journal) -> bool:
     if is_shared:
         gather(trained, into=task.model)
     return True
+
+
+def _resume_from(task: Fit, trainer: pl.Trainer, module: NextTokenModule) -> Path | None:
+    """The checkpoint to go on from: rank zero looks, and sets damaged ones aside; the others are told what it found.
+
+    Each by itself, they would rename one folder at once, and could go on from different steps.
+    """
+    trainer.strategy.connect(module)  # as trainer.fit does once more: it is what the ranks are joined through
+    trainer.strategy.setup_environment()
+    found: Path | UserError | None = None
+    if trainer.is_global_zero:
+        try:
+            found = newest_good(task.folder / "checkpoints", task.identity)
+        except UserError as error:
+            found = error
+    found = trainer.strategy.broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def _training_batches(task: Fit, micro_rows: int) -> TrainingBatches:
