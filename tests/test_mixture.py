@@ -76,7 +76,7 @@ def test_a_part_whose_files_are_not_there_is_refused_by_their_true_name(tmp_path
     ).data
     with pytest.raises(ConfigError) as refusal:
         open_texts(data)
-    assert str(refusal.value).startswith(f"data.parts.books.path={tmp_path}/{name}: ")
+    assert str(refusal.value).startswith(f"data.parts.books.path={tmp_path}/{name} does not exist. ")
 
 
 @pytest.mark.parametrize(
