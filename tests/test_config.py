@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, composed, from_hydra, identity_settings, readable, to_paste
-from llm.config.compose import refuse_computed
+from llm.config.compose import refuse_computed, refuse_targets
 from llm.config.explain import explain
 from llm.errors import ConfigError
 
@@ -380,6 +380,11 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
          "optimizer.learning_rate: Value 'abc' of type 'str' could not be converted to Float"),
         (["sweep=learning_rate", "seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
         (["model.num_layers=1000000"], "model.num_layers=1000000 is too large. Set it to 1000 or less."),
+        *(
+            ([word, "-m", "seed=1,2"], f"{word}: no override says which code runs. Leave _target_ out; hydra/launcher "
+                                       "and hydra/sweeper are chosen by name.")
+            for word in ("hydra.sweeper._target_=os.system", "hydra.launcher={_target_: os.system}")
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -387,6 +392,43 @@ def test_a_wrong_config_is_one_line_and_exit_code_2_with_nothing_written(argumen
     ended = train(*arguments, cwd=tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {line}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("hydra.launcher._target_=os.system", "++hydra.sweeper._target_=a,b", "~hydra.sweeper._target_"),
+        *("+hydra.callbacks.x._target_=builtins.print", "hydra.callbacks={x: { _target_ : builtins.print}}"),
+        *("+_target_=os.system", "+model._target_=os.system", "hydra.sweeper={trials: 3,_target_: os.system}"),
+    ],
+)
+def test_no_override_says_which_code_runs(word):
+    with pytest.raises(ConfigError, match=f"^{re.escape(word)}: no override says which code runs"):
+        refuse_targets(["seed=1", word])
+    refuse_targets(["data.path=my_target_/_target_.txt", "name=_target_s"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sweeper: {_target_: os.system}", "os.system is no launcher or sweeper. Choose hydra/launcher and "
+                                           "hydra/sweeper by name."),
+        ("callbacks: {x: {_target_: os.system}}", "Target 'os.system' is blocklisted because it allows config data "
+                                                  "to control executable behavior or belongs to an "
+                                                  "execution-capable target family. It cannot be authorized with "
+                                                  "HYDRA_INSTANTIATE_ALLOWLIST_OVERRIDE. full_key: hydra.callbacks.x"),
+    ],
+)  # fmt: skip
+def test_a_file_that_names_code_to_run_is_refused_in_one_line(tmp_path, text, line):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\nhydra: {{{text}}}\n")
+    ended = train("-m", "--config-dir", str(tmp_path), "sweep=mine", "seed=1,2", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_the_values_of_a_sweep_can_be_typed_as_a_dict(tmp_path):
+    ended = train("-m", "+hydra.sweeper.params={seed: '-1,-2'}", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (2, "error: seed=-1 is too small. Set it to 0 or more.\n")
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path):

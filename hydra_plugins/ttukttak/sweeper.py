@@ -41,7 +41,6 @@ class CheckedSweeper(Sweeper):
         self.settings: SweeperConfig = OmegaConf.to_object(
             OmegaConf.merge(OmegaConf.structured(SweeperConfig), settings)
         )
-        self._params = self.settings.params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -61,7 +60,7 @@ class CheckedSweeper(Sweeper):
             )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
-        recorded = parser.parse_overrides([readable(f"{key}={value}") for key, value in self._params.items()])
+        recorded = parser.parse_overrides([readable(f"{key}={value}") for key, value in self.settings.params.items()])
         overrides = [*without(recorded, given), *given]
         self.settings.check()
         require_each_once(overrides)

@@ -1,5 +1,6 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -120,17 +121,39 @@ def run_hydra(main: Callable[[], Any]) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as train.py has it while it imports
             signal.signal(signal.SIGINT, signal.default_int_handler)
         check_aliases(sys.argv[1:])
+        refuse_targets(sys.argv[1:])
         try:
             main()
-        except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RuntimeError) as error:
             if tracebacks_wanted() or _was_raised_in_a_job(error):
                 raise
+            if isinstance(error, RuntimeError) and not _is_about_a_plugin(error):
+                raise
             fail(explain(error), ConfigError.exit_code)
+
+
+def refuse_targets(words: Sequence[str]) -> None:
+    """Refuse a class that is typed as what Hydra is to call: what runs is chosen by its name.
+
+    Raises:
+        ConfigError: an override sets a `_target_`, alone or in a dict.
+    """
+    for word in words:
+        if re.search(r"(^[+~]*|[.{,]\s*)_target_\s*([=:]|$)", word):
+            raise ConfigError(
+                f"{word}: no override says which code runs. Leave _target_ out; hydra/launcher and hydra/sweeper are "
+                "chosen by name."
+            )
 
 
 def _was_raised_in_a_job(error: BaseException) -> bool:
     """Whether Hydra had composed the config and called our function: a ValueError is a bug then, not a bad config."""
     return any(frame.f_code.co_name == "run_job" for frame, _ in walk_tb(error.__traceback__))
+
+
+def _is_about_a_plugin(error: RuntimeError) -> bool:
+    """Whether Hydra itself raised it: a file names a class that is no launcher or sweeper."""
+    return [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)][-1:] == ["_instantiate"]
 
 
 def _reject_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -27,6 +27,8 @@ def explain(error: BaseException) -> str:
         return _explain_unreadable(str(error.override))
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem or 'this is no YAML'}."
+    if isinstance(error, InstantiationException):
+        return " ".join(str(error).split())  # a paragraph, of which the first line is half a sentence
     message = str(error)
     reason, key = _reason_and_key(error)
     if known := _explain_known(message, reason, key):
@@ -75,6 +77,8 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
         return f"{name}={value} is a sweep, or a value with a comma. Add -m to sweep, or write {text}."
     if twice := re.match(r"(\S+) appears more than once in the final defaults list", reason):
         return f"{twice[1]} is chosen twice. Write {twice[1]}=<choice> once, without a +."
+    if plugin := re.match(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'", reason):
+        return f"{plugin[1]} is no launcher or sweeper. Choose hydra/launcher and hydra/sweeper by name."
     if "Config group override must be a string or a list" in message:
         return "a group cannot be null. Give a choice of it, or leave it out."
     if re.search(r"field '\w+' is not Optional", reason):

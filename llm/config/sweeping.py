@@ -69,7 +69,7 @@ class HalvingConfig:
 class SweeperConfig:
     """What a multirun tries: every combination, or, where `trials` is set, a search of so many points."""
 
-    params: dict[str, Any] | None = None  # key -> values to sweep, in Hydra's syntax
+    params: dict[str, Any] = field(default_factory=dict)  # key -> values to sweep, in Hydra's syntax
     trials: int | None = None  # points in all, over every start of the same search
     sampler: Sampler = Sampler.tpe
     sampler_seed: int = 0
