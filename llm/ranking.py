@@ -11,12 +11,14 @@ from itertools import pairwise
 from rich.table import Table
 from rich.text import Text
 
-from llm.compare import held_out_notes, output_console, shown, varying
+from llm.compare import compare, held_out_notes, output_console, shown, tables, varying
 from llm.config import Reuse, StageConfig
 from llm.errors import ConfigError, one_line_errors
-from llm.run import Run, find_runs, log
+from llm.run import Run, find_runs
+from llm.run.console import quiet
 
 OBJECTIVE = "val/bits_per_byte"
+ANSWERS = "answers/loss"  # the objective of an evaluation of a tuned model
 SEEDS_AND_SIZES = ("seed", "trainer.max_steps")  # averaged over; or given by the budget, and shown as tokens
 COLUMNS = ("rank", "tokenizer", "vocabulary", OBJECTIVE, "±", "seeds", "MB of text", "million tokens", "loses")
 
@@ -118,13 +120,24 @@ def show(runs: Sequence[Run]) -> None:
 
 
 def show_sweep(configs: Sequence[StageConfig]) -> None:
-    """Print the ranking of the runs that a sweep has finished, found as the same command would find them."""
-    was_disabled, log.disabled = log.disabled, True  # each would say that it is reused
-    try:
+    """Print how the runs compare that a sweep has finished, found as the same command would find them."""
+    with quiet():  # each would say that it is reused
         found = [import_module(f"llm.stage.{c.stage}").run(replace(c, reuse=Reuse.require)) for c in configs]
-    finally:
-        log.disabled = was_disabled
-    show(list({run.path: run for run in found}.values()))
+    runs = list({run.path: run for run in found}.values())
+    if all(run.stage == "pretrain" for run in runs):
+        show(runs)
+    else:
+        show_compared(runs)
+
+
+def show_compared(runs: Sequence[Run]) -> None:
+    """Print what differs between runs of any stage and what came out, the best first; tuned models by their answers."""
+    has_answers = all(ANSWERS in run.results for run in runs)
+    compared, console = compare(runs, metric=ANSWERS if has_answers else None), output_console()
+    for drawn in tables(compared, width=console.width if console.is_terminal else None):
+        console.print(drawn)
+    for note in compared.notes:
+        console.print(Text(note))
 
 
 def main(argv: list[str] | None = None) -> None:

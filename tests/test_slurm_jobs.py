@@ -2,14 +2,14 @@
 
 import os
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from slurm_commands import Commands, slurm
 
-from llm.config import Accelerator, RetryConfig, SlurmConfig, TrainerConfig
+from llm.config import STAGES, Accelerator, EvaluationConfig, RetryConfig, SlurmConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.sweep import slurm_job
 from llm.sweep.ending import Ending
@@ -61,6 +61,24 @@ def test_a_job_that_trains_nothing_asks_for_one_process(slurm: Commands, tmp_pat
     config = SimpleNamespace(stage="tokenizer")
     assert cluster(tmp_path).request(config) == Request(1, 1, 0)
     assert cluster(tmp_path, gpus_per_node=1).request(config) == Request(1, 1, 1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_submitted_with_the_gpu_that_its_model_computes_on(
+    slurm: Commands, tmp_path: Path, stage: str
+) -> None:
+    slurm.answer("sinfo", "gpu:8\n")
+    slurm.answer("sbatch", "Submitted batch job 12\n")
+    with_model = {"trainer": TrainerConfig(), "evaluation": EvaluationConfig()}
+    own = {f.name: with_model[f.name] for f in fields(STAGES[stage]) if f.name in with_model}
+    one = replace(job(tmp_path), config=SimpleNamespace(stage=stage, **own), overrides=[f"stage={stage}"])
+    made = cluster(tmp_path)
+    made.check([one.config])
+    assert made.start(one, one.read())
+    made.submit()
+    [[script]] = [words for words in slurm.asked("sbatch") if "--test-only" not in words]
+    assert ("--gpus-per-node=1" in Path(script).read_text(encoding="utf-8")) is bool(own)
+    assert made.running[0].submission.id == "12"
 
 
 def test_sbatch_is_asked_once_for_each_kind_of_job(slurm: Commands, tmp_path: Path) -> None:

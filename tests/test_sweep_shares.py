@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm.config import Accelerator, PoolConfig, RetryConfig, TrainerConfig
+from llm.config import Accelerator, EvaluationConfig, PoolConfig, RetryConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.sweep import shares as module
 from llm.sweep.shares import Shares, present_gpus
@@ -54,6 +54,19 @@ def test_a_job_on_the_cpu_sees_no_gpu_and_takes_none():
     made = shares("0")
     assert made.take(job(accelerator=Accelerator.cpu)).environment["CUDA_VISIBLE_DEVICES"] == ""
     assert made.take(job()).gpus == ("0",)
+
+
+def test_an_evaluation_has_a_gpu_where_there_is_one_and_a_tokenizer_has_none():
+    made = shares("0")
+    assert made.take(SimpleNamespace(stage="tokenizer")).gpus == ()
+    assert made.take(SimpleNamespace(evaluation=EvaluationConfig())).gpus == ("0",)
+    assert made.take(SimpleNamespace(evaluation=EvaluationConfig())) is None
+    assert shares().take(SimpleNamespace(evaluation=EvaluationConfig())).gpus == ()
+    wants = SimpleNamespace(evaluation=EvaluationConfig(accelerator=Accelerator.gpu))
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.accelerator=gpu, but there is no GPU here\. Set evaluation\.acc"
+    ):
+        shares().check(wants)
 
 
 def test_a_process_for_each_device_takes_a_slot_and_the_threads_of_one():

@@ -1,13 +1,18 @@
-"""Sweeps of train.py itself: what fails fails alone, ranks share their settings, and errors come before the work."""
+"""Sweeps of train.py itself: every stage is swept, what fails fails alone, and errors come before the work."""
 
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from korean import documents
+from tuned import CHATS, write_lines
+
+from llm.config import STAGES
+from llm.sweep.process import preloaded
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -21,9 +26,13 @@ TINY = [
 def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     if not (folder / "text.txt").exists():
         (folder / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
+    return multirun(folder, *TINY, "data.path=text.txt", *words)
+
+
+def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "data.path=text.txt", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def records(folder: Path, stage: str = "pretrain") -> list[dict]:
@@ -32,6 +41,53 @@ def records(folder: Path, stage: str = "pretrain") -> list[dict]:
 
 def ledger(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/sweeps/*/jobs/*/job.json"))]
+
+
+ON_TEXT = ["data=text", "data.path=text.txt", "data.held_out_share=0.2", "logger=local"]
+TWO_TOKENIZERS = [*ON_TEXT, "tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400,410"]
+TWO_RUNS = "run=pretrain/tiny0*,pretrain/tiny1*"
+# Two jobs of each stage; the later stages are about the runs of the earlier ones.
+TWO_OF = {
+    "tokenizer": TWO_TOKENIZERS,
+    "shards": TWO_TOKENIZERS,
+    "pretrain": [*TINY, "data.path=text.txt", "seed=0,1", "name=tiny${hydra:job.num}"],
+    "finetune": [
+        *("base=tiny0,tiny1", "data=conversations", "data.path=chats.jsonl"),
+        *(word for word in TINY if word.startswith(("data.", "trainer.", "logger"))),
+    ],
+    "evaluate": [TWO_RUNS, "evaluation.num_items=2", "evaluation.num_prompts=2", "logger=local"],
+    "export": [TWO_RUNS],
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of every stage, all of them made by sweeps."""
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
+    write_lines(folder / "chats.jsonl", CHATS)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)  # in the order in which they need each other
+@pytest.mark.parametrize("launcher", ["pool", "basic"])
+def test_every_stage_can_be_swept_by_every_launcher(folder_of_all, stage, launcher):
+    ended = multirun(folder_of_all, f"stage={stage}", f"hydra/launcher={launcher}", *TWO_OF[stage])
+    assert ended.returncode == 0, ended.stderr
+    made = records(folder_of_all, stage)
+    assert [run["status"] for run in made] == ["done", "done"]  # the second launcher finds those of the first
+    if stage == "evaluate":
+        shown = [line.strip("│").split("│") for line in ended.stdout.splitlines() if "│ val/bits_per_byte" in line]
+        best_first = sorted(run["results"]["val/bits_per_byte"] for run in made)
+        assert [[float(cell) for cell in cells[1:]] for cells in shown] == [[round(best, 4) for best in best_first]]
+    if stage != "pretrain":  # which is ranked by its tokenizers
+        assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_the_server_of_a_sweep_imports_for_a_stage_is_there(stage):
+    assert f"llm.stage.{stage}" in preloaded(stage)
+    assert all(find_spec(module) for module in preloaded(stage))  # the server itself would leave one out in silence
 
 
 def test_a_job_without_memory_fails_alone_and_the_same_command_runs_it_alone_again(tmp_path):

@@ -140,12 +140,8 @@ def dimension(override: Override) -> Dimension:
 
 
 def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn]) -> None:
-    """Print how the pretraining runs of a sweep compare, those that are done."""
-    done = [
-        config
-        for config, returned in zip(configs, returns, strict=True)
-        if config.stage == "pretrain" and returned.status is JobStatus.COMPLETED
-    ]
+    """Print how the runs of a sweep compare that are done, if all are of one stage."""
+    done = [config for config, returned in zip(configs, returns, strict=True) if returned.status is JobStatus.COMPLETED]
     if len(configs) > 1 and len({config.stage for config in configs}) == 1 and done:
         from llm.ranking import show_sweep  # imports what composing does not need
 

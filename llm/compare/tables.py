@@ -26,9 +26,9 @@ class Comparison:
     notes: list[str]
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[Run], *, metric: str | None = None) -> Comparison:
     """What differs between runs and what came out, ranked by bits per byte, else by loss; seeds are averaged."""
-    return comparison(study([Entry(run) for run in runs]))
+    return comparison(study([Entry(run) for run in runs], metric=metric))
 
 
 def comparison(made: Study) -> Comparison:
@@ -38,7 +38,9 @@ def comparison(made: Study) -> Comparison:
         "run": [choice.name for choice in choices],
         "stage": [choice.best.stage for choice in choices],
         "state": [choice.state for choice in choices],
-        **made.columns,
+        **{
+            "run=" if key == "run" else key: values for key, values in made.columns.items()
+        },  # of an evaluation's config
     }
     if any(len(choice.entries) > 1 for choice in choices):
         cells["seeds"] = [str(len(choice.measured)) for choice in choices]

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm.config import Reuse, ShardsStage, StageConfig, TokenizerStage
 from llm.errors import UserError
-from llm.run import Run, log, start_logging
+from llm.run import Run, console, log, start_logging
 
 
 class Finder:
@@ -60,9 +60,13 @@ def _stage(name: str) -> Any:
 
 @contextmanager
 def _log_kept() -> Iterator[list[str]]:
-    """The log's lines of the block, in place of showing them: those of a run's parents say nothing new here."""
+    """The log's lines of the block, in place of showing them: those of a run's parents say nothing new here.
+
+    An evaluation's table is not shown either: the sweep's end compares them.
+    """
     start_logging()  # before, for it adds filters
     said: list[str] = []
+    was_quiet, console().quiet = console().quiet, True
 
     def keep(record: LogRecord) -> bool:
         said.append(record.getMessage())
@@ -73,3 +77,4 @@ def _log_kept() -> Iterator[list[str]]:
         yield said
     finally:
         log.removeFilter(keep)
+        console().quiet = was_quiet

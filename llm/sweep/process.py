@@ -14,17 +14,20 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import fields
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from llm.config import STAGES
 from llm.run.launch import PR_SET_PDEATHSIG, TRAIN
 
-PRELOADED = {
-    "tokenizer": ["llm.stage.tokenizer"],
-    "shards": ["llm.stage.shards"],
-    "pretrain": ["llm.stage.pretrain", "llm.model", "llm.trainer", "llm.logger"],
-    "finetune": ["llm.stage.finetune", "llm.model", "llm.trainer", "llm.logger", "peft"],
+# What takes seconds to import, by the settings of the stages that need it.
+HEAVY = {
+    "trainer": ["llm.model", "llm.trainer", "llm.logger"],
+    "lora": ["peft"],
+    "evaluation": ["llm.model", "llm.trainer", "llm.evaluation"],
+    "export": ["llm.model", "llm.export"],
 }
 
 _forks = multiprocessing.get_context("forkserver")
@@ -32,7 +35,13 @@ _forks = multiprocessing.get_context("forkserver")
 
 def prepare_server(stages: Iterable[str]) -> None:
     """Say which stages the server is to import, before the first job has it start."""
-    _forks.set_forkserver_preload(sorted({module for stage in stages for module in PRELOADED[stage]}))
+    _forks.set_forkserver_preload(sorted({module for stage in stages for module in preloaded(stage)}))
+
+
+def preloaded(stage: str) -> list[str]:
+    """The modules that a stage's jobs would each import."""
+    settings = [f.name for f in fields(STAGES[stage])]
+    return [f"llm.stage.{stage}", *(module for name in settings for module in HEAVY.get(name, []))]
 
 
 def _ensure_server(threads: str) -> None:

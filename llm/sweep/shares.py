@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm.config import Accelerator, PoolConfig, StageConfig, TrainerConfig
+from llm.config import Accelerator, EvaluationConfig, PoolConfig, StageConfig, TrainerConfig
 from llm.errors import ConfigError
 
 BYTES_PER_JOB = 2_000_000_000  # of memory: what torch and a small model take, with room
@@ -37,20 +37,20 @@ class Shares:
         Raises:
             ConfigError: it wants more GPUs than there are.
         """
-        trainer = _trainer(config)
-        if trainer is None or not self._on_gpu(trainer):
+        devices = devices_of(config)
+        if not self._on_gpu(config) or devices <= len(self._gpus):
             return
-        if trainer.devices > len(self._gpus):
-            raise ConfigError(
-                f"trainer.devices={trainer.devices}, but a job can have {len(self._gpus)} GPUs here. Choose fewer "
-                "devices, or trainer=cpu."
-            )
+        if not hasattr(config, "trainer"):
+            raise ConfigError("evaluation.accelerator=gpu, but there is no GPU here. Set evaluation.accelerator=auto.")
+        raise ConfigError(
+            f"trainer.devices={devices}, but a job can have {len(self._gpus)} GPUs here. Choose fewer devices, or "
+            "trainer=cpu."
+        )
 
     def take(self, config: StageConfig) -> Share | None:
         """The share of a job, which is then no longer free; None if too little is."""
-        trainer = _trainer(config)
-        devices = trainer.devices if trainer else 1
-        if trainer and self._on_gpu(trainer):
+        devices = devices_of(config)
+        if self._on_gpu(config):
             at_most = self._settings.jobs_per_gpu
             free = sorted((gpu for gpu in self._gpus if self._used[gpu] < at_most), key=lambda gpu: self._used[gpu])
             if len(free) < devices or (self._settings.jobs and not self._free_slots):
@@ -72,10 +72,9 @@ class Shares:
         self._free_slots += share.slots
         self._used.subtract(share.gpus)
 
-    def _on_gpu(self, trainer: TrainerConfig) -> bool:
-        if trainer.accelerator is Accelerator.gpu:
-            return True
-        return trainer.accelerator is Accelerator.auto and bool(self._gpus)
+    def _on_gpu(self, config: StageConfig) -> bool:
+        accelerator = accelerator_of(config)
+        return accelerator is Accelerator.gpu or (accelerator is Accelerator.auto and bool(self._gpus))
 
 
 def present_gpus() -> list[str]:
@@ -105,5 +104,14 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _trainer(config: StageConfig) -> TrainerConfig | None:
-    return getattr(config, "trainer", None)
+def accelerator_of(config: StageConfig) -> Accelerator:
+    """Where a job's model computes: the CPU, too, of a stage that does not say."""
+    settings: TrainerConfig | EvaluationConfig | None
+    settings = getattr(config, "trainer", None) or getattr(config, "evaluation", None)
+    return Accelerator.cpu if settings is None else settings.accelerator
+
+
+def devices_of(config: StageConfig) -> int:
+    """As many as a job computes on, of each node."""
+    trainer: TrainerConfig | None = getattr(config, "trainer", None)
+    return 1 if trainer is None else trainer.devices

@@ -22,6 +22,7 @@ from llm.run.record import now
 from llm.sweep.ending import Ending, close
 from llm.sweep.ledger import Attempt, Job, JobRecord
 from llm.sweep.pool import last_metrics
+from llm.sweep.shares import accelerator_of, devices_of
 from llm.sweep.slurm_job import SlurmJob
 from llm.sweep.slurm_queue import (
     UNKNOWN,
@@ -96,17 +97,13 @@ class Cluster:
             )
 
     def request(self, config: StageConfig) -> Request:
-        """What a job asks for: with trainer.accelerator=auto GPUs, where the nodes have some."""
+        """What a job asks for: with accelerator=auto GPUs, where the nodes have some."""
         trainer: TrainerConfig | None = getattr(config, "trainer", None)
-        gpus = self._settings.gpus_per_node
-        if trainer is None:
-            return Request(1, 1, gpus or 0)
+        accelerator, devices, gpus = accelerator_of(config), devices_of(config), self._settings.gpus_per_node
         if gpus is None:
-            wants = trainer.accelerator is Accelerator.gpu or (
-                trainer.accelerator is Accelerator.auto and self._most_gpus > 0
-            )
-            gpus = trainer.devices if wants else 0
-        return Request(trainer.num_nodes, trainer.devices, gpus)
+            wants = accelerator is Accelerator.gpu or (accelerator is Accelerator.auto and self._most_gpus > 0)
+            gpus = devices if wants else 0
+        return Request(1 if trainer is None else trainer.num_nodes, devices, gpus)
 
     def start(self, job: Job, seen: JobRecord) -> bool:
         """Have a job submitted with the others at the next look, or take up one that Slurm has."""
