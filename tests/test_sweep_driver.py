@@ -1,6 +1,7 @@
 """The jobs of a sweep: each dies alone, is tried again by what ended it, is done once, and leaves nothing running."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,3 +282,12 @@ def test_a_driver_that_is_killed_again_and_again_ends_in_the_same_and_does_no_jo
         dict.fromkeys("abcdefgh", "done")
     )
     assert all((tmp_path / "pretrain" / name / "run.json").stat().st_mtime == stamp for name, stamp in done.items())
+
+
+def test_a_run_that_was_removed_is_made_again_by_the_same_command(sweep, tmp_path):
+    jobs = sweep("ok=a", "ok=b")
+    jobs.run()
+    shutil.rmtree(tmp_path / "pretrain" / "a")
+    assert {name: each.state for name, each in jobs.run().items()} == {"a": "done", "b": "done"}
+    assert jobs.starts() == {"a": 1, "b": 1}
+    assert [attempt["kind"] for attempt in jobs.ledger()["a"]["attempts"]] == ["done", "done"]

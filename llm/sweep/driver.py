@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.config import PoolConfig, SlurmConfig
-from llm.errors import StoppedError
+from llm.errors import ConfigError, DamagedError, StoppedError
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 from llm.sweep.board import Board
@@ -164,8 +164,11 @@ class Driver:
 
 
 def load_finished(record: JobRecord) -> Run | None:
-    """The run that a record names, if it is done."""
-    run = load(Path(str(record.run)))
+    """The run that a record names, if it is done and still there."""
+    try:
+        run = load(Path(str(record.run)))
+    except (ConfigError, DamagedError):  # removed since, or damaged: the job makes it again, or says so
+        return None
     return run if run.is_done else None
 
 
