@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -61,7 +62,8 @@ def script(outputs: Path) -> str:
     curve = FAILURE + "if os.environ.get('CURVE'):" + CURVE.replace("\n", "\n    ") + "\ntime.sleep(0.2)\n"
     begin, end = text.index('if do == "hold"'), text.index("time.sleep(float(do)")
     text = re.sub(r"time\.sleep\(float\(do\).*\n", "", text[:begin] + curve + text[end:])
-    results = 'keep(results={"val/loss": n + x + 0.25 * seed, "tokens": x})'
+    results = 'keep(results=RESULTS.get(str(n)) or {"val/loss": n + x + 0.25 * seed, "tokens": x})'
+    results = f"RESULTS = eval(os.environ.get('RESULTS', '{{}}'))\n{results}"
     return text.replace("keep(objective=float(len(name)))", results)
 
 
@@ -155,6 +157,14 @@ def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
     assert said == {"objectives": ["val/loss", "tokens"], "directions": ["minimize", "maximize"]}
 
 
+def training(*parts: str) -> SimpleNamespace:
+    return SimpleNamespace(stage="pretrain", trainer=None, data=SimpleNamespace(parts=dict.fromkeys(parts)))
+
+
+def test_an_objective_can_be_of_a_part_of_a_mixture():
+    check_objectives(replace(HALVING, objectives=["val/loss/law"]), training("law", "books"))
+
+
 NINE = Dimension(key="n", choices=tuple("123456789"))
 HALVING = replace(LOSS, trials=9, sampler=Sampler.grid, halving=HalvingConfig(first_step=1, factor=4))
 
@@ -238,6 +248,23 @@ def test_what_failed_is_tried_again_at_a_later_start_as_often_as_it_may_be(tmp_p
     assert {n: trial.state.name for n, trial in points(study).items()} == dict.fromkeys(range(3), "COMPLETE")
     starts = {path.parent.name.split("-")[1]: path.read_text() for path in tmp_path.glob("pretrain/*/starts.txt")}
     assert {n: len(text.splitlines()) for n, text in starts.items()} == {"1": 1, "2": 2, "3": 1}
+
+
+@pytest.mark.parametrize(
+    ("of_two", "line"),
+    [
+        ('{"val/loss": float("nan")}', "val/loss of {run} is nan."),
+        ('{"tokens": 1}', "hydra.sweeper.objectives=val/loss is no result of {run}. It has tokens."),
+    ],
+)
+def test_a_result_that_is_none_fails_its_trial_and_no_other(tmp_path, monkeypatch, capsys, of_two, line):
+    monkeypatch.setenv("RESULTS", f'{{"2": {of_two}}}')
+    settings = replace(LOSS, sampler=Sampler.grid, trials=3)
+    study = search(tmp_path, settings, space=(N,)).run()
+    assert {t.params["n"]: t.state.name for t in study.trials} == {"1": "COMPLETE", "2": "FAIL", "3": "COMPLETE"}
+    assert f"n=2: {line.format(run=tmp_path / 'pretrain' / 'None-2-0')}" in capsys.readouterr().err
+    kinds = [json.loads(path.read_text())["attempts"] for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
+    assert [[attempt["kind"] for attempt in attempts] for attempts in kinds] == [["done"]] * 3  # none was killed
 
 
 def test_the_first_failure_ends_a_search_that_is_to_fail_fast(tmp_path, monkeypatch):
@@ -341,12 +368,20 @@ def test_a_search_without_a_finished_trial_says_so():
             "halving compares one curve of each point, but hydra.sweeper.seeds gives several",
         ),
         (
-            lambda: check_objectives(replace(LOSS, objectives=["los"]), StageConfig(stage="pretrain")),
-            "hydra.sweeper.objectives=los is no result. Choose val/..., or tokens, parameters",
+            lambda: check_objectives(replace(LOSS, objectives=["val/loss/law"]), training()),
+            "hydra.sweeper.objectives=val/loss/law is no result of stage=pretrain. Did you mean val/loss?",
+        ),
+        (
+            lambda: check_objectives(replace(LOSS, objectives=["score"]), SimpleNamespace(stage="shards")),
+            "hydra.sweeper.objectives=score is no result of stage=shards. It has vocab_size, bos_id, eos_id.",
         ),
         (
             lambda: check_objectives(LOSS, StageConfig(stage="tokenizer")),
-            "hydra.sweeper.objectives=val/loss, but stage=tokenizer has no validation",
+            "hydra.sweeper.objectives=val/loss is no result of stage=tokenizer. ",
+        ),
+        (
+            lambda: check_objectives(replace(HALVING, objectives=["val/loss_best"]), training()),
+            "objectives=val/loss_best is not measured as a run goes, which hydra.sweeper.halving goes by. Choose val/",
         ),
     ],
 )
@@ -366,6 +401,8 @@ def test_a_search_that_cannot_be_is_one_line(make, line):
          "seed is given, and hydra.sweeper.seeds sets it too. Leave one of them out."),
         (["hydra.sweeper.trials=2", "hydra/launcher=basic", "seed=1,2"],
          "a search needs hydra/launcher=pool or slurm. Leave the launcher out."),
+        (["hydra.sweeper.trials=2", "seed=1,2", "hydra.sweeper.objectives=[val/bits_per_bite]"],
+         "hydra.sweeper.objectives=val/bits_per_bite is no result of stage=pretrain. Did you mean val/bits_per_byte?"),
         (["hydra.sweeper.trials=2", "model.num_heads=4,7"], "model.hidden_size=160 does not divide by model."
                                                            "num_heads=7. Set model.num_heads to a divisor of 160."),
     ],

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from korean import documents
 from tuned import CHATS, write_lines
 
-from llm.config import STAGES
+from llm.config import STAGES, StageConfig, as_recorded
 from llm.sweep.process import preloaded
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,11 @@ def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def records(folder: Path, stage: str = "pretrain") -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"outputs/{stage}/*/run.json"))]
+
+
+def config_of(folder: Path, stage: str, record: dict) -> StageConfig:
+    path = folder / "outputs" / stage / f"{record['name']}-{record['key']}" / "config.yaml"
+    return as_recorded(STAGES[stage], yaml.safe_load(path.read_text(encoding="utf-8")), place=str(path))
 
 
 def ledger(folder: Path) -> list[dict]:
@@ -76,6 +84,10 @@ def test_every_stage_can_be_swept_by_every_launcher(folder_of_all, stage, launch
     assert ended.returncode == 0, ended.stderr
     made = records(folder_of_all, stage)
     assert [run["status"] for run in made] == ["done", "done"]  # the second launcher finds those of the first
+    known = import_module(f"llm.stage.{stage}").result_names(config_of(folder_of_all, stage, made[0]))
+    numbers = {key for key, value in made[0]["results"].items() if isinstance(value, int | float)}
+    assert all(any(fnmatchcase(number, name) for name in known) for number in numbers)  # what a search may be for
+    assert stage == "evaluate" or set(known) - {"morpheme_crossing_rate"} <= numbers
     if stage == "evaluate":
         shown = [line.strip("│").split("│") for line in ended.stdout.splitlines() if "│ val/bits_per_byte" in line]
         best_first = sorted(run["results"]["val/bits_per_byte"] for run in made)

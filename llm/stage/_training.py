@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from llm.data import Rows
 
+MEASURED = ("val/loss", "val/bits_per_byte")  # by each validation
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.sha256", "tokenizer_config.json", "chat_template.jinja")
+
+
+def measured_names(config: PretrainStage | FinetuneStage) -> list[str]:
+    """What every training has among its results."""
+    names = [f"{name}{end}" for name in MEASURED for end in ("", "_before")]
+    names += [f"{name}/{part}" for name in MEASURED for part in config.data.parts or ()]
+    return [*names, "val/loss_best", "best_step", "tokens", "tokens_per_second_median", "parameters"]
 
 
 def require_machine(trainer: TrainerConfig) -> None:
@@ -87,10 +95,10 @@ def _measured(folder: Path) -> dict[str, float]:
     """The first and the last of what validation measured, and the last of what training did."""
     metrics = read_metrics(folder / "metrics.jsonl")
     results: dict[str, float] = {}
-    for name in ("val/loss", "val/bits_per_byte"):
+    for name in MEASURED:
         values = [value for _, value in history(metrics, name)]
         results |= {f"{name}_before": values[0], name: values[-1]}
-    by_part = {name for record in metrics for name in record if name.startswith(("val/loss/", "val/bits_per_byte/"))}
+    by_part = {name for record in metrics for name in record if name.startswith(tuple(f"{m}/" for m in MEASURED))}
     results |= {name: history(metrics, name)[-1][1] for name in sorted(by_part)}
     losses = history(metrics, "val/loss")
     best_step, best_loss = min(losses, key=lambda place: place[1])

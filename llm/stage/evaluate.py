@@ -31,7 +31,7 @@ from llm.run import (
 )
 from llm.stage import corpus_notes
 from llm.stage._held_out import Sources, of_shards, of_text, rows_of
-from llm.stage._report import flat, table
+from llm.stage._report import MEASURED, flat, table
 from llm.stage._subject import Subject, find_subject, task_parents
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from llm.trainer import Evaluation
 
 PROBES = ("particles", "next_sentence", "word_order")
+WRITTEN = (
+    *("prompts", "left_out", "stop_rate", "stop_rate_low", "stop_rate_high", "tokens_mean"),
+    *("repeated_4grams", "distinct_1", "distinct_2", "hangul_share", "broken_share", "empty_share"),
+)
 FORMAT_VERSION = 3
 
 
@@ -61,6 +65,16 @@ def run(config: EvaluateStage) -> Run:
         check_files(made, under="results.json")
         _show(made, subject)
     return made
+
+
+def result_names(config: EvaluateStage) -> list[str]:
+    """The numbers that a run may have to show at its end, by name; `*` is for what the text or a task brings."""
+    measured = [f"{group}/{name}" for group in ("val", "answers") for name in MEASURED]
+    of_parts = [f"val/{name}/*" for name in MEASURED]
+    probes = [f"probe/{name}{end}" for name in PROBES for end in ("", "_items", "_low", "_high", "/*")]
+    writing = [f"writing/{name}" for name in WRITTEN]
+    tasks = ["task/*"] if config.evaluation.tasks else []
+    return [*measured, *of_parts, "answers/conversations", "answers/dropped", *probes, *writing, *tasks]
 
 
 def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:

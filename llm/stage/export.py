@@ -53,6 +53,13 @@ def run(config: ExportStage) -> Run:
     return made
 
 
+def result_names(config: ExportStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    apart = ["max_logit_difference", "median_logit_difference", "rounding"]
+    compared = ["positions_compared", "texts_compared", "texts_parted_at_ties", "parameters"]
+    return [*apart, *compared, *(["max_logit_difference_of_merge"] if config.export.merge else [])]
+
+
 def _check(config: ExportStage, source: Run, weights: Weights) -> None:
     """Refuse, before any work, what this run cannot be exported as."""
     if not config.export.merge and weights.adapter is None:

@@ -40,7 +40,7 @@ from llm.run import (
 )
 from llm.stage import corpus_notes
 from llm.stage._base import check_against_base
-from llm.stage._training import require_machine, train
+from llm.stage._training import measured_names, require_machine, train
 from llm.stage.pretrain import model_digest
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ def run(config: FinetuneStage) -> Run:
             tokenizer.adopt(base.folder, folder / "tokenizer", key=f"base={base.folder}", template=template)
 
     return make(replace(plan, config=config), work, prepare=prepare)
+
+
+def result_names(config: FinetuneStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    of_adapter = ["optimizer_bytes", "optimizer_bytes_full", "model_bytes", "adapter_bytes"]
+    own = ["trainable_parameters", "train_records", "held_out_records"]
+    return [*measured_names(config), *own, *([] if config.lora.method is Method.full else of_adapter)]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from llm.stage import tokenizer as tokenizer_stage
 from llm.stage._budget import steps_within_budget
 from llm.stage._extension import adopt_beginning
 from llm.stage._mixture import mixed_rows, say_epochs
-from llm.stage._training import require_machine, train
+from llm.stage._training import measured_names, require_machine, train
 
 FORMAT_VERSION = 2
 
@@ -55,6 +55,12 @@ def run(config: PretrainStage) -> Run:
         lambda run: _train(run, config, shards),
         prepare=lambda folder: adopt_beginning(folder, plan, config),
     )
+
+
+def result_names(config: PretrainStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    epochs = [f"epochs/{part}" for part in config.data.parts or ()]
+    return [*measured_names(config), "unigram_bits_per_byte", *epochs]
 
 
 def _shared(config: PretrainStage) -> dict[str, Any]:

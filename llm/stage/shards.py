@@ -83,6 +83,11 @@ def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dic
     return {name: runs.get(name) or made(name, wait=True) for name in corpora}
 
 
+def result_names(config: ShardsStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    return ["vocab_size", "bos_id", "eos_id"]
+
+
 def _name(config: ShardsStage) -> str:
     return f"{config.tokenizer.label}-{config.data.name}"
 

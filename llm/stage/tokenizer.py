@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from tokenizers import Tokenizer
 
@@ -56,6 +56,11 @@ def vocab_size(config: TokenizerConfig) -> int:
 def _folder(config: TokenizerConfig) -> Path:
     assert config.path is not None
     return folder_of("tokenizer.path", config.path, file=TOKENIZER)
+
+
+def result_names(config: TokenizerStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    return [name for name, kind in get_type_hints(tokenizer.Report).items() if kind in (int, float, float | None)]
 
 
 def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Outcome:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
+from statistics import fmean
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from llm.compare import output_console, page_at_end
 from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig, TrainerConfig
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, StoppedError, UserError
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, DamagedError, LaunchError, StoppedError, UserError
 from llm.run import history, read_metrics
 from llm.run.signals import on_signal
 from llm.sweep.board import Board
@@ -125,8 +126,10 @@ class Search:
         return bool(self._mine) or self._wants_more() or self._others_are_at_it() or self._promote_furthest()
 
     def _wants_more(self) -> bool:
-        begun = [trial for trial in points(self.study).values() if trial.state is not TrialState.WAITING]
-        return len(begun) < self._num_trials
+        return self._num_begun() < self._num_trials
+
+    def _num_begun(self) -> int:
+        return sum(trial.state is not TrialState.WAITING for trial in points(self.study).values())
 
     @property
     def _num_trials(self) -> int:
@@ -152,8 +155,8 @@ class Search:
                 if begun and abs(datetime.now() - begun) < CHOOSING:
                     continue
                 choose(self.study, again, self._settings, self._space)
-            trial = self._trial(again)
-            if not any(self._pool.is_taken(each.job) for each in trial.jobs):
+            trial = self._trial_or_none(again)
+            if trial and not any(self._pool.is_taken(each.job) for each in trial.jobs):
                 self._take(trial)
 
     def _take_up_failed(self) -> None:
@@ -219,13 +222,17 @@ class Search:
     def _ask(self) -> None:
         asked = self.study.ask()
         choose(self.study, asked, self._settings, self._space)
+        if trial := self._trial_or_none(asked):
+            self._begin(trial)
+
+    def _trial_or_none(self, asked: optuna.Trial) -> Trial | None:
+        """A trial with its jobs; one whose values cannot go together, though each can be, has failed."""
         try:
-            trial = self._trial(asked)
-        except UserError as error:  # values that cannot go together, though each can be
+            return self._trial(asked)
+        except UserError as error:
             self._board.say(f"trial {asked.number}: {' '.join(as_overrides(asked.params))}: {error}")
             self.study.tell(asked, state=TrialState.FAIL)
-            return
-        self._begin(trial)
+            return None
 
     def _begin(self, trial: Trial) -> None:
         self._take(trial)
@@ -276,9 +283,12 @@ class Search:
             each.state = "failed" if ended.is_failure else "stopped"
             if ended.is_failure:
                 said = f"trial {trial.number}: {each.job.label}: {ended.kind}: {ended.message}"
-                self._board.say(said)
-                if self._launcher.fail_fast and not self._stopped_by:
-                    self._failed, self._stopped_by = said, "hydra.launcher.fail_fast"
+                self._say_failed(said)
+
+    def _say_failed(self, said: str) -> None:
+        self._board.say(said)
+        if self._launcher.fail_fast and not self._stopped_by:
+            self._failed, self._stopped_by = said, "hydra.launcher.fail_fast"
 
     def _look_at_rungs(self) -> None:
         """Tell Optuna what each run has reached, and stop those that do not go on."""
@@ -289,7 +299,10 @@ class Search:
             folder = each.job.announced_folder()
             if each.state != "running" or folder is None or trial.is_pruned:
                 continue
-            curve = history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0])
+            try:
+                curve = history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0])
+            except DamagedError:  # the run itself fails by it, at its end
+                continue
             reached = self._halving.reached(curve, max_steps=max_steps_of(each.job.config))
             new = {rung: value for rung, value in reached.items() if rung > trial.past_rung}
             if not new:
@@ -317,7 +330,12 @@ class Search:
 
     def _tell_values(self, trial: Trial) -> None:
         runs = [each.run for each in trial.jobs if each.run is not None]
-        values = [sum(result(run, name) for run in runs) / len(runs) for name in self._settings.objectives]
+        try:
+            values = [fmean(result(run, name) for run in runs) for name in self._settings.objectives]
+        except ConfigError as error:
+            self.study.tell(trial.optuna_trial, state=TrialState.FAIL)
+            self._say_failed(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {error}")
+            return
         self.study.tell(trial.optuna_trial, values)
         said = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True))
         self._board.say(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {said}")

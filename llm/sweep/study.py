@@ -1,6 +1,11 @@
 """Optuna's study in a sweep's folder: made or found again, its results read from runs, and shown as a table."""
 
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from llm.config import Sampler, StageConfig, SweeperConfig
+from llm.config.sweeping import SWEEPER
 from llm.errors import ConfigError, LaunchError
 from llm.run import Run, digest_of, write_json
 from llm.sweep.halving import point_of, points
 from llm.sweep.space import Dimension, Value, points_of_grid
 
-# What a training's results hold besides val/...: a wrong name is refused before the first job.
-RESULTS = ("tokens", "parameters", "best_step", "tokens_per_second_median", "unigram_bits_per_byte")
+CURVE = re.compile(r"val/(loss|bits_per_byte)(/.+)?")  # what a training measures as it goes
 
 
 def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str], folder: Path) -> optuna.Study:
@@ -74,26 +79,35 @@ def result(run: Run, name: str) -> float:
     """One of a run's results as a number.
 
     Raises:
-        LaunchError: the run does not have it.
+        ConfigError: the run does not have it, or it is not finite.
     """
     value: Any = run.results.get(name)
     if not isinstance(value, int | float):
         known = ", ".join(key for key, each in run.results.items() if isinstance(each, int | float))
-        raise LaunchError(f"hydra.sweeper.objectives={name} is no result of {run.path}. It has {known}.", exit_code=2)
+        raise ConfigError(f"hydra.sweeper.objectives={name} is no result of {run.path}. It has {known}.")
+    if not isfinite(value):
+        raise ConfigError(f"{name} of {run.path} is {value}.")
     return float(value)
 
 
 def check_objectives(settings: SweeperConfig, config: StageConfig) -> None:
-    """Refuse an objective that no training has.
+    """Refuse what a search cannot go by.
 
     Raises:
-        ConfigError: its name is none of a training's results.
+        ConfigError: an objective that the stage's runs do not have, or that halving cannot see as they go.
     """
+    known = import_module(f"llm.stage.{config.stage}").result_names(config)
     for name in settings.objectives:
-        if config.stage in ("pretrain", "finetune") and not name.startswith("val/") and name not in RESULTS:
-            raise ConfigError(f"hydra.sweeper.objectives={name} is no result. Choose val/..., or {', '.join(RESULTS)}.")
-        if config.stage in ("tokenizer", "shards") and name.startswith("val/"):
-            raise ConfigError(f"hydra.sweeper.objectives={name}, but stage={config.stage} has no validation.")
+        said = f"{SWEEPER}.objectives={name}"
+        if not any(fnmatchcase(name, each) for each in known):
+            close = get_close_matches(name, known, n=1, cutoff=0.5)
+            help_ = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
+            raise ConfigError(f"{said} is no result of stage={config.stage}. {help_}")
+        if settings.halving.first_step is not None and not (hasattr(config, "trainer") and CURVE.fullmatch(name)):
+            raise ConfigError(
+                f"{said} is not measured as a run goes, which {SWEEPER}.halving goes by. Choose val/loss or "
+                f"val/bits_per_byte of a training, or set {SWEEPER}.halving.first_step=null."
+            )
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
