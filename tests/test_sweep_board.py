@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 from sweeps import Sweep
 
@@ -44,7 +45,7 @@ def test_the_table_has_states_progress_best_and_time_left(tmp_path):
         shown = Console(file=io.StringIO(), width=120, record=True)
         shown.print(board.table())
     lines = shown.export_text().splitlines()
-    assert lines[0] == "1 running, 1 waiting, 2 done; best 1.2500: ok=b; about 2 min left"
+    assert lines[0] == "1 running, 1 waiting, 2 done; best 1.2500: ok=b; about 1 min left"
     assert [cell.strip() for cell in lines[4].strip("│").split("│")] == ["ok=c", "5/20", "3.500", "1.5"]
     assert "1 running, 1 waiting, 2 done" in said.getvalue()
 
@@ -56,3 +57,34 @@ def test_without_a_terminal_nothing_is_drawn_but_lines(tmp_path, capsys):
         board.refresh()
     assert said.getvalue() == ""
     assert "ok=a: done" in capsys.readouterr().err
+
+
+def time_left(*, at_work: list[float], queued: int = 0, waiting: int = 0, to_come: int = 0, took: list[float]) -> str:
+    """What is said where jobs have run for so many seconds, and finished ones have taken so many."""
+    standings = [SimpleNamespace(state="done", run=Run(Path(), {"seconds": each, "objective": 1.0})) for each in took]
+    standings += [SimpleNamespace(state="waiting", run=None)] * waiting
+    running = [SimpleNamespace(state="running", started=time.monotonic() - each) for each in at_work]
+    running += [SimpleNamespace(state="queued", started=0.0)] * queued
+    board = Board(Console(file=io.StringIO()))
+    search = SimpleNamespace(to_come=lambda: to_come, best=lambda: None) if to_come else None
+    with board.shown(standings, SimpleNamespace(running=dict(enumerate(running))), search):
+        return "; ".join(board._time_left())
+
+
+@pytest.mark.parametrize(
+    ("facts", "minutes"),
+    [
+        ({"took": [1200.0], "at_work": [0.0] * 4, "waiting": 32}, 180),  # 36 jobs of 20 min, 4 at once
+        ({"took": [1200.0], "at_work": [0.0] * 4, "to_come": 36}, 200),  # of a search, whose points are not chosen yet
+        ({"took": [600.0], "at_work": [0.0] * 4, "queued": 32}, 90),  # in Slurm's queue
+        ({"took": [600.0, 1200.0], "at_work": [450.0, 450.0], "waiting": 2}, 22),  # 4 * 15 min, less 15, by 2
+        ({"took": [600.0], "at_work": [9000.0]}, 0),  # longer than any: who knows
+    ],
+)
+def test_the_time_left_is_that_of_the_jobs_to_come_as_many_at_once_as_run_now(facts, minutes):
+    assert time_left(**facts) == f"about {minutes} min left"
+
+
+@pytest.mark.parametrize("facts", [{"took": [], "at_work": [60.0]}, {"took": [60.0], "at_work": [], "queued": 3}])
+def test_before_a_job_has_ended_or_while_none_runs_no_time_is_said(facts):
+    assert time_left(**facts) == ""

@@ -157,6 +157,14 @@ def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
     assert said == {"objectives": ["val/loss", "tokens"], "directions": ["minimize", "maximize"]}
 
 
+def test_the_best_so_far_is_by_what_is_searched_for_and_its_direction(tmp_path):
+    settings = replace(LOSS, sampler=Sampler.grid, trials=3, objectives=["val/loss"], directions=["maximize"])
+    made = search(tmp_path, settings, space=(N,))
+    assert (made.to_come(), made.best()) == (3, None)
+    made.run()
+    assert (made.to_come(), made.best()) == (0, "val/loss 3.0000: n=3")
+
+
 def training(*parts: str) -> SimpleNamespace:
     return SimpleNamespace(stage="pretrain", trainer=None, data=SimpleNamespace(parts=dict.fromkeys(parts)))
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from llm.sweep.pool import Pool, Running
     from llm.sweep.slurm import Cluster, Submitted
 
+
+class Progress(Protocol):
+    """What a search knows of itself that its jobs do not show."""
+
+    def to_come(self) -> int:
+        """The jobs of points that are not chosen yet."""
+
+    def best(self) -> str | None:
+        """The best result so far, by what is searched for, and its point."""
+
+
 STATES = ("running", "queued", "waiting", "done", "failed", "stopped")
 REFRESH_SECONDS = 2.0
 
@@ -31,13 +42,16 @@ class Board:
         self._standings: Collection[Standing] = ()
         self._pool: Pool | Cluster | None = None
         self._live: Live | None = None
+        self._search: Progress | None = None
         self._refreshed = 0.0
 
     @contextmanager
-    def shown(self, standings: "Collection[Standing]", pool: "Pool | Cluster") -> Iterator[None]:
+    def shown(
+        self, standings: "Collection[Standing]", pool: "Pool | Cluster", search: Progress | None = None
+    ) -> Iterator[None]:
         """Keep it on the terminal for as long as the block runs."""
         start_logging()
-        self._standings, self._pool = standings, pool
+        self._standings, self._pool, self._search = standings, pool, search
         if not self._console.is_terminal:
             yield
             return
@@ -63,7 +77,7 @@ class Board:
         now = {running.job.number: running.state for running in self._pool.running.values()}
         counts = Counter(now.get(each.job.number, each.state) for each in self._standings)
         head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        parts = [head, *self._best(), *self._time_left()]
+        parts = [head, *self._to_come(), *self._best(), *self._time_left()]
         table = Table("job", "step", "loss", "minutes", highlight=False)
         at_work = [each for each in self._pool.running.values() if each.state == "running"]
         for running in at_work:
@@ -81,22 +95,33 @@ class Board:
             f"{(time.monotonic() - running.started) / 60:.1f}",
         )
 
+    def _to_come(self) -> list[str]:
+        to_come = self._search.to_come() if self._search else 0
+        return [f"{to_come} to come"] if to_come else []
+
     def _best(self) -> list[str]:
-        found = [(run.objective, each) for each in self._standings if (run := each.run) and run.objective is not None]
-        if not found:
+        """Of a search by what it is for; of a grid by its stage's objective, of which the lowest is the best."""
+        if self._search:
+            found = self._search.best()
+            return [f"best {found}"] if found else []
+        done = [(run.objective, each) for each in self._standings if (run := each.run) and run.objective is not None]
+        if not done:
             return []
-        objective, best = min(found, key=lambda pair: float(pair[0] or 0.0))
+        objective, best = min(done, key=lambda pair: pair[0])
         return [f"best {objective:.4f}: {best.job.label}"]
 
     def _time_left(self) -> list[str]:
-        """By the jobs that this driver has seen to their end, as wide as it is now."""
+        """As many jobs side by side as run now, each as long as the mean of those that are done; unknown before."""
         assert self._pool is not None
         took = [seconds for each in self._standings if each.run and (seconds := each.run.record.get("seconds"))]
-        if not took or not self._pool.running:
+        at_work = [each for each in self._pool.running.values() if each.state == "running"]
+        if not took or not at_work:
             return []
-        left = sum(each.state in ("waiting", "running") for each in self._standings) - 0.5 * len(self._pool.running)
-        minutes = left * statistics.fmean(took) / len(self._pool.running) / 60
-        return [f"about {minutes:.0f} min left"]
+        mean = statistics.fmean(took)
+        jobs = len(self._pool.running) + sum(each.state == "waiting" for each in self._standings)
+        jobs += self._search.to_come() if self._search else 0
+        done = sum(min(time.monotonic() - each.started, mean) for each in at_work)
+        return [f"about {(jobs * mean - done) / len(at_work) / 60:.0f} min left"]
 
 
 def max_steps(running: "Running | Submitted") -> int | None:

@@ -93,7 +93,7 @@ class Search:
             StoppedError: a signal came.
         """
         try:
-            with on_signal(self._stop), self._board.shown(self._standings.values(), self._pool):
+            with on_signal(self._stop), self._board.shown(self._standings.values(), self._pool, self):
                 self._take_up_failed()
                 self._take_up_left()
                 while self._goes_on():
@@ -110,6 +110,19 @@ class Search:
         if self._stopped_by:
             raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
         return self.study
+
+    def to_come(self) -> int:
+        """The jobs of points that are not chosen yet."""
+        return max(0, self._num_trials - self._num_begun()) * self._settings.seeds
+
+    def best(self) -> str | None:
+        """The best result so far by the first objective, and its point."""
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not done:
+            return None
+        choose_best = min if self._settings.directions[0] == "minimize" else max
+        trial = choose_best(done, key=lambda trial: trial.values[0])
+        return f"{self._settings.objectives[0]} {trial.values[0]:.4f}: {' '.join(as_overrides(short(trial.params)))}"
 
     def _stop(self, name: str) -> None:
         self._stopped_by = name
