@@ -1,6 +1,7 @@
 """The jobs of a sweep: each dies alone, is tried again by what ended it, is done once, and leaves nothing running."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -177,21 +178,23 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     (folder / "train.py").write_text(SCRIPT.format(outputs=str(folder)), encoding="utf-8")
     program = folder / "driver.py"
     program.write_text(PROGRAM.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder)))
-    return subprocess.Popen([sys.executable, str(program), *overrides], stderr=subprocess.PIPE, text=True, cwd=folder)
+    command = [sys.executable, str(program), *overrides]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True)
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to its group"])  # as a terminal does that closes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_has_the_jobs_save_and_end_with_75(tmp_path, number):
+def test_a_signal_has_the_jobs_save_and_end_with_75(tmp_path, number, send):
     driver = start(tmp_path, "hold=a", "hold=b", "ok=c")
     wait_for(lambda: len(list(tmp_path.glob("pretrain/*/holds"))) == 2)
     left = pids(tmp_path)
-    driver.send_signal(number)
+    send(driver.pid, number)
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 75
     assert f"error: stopped by {number.name}. Start the same command again to go on." in said
     assert not any(map(is_alive, left))
-    states = [json.loads(p.read_text())["state"] for p in sorted(tmp_path.glob("sweeps/test/jobs/*/job.json"))]
-    assert states == ["stopped", "stopped"]
+    jobs = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("sweeps/test/jobs/*/job.json"))]
+    assert [(job["state"], job["attempts"][-1]["exit_code"]) for job in jobs] == [("stopped", 75)] * 2
 
 
 def test_no_job_outlives_a_driver_that_is_killed(tmp_path):

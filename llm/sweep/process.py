@@ -30,6 +30,8 @@ HEAVY = {
     "export": ["llm.model", "llm.export"],
 }
 
+FOR_THE_DRIVER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -45,12 +47,19 @@ def preloaded(stage: str) -> list[str]:
 
 
 def _ensure_server(threads: str) -> None:
-    """Have the server run; it ends with this process. `threads` is for OpenMP, which reads it as torch is loaded."""
+    """Have the server run; it ends with this process. `threads` is for OpenMP, which reads it as torch is loaded.
+
+    A signal to the whole process group, as from a terminal that closes, is for this process: the server outlives it,
+    for with it the jobs would end before they have saved.
+    """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in FOR_THE_DRIVER}  # which a new process keeps
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
@@ -131,7 +140,7 @@ def _run(train: str, overrides: list[str], console: str, environment: dict[str, 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the server's end, which is the driver's, is ours
         _let_the_server_end()
     _say_to(console)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in FOR_THE_DRIVER:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     multiprocessing.set_start_method(start_method, force=True)  # what train.py has by itself
     os.environ.clear()
