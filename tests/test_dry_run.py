@@ -26,7 +26,7 @@ from llm.config import (
     from_hydra,
 )
 from llm.data import open_corpus
-from llm.dry_run import parameters_by_part, show, survey
+from llm.dry_run import memory_of, parameters_by_part, show, survey
 from llm.errors import ConfigError
 from llm.run import NotMadeError, start_logging
 from llm.sweep.preview import points_ahead
@@ -338,6 +338,15 @@ def test_on_a_cpu_the_process_is_counted_by_what_it_holds_and_what_its_heap_keep
     held = tensors.in_a_process(400_000_000)
     assert (held.heap, held.libraries) == (500, 445_000_000)
     assert (tensors.total, held.total) == (1010, 445_000_000 + 1510)
+
+
+def test_the_memory_of_a_job_is_told_without_its_text(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("llm.dry_run.survey"), "_resident_bytes", lambda: 0)
+    told = survey(pretrain(text, with_shards[0])).memory
+    assert told is not None and memory_of(pretrain(text, with_shards[0])) == told.total
+    assert memory_of(pretrain(text / "gone", with_shards[0])) == told.total
 
 
 def test_a_job_on_a_cpu_is_told_its_process_and_one_on_a_gpu_is_not(

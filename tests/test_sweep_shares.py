@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+from test_config import config_of
 
 from llm.config import Accelerator, EvaluationConfig, PoolConfig, RetryConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.sweep import shares as module
-from llm.sweep.shares import Shares, present_gpus
+from llm.sweep.opening import Estimates
+from llm.sweep.process import prepare_server
+from llm.sweep.shares import Share, Shares, present_gpus
 
 
 def job(devices: int = 1, accelerator: Accelerator = Accelerator.auto):
@@ -18,20 +21,54 @@ def shares(gpus: str = "", *, cores: int = 8, num_jobs: int = 4, memory: int = 1
     return Shares(PoolConfig(**settings), num_jobs=num_jobs, gpus=gpus.split(), cores=cores, memory=memory)
 
 
+def taken(made: Shares, *configs) -> list[Share]:
+    """The shares of as many jobs as run at once."""
+    return [share for config in configs if (share := made.take(config))]
+
+
 @pytest.mark.parametrize(
-    ("machine", "slots", "threads"),
+    ("machine", "at_once", "threads"),
     [
         ({"cores": 2, "num_jobs": 9}, 2, 1),
         ({"cores": 8, "num_jobs": 2}, 2, 4),
         ({"cores": 8, "num_jobs": 9, "memory": 6_500_000_000}, 3, 2),
         ({"cores": 8, "num_jobs": 9, "memory": 1}, 1, 8),
-        ({"cores": 8, "jobs": 3}, 3, 2),
+        ({"cores": 8, "jobs": 3, "memory": 1}, 3, 2),
         ({"cores": 2, "jobs": 5, "threads": 2}, 5, 2),
     ],
 )
-def test_jobs_at_once_and_their_threads_come_from_cores_and_memory(machine, slots, threads):
-    made = shares(**machine)
-    assert (made.slots, made.threads) == (slots, threads)
+def test_jobs_at_once_and_their_threads_come_from_cores_and_memory(machine, at_once, threads):
+    found = taken(shares(**machine), *[job()] * 9)
+    assert [share.environment["OMP_NUM_THREADS"] for share in found] == [str(threads)] * at_once
+
+
+def test_each_job_takes_the_memory_of_its_own_model_and_gives_it_back():
+    small, large = job(), job(2)
+    made = Shares(
+        PoolConfig(),
+        **{"num_jobs": 9, "gpus": [], "cores": 8, "memory": 10_000},
+        bytes_of=lambda config: 1_000 if config is small else 3_500,
+    )
+    of_large, *others = taken(made, large, small, small, large, small, small)
+    assert [of_large.memory, *(share.memory for share in others)] == [7_000, 1_000, 1_000, 1_000]
+    made.give_back(of_large)
+    assert made.take(large).memory == 7_000
+
+
+def test_the_memory_of_a_training_is_what_a_dry_run_says_of_it(tmp_path):
+    small, large = (
+        config_of(
+            "data=text", "data.path=x", f"outputs={tmp_path}", f"model.intermediate_size={size}", "model.num_layers=1"
+        )
+        for size in (64, 200_064)
+    )
+    prepare_server(["pretrain"])
+    estimates = Estimates(threads=1)
+    of_small, of_large = estimates(small), estimates(large)
+    more = 2 * 200_000 * small.model.hidden_size + 200_000  # parameters of a layer that is so much wider
+    assert of_large - of_small >= 16 * more  # weights, gradients and two moments, in fp32
+    assert estimates(SimpleNamespace(stage="export")) == module.BYTES_PER_JOB
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_gpu_goes_to_one_job_and_comes_back():

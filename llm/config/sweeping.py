@@ -26,7 +26,7 @@ class RetryConfig:
 class PoolConfig:
     """Jobs side by side, each a process of its own."""
 
-    jobs: int | None = None  # at once; None: as many as there are cores, and 2 GB of memory for each
+    jobs: int | None = None  # at once; None: as many as there are cores, and memory by the dry run's estimate
     threads: int | None = None  # of a process on the CPU; None: the cores over the jobs
     jobs_per_gpu: int = 1
     retries: RetryConfig = field(default_factory=RetryConfig)

@@ -120,7 +120,9 @@ def _say_standing(job: Job, config: Any, missing: NotMadeError) -> None:
 
 def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
     if config.stage == "finetune":
-        _estimate_training(job, missing.plan.config, *_tuned_model(missing.plan.config, missing), text=None)
+        _estimate_training(
+            job, missing.plan.config, *_tuned_model(missing.plan.config, missing.plan.folders["base"]), text=None
+        )
         return
     if config.stage == "export":
         job.disk.update(_disk_of_export(config.export, load(Path(missing.plan.folders["run"]))))
@@ -264,7 +266,7 @@ def _model(config: Any, vocab_size: int) -> Any:
         )
 
 
-def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
+def _tuned_model(config: Any, folder: str) -> tuple[Any, Any]:
     """(the base as it is to be trained, the base's config), of a fine-tuning."""
     import torch
 
@@ -273,7 +275,7 @@ def _tuned_model(config: Any, missing: NotMadeError) -> tuple[Any, Any]:
     from llm.run import find_base
     from llm.stage._base import outline
 
-    base, tuning = find_base(config.outputs, missing.plan.folders["base"]), config.lora
+    base, tuning = find_base(config.outputs, folder), config.lora
     if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
         tuning = replace(tuning, method=Method.lora)
     model = outline(base).to(getattr(torch, tuning.base_precision.value))
@@ -288,7 +290,6 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     from llm.config import Accelerator, Method
     from llm.model import count_parameters
     from llm.trainer.fit import micro_batch_size
-    from llm.trainer.rehearsal import rehearse
     from llm.trainer.throughput import flops_per_token
 
     trainer, data = config.trainer, config.data
@@ -313,23 +314,51 @@ def _estimate_training(job: Job, config: Any, model: Any, model_config: Any, *, 
     job.micro_batch = f"{rows} rows of {data.sequence_length}, {accumulation} a step on {where}"
     trained = job.trainable * 4  # bytes of parameters, which are kept in fp32
     is_on_gpu = trainer.accelerator is not Accelerator.cpu and (is_there or trainer.accelerator is Accelerator.gpu)
-    before = _resident_bytes()
+    job.memory = _memory(config, model, is_on_gpu=is_on_gpu)
+    kept = trainer.keep_checkpoints + trainer.keep_best
+    saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))
+    job.disk["checkpoints"] = saved * (trained + job.memory.optimizer)
+    is_adapter = config.stage == "finetune" and config.lora.method is not Method.full
+    job.disk["adapter" if is_adapter else "model"] = trained
+
+
+def memory_of(config: Any) -> int:
+    """Bytes that each process of a training takes on a CPU, by its settings alone: no text is read.
+
+    Raises:
+        ConfigError: there is no such base or model.
+    """
+    config = replace(config, trainer=with_precision(config.trainer))
+    if config.stage == "finetune":
+        model, _ = _tuned_model(config, config.base)
+    else:
+        from llm import model as models
+        from llm.stage import tokenizer as tokenizer_stage
+
+        if config.model.path is not None:
+            config = replace(config, model=models.as_it_is(config.model))
+        model = _model(config, tokenizer_stage.vocab_size(config.tokenizer))
+    return _memory(config, model, is_on_gpu=False).total
+
+
+def _memory(config: Any, model: Any, *, is_on_gpu: bool) -> "Memory":
+    """What a device holds at the most; `model` is used up."""
+    from llm.trainer.fit import micro_batch_size
+    from llm.trainer.rehearsal import rehearse
+
+    trainer, data, before = config.trainer, config.data, _resident_bytes()
+    rows = micro_batch_size(data, trainer)
     memory = rehearse(
         model,
         config.optimizer,
         precision=trainer.precision,
         rows=rows,
         sequence_length=data.sequence_length,
-        accumulation=accumulation,
+        accumulation=data.batch_size // (rows * trainer.world_size),
         checkpointing=getattr(trainer, "activation_checkpointing", False),
         small_chunks=not (is_on_gpu or trainer.compile),
     )
-    job.memory = memory if is_on_gpu else memory.in_a_process(before)
-    kept = trainer.keep_checkpoints + trainer.keep_best
-    saved = max(1, min(kept, math.ceil(job.steps / trainer.checkpoint_every_steps)))
-    job.disk["checkpoints"] = saved * (trained + job.memory.optimizer)
-    is_adapter = config.stage == "finetune" and config.lora.method is not Method.full
-    job.disk["adapter" if is_adapter else "model"] = trained
+    return memory if is_on_gpu else memory.in_a_process(before)
 
 
 @cache

@@ -12,7 +12,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from multiprocessing.connection import wait
@@ -63,6 +63,26 @@ def _ensure_server(threads: str) -> None:
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def ask_server(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+    """What a function gives in a process of the server, which has done the imports; None where it raised."""
+    _ensure_server(str(threads))
+    receiving, sending = _forks.Pipe(duplex=False)
+    process = _forks.Process(target=_answer, args=(sending, function, arguments))
+    process.start()
+    sending.close()
+    try:
+        return receiving.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def _answer(sending: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    _say_to(os.devnull)
+    sending.send(function(*arguments))
 
 
 class JobProcess:

@@ -3,13 +3,14 @@
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm.config import Accelerator, EvaluationConfig, PoolConfig, StageConfig, TrainerConfig
 from llm.errors import ConfigError
+from llm.run import log
 
-BYTES_PER_JOB = 2_000_000_000  # of memory: what torch and a small model take, with room
+BYTES_PER_JOB = 2_000_000_000  # of memory, where a stage trains nothing, or its model cannot be known yet
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,28 @@ class Share:
 
     gpus: tuple[str, ...]
     slots: int  # of the CPU's
+    memory: int  # bytes of it, where they are counted
     environment: dict[str, str]
 
 
 class Shares:
     """The parts of this machine that are free."""
 
-    def __init__(self, settings: PoolConfig, *, num_jobs: int, gpus: Sequence[str], cores: int, memory: int) -> None:
-        self._settings, self._gpus = settings, list(gpus)
-        self.slots = settings.jobs or max(1, min(num_jobs, cores, memory // BYTES_PER_JOB))
-        self.threads = settings.threads or max(1, cores // self.slots)
-        self._free_slots = self.slots
+    def __init__(
+        self,
+        settings: PoolConfig,
+        *,
+        num_jobs: int,
+        gpus: Sequence[str],
+        cores: int,
+        memory: int,
+        bytes_of: Callable[[StageConfig], int] = lambda config: BYTES_PER_JOB,
+    ) -> None:
+        """`bytes_of` says what memory each process of a job takes on the CPU."""
+        self._settings, self._gpus, self._cores, self._bytes_of = settings, list(gpus), cores, bytes_of
+        self.slots = settings.jobs or max(1, min(num_jobs, cores))
+        self._free_slots, self._memory, self._free_memory = self.slots, memory, memory
+        self._has_said_full = False
         self._used: Counter[str] = Counter()  # jobs on each GPU
 
     def check(self, config: StageConfig) -> None:
@@ -49,7 +61,7 @@ class Shares:
 
     def take(self, config: StageConfig) -> Share | None:
         """The share of a job, which is then no longer free; None if too little is."""
-        devices = devices_of(config)
+        devices, memory, at_once = devices_of(config), 0, self.slots
         if self._on_gpu(config):
             at_most = self._settings.jobs_per_gpu
             free = sorted((gpu for gpu in self._gpus if self._used[gpu] < at_most), key=lambda gpu: self._used[gpu])
@@ -60,16 +72,33 @@ class Shares:
             gpus, slots = (), min(devices, self.slots)  # a process for each device
             if slots > self._free_slots:
                 return None
+            if not self._settings.jobs:
+                each = self._bytes_of(config)
+                memory, at_once = each * devices, max(1, min(self.slots, self._memory // each))
+            if memory > self._free_memory < self._memory:  # a job that is too large for all of it runs by itself
+                self._say_full(memory)
+                return None
         self._free_slots -= slots
+        self._free_memory -= memory
         self._used.update(gpus)
-        threads = max(1, self.threads * min(devices, self.slots) // devices)
+        threads = max(1, self._threads(at_once) * min(devices, at_once) // devices)
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        return Share(gpus, slots, environment)
+        return Share(gpus, slots, memory, environment)
+
+    def _threads(self, at_once: int) -> int:
+        return self._settings.threads or max(1, self._cores // at_once)
+
+    def _say_full(self, memory: int) -> None:
+        if not self._has_said_full:
+            said = "fewer jobs run at once than there are cores: the next is to take %.1f GB of the %.1f GB of memory"
+            log.info(f"{said}. hydra.launcher.jobs sets how many", memory / 1e9, self._memory / 1e9)
+            self._has_said_full = True
 
     def give_back(self, share: Share) -> None:
         self._free_slots += share.slots
+        self._free_memory += share.memory
         self._used.subtract(share.gpus)
 
     def _on_gpu(self, config: StageConfig) -> bool:
