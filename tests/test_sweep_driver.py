@@ -183,7 +183,7 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to its group"])  # as a terminal does that closes
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_has_the_jobs_save_and_end_with_75(tmp_path, number, send):
     driver = start(tmp_path, "hold=a", "hold=b", "ok=c")
     wait_for(lambda: len(list(tmp_path.glob("pretrain/*/holds"))) == 2)
