@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run import Run, read_metrics
 from llm.stage._report import table
+from llm.stage.evaluate import uses_chat_template
 from llm.verify import with_parents
+from tests.korean import save_preset
 from tests.rounding import rounding
 from tests.test_evaluate import SMALL, lines_of, results_of, texts
 from tests.test_pretrained import END, SHAPE, WORDS, write_folder
@@ -306,3 +309,30 @@ def test_a_dry_run_of_an_evaluation_counts_what_it_would_score(trained: Path, fo
     asked = ["dry_run=true", "logger=local", "seed=7", *SAME_TEXT, text_of(trained)]
     of_folder = survey(compose("evaluate", f"outputs={trained}", f"run={folder}", *asked))
     assert (of_folder.made, of_folder.tokens) == (["evaluate"], None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "has_template", "asked", "expected"),
+    [
+        ("finetune", True, None, True),
+        ("pretrain", True, None, False),  # every tokenizer of ours has a template, which this model never saw
+        (None, True, None, True),
+        (None, False, None, False),
+        ("finetune", True, False, False),
+        ("pretrain", True, True, True),
+        (None, False, True, ConfigError),
+    ],
+)
+def test_tasks_are_asked_by_the_chat_template_where_the_model_was_tuned_with_one(
+    stage: str | None, has_template: bool, asked: bool | None, expected: Any, tmp_path: Path
+) -> None:
+    words = save_preset("char_bpe", tmp_path / "words", vocab_size=500, initial_alphabet="none")
+    if not has_template:
+        (words / "chat_template.jinja").unlink()
+    config: Any = SimpleNamespace(evaluation=SimpleNamespace(chat_template=asked))
+    subject: Any = SimpleNamespace(run=stage and SimpleNamespace(stage=stage))
+    if expected is ConfigError:
+        with pytest.raises(ConfigError, match=r"chat_template=true, but the tokenizer has no chat template\. Leave it"):
+            uses_chat_template(config, subject, words)
+    else:
+        assert uses_chat_template(config, subject, words) is expected

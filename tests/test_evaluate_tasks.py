@@ -1,6 +1,8 @@
 """Tasks of lm-eval, on task files that the test writes; skipped where the extra is not installed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from llm.config import EvaluationConfig, ModelConfig
 from llm.config.training import Architecture
 from llm.errors import ConfigError
 from llm.evaluation import Scorer
-from llm.evaluation.tasks import answer_tasks, require_tasks
+from llm.evaluation.tasks import ScoredModel, answer_tasks, require_tasks
+from llm.export import write_tokenizer
 from tests.korean import save_preset, sentences
 
 pytestmark = pytest.mark.filterwarnings("default")  # of lm-eval and what it brings
@@ -25,8 +28,12 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    folder = save_preset("char_bpe", tmp_path_factory.mktemp("t"), vocab_size=500, initial_alphabet="none")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_preset("char_bpe", tmp_path_factory.mktemp("t"), vocab_size=500, initial_alphabet="none")
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> Scorer:
     torch.manual_seed(0)
     config = ModelConfig(name="tiny", architecture=Architecture.gpt2, num_layers=1, num_heads=2, hidden_size=16)
     words, special = tokenizer.load(folder), tokenizer.special(folder)
@@ -38,7 +45,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
 
 @pytest.fixture
 def task_path(tmp_path: Path) -> Path:
-    """A task of two choices, one whose answer is written, and one of the loss of whole texts."""
+    """A task of two choices, one whose answer is written, and of the loss of whole texts and of their ends."""
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(q, ensure_ascii=False) + "\n" for q in QUESTIONS), encoding="utf-8")
     head = f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {data}}}\ntest_split: test\n"
@@ -50,7 +57,10 @@ def task_path(tmp_path: Path) -> Path:
     text = (
         'output_type: loglikelihood_rolling\ndoc_to_target: "{{premise}}"\nmetric_list: [{metric: byte_perplexity}]\n'
     )
-    for name, body, prompt in (("choose", choose, "{{premise}}"), ("write", write, "{{premise}}"), ("text", text, "")):
+    last = 'output_type: loglikelihood\ndoc_to_target: " {{choices[0]}}"\nmetric_list: [{metric: perplexity}]\n'
+    bodies = {"choose": choose, "write": write, "text": text, "last": last}
+    for name, body in bodies.items():
+        prompt = "" if name == "text" else "{{premise}}"
         path = tmp_path / f"mine_{name}.yaml"
         path.write_text(f'task: mine_{name}\n{head}{body}doc_to_text: "{prompt}"\n', encoding="utf-8")
     return tmp_path
@@ -66,29 +76,62 @@ def nats(scorer: Scorer, text: str, *, after: str = "") -> float:
     return -sum(float(scores[place - 1, ids[place]]) for place in range(first, len(ids)))
 
 
-def test_a_task_of_choices_is_answered_by_the_cheapest(scorer: Scorer, task_path: Path) -> None:
+def test_a_task_of_choices_is_answered_by_the_cheapest(scorer: Scorer, folder: Path, task_path: Path) -> None:
     config = EvaluationConfig(tasks=["mine_choose"], task_path=str(task_path))
     costs = [[nats(scorer, f" {c}", after=q["premise"]) for c in q["choices"]] for q in QUESTIONS]
     right = [cost.index(min(cost)) == question["label"] for cost, question in zip(costs, QUESTIONS, strict=True)]
-    found = answer_tasks(scorer, config, seed=0)
+    found = answer_tasks(scorer, folder, config, has_chat=False, seed=0)
     assert found["mine_choose"]["acc"] == pytest.approx(sum(right) / len(right))
     assert 0 < sum(right) < len(right) and found["mine_choose"]["acc_stderr"] > 0
 
 
-def test_a_task_of_texts_has_the_nats_of_its_bytes(scorer: Scorer, task_path: Path) -> None:
-    found = answer_tasks(scorer, EvaluationConfig(tasks=["mine_text"], task_path=str(task_path)), seed=0)
+def test_a_task_of_texts_has_the_nats_of_its_bytes(scorer: Scorer, folder: Path, task_path: Path) -> None:
+    found = answer_tasks(
+        scorer, folder, EvaluationConfig(tasks=["mine_text"], task_path=str(task_path)), has_chat=False, seed=0
+    )
     total = sum(nats(scorer, q["premise"]) for q in QUESTIONS)
     size = sum(len(q["premise"].encode()) for q in QUESTIONS)
     expected = float(torch.tensor(total / size).exp())
     assert found["mine_text"]["byte_perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_task_whose_answer_is_written_is_scored(scorer: Scorer, task_path: Path) -> None:
+def test_a_task_whose_answer_is_written_is_scored(scorer: Scorer, folder: Path, task_path: Path) -> None:
     config = EvaluationConfig(tasks=["mine_write"], task_path=str(task_path), task_limit=2)
-    assert answer_tasks(scorer, config, seed=0)["mine_write"]["exact_match"] == 0.0
+    assert answer_tasks(scorer, folder, config, has_chat=False, seed=0)["mine_write"]["exact_match"] == 0.0
 
 
 def test_a_task_that_lm_eval_does_not_know_is_one_line_with_the_nearest(task_path: Path) -> None:
     require_tasks(EvaluationConfig(tasks=["mine_choose", "kobest_copa"], task_path=str(task_path)))
     with pytest.raises(ConfigError, match=r"lm-eval has no task mine_chose. Did you mean mine_choose"):
         require_tasks(EvaluationConfig(tasks=["mine_chose"], task_path=str(task_path)))
+
+
+@pytest.mark.parametrize("has_chat", [True, False], ids=["chat", "plain"])
+def test_figures_are_those_of_lm_evals_own_command_line_on_the_exported_folder(
+    has_chat: bool, scorer: Scorer, folder: Path, task_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = tmp_path / "model"
+    models.save(scorer.model, exported)
+    write_tokenizer(folder, exported, scorer.special, positions=scorer.positions)
+    tasks = ["mine_choose", "mine_last", "mine_write"]
+    config = EvaluationConfig(tasks=tasks, task_path=str(task_path), num_fewshot=1, batch_tokens=4 * scorer.positions)
+    written: list[str] = []
+    write = ScoredModel.generate_until
+    monkeypatch.setattr(
+        ScoredModel, "generate_until", lambda *given, **more: written.extend(write(*given, **more)) or written
+    )
+    found = answer_tasks(scorer, folder, config, has_chat=has_chat, seed=0)
+    given = f"pretrained={exported},dtype=float32,add_bos_token=True,max_length={scorer.positions}"
+    asked = ["--tasks", ",".join(tasks), "--include_path", str(task_path), "--num_fewshot", "1", "--seed", "0"]
+    way = ["--model", "hf", "--model_args", given, "--device", "cpu", "--batch_size", "1"]
+    words = ["run", *way, *asked, "--output_path", str(tmp_path / "said"), "--log_samples"]
+    words += ["--apply_chat_template"] * has_chat
+    subprocess.run([sys.executable, "-m", "lm_eval", *words], check=True, cwd=tmp_path)
+    (said,) = (tmp_path / "said").rglob("results_*.json")
+    theirs = json.loads(said.read_text(encoding="utf-8"))["results"]
+    for task, metric in (("mine_choose", "acc"), ("mine_last", "perplexity"), ("mine_write", "exact_match")):
+        assert found[task][metric] == pytest.approx(theirs[task][f"{metric},none"], rel=1e-5), task
+    (samples,) = (tmp_path / "said").rglob("samples_mine_write_*.jsonl")
+    lines = sorted(map(json.loads, samples.read_text(encoding="utf-8").splitlines()), key=lambda line: line["doc_id"])
+    assert written == [line["resps"][0][0] for line in lines]
+    assert found["mine_last"]["perplexity"] > 1 and any(written)

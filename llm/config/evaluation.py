@@ -22,6 +22,7 @@ class EvaluationConfig:
     task_path: str | None = field(default=None, metadata=HOW)  # folder of task files; its content is in the identity
     num_fewshot: int | None = None  # examples before each question of a task; None: as the task says
     task_limit: int | None = None  # questions of each task; None: all
+    chat_template: bool | None = None  # put the questions of tasks by it; None: where the model was tuned with one
     batch_tokens: int = field(default=4096, metadata=HOW)  # scored in one forward pass
     accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
 
@@ -45,7 +46,7 @@ class EvaluationConfig:
         for key, least in (("num_fewshot", 0), ("task_limit", 1)):
             if (value := getattr(self, key)) is not None:
                 at_least(f"evaluation.{key}", value, least)
-        for key in ("task_path", "num_fewshot", "task_limit"):
+        for key in ("task_path", "num_fewshot", "task_limit", "chat_template"):
             if not self.tasks and getattr(self, key) is not None:
                 raise ConfigError(
                     f"evaluation.{key}={getattr(self, key)} is for tasks, and none is named. Set "

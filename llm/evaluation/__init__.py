@@ -6,7 +6,7 @@ probes.py      documents -> items of each probe; a model's nats -> how many it g
 scoring.py     texts -> the nats that a model gives them, many in one forward pass
 writing.py     prompts -> what a model writes, and whether it stops
 statistics.py  texts -> repetition, variety, Hangul, broken syllables; shares with their intervals
-tasks.py       tasks of lm-eval by name, answered by the same scoring
+tasks.py       tasks of lm-eval by name, asked by lm-eval's own model, of a tuned model by its chat template
 """
 
 from llm.evaluation.probes import Item, Items, Probe, make_items, measure

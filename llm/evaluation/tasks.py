@@ -1,80 +1,92 @@
-"""Tasks of lm-eval by name -> their metrics, the model's answers by the same scoring and writing as all else here.
+"""Tasks of lm-eval by name -> their metrics, asked and batched by lm-eval's own Hugging Face model.
 
-lm-eval's own Hugging Face model does not put bos before a text, which every document of ours begins with.
+Each text begins with bos, as every document of ours does; the questions of a tuned model are put by its chat template,
+which renders in its own process where it is not ours.
 """
 
+from contextlib import closing
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from llm import tokenizer
 from llm.config import EvaluationConfig
 from llm.errors import ConfigError
 from llm.evaluation.scoring import Scorer
-from llm.evaluation.writing import write
 
 MOST_WRITTEN = 256  # tokens of an answer, where a task does not say
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
-class ScoredModel(LM):
-    """A scorer as lm-eval asks it. A text that is too long loses its beginning, as with lm-eval's own models."""
+class ScoredModel(HFLM):
+    """A model as lm-eval asks it, of the length that ours has."""
 
-    def __init__(self, scorer: Scorer, *, seed: int) -> None:
-        super().__init__()
-        self._scorer, self._seed = scorer, seed
+    def __init__(self, scorer: Scorer, words: Path, *, batch_tokens: int) -> None:
+        chat: Any = tokenizer.load_chat(words)
+        chat.add_bos_token = True  # which writes the post-processor that puts it there
+        super().__init__(
+            scorer.model,
+            backend="causal",
+            tokenizer=chat,
+            add_bos_token=True,
+            max_length=scorer.positions,
+            batch_size=max(1, batch_tokens // scorer.positions),
+        )
+        self._scorer, self._renderer = scorer, tokenizer.Renderer(chat)
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(ln p of a continuation, whether it is what the model would write) for each (context, continuation)."""
-        rows = [self._split(*instance.args) for instance in requests]
-        return [(-scored.nats, scored.is_greedy) for scored in self._scorer.score(rows)]
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """ln p of each text, in rows as long as the model can take; a row sees nothing of the one before.
 
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """ln p of each text, in rows as long as the model can take; a row sees nothing of the one before."""
+        lm-eval's own begins a text with bos twice, and charges the second one.
+        """
         texts = [self._rows(instance.args[0]) for instance in requests]
         scored = iter(self._scorer.score([(row, 1) for rows in texts for row in rows]))
         return [-sum(next(scored).nats for _ in rows) for rows in texts]
 
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model writes after each context, up to the first of the texts that end it."""
-        return [self._answer(*instance.args) for instance in requests]
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to the first of the texts that end it, or half its length."""
+        for request in requests:
+            context, settings = request.args
+            most = min(int(settings.get("max_gen_toks", MOST_WRITTEN)), self.max_length // 2)
+            request.arguments = (context, settings | {"max_gen_toks": most})
+        written: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return written
 
-    def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """(bos and the tokens of both, the place of the first token that is not the context's)."""
-        whole = self._scorer.encode(context + continuation)
-        alone = self._scorer.encode(context)
-        same = next((i for i, (a, b) in enumerate(zip(whole, alone, strict=False)) if a != b), len(alone))
-        same = min(same, len(whole) - 1)  # a continuation that joins the context's last token is charged with it
-        cut = max(0, len(whole) - self._scorer.positions - 1)
-        return whole[cut:], max(1, same - cut)
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text, up to where the answer begins, or goes on; without a system prompt where it must be.
+
+        Raises:
+            ConfigError: the chat template cannot say it.
+        """
+        without = [message for message in chat_history if message["role"] != "system"]
+        try:
+            return self._rendered(chat_history, add_generation_prompt)
+        except tokenizer.TemplateError as error:
+            if not error.is_refusal or len(without) == len(chat_history):
+                raise ConfigError(
+                    f"evaluation.tasks: the chat template cannot say a question: {error}. Set "
+                    "evaluation.chat_template=false to ask without it."
+                ) from None
+        return self.apply_chat_template(without, add_generation_prompt)
+
+    def _rendered(self, messages: list[dict[str, str]], is_prompt: bool) -> str:
+        if is_prompt:
+            return self._renderer.prompts([messages])[0]
+        text, last = self._renderer.whole([messages])[0].text, messages[-1]["content"].strip()
+        return text[: text.rindex(last) + len(last)]
+
+    def close(self) -> None:
+        self._renderer.close()
 
     def _rows(self, text: str) -> list[list[int]]:
         bos, *ids = self._scorer.encode(text)
         size = self._scorer.positions
         return [[bos, *ids[start : start + size]] for start in range(0, len(ids), size)]
-
-    def _answer(self, context: str, settings: dict[str, Any]) -> str:
-        room = self._scorer.positions
-        max_new_tokens = min(int(settings.get("max_gen_toks", MOST_WRITTEN)), room // 2)
-        bos, *ids = self._scorer.encode(context)
-        written = write(
-            self._scorer.model,
-            [[bos, *ids[-(room - max_new_tokens - 1) :]]],
-            self._scorer.words,
-            self._scorer.special,
-            max_new_tokens=max_new_tokens,
-            temperature=float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,
-            top_p=float(settings.get("top_p", 1.0)),
-            seed=self._seed,
-        )
-        text = written[0].text
-        ends = settings.get("until") or []
-        for end in [ends] if isinstance(ends, str) else ends:
-            text = text.split(end)[0] if end else text
-        return text
 
 
 def require_tasks(config: EvaluationConfig) -> None:
@@ -90,11 +102,25 @@ def require_tasks(config: EvaluationConfig) -> None:
         raise ConfigError(f"evaluation.tasks: lm-eval has no task {unknown[0]}. {hint}")
 
 
-def answer_tasks(scorer: Scorer, config: EvaluationConfig, *, seed: int) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value, its standard error under `<metric>_stderr`."""
-    found = simple_evaluate(
-        model=ScoredModel(scorer, seed=seed),
+def answer_tasks(
+    scorer: Scorer, words: Path, config: EvaluationConfig, *, has_chat: bool, seed: int
+) -> dict[str, dict[str, float]]:
+    """Task -> metric -> value, its standard error under `<metric>_stderr`; `words` is the tokenizer's folder.
+
+    Raises:
+        ConfigError: the questions are to be put by the chat template (`has_chat`), which cannot say them.
+    """
+    with closing(ScoredModel(scorer, words, batch_tokens=config.batch_tokens)) as model:
+        found = _found(model, config, has_chat=has_chat, seed=seed)
+    return {name: _metrics(values) for name, values in found["results"].items()}
+
+
+def _found(model: ScoredModel, config: EvaluationConfig, *, has_chat: bool, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = simple_evaluate(
+        model=model,
         tasks=list(config.tasks),
+        apply_chat_template=has_chat,
+        fewshot_as_multiturn=has_chat,
         task_manager=_manager(config),
         num_fewshot=config.num_fewshot,
         limit=config.task_limit,
@@ -102,7 +128,7 @@ def answer_tasks(scorer: Scorer, config: EvaluationConfig, *, seed: int) -> dict
         log_samples=False,
         **dict.fromkeys(SEEDS, seed),
     )
-    return {name: _metrics(values) for name, values in found["results"].items()}
+    return found
 
 
 def _manager(config: EvaluationConfig) -> TaskManager:

@@ -43,7 +43,7 @@ WRITTEN = (
     *("prompts", "left_out", "stop_rate", "stop_rate_low", "stop_rate_high", "tokens_mean"),
     *("repeated_4grams", "distinct_1", "distinct_2", "hangul_share", "broken_share", "empty_share"),
 )
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def run(config: EvaluateStage) -> Run:
@@ -93,7 +93,7 @@ def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:
             **({"answers": _answers(scorer, subject, words, conversations, config)} if subject.chats else {}),
             **_probes(run, config, scorer, documents),
             "writing": _write(run, config, scorer, _prompts(subject, words, scorer, documents, conversations, config)),
-            "tasks": _tasks(config, scorer),
+            **_tasks(config, subject, words, scorer),
         }
     write_json(run.path / "results.json", results)
     numbers = flat(results)
@@ -298,12 +298,26 @@ def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tupl
     }
 
 
-def _tasks(config: EvaluateStage, scorer: "Scorer") -> dict[str, Any]:
+def _tasks(config: EvaluateStage, subject: Subject, words: Path, scorer: "Scorer") -> dict[str, Any]:
+    """The metrics of each task, and whether its questions were put by the chat template."""
     if not config.evaluation.tasks:
-        return {}
+        return {"tasks": {}}
     from llm.evaluation.tasks import answer_tasks
 
-    return answer_tasks(scorer, config.evaluation, seed=config.seed)
+    has_chat = uses_chat_template(config, subject, words)
+    log.info("tasks are asked %s the chat template (evaluation.chat_template)", "by" if has_chat else "without")
+    answered = answer_tasks(scorer, words, config.evaluation, has_chat=has_chat, seed=config.seed)
+    return {"tasks": answered, "tasks_chat_template": has_chat}
+
+
+def uses_chat_template(config: EvaluateStage, subject: Subject, words: Path) -> bool:
+    """As it is asked for; else of a tuned run, and of a folder that has a template. Every tokenizer of ours has one."""
+    has_template = tokenizer.load_chat(words).chat_template is not None
+    if config.evaluation.chat_template is None:
+        return has_template and (subject.run is None or subject.run.stage == "finetune")
+    if config.evaluation.chat_template and not has_template:
+        raise ConfigError("evaluation.chat_template=true, but the tokenizer has no chat template. Leave it out.")
+    return config.evaluation.chat_template
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
