@@ -359,6 +359,21 @@ def test_the_whole_fault_folder_goes_through_the_doctor_without_a_traceback(tmp_
     assert {"is damaged or cut", "is encrypted", "not JSON"} <= set(found["faults"])
 
 
+@pytest.mark.parametrize("command", ["train.py stage=tokenizer", "train.py stage=shards", "-m llm.inspect"])
+@pytest.mark.parametrize("name", ["slip.zip", "bomb.zip", "dangling"])
+def test_a_hostile_or_broken_file_is_one_line_of_every_command(tmp_path: Path, name: str, command: str) -> None:
+    (case,) = [case for case in CASES if case.name == name]
+    path = write(case, tmp_path)
+    words = [*command.split(), str(path)]
+    if "train" in command:
+        words[-1:] = ["tokenizer.vocab_size=3000", "data=text", f"data.path={path}", f"outputs={tmp_path}/outputs"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 65 or (command, name) == ("-m llm.inspect", "slip.zip")  # it has a good member, too
+    assert "Traceback" not in done.stderr
+    assert re.search(case.says, done.stderr.splitlines()[-1] if "train" in command else done.stdout)
+    assert not list(tmp_path.rglob("밖.txt"))
+
+
 @pytest.mark.parametrize(
     ("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress), ("a.zip", None)]
 )

@@ -249,6 +249,32 @@ def test_lost_bytes_of_cases_worked_by_hand(text: str, decoded: str, lost: int) 
     assert lost_bytes(text, decoded) == lost
 
 
+DOUBLING = {"type": "Replace", "pattern": {"String": "가"}, "content": "가가"}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "line"),
+    [
+        ({"type": "Sequence", "normalizers": [DOUBLING] * 40}, "makes more than 100 characters of one, as in '나가"),
+        (
+            {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [DOUBLING] * 40}]},
+            "makes more than",
+        ),
+        (DOUBLING | {"content": "가" * 2000}, "replaces by 2000 characters. Use 1000 at most."),
+    ],
+)
+def test_a_normalizer_that_makes_text_grow_without_end_is_refused(normalizer: dict[str, object], line: str) -> None:
+    texts = ["처음에는 아무것도 없다", "나" + "가" * 1000]
+    with pytest.raises(ConfigError, match=f"^tokenizer.normalizer {line}"):
+        train(config(normalizer=normalizer), iter(texts))
+
+
+def test_a_normalizer_that_puts_in_a_few_characters_is_taken() -> None:
+    masks = [{"type": "Replace", "pattern": {"String": sign}, "content": f"[{sign}이 있던 곳]"} for sign in "①②③④⑤"]
+    trained = train(config(normalizer={"type": "Sequence", "normalizers": masks}), iter(["①②③ 글", "둘째 글"]))
+    assert trained.normalizer.normalize_str("③") == "[③이 있던 곳]"
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_report_equals_a_slow_loop(folders: dict[str, Path], name: str) -> None:
     tokenizer = load(folders[name])

@@ -19,6 +19,12 @@ _TRAINERS: dict[str, Any] = {
 }
 
 
+MAX_GROWTH = 100  # characters for one; Unicode's own forms make 18 at most, U+FDFA in NFKD
+MAX_CONTENT = 1000  # characters that one replacement puts in
+PIECE = 1000  # characters that are normalized at once to see whether they grow: some 100 MB at the worst
+_ALONE = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+
+
 def train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
     """A tokenizer trained on `texts`; its vocabulary is at most config.vocab_size, special tokens included.
 
@@ -33,11 +39,43 @@ def train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
         texts = marked(texts, analyser(config.morphemes))
         parts = [pre_tokenizers.Split(MARK, "removed"), *filter(None, [tokenizer.pre_tokenizer])]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    _learn(tokenizer, texts, trainer)
+    _learn(tokenizer, _bounded(texts, _steps(untrained["normalizer"])), trainer)
     trained = _finished(tokenizer, untrained, config)
     if [trained.token_to_id(token) for token in config.special_tokens] != list(range(len(config.special_tokens))):
         raise DataError(f"tokenizer={config.name}: the library gave the special tokens other ids than 0, 1, 2, ...")
     return trained
+
+
+def _bounded(texts: Iterator[str], steps: list[dict[str, Any]]) -> Iterator[str]:
+    """The texts, each looked at before the library normalizes it: replacements that feed each other fill the memory.
+
+    Raises:
+        ConfigError: a piece of text becomes more than MAX_GROWTH times as long.
+    """
+    if all(len(step.get("content", "")) <= 1 for step in steps):
+        yield from texts
+        return
+    if longest := max((step["content"] for step in steps if len(step.get("content", "")) > MAX_CONTENT), default=None):
+        raise ConfigError(f"tokenizer.normalizer replaces by {len(longest)} characters. Use {MAX_CONTENT} at most.")
+    made = [Tokenizer.from_str(json.dumps(_ALONE | {"normalizer": step})).normalizer for step in steps]
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            piece = grown = text[start : start + PIECE]
+            for step in made:
+                grown = step.normalize_str(grown)
+                if len(grown) > MAX_GROWTH * len(piece):
+                    raise ConfigError(
+                        f"tokenizer.normalizer makes more than {MAX_GROWTH} characters of one, as in {piece[:20]!r}. "
+                        "Correct the steps that replace what others have put in."
+                    )
+        yield text
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer, those of a Sequence in a Sequence too."""
+    if normalizer is None or normalizer["type"] != "Sequence":
+        return [normalizer] if normalizer else []
+    return [step for each in normalizer["normalizers"] for step in _steps(each)]
 
 
 def _learn(tokenizer: Tokenizer, texts: Iterator[str], trainer: Any) -> None:
