@@ -24,6 +24,7 @@ from llm.chat.settings import Settings
 from llm.chat.talker import Talker
 from llm.errors import ConfigError
 from tests.browser import chromium, keep_screenshot, needs_chromium
+from tests.patience import PATIENCE
 from tests.test_chat import ANSWER, QUESTION, outputs, talker  # noqa: F401  # fixtures
 
 SETTINGS = Settings(max_new_tokens=80, temperature=0)
@@ -52,7 +53,7 @@ def ask(port: int, body: Any, **headers: str) -> tuple[int, str]:
     for name, value in ({"Content-Type": "application/json"} | headers).items():
         request.add_header(name, value)
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -207,7 +208,7 @@ def _text(driver: Any) -> str:
     return str(driver.find_element("tag name", "body").text)
 
 
-def _until(is_true: Any, seconds: float = 60) -> None:
+def _until(is_true: Any, seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < end

@@ -31,6 +31,7 @@ from llm.data.corpus import open_corpus
 from llm.data.files import open_files
 from llm.data.records import Document, Fault
 from llm.errors import DataError
+from tests.patience import PATIENCE
 from tests.published import dumped, lines, parquet_bytes, tar_bytes, zip_bytes
 
 GOOD = lines({"text": "첫째 글"}, {"text": "둘째 글"}, {"text": "셋째 글"}, {"text": "넷째 글"})
@@ -352,7 +353,7 @@ def test_the_whole_fault_folder_goes_through_the_doctor_without_a_traceback(tmp_
         ):
             write(case, tmp_path)
     command = [sys.executable, "-m", "llm.inspect", str(tmp_path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=Path(__file__).parents[1])
     assert done.returncode == 0 and done.stderr == ""
     found = json.loads(done.stdout)
     assert found["preset"] == "text" and found["usable"] > 20

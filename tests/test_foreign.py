@@ -21,6 +21,7 @@ from llm.chat import command
 from llm.config import Architecture, ModelConfig
 from llm.errors import one_line_errors
 from tests.korean import save_preset
+from tests.patience import PATIENCE
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -272,7 +273,7 @@ def test_nobody_is_asked_whether_to_run_the_code_of_a_folder(way: str, said: str
     tuning = ["train.py", "stage=finetune", f"base={folder}", f"data.path={chats}", f"outputs={folder.parent / 'o'}"]
     words = ["-m", "llm.chat", str(folder), *TALK] if way == "chat" else [*tuning, *CHAT]
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if said is None else {"input": said}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, **given)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, **given)
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower() or "Traceback" in line]
     assert done.returncode == 2 and len(errors) == 1, done.stderr
     assert "model_type mine_alone is none of transformers, and code that a model brings" in errors[0]

@@ -10,6 +10,7 @@ import pytest
 
 from llm.errors import LaunchError, StoppedError
 from llm.run import launch
+from tests.patience import PATIENCE
 
 SCRIPT = """
 import os, signal, sys, time
@@ -169,7 +170,7 @@ def test_a_signal_is_passed_on_and_the_stop_reported(ranks, number):
     parent = start_parent(folder)
     wait_for(lambda: len(list(folder.glob("rank-*-ready"))) == 2)
     parent.send_signal(number)
-    _, said = parent.communicate(timeout=30)
+    _, said = parent.communicate(timeout=PATIENCE)
     assert parent.returncode == 75
     assert "was stopped. Start the same command again to go on." in said
 
@@ -180,7 +181,7 @@ def test_no_rank_outlives_a_parent_that_is_killed(ranks):
     wait_for(lambda: len(pids(folder)) == 2)
     left = pids(folder)
     parent.kill()
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=PATIENCE)
     wait_for(lambda: not any(map(is_alive, left)))
 
 

@@ -50,6 +50,7 @@ from llm.run import (
 from llm.run.files import give_usual_mode
 from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 OUTCOME = Outcome(results={"loss": 0.5}, digest="d" * 64, objective=0.5)
@@ -477,7 +478,7 @@ def start(outputs, mode, **environment):
 
 
 def end(process):
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out.split(), err
 
 

@@ -21,6 +21,7 @@ from llm.run.owner import OwnedError
 from llm.run.runs import load
 from llm.stage import shards
 from tests.korean import documents
+from tests.patience import PATIENCE
 from tests.test_config import config_of
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ if host:
     socket.gethostname = lambda: host
 with owned(folder, wait=False):
     print("held", flush=True)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE
     while not let_go.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 """
@@ -63,7 +64,6 @@ def together_at_first(writer):
 sharding._ShardWriter.finish_shard = together_at_first
 shards.run(mixture(outputs))
 """
-PATIENCE = 600  # seconds, on a machine that does much else
 
 
 def mixture(outputs: Path) -> ShardsStage:

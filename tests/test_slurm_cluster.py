@@ -43,6 +43,7 @@ from slurm_sweeps import (
 )
 
 from llm.run import history, read_metrics
+from tests.patience import PATIENCE
 from tests.wandb_server import WandbServer
 
 pytestmark = pytest.mark.skipif(
@@ -137,7 +138,9 @@ def test_what_the_cluster_cannot_run_is_one_line_before_the_first_job(cluster, f
 
 def test_where_there_is_no_slurm_the_launcher_says_so(folder: Path) -> None:
     nowhere = environment() | {"PATH": str(folder)}
-    done = subprocess.run(multirun("seed=0,1"), cwd=folder, env=nowhere, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        multirun("seed=0,1"), cwd=folder, env=nowhere, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: hydra/launcher=slurm, but sbatch is not on this machine's PATH. Start the sw")
     assert done.stderr.count("\n") == 1

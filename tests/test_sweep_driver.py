@@ -15,6 +15,7 @@ from sweeps import SCRIPT, Sweep
 from llm.config import PoolConfig, RetryConfig
 from llm.errors import DamagedError
 from llm.sweep import process
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,7 +190,7 @@ def test_a_signal_has_the_jobs_save_and_end_with_75(tmp_path, number, send):
     wait_for(lambda: len(list(tmp_path.glob("pretrain/*/holds"))) == 2)
     left = pids(tmp_path)
     send(driver.pid, number)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 75
     assert f"error: stopped by {number.name}. Start the same command again to go on." in said
     assert not any(map(is_alive, left))
@@ -202,14 +203,14 @@ def test_no_job_outlives_a_driver_that_is_killed(tmp_path):
     wait_for(lambda: len(list(tmp_path.glob("pretrain/*/holds"))) == 2)
     left = pids(tmp_path)
     driver.kill()
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=PATIENCE)
     wait_for(lambda: not any(map(is_alive, left)))
 
 
 def test_two_drivers_share_a_sweep_and_no_job_is_done_twice(tmp_path):
     jobs = [f"meet={name}" for name in "abcdefgh"]
     drivers = [start(tmp_path, *jobs) for _ in range(2)]
-    said = [driver.communicate(timeout=120)[1] for driver in drivers]
+    said = [driver.communicate(timeout=PATIENCE)[1] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     sweep = Sweep(tmp_path, jobs)
     assert sweep.starts() == dict.fromkeys("abcdefgh", 1)
@@ -272,14 +273,14 @@ def test_a_driver_that_is_killed_again_and_again_ends_in_the_same_and_does_no_jo
         driver = start(tmp_path, *jobs)
         time.sleep(0.7 + 0.37 * (number % 7))
         driver.kill()
-        driver.communicate(timeout=30)
+        driver.communicate(timeout=PATIENCE)
         for path in tmp_path.glob("pretrain/*/run.json"):
             text = path.read_text()
             if text and json.loads(text)["status"] == "done":  # the stand-in does not write it whole
                 stamp = path.stat().st_mtime
                 assert done.setdefault(path.parent.name, stamp) == stamp  # done once, and not touched again
     driver = start(tmp_path, *jobs)
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, said
     assert {n: json.loads((tmp_path / "pretrain" / n / "run.json").read_text())["status"] for n in "abcdefgh"} == (
         dict.fromkeys("abcdefgh", "done")

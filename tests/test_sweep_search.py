@@ -28,6 +28,7 @@ from llm.sweep.search import Search
 from llm.sweep.shares import Shares
 from llm.sweep.space import Dimension, check_space, points_of_grid
 from llm.sweep.study import best_trials, check_objectives, open_study, table
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 X = Dimension(key="x", low=0.0, high=1.0)
@@ -317,7 +318,7 @@ def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: in
         time.sleep(2.5 + 0.37 * (number % 7))
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

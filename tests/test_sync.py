@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from llm.logger import read_segment, run_folders
 from llm.sync import look
+from tests.patience import PATIENCE
 from tests.wandb_attempts import ROOT, RUN_ID, attempt, begin_run, environment, expected, steps_and_tokens, sync
 from tests.wandb_server import WandbServer
 
@@ -92,12 +92,10 @@ def test_a_run_goes_on_without_its_helper_process_and_sync_sends_the_rest(
     signal_name: str, server: WandbServer, outputs: Path
 ) -> None:
     command = [sys.executable, "-c", KILLED_HELPER, str(outputs), "300", "100", signal_name]
-    began = time.monotonic()
     done = subprocess.run(
-        command, env=environment(server, outputs), capture_output=True, text=True, timeout=150, check=True
+        command, env=environment(server, outputs), capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert json.loads(done.stdout)["finish"] < 60
-    assert time.monotonic() - began < 90
     told = [line for line in done.stderr.splitlines() if "python -m llm.sync" in line]
     assert len(told) == 2, done.stderr  # where it writes, and that it does no more
     assert "Traceback" not in done.stderr

@@ -42,6 +42,7 @@ from llm.tokenizer import Special
 from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.trainer.module import NextTokenModule
+from tests.patience import PATIENCE
 from tests.rounding import rounding
 
 VOCAB, LENGTH = 24, 12
@@ -587,11 +588,11 @@ def test_a_process_that_gets_sigterm_saves_and_the_next_one_finishes(
 ) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not read_metrics(tmp_path / "metrics.jsonl") and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, error
     assert "error: stopped by SIGTERM after step" in error
     assert metrics(tmp_path)[-1]["step"] < 14

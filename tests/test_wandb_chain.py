@@ -13,6 +13,7 @@ from korean import documents
 
 from llm.logger import numbers
 from llm.run import Run, load
+from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer
 
@@ -46,7 +47,7 @@ def folder(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     own = environment(server, folder) | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     for words in COMMANDS:
         command = [sys.executable, str(ROOT / "train.py"), *words]
-        done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
     return folder
 

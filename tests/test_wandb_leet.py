@@ -13,6 +13,7 @@ import termios
 import time
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.wandb_attempts import attempt
 from tests.wandb_server import WandbServer
 
@@ -20,7 +21,7 @@ from tests.wandb_server import WandbServer
 ANSWERS = {b"\x1b[c": b"\x1b[?62;c", b"\x1b[6n": b"\x1b[1;1R", b"\x1b]11;?": b"\x1b]11;rgb:0000/0000/0000\x07"}
 
 
-def shown(folder: Path, environment: dict[str, str], until: str, seconds: float = 120) -> str:
+def shown(folder: Path, environment: dict[str, str], until: str, seconds: float = PATIENCE) -> str:
     """What leet writes on a terminal of 180 columns, without its colours, up to `until`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 180, 0, 0))

@@ -14,6 +14,7 @@ from korean import documents
 
 from llm.run import load, read_metrics
 from llm.sync import look
+from tests.patience import PATIENCE
 from tests.wandb_attempts import (
     FINISH_SECONDS,
     ROOT,
@@ -141,7 +142,7 @@ def test_a_training_that_is_stopped_by_a_tag_goes_on_in_the_same_wandb_run(serve
     )  # a tag that is there at the first look is from before
     [run_id] = server.runs
     server.runs[run_id]["tags"] = ["mine", "stop"]
-    said = process.communicate(timeout=240)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, said
     assert "the tag stop in W&B asks the run to stop: it saves, and ends" in said
     assert server.runs[run_id]["tags"] == ["mine"]
@@ -149,7 +150,7 @@ def test_a_training_that_is_stopped_by_a_tag_goes_on_in_the_same_wandb_run(serve
     assert load(folder).state == "unfinished"
     assert len(read_metrics(folder / "metrics.jsonl")) < 150
     process = start()
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, said
     records: list[dict[str, Any]] = read_metrics(folder / "metrics.jsonl")
     assert records[-1]["step"] == 1500

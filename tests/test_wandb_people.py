@@ -17,6 +17,7 @@ from llm.logger import open_logger, watching
 from llm.logger.described import first, tag
 from llm.run import Run
 from llm.run.announcing import JOB_FOLDER, tell_job
+from tests.patience import PATIENCE
 from tests.wandb_server import WandbServer
 
 RUN_ID = "finetune-first-0123abcd"
@@ -150,7 +151,7 @@ def test_a_server_that_refuses_midway_is_told_of_once_and_nothing_is_marked(
     assert not [*(tmp_path / "wandb").glob("*/*.synced")]
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = PATIENCE) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -19,6 +19,7 @@ from llm.logger import id_of
 from llm.logger.described import description
 from llm.logger.trial import agents_trial
 from llm.run import Run, load, read_metrics
+from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer
 
@@ -78,7 +79,7 @@ class Place:
             "CUDA_VISIBLE_DEVICES": "",
         }
         command = [sys.executable, "-m", "wandb", *words]
-        done = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, cwd=self.folder, env=own, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

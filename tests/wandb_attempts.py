@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tests.patience import PATIENCE
 from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def attempt(
         env=environment(server, outputs),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=PATIENCE,
     )
     assert done.returncode == (0 if how == "end" else -9), done.stderr
     return json.loads(done.stdout or "{}"), done.stderr
@@ -102,5 +103,5 @@ def sync(server: WandbServer, outputs: Path, *arguments: str) -> subprocess.Comp
     """llm.sync, as a user types it."""
     command = [sys.executable, "-m", "llm.sync", "--outputs", str(outputs), *arguments]
     return subprocess.run(
-        command, cwd=outputs, env=environment(server, outputs), capture_output=True, text=True, timeout=300
+        command, cwd=outputs, env=environment(server, outputs), capture_output=True, text=True, timeout=PATIENCE
     )

@@ -19,8 +19,8 @@ from llm.run import read_metrics, sha256_of
 from llm.trainer.checkpoint import find_fault
 from tests.faults.child import TRAIN, Launch, main
 from tests.korean import documents
+from tests.patience import PATIENCE
 
-MOST_SECONDS = 120.0  # for one launch, on a machine that does much else
 MEASURED_SPEED = "encode_megabytes_per_second"
 TIMED = ("seconds", "throughput/", "memory/")  # how what no two runs share begins
 
@@ -76,7 +76,7 @@ class Running:
 
     def reaches(self, moment: str, times: int = 1) -> bool:
         """Wait until a moment came so many times; False if the process ended before."""
-        deadline = time.monotonic() + MOST_SECONDS
+        deadline = time.monotonic() + PATIENCE
         with suppress(EOFError):
             while times:
                 assert self._told.poll(max(0.0, deadline - time.monotonic())), self.failure(f"no {moment}")
@@ -95,7 +95,7 @@ class Running:
 
     def exit_code(self) -> int:
         """Wait for the end: the exit code, or minus the number of the signal that ended it."""
-        self._process.join(MOST_SECONDS)
+        self._process.join(PATIENCE)
         code = self._process.exitcode
         if code is None:
             self._process.kill()
@@ -188,13 +188,13 @@ def strike_command(
                 signal.SIGINT, signal.SIG_DFL
             ),  # which the tests may have been told to ignore
         )
-    deadline = time.monotonic() + MOST_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and said(launch.folder).count(awaited) == earlier:
         assert time.monotonic() < deadline, said(launch.folder)
         time.sleep(0.005)
     time.sleep(moment.seconds)
     process.send_signal(number)  # which does nothing to one that has ended
-    return process.wait(MOST_SECONDS)
+    return process.wait(PATIENCE)
 
 
 def kill_again_and_again(

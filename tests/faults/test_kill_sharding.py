@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.korean import documents
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 120  # for what takes one or two, on a machine that does much else
 DRIVER = """
 import sys
 from pathlib import Path
@@ -46,7 +46,7 @@ class Process:
 
     def end(self) -> int:
         """The lines that it says until its good end."""
-        said = self.popen.communicate(timeout=WAIT_SECONDS)[1]
+        said = self.popen.communicate(timeout=PATIENCE)[1]
         assert self.popen.returncode == 0, said
         self._all_are_gone()
         return len(said.splitlines())
@@ -59,13 +59,13 @@ class Process:
                 said.readline()
             time.sleep(seconds)
             self.popen.send_signal(signal.SIGKILL)
-            killed = self.popen.wait(WAIT_SECONDS) == -signal.SIGKILL
+            killed = self.popen.wait(PATIENCE) == -signal.SIGKILL
         self._all_are_gone()
         return killed
 
     def _all_are_gone(self) -> None:
         """Every process of the session ends by itself."""
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             try:
                 os.killpg(self.popen.pid, 0)
