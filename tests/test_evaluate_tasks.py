@@ -100,6 +100,14 @@ def test_a_task_whose_answer_is_written_is_scored(scorer: Scorer, folder: Path, 
     assert answer_tasks(scorer, folder, config, has_chat=False, seed=0)["mine_write"]["exact_match"] == 0.0
 
 
+def test_a_question_that_names_a_control_token_is_asked_as_it_is_written(scorer: Scorer, folder: Path) -> None:
+    model = ScoredModel(scorer, folder, batch_tokens=64)
+    asked = [{"role": "user", "content": "<|endoftext|>는?"}, {"role": "assistant", "content": "끝<|endoftext|>"}]
+    assert model.apply_chat_template(asked[:1]).endswith("질문: <|endoftext|>는?\n답변:")
+    assert model.apply_chat_template(asked, add_generation_prompt=False).endswith("답변: 끝<|endoftext|>")
+    model.close()
+
+
 def test_a_task_that_lm_eval_does_not_know_is_one_line_with_the_nearest(task_path: Path) -> None:
     require_tasks(EvaluationConfig(tasks=["mine_choose", "kobest_copa"], task_path=str(task_path)))
     with pytest.raises(ConfigError, match=r"lm-eval has no task mine_chose. Did you mean mine_choose"):

@@ -18,6 +18,7 @@ from llm import tokenizer
 from llm.config import EvaluationConfig
 from llm.errors import ConfigError
 from llm.evaluation.scoring import Scorer
+from llm.tokenizer.chat import PART
 
 MOST_WRITTEN = 256  # tokens of an answer, where a task does not say
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -75,9 +76,10 @@ class ScoredModel(HFLM):
         return self.apply_chat_template(without, add_generation_prompt)
 
     def _rendered(self, messages: list[dict[str, str]], is_prompt: bool) -> str:
+        """As lm-eval's own command line has it, to which a control token's name in a question is that token."""
         if is_prompt:
-            return self._renderer.prompts([messages])[0]
-        text, last = self._renderer.whole([messages])[0].text, messages[-1]["content"].strip()
+            return self._renderer.prompts([messages])[0].replace(PART, "")
+        text, last = self._renderer.whole([messages])[0].text.replace(PART, ""), messages[-1]["content"].strip()
         return text[: text.rindex(last) + len(last)]
 
     def close(self) -> None:
