@@ -1,11 +1,13 @@
 """Runs: what is found again, reused, resumed or refused, and files that are whole or absent."""
 
+import errno
 import json
 import logging
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -466,9 +468,9 @@ print(make(plan(outputs), work, wait=mode == "wait").state, flush=True)
 """
 
 
-def start(outputs, mode, **environment):
+def start(outputs, mode, script=SCRIPT, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(outputs), mode],
+        [sys.executable, "-c", script, str(outputs), mode],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -907,3 +909,58 @@ def test_the_exit_code_is_right_where_stderr_takes_nothing():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
     assert done.returncode == 74
+def test_an_owner_goes_on_beating_after_an_error_and_says_so_once(tmp_path, monkeypatch, lines):
+    monkeypatch.setattr("llm.run.owner.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("llm.run.owner.RETRY_SECONDS", 0.01)
+    touch, calls = os.utime, []
+
+    def hiccup(path, *times, **options):
+        if Path(path).name == ".owner.json" and threading.current_thread() is not threading.main_thread():
+            calls.append(path)
+            if len(calls) in (2, 3, 4):
+                raise OSError(errno.EIO, "Input/output error")
+        touch(path, *times, **options)
+
+    monkeypatch.setattr("llm.run.owner.os.utime", hiccup)
+
+    def work(run):
+        for _ in range(1000):
+            if len(calls) >= 7:
+                return OUTCOME
+            time.sleep(0.02)
+        raise AssertionError("no heartbeat in 20 seconds")
+
+    run = make(plan(tmp_path), work)
+    said = [line for line in lines if "heartbeat" in line]
+    assert said == [
+        f"{run.path / '.owner.json'}: no heartbeat for now ([Errno 5] Input/output error); after a minute another host "
+        "may take over",
+        f"{run.path / '.owner.json'}: the heartbeat is back",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [('{"host": "elsewhere", "pid": 7}', "process 7 on elsewhere"), (None, "another process")],
+    ids=["at it", "done with it"],
+)
+def test_an_owner_that_was_taken_over_ends_and_leaves_the_run_to_the_other(left, said, tmp_path):
+    beating = SCRIPT.replace(
+        "outputs, mode =", "import llm.run.owner\nllm.run.owner.BEAT_SECONDS = 0.02\noutputs, mode ="
+    )
+    owner = start(tmp_path, "hold", script=beating)
+    assert owner.stdout.readline() == "working\n"
+    [folder] = (tmp_path / "tokenizer").iterdir()
+    before = (folder / "run.json").read_bytes()
+    (folder / "other.json").write_text(left or "")
+    (folder / "other.json").replace(folder / ".owner.json") if left else (folder / ".owner.json").unlink()
+    code, words, err = end(owner)
+    assert (code, words) == (74, [])
+    assert err.splitlines()[-1] == (
+        f"error: {folder} was taken over by {said}, for this process gave no sign of life for a minute. It ends here, "
+        "so that two do not write one run."
+    )
+    assert (folder / "run.json").read_bytes() == before
+    assert (folder / ".owner.json").exists() == (left is not None)
+
+

@@ -1,7 +1,8 @@
 """Who makes a run: a lock, and beside it the owner's host, process and heartbeat.
 
 The kernel lets go of the lock when its holder dies, so a dead owner on this host is taken over at once. Where a network
-file system does not share locks between hosts, the heartbeat tells of a living owner elsewhere.
+file system does not share locks between hosts, the heartbeat tells of a living owner elsewhere. An owner that was taken
+over, as its beat did not come through or its process was suspended, ends at once: two never write.
 """
 
 import json
@@ -9,20 +10,21 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DamagedError, say_error
 from llm.run.console import log
 from llm.run.files import write_json
 
 LOCK, OWNER = ".lock", ".owner.json"
 WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
 BEAT_SECONDS = 10.0
+RETRY_SECONDS = 0.5  # until a beat that failed is tried again: who took over meanwhile is to be noticed soon
 DEAD_AFTER_SECONDS = 60.0  # without a beat
 
 
@@ -109,16 +111,24 @@ def _lives_elsewhere(folder: Path) -> bool:
 @contextmanager
 def _heartbeat(path: Path) -> Iterator[None]:
     """A file that says who is here, touched every few seconds while the block runs, and then removed."""
-    write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
+    me = {"host": socket.gethostname(), "pid": os.getpid()}
+    write_json(path, me)
     has_ended = Event()
 
     def beat() -> None:
-        while not has_ended.wait(BEAT_SECONDS):
+        failing = False
+        while not has_ended.wait(RETRY_SECONDS if failing else BEAT_SECONDS):
             try:
+                _end_if_taken_over(path, me)
                 os.utime(path)
-            except OSError as error:
-                log.warning("%s: no heartbeat any more (%s); another host may take the run over", path, error)
-                return
+            except (OSError, ValueError) as error:
+                if not failing:
+                    log.warning("%s: no heartbeat for now (%s); after a minute another host may take over", path, error)
+                failing = True
+            else:
+                if failing:
+                    log.warning("%s: the heartbeat is back", path)
+                failing = False
 
     thread = Thread(target=beat, daemon=True)
     thread.start()
@@ -127,7 +137,25 @@ def _heartbeat(path: Path) -> Iterator[None]:
     finally:
         has_ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        if _read(path) in (None, me):
+            path.unlink(missing_ok=True)
+
+
+def _end_if_taken_over(path: Path, me: dict[str, Any]) -> None:
+    """End this process, before it writes any more, where another one has become the owner, or has been it meanwhile."""
+    try:
+        if json.loads(path.read_bytes()) == me:
+            return
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise
+    other = _name(path.parent) if path.exists() else "another process"
+    with suppress(OSError):
+        say_error(
+            f"{path.parent} was taken over by {other}, for this process gave no sign of life for a minute. It ends "
+            "here, so that two do not write one run."
+        )
+    os._exit(DamagedError.exit_code)
 
 
 def _name(folder: Path) -> str:
