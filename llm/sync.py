@@ -19,7 +19,7 @@ from pathlib import Path
 from llm.config import LoggerConfig, WandbMode
 from llm.errors import ConfigError, DamagedError, UserError, one_line_errors
 from llm.logger import WANDB, Segment, cut_torn, id_of, read_segment, replay, run_folders
-from llm.run import Run, candidates, log, read_metrics, start_logging
+from llm.run import Run, candidates, log, metrics_of, start_logging
 from llm.run.owner import is_owned
 
 LOGIN_TIMEOUT_SECONDS = 10
@@ -96,9 +96,11 @@ def _is_superseded(segment: Segment, of_run: list[Segment]) -> bool:
 def _lacks_records(run: Run, segments: list[Segment]) -> bool:
     """Whether metrics.jsonl has records that no segment has."""
     steps = {step for segment in segments for step in segment.steps}
-    with suppress(DamagedError):
-        return len(read_metrics(run.path / "metrics.jsonl")) > max(steps, default=-1) + 1
-    return False
+    try:
+        return len(metrics_of(run)) > max(steps, default=-1) + 1
+    except DamagedError as error:
+        log.warning("what W&B's files may lack of it is not added: %s", error)
+        return False
 
 
 def _complete(run: Run, outputs: Path) -> None:

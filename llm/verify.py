@@ -5,7 +5,19 @@ from pathlib import Path
 
 from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
-from llm.run import Run, base_behind, check_files, find_runs, is_foreign, start_logging
+from llm.run import (
+    METRICS,
+    SAMPLES,
+    Run,
+    base_behind,
+    check_files,
+    check_metrics,
+    damaged_records,
+    find_runs,
+    is_foreign,
+    start_logging,
+)
+from llm.run.runs import OWN_DIGEST
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 
@@ -15,7 +27,11 @@ def verify(run: Run) -> tuple[list[str], list[str]]:
     faults: list[str] = []
     if run.is_done:
         try:
+            for name in (METRICS, SAMPLES):  # of which it can say the line
+                check_metrics(run, name)
             seen.append(f"{check_files(run)} files")
+            if OWN_DIGEST not in run.record:
+                seen.append("run.json itself unchecked: an earlier version wrote it, without a digest of its own")
             if run.stage == "shards" and "parts" not in run.results:  # a mixture has none of its own
                 manifest = read_manifest(run.path / "shards")
                 seen.append(f"{len(manifest.train.shards) + len(manifest.held_out.shards)} shards")
@@ -38,8 +54,8 @@ def with_parents(runs: list[Run]) -> list[Run]:
     found: dict[Path, Run] = {}
 
     def add(run: Run) -> None:
-        for name, folder in (run.record.get("folders") or {}).items():
-            if is_foreign(Path(folder)):
+        for name, folder in run.places.items():
+            if is_foreign(folder):
                 base_behind(run)  # whose digest is taken again
                 continue
             try:
@@ -61,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()
     with one_line_errors():
         named = [run for name in arguments.runs for run in find_runs(arguments.outputs, name)]
-        runs, damaged = with_parents(named), 0
+        unread = [error for name in arguments.runs for error in damaged_records(arguments.outputs, name)]
+        for error in unread:
+            say_error(str(error))
+        runs, damaged = with_parents(named), len(unread)
         for run in runs:
             seen, faults = verify(run)
             damaged += bool(faults)
@@ -69,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             for fault in faults:
                 say_error(fault)
         if damaged:
-            raise DamagedError(f"{damaged} of {len(runs)} runs are damaged.")
+            raise DamagedError(f"{damaged} of {len(runs) + len(unread)} runs are damaged.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from llm.chat.terminal import Conversation, converse, say
 from llm.config import Architecture, LoraConfig, ModelConfig
 from llm.errors import ConfigError, DamagedError
 from llm.model import Sampling, add_lora, build, generate, load, load_adapter, save
-from llm.run import start_logging
+from llm.run import start_logging, write_record
+from llm.run.identity import key_of
 from llm.run.manifest import list_files
 from tests.korean import save_preset
 
@@ -68,7 +69,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> str:
         root / "finetune" / "mini-00000002",
         name="mini",
         folders={"base": str(base)},
-        identity={"parents": {"base": "d1"}},
+        identity=(identity := {"parents": {"base": "d1"}}),
+        key=key_of(identity, digits=8),
     )
     adapted = add_lora(model, LoraConfig(rank=2))
     for name, weights in adapted.named_parameters():
@@ -485,8 +487,9 @@ def test_a_tokenizer_cannot_talk(tmp_path: Path) -> None:
 
 def test_an_adapter_is_refused_on_other_weights_than_its_own(outputs: str, tmp_path: Path) -> None:
     stale = shutil.copytree(find_source(outputs, "mini-00000002").path, tmp_path / "finetune" / "mini-00000002")
-    record = json.loads((stale / "run.json").read_text(encoding="utf-8")) | {"identity": {"parents": {"base": "d0"}}}
-    (stale / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    identity = {"parents": {"base": "d0"}}
+    record = json.loads((stale / "run.json").read_text(encoding="utf-8")) | {"identity": identity}
+    write_record(stale, record | {"key": key_of(identity, digits=8)})
     with pytest.raises(DamagedError, match=r"was tuned on other weights than .*mini-00000001 holds now"):
         open_talker(find_source(str(tmp_path), "mini"))
 

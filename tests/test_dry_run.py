@@ -28,7 +28,7 @@ from llm.config import (
 from llm.data import open_corpus
 from llm.dry_run import memory_of, parameters_by_part, show, survey
 from llm.errors import ConfigError
-from llm.run import NotMadeError, start_logging
+from llm.run import NotMadeError, start_logging, write_record
 from llm.sweep.preview import points_ahead
 from llm.sweep.search import run_search
 from llm.sweep.space import Dimension
@@ -166,8 +166,11 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: 
         import_module("llm.stage.pretrain").run(pretrain(text, with_shards[0]))
     folder, whole = missing.value.folder, survey(pretrain(text, with_shards[0]))
     (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
-    record = {"stage": "pretrain", "name": "x", "key": missing.value.plan.key, "status": "running"}
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    plan = missing.value.plan
+    write_record(
+        folder,
+        {"stage": "pretrain", "name": "x", "key": plan.key, "status": "running", "identity": plan.identity},
+    )
     try:
         job = survey(pretrain(text, with_shards[0]))
     finally:

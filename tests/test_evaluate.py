@@ -16,7 +16,7 @@ from llm.config import DataConfig, as_recorded, identity_settings
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
-from llm.run import Run
+from llm.run import Run, load, write_record
 from llm.stage._report import flat, table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
@@ -232,8 +232,8 @@ def test_a_gpu_that_is_not_there_is_one_line(trained: Path) -> None:
 
 
 def test_a_run_that_is_not_done_is_refused(outputs: Path) -> None:
-    path = folder_of(outputs, "pretrain") / "run.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"done"', '"failed"'), encoding="utf-8")
+    first = folder_of(outputs, "pretrain")
+    write_record(first, load(first).record | {"status": "failed"})
     with pytest.raises(ConfigError, match=r"is failed, not done. Start it again first"):
         run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
 
@@ -257,9 +257,8 @@ def test_conversations_that_changed_since_the_tuning_are_refused(trained: Path) 
 
 
 def test_shards_that_were_made_anew_are_refused(outputs: Path) -> None:
-    path = folder_of(outputs, "shards") / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
-    path.write_text(json.dumps(record), encoding="utf-8")
+    shards = folder_of(outputs, "shards")
+    write_record(shards, load(shards).record | {"digest": "0" * 64})
     with pytest.raises(DamagedError, match=r"was trained on other shards than .* holds now"):
         run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llm.config import identity_settings
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.export.plot import loss_plot
-from llm.run import Run, load
+from llm.run import Run, load, write_record
 from llm.verify import verify, with_parents
 from tests.korean import documents
 from tests.test_stages import _log, _quick_peak, compose, run
@@ -241,7 +241,7 @@ def test_the_rights_of_the_text_are_in_the_card(outputs: Path) -> None:
     path = folder_of(outputs, "shards") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["notes"]["rights"] = "자유 이용 | 출처 표시\n둘째 줄"
-    path.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    write_record(path.parent, record)
     made = run("export", f"outputs={outputs}", "run=first")
     assert "| 자유 이용 \\| 출처 표시 둘째 줄 |" in (made.path / "model" / "README.md").read_text(encoding="utf-8")
 
@@ -271,7 +271,7 @@ def test_a_merge_that_changes_the_model_is_refused(outputs: Path, monkeypatch: p
 def test_a_base_that_was_made_anew_is_refused(outputs: Path) -> None:
     path = folder_of(outputs, "pretrain") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
-    path.write_text(json.dumps(record), encoding="utf-8")
+    write_record(path.parent, record)
     refuse(
         DamagedError, r"was tuned on other weights than .* holds now. Put them back, or run the fine-tuning", outputs
     )

@@ -14,7 +14,7 @@ from test_config import config_of
 from llm import ranking
 from llm.config import PretrainStage
 from llm.errors import ConfigError
-from llm.run import Run, load
+from llm.run import Run, load, write_record
 from llm.stage._budget import steps_within_budget
 from tests.korean import documents, save_preset
 
@@ -159,7 +159,7 @@ def test_a_sweep_started_again_does_what_is_left_and_ranks_all(swept: tuple[Path
     outputs, given, printed = swept
     lost = runs(outputs)[0].path
     record = json.loads((lost / "run.json").read_text(encoding="utf-8"))
-    (lost / "run.json").write_text(json.dumps(record | {"status": "running"}), encoding="utf-8")
+    write_record(lost, record | {"status": "running"})
     again = sweep(given)
     assert again.stdout == printed
     consoles = "".join(path.read_text() for path in outputs.glob("sweeps/*/jobs/*/console.log"))

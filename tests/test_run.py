@@ -143,10 +143,113 @@ def test_what_changes_a_run_is_in_its_key(change):
     assert plan(Path("outputs"), **change).key != plan(Path("outputs")).key
 
 
-def test_a_parent_is_loaded_from_where_it_lies(tmp_path):
-    parent = make(plan(tmp_path), succeed)
-    child = make(replace(plan(tmp_path, vocab_size=9000), folders={"base": str(parent.path)}), succeed)
-    assert child.parent("base") == parent
+@pytest.mark.parametrize("typed", ["absolute", "relative", "linked", "link to the run"])
+def test_a_parent_is_found_in_the_outputs_folder_wherever_that_is(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs = Path("outputs") if typed == "relative" else tmp_path / "outputs"
+    parent = make(plan(outputs), succeed)
+    if typed == "link to the run":
+        parent.path.rename(tmp_path / "disk")
+        parent.path.symlink_to(tmp_path / "disk")
+    if typed == "linked":
+        (tmp_path / "link").symlink_to(outputs)
+        outputs = tmp_path / "link"
+    of = parent.path if typed != "relative" else parent.path.absolute()
+    child = make(replace(plan(outputs, vocab_size=9000), folders={"base": str(of)}), succeed)
+    assert child.record["folders"] == {"base": f"tokenizer/{parent.path.name}"}
+    assert child.parent("base").path.resolve() == parent.path.resolve()
+    moved = (tmp_path / "outputs").rename(tmp_path / "moved") / "tokenizer"
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for place, named in (
+        (".", f"moved/tokenizer/{child.path.name}"),
+        ("moved/tokenizer", child.path.name),
+        (f"moved/tokenizer/{child.path.name}", "."),
+        ("deep/er", f"../../moved/tokenizer/{child.path.name}"),
+    ):
+        monkeypatch.chdir(tmp_path / place)
+        found = load(Path(named)).parent("base")
+        assert (found.record, found.path.resolve()) == (parent.record, (moved / parent.path.name).resolve())
+
+
+def test_a_parent_outside_of_the_outputs_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parent = make(plan(Path("others")), succeed)
+    child = make(replace(plan(Path("outputs"), vocab_size=9000), folders={"base": str(parent.path)}), succeed)
+    assert child.record["folders"] == {"base": str(tmp_path / parent.path)}
+    monkeypatch.chdir("/")
+    assert load(tmp_path / child.path).parent("base").record == parent.record
+
+
+@pytest.mark.parametrize("recorded", ["outputs/tokenizer/{name}", "{tmp}/outputs/tokenizer/{name}"])
+def test_a_parent_that_an_earlier_version_recorded_is_found_in_moved_outputs(recorded, tmp_path, monkeypatch):
+    outputs = tmp_path / "outputs"
+    parent, child = make(plan(outputs), succeed), make(plan(outputs, vocab_size=9000), succeed)
+    old = {key: value for key, value in child.record.items() if key != "record_digest"}
+    folders = {"base": recorded.format(tmp=tmp_path, name=parent.path.name)}
+    write_json(child.path / "run.json", old | {"folders": folders})
+    outputs.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir("/")
+    found = load(tmp_path / "elsewhere" / "tokenizer" / child.path.name).parent("base")
+    assert found.record == parent.record
+
+
+def test_reuse_tells_of_metrics_that_are_damaged(tmp_path, lines):
+    def work(run):
+        (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n', encoding="utf-8")
+        return OUTCOME
+
+    run = make(plan(tmp_path), work)
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"step', encoding="utf-8")
+    lines.clear()
+    assert make(plan(tmp_path), never) == run
+    assert lines[1:] == [
+        f"{run.path / 'metrics.jsonl'}:2: the rest is cut off, of 24 bytes. Make the tokenizer run again with "
+        "reuse=never, or put the file back."
+    ]
+
+
+def same_keys(monkeypatch, digits):
+    """Have every key begin with so many zeros."""
+    monkeypatch.setattr(
+        "llm.run.identity.digest_of", lambda value: "0" * digits + digest_of(value)[digits:], raising=True
+    )
+
+
+def test_runs_whose_keys_collide_are_told_apart_by_longer_ones(tmp_path, monkeypatch):
+    same_keys(monkeypatch, 8)
+    plans = [plan(tmp_path, vocab_size=size) for size in (5000, 6000, 7000)]
+    made = [make(each, lambda run: Outcome(results={"of": run.path.name}, digest="d")) for each in plans]
+    assert [run.path.name for run in made] == [
+        "bpe-law-00000000",
+        *(f"bpe-law-00000000{digest_of(each.identity)[8:16]}" for each in plans[1:]),
+    ]
+    assert [load(run.path).key for run in made] == [run.path.name.removeprefix("bpe-law-") for run in made]
+    assert [make(each, never) for each in plans] == made  # each is found again, whoever came first
+    again = make(plan(tmp_path, vocab_size=6000, reuse=Reuse.never), succeed)
+    assert (again.path, load(made[0].path)) == (made[1].path, made[0])
+
+
+def test_runs_that_share_a_key_of_sixteen_digits_are_told_apart(tmp_path, monkeypatch):
+    same_keys(monkeypatch, 16)
+    made = [make(plan(tmp_path, vocab_size=size), succeed).path.name for size in (5000, 6000, 7000)]
+    assert [len(name.removeprefix("bpe-law-")) for name in made[:2]] == [8, 16]
+    assert len(made[2].removeprefix("bpe-law-")) == 64
+
+
+def test_an_unfinished_run_of_the_same_key_is_not_gone_on_with(tmp_path, monkeypatch):
+    same_keys(monkeypatch, 8)
+    with pytest.raises(RuntimeError):
+        make(plan(tmp_path, vocab_size=5000), failing(RuntimeError()))
+    other = make(plan(tmp_path, vocab_size=6000), succeed)
+    assert not (other.path / "half.txt").exists()
+    assert [run.state for run in candidates(tmp_path)] == ["failed", "done"]
+
+
+def test_a_run_of_another_name_with_the_same_key_is_not_taken(tmp_path, monkeypatch):
+    same_keys(monkeypatch, 8)
+    make(plan(tmp_path, name="mine", vocab_size=5000), succeed)
+    other = make(plan(tmp_path, vocab_size=6000), succeed)
+    assert other.path.name == "bpe-law-00000000"
 
 
 # Reuse
@@ -631,7 +734,7 @@ def test_a_torn_record_is_one_line_and_hides_no_other_run(text, tmp_path, lines)
     whole = make(plan(tmp_path, vocab_size=9000), succeed)
     (torn.path / "run.json").write_text(text)
     for read in (lambda: load(torn.path), lambda: make(plan(tmp_path), never)):
-        with pytest.raises(DamagedError, match=r"run\.json .*Remove the folder to make the run again\.$"):
+        with pytest.raises(DamagedError, match=r"run\.json: .*, or remove the folder to make the run again\.$"):
             read()
     lines.clear()
     assert candidates(tmp_path) == [whole]

@@ -11,6 +11,7 @@ from rich.console import Console
 from sweeps import Sweep
 
 from llm.run import Run
+from llm.run.identity import key_of
 from llm.sweep.board import Board
 from llm.sweep.driver import Standing
 from llm.sweep.pool import Running
@@ -26,7 +27,8 @@ def board_of(tmp_path: Path, *, terminal: bool = True) -> tuple[Board, io.String
     run = tmp_path / "pretrain" / "c"
     run.mkdir(parents=True)
     settings = {"trainer": {"max_steps": 20}}
-    record = {"stage": "pretrain", "name": "c", "key": "0", "status": "running", "identity": {"settings": settings}}
+    record = {"stage": "pretrain", "name": "c", "status": "running", "identity": {"settings": settings}}
+    record["key"] = key_of(record["identity"], digits=8)
     (run / "run.json").write_text(json.dumps(record))
     (run / "metrics.jsonl").write_text(
         '{"step": 4, "train/loss": 9.0}\n{"step": 5, "train/loss": 3.5}\n{"step": 6, "tr'

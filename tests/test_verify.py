@@ -1,13 +1,15 @@
 """Verify: every byte of what a run left is looked at, and what differs is named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from llm import verify as tool
 from llm.errors import DamagedError
-from llm.run import Run, check_files, load, write_json
+from llm.run import Run, check_files, load, metrics_of, write_json, write_record
+from llm.run.identity import key_of
 from llm.run.manifest import list_files
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.verify import verify, with_parents
@@ -21,7 +23,7 @@ def write_run(
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text, encoding="utf-8")
     record = {"stage": stage, "name": "가", "key": key, "status": status, "files": list_files(path)}
-    write_json(path / "run.json", record | {"folders": {name: str(folder) for name, folder in folders.items()}})
+    write_record(path, record | {"folders": {name: str(folder) for name, folder in folders.items()}})
     return load(path)
 
 
@@ -112,6 +114,90 @@ def test_the_command_says_what_is_damaged_and_ends_with_74(tmp_path: Path, capsy
         "reuse=never, or put the file back.",
         "error: 1 of 2 runs are damaged.",
     ]
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+RECORD = {
+    "name": "가",
+    "status": "done",
+    "identity": {"settings": {"seed": 7}},
+    "results": {"val/loss": 2.625, "tokens_per_second": 1000},
+}
+
+
+@pytest.mark.parametrize("named", ["folder", "name", "glob"])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"val/loss": 2.625', '"val/loss": 2.125', "what it says is not what was written, by its own record_digest"),
+        ('"tokens_per_second": 1000', '"tokens_per_second": 9000', "what it says is not what was written"),
+        ('"seed": 7', '"seed": 8', "what it says is not what was written"),
+        ('"done"', '"dane"', "its status is 'dane', which is none of running, done, failed"),
+        ('"done"', '"running"', "what it says is not what was written"),
+        ('"가"', '"\\ud800"', "cannot be read"),
+        ("2.625", "NaN", "cannot be read"),
+    ],
+)
+def test_what_was_changed_in_a_record_is_told_and_ends_with_74(
+    old: str, new: str, said: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pretrain" / "가-00000001"
+    write_run(tmp_path, "pretrain", "00000001", files=FILES)
+    write_run(tmp_path, "tokenizer", "00000002", files=FILES)
+    write_record(folder, load(folder).record | RECORD | {"key": key_of(RECORD["identity"], digits=8)})
+    change(folder / "run.json", old, new)
+    with pytest.raises(SystemExit) as ended:
+        tool.main([{"folder": str(folder), "name": "가", "glob": "*/*"}[named], "--outputs", str(tmp_path)])
+    assert ended.value.code == 74
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith(f"error: {folder / 'run.json'}: ") and said in errors[0]
+    assert errors[1:] == ([] if named == "folder" else ["error: 1 of 2 runs are damaged."])
+
+
+def test_a_key_that_is_not_of_its_identity_is_damage_even_where_an_earlier_version_wrote_no_digest(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
+    old = {key: value for key, value in run.record.items() if key != "record_digest"}
+    write_json(run.path / "run.json", old | {"identity": {"seed": 1}})
+    with pytest.raises(DamagedError, match=r"its key 00000001 is not that of its identity"):
+        load(run.path)
+    write_json(run.path / "run.json", old)
+    assert verify(load(run.path)) == (
+        ["3 files", "run.json itself unchecked: an earlier version wrote it, without a digest of its own"],
+        [],
+    )
+
+
+METRICS = '{"step": 1, "val/loss": 2.5}\n{"step": 2, "val/loss": 2.25}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (METRICS[:-9], r"metrics.jsonl:2: the rest is cut off, of 59 bytes"),
+        (METRICS.replace('{"step": 2', '["step": 2'), r"metrics.jsonl:2: this is no JSON"),
+        (METRICS.replace("2.25", "2.26"), r"metrics.jsonl is not what run.json says"),
+        (None, r"metrics.jsonl is missing"),
+    ],
+)
+def test_metrics_of_a_finished_run_are_checked_and_the_line_is_said(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, "pretrain", "00000001", files=FILES | {"metrics.jsonl": METRICS})
+    assert [record["step"] for record in metrics_of(run)] == [1, 2]
+    (run.path / "metrics.jsonl").unlink() if text is None else (run.path / "metrics.jsonl").write_text(text)
+    with pytest.raises(DamagedError, match=said):
+        metrics_of(run)
+    assert len(faults := verify(run)[1]) == 1 and re.search(said, faults[0])
+    unfinished = Run(run.path, {key: value for key, value in run.record.items() if key != "files"})
+    if text is not None and "cut off" in said:  # its writer was killed
+        assert [record["step"] for record in metrics_of(unfinished)] == [1]
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.compare.entries import Entry
 from llm.errors import DamagedError
-from llm.run import log, read_metrics
+from llm.run import log, metrics_of
 
 CURVES = ("val/bits_per_byte", "val/loss", "train/loss")
 MOST_POINTS = 1000  # of a curve
@@ -32,7 +32,7 @@ def read_curves(entry: Entry, *, names: Sequence[str] = CURVES, most_points: int
     if entry.run is None:
         return Curves(None, {}, {})
     try:
-        records = read_metrics(entry.run.path / "metrics.jsonl")
+        records = metrics_of(entry.run)
     except DamagedError as error:
         log.warning("its curves are left out: %s", error)
         records = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import DamagedError
-from llm.run import Run, check_files, history, log, read_metrics
+from llm.run import Run, check_files, check_metrics, history, log, metrics_of
 from llm.run.owner import is_owned
 from llm.sweep.ledger import JobRecord
 
@@ -97,13 +97,18 @@ class Entry:
         return recorded
 
     def verify(self) -> None:
-        """Refuse a finished run whose record and files disagree.
+        """Refuse a finished run whose config is not what its record says; of metrics that are not, say so.
 
         Raises:
-            DamagedError: they do.
+            DamagedError: its config is not.
         """
-        if self.run is not None and self.run.is_done:
-            check_files(self.run, under="config.yaml")
+        if self.run is None or not self.run.is_done:
+            return
+        check_files(self.run, under="config.yaml")
+        try:
+            check_metrics(self.run)
+        except DamagedError as error:  # the figures of the tables are those of its record, which is whole
+            log.warning("%s", error)
 
     def parent_result(self, parent: str, name: str) -> float | None:
         """A number among the results of the run that this one was made from; None if that is gone."""
@@ -117,7 +122,7 @@ class Entry:
 def outcome(run: Run) -> dict[str, float]:
     """What came out, in numbers: the results of a finished run, else the last that it measured."""
     if not run.is_done:
-        metrics = read_metrics(run.path / "metrics.jsonl")
+        metrics = metrics_of(run)
         by_part = sorted({n for record in metrics for n in record if n.startswith(tuple(f"{m}/" for m in RANKED_BY))})
         return {name: values[-1][1] for name in (*METRICS, *by_part) if (values := history(metrics, name))}
     numbers = {key: value for key, value in run.results.items() if isinstance(value, int | float)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llm.compare.choices import Choice
 from llm.compare.entries import Entry
 from llm.errors import DamagedError
-from llm.run import log, read_metrics
+from llm.run import SAMPLES, log, metrics_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _last_texts(entry: Entry) -> tuple[int, dict[str, str]] | None:
     if entry.run is None:
         return None
     try:
-        records = read_metrics(entry.run.path / "samples.jsonl")
+        records = metrics_of(entry.run, SAMPLES)
     except DamagedError as error:
         log.warning("its samples are left out: %s", error)
         return None

@@ -3,20 +3,30 @@
 from pathlib import Path
 
 from llm.config import LoggerConfig, StageConfig, WandbMode
+from llm.errors import DamagedError
 from llm.logger.opening import open_logger
 from llm.logger.segments import segments_of
 from llm.logger.trial import agents_trial
-from llm.run import Run, log, process_rank, read_metrics
+from llm.run import METRICS, SAMPLES, Run, log, metrics_of, process_rank
+from llm.run.metrics import Record
 
 
 def replay(config: LoggerConfig, run: Run, *, outputs: Path) -> None:
     """Log what a run's files have and W&B has not got, as a start that goes on with the run would."""
-    records, samples = read_metrics(run.path / "metrics.jsonl"), read_metrics(run.path / "samples.jsonl")
+    records, samples = _undamaged(run, METRICS), _undamaged(run, SAMPLES)
     with open_logger(config, run, outputs=outputs) as logger:
         logger.log_samples(samples)  # none, where W&B has the first record
         logger.go_on(records)
         if run.is_done:
             logger.summarize(run.results)
+
+
+def _undamaged(run: Run, name: str) -> list[Record]:
+    try:
+        return metrics_of(run, name)
+    except DamagedError as error:
+        log.warning("W&B is not given what %s has: %s", name, error)
+        return []
 
 
 def show_trial(stage: StageConfig, run: Run) -> None:

@@ -46,15 +46,27 @@ from llm.run.lineage import (
     weights_folder,
 )
 from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
-from llm.run.manifest import check_files
-from llm.run.metrics import MetricsLog, history, read_metrics
+from llm.run.manifest import check_files, check_metrics, metrics_of
+from llm.run.metrics import METRICS, SAMPLES, MetricsLog, history, read_metrics
 from llm.run.precision import settled_trainer
-from llm.run.runs import Run, candidates, find, find_model_run, find_runs, load, read_record
+from llm.run.runs import (
+    Run,
+    candidates,
+    damaged_records,
+    find,
+    find_model_run,
+    find_runs,
+    load,
+    read_record,
+    write_record,
+)
 from llm.run.signals import SIGNALS, on_signal, stop_on_signal
 
 __all__ = [
     "CONFIG",
+    "METRICS",
     "NOT_MINE",
+    "SAMPLES",
     "SIGNALS",
     "TEMPORARY",
     "TOKENIZER",
@@ -73,8 +85,10 @@ __all__ = [
     "candidates",
     "check_base",
     "check_files",
+    "check_metrics",
     "clear_temporaries",
     "console",
+    "damaged_records",
     "differences",
     "digest_in",
     "digest_of",
@@ -95,6 +109,7 @@ __all__ = [
     "log",
     "log_to",
     "make",
+    "metrics_of",
     "of_srun",
     "on_signal",
     "opening",
@@ -119,5 +134,6 @@ __all__ = [
     "whole_folder",
     "with_precision",
     "write_json",
+    "write_record",
     "write_text",
 ]

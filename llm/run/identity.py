@@ -1,4 +1,4 @@
-"""A run's key: what determines its content, hashed. Two runs with one key hold the same thing."""
+"""A run's key: what determines its content, hashed. Runs of one identity hold the same thing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from typing import Any
 
 from llm.config import StageConfig, identity_settings
 from llm.run.files import digest_of
+
+KEY_DIGITS = (8, 16, 64)  # the next where a run of another identity has the key: of 2**32 some two may share one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,7 @@ class Plan:
     format_version: int  # of what the stage makes; raised when a change to the code alters that
     parents: dict[str, str] = field(default_factory=dict)  # what it is made from -> SHA-256 digest of that
     folders: dict[str, str] = field(default_factory=dict)  # what it is made from -> where that lies
+    key_digits: int = KEY_DIGITS[0]
 
     @property
     def stage(self) -> str:
@@ -38,8 +41,17 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """First 8 hex digits of the identity's SHA-256."""
-        return digest_of(self.identity)[:8]
+        """The first hex digits of the identity's SHA-256."""
+        return key_of(self.identity, digits=self.key_digits)
+
+    def is_of(self, record: dict[str, Any]) -> bool:
+        """Whether the run that a run.json is of is this one."""
+        return digest_of(record.get("identity")) == digest_of(self.identity)
+
+
+def key_of(identity: dict[str, Any], *, digits: int) -> str:
+    """So many hex digits of the SHA-256 of what determines a run."""
+    return digest_of(identity)[:digits]
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -18,12 +18,12 @@ from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
 from llm.run.environment import command_id, launch_id, may_go_on, process_rank
-from llm.run.files import clear_temporaries, write_json, write_text
-from llm.run.identity import Plan, differences
-from llm.run.manifest import list_files
+from llm.run.files import clear_temporaries, write_text
+from llm.run.identity import KEY_DIGITS, Plan, differences
+from llm.run.manifest import check_metrics, list_files
 from llm.run.owner import forget_dead_owner, owned
 from llm.run.record import commit, now, provenance, redacted
-from llm.run.runs import Run, candidates, read_record
+from llm.run.runs import Run, candidates, read_record, recorded_place, write_record
 from llm.run.waiting import looks
 
 
@@ -66,9 +66,9 @@ def make(
         NotMadeError: dry_run=true and there is no finished run; nothing is written.
     """
     start_logging()
-    folder = _folder_of(plan)
+    plan, folder = _folder_of(plan)
     if plan.config.dry_run:
-        if not begins_anew(plan, folder) and (finished := _finished(folder)):
+        if not begins_anew(plan, folder) and (finished := _finished(plan, folder)):
             return finished
         raise NotMadeError(plan, folder)
     announce(plan.stage, folder)
@@ -79,12 +79,12 @@ def make(
 
 def place_of(plan: Plan) -> Path:
     """The folder of the run that `make` finds, or begins."""
-    return _folder_of(plan)
+    return _folder_of(plan)[1]
 
 
 def begins_anew(plan: Plan, folder: Path) -> bool:
     """Whether what is there is to be made again: with reuse=never, and once a command."""
-    return plan.config.reuse is Reuse.never and not _is_of_this_command(folder)
+    return plan.config.reuse is Reuse.never and not _is_of_this_command(plan, folder)
 
 
 def _find_or_make(
@@ -102,9 +102,11 @@ def _find_or_make(
     if plan.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
     with owned(folder, wait=wait) as has_waited:
-        if (folder / EARLIER).exists() and not _is_of_this_command(folder):
+        if (folder / EARLIER).exists() and not _is_of_this_command(plan, folder):
             settle_earlier(folder)
-        if has_waited and (finished := _finished(folder)):
+        if _is_of_another(plan, record_in(folder, plan)):  # who took the same key while this process looked for it
+            raise ConfigError(f"{folder} has just become that of another config. Start the same command again.")
+        if has_waited and (finished := _finished(plan, folder)):
             return finished
         if finished := _reusable(plan, folder):  # by a process that was faster
             return finished
@@ -125,18 +127,15 @@ def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
             outcome = work(Run(folder, record))
             ended = {"ended_at": now(), "seconds": round(time.monotonic() - started, 1)}
             made = asdict(outcome) | {"files": list_files(folder)}
-            done = Run(folder, record | ended | made | {"status": "done"})
-            write_json(folder / "run.json", done.record)
+            done = Run(folder, write_record(folder, record | ended | made | {"status": "done"}))
         except StoppedError as stop:
-            write_json(folder / "run.json", record | {"ended_at": now(), "stopped": str(stop)})
+            write_record(folder, record | {"ended_at": now(), "stopped": str(stop)})
             raise
         except BaseException as error:
             if not isinstance(error, UserError):
                 log.debug("%s", traceback.format_exc())
             with suppress(FileNotFoundError):  # of a folder that is gone: the error itself says so
-                write_json(
-                    folder / "run.json", record | {"status": "failed", "ended_at": now(), "error": _one_line(error)}
-                )
+                write_record(folder, record | {"status": "failed", "ended_at": now(), "error": _one_line(error)})
             raise
         log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)
     return done
@@ -162,8 +161,7 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         folder / "config.yaml",
         yaml.safe_dump(redacted(_plain(asdict(plan.config))), allow_unicode=True, sort_keys=False),
     )
-    write_json(folder / "run.json", record)
-    return record
+    return write_record(folder, record)
 
 
 def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: bool) -> Run:
@@ -191,36 +189,62 @@ def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: boo
 
 def _reusable(plan: Plan, folder: Path) -> Run | None:
     """The finished run in a folder, unless it is to be made again; says that it is reused."""
-    if begins_anew(plan, folder) or not (run := _finished(folder)):
+    if begins_anew(plan, folder) or not (run := _finished(plan, folder)):
         return None
     forget_dead_owner(folder)
     _say_reused(run, plan)
     return run
 
 
-def _folder_of(plan: Plan) -> Path:
-    """The run's folder; where the user gave no name, a finished run with the same key serves whatever its name."""
+def _folder_of(plan: Plan) -> tuple[Plan, Path]:
+    """(the plan, with a longer key where another run has its own; the run's folder).
+
+    Where the user gave no name, a finished run with the same identity serves whatever its name.
+    """
     stage_folder = Path(plan.config.outputs) / plan.stage
-    folder = stage_folder / f"{plan.name}-{plan.key}"
-    if plan.config.name is None and not folder.exists():
-        return next((path for path in sorted(stage_folder.glob(f"*-{plan.key}")) if _finished(path)), folder)
-    return folder
+    keyed = [replace(plan, key_digits=digits) for digits in KEY_DIGITS]
+    own = [(each, stage_folder / f"{each.name}-{each.key}") for each in keyed]
+    records = [record_in(folder, plan) for _, folder in own]
+    if begun := [place for place, record in zip(own, records, strict=True) if record and plan.is_of(record)]:
+        return begun[0]
+    others = [(each, path) for each in keyed for path in sorted(stage_folder.glob(f"*-{each.key}"))]
+    if plan.config.name is None and (found := [place for place in others if _finished(*place)]):
+        return found[0]
+    return next(place for place, record in zip(own, records, strict=True) if not _is_of_another(plan, record))
 
 
-def _finished(folder: Path) -> Run | None:
-    record = read_record(folder)
-    return Run(folder, record) if record and record["status"] == "done" else None
+def record_in(folder: Path, plan: Plan) -> dict[str, Any] | None:
+    """What run.json says; None if there is none, or if it cannot be trusted and the run is to be made again."""
+    try:
+        return read_record(folder)
+    except DamagedError:
+        if plan.config.reuse is Reuse.never:
+            return None
+        raise
 
 
-def _is_of_this_command(folder: Path) -> bool:
+def _is_of_another(plan: Plan, record: dict[str, Any] | None) -> bool:
+    return record is not None and not plan.is_of(record)
+
+
+def _finished(plan: Plan, folder: Path) -> Run | None:
+    record = record_in(folder, plan)
+    return Run(folder, record) if record and record["status"] == "done" and plan.is_of(record) else None
+
+
+def _is_of_this_command(plan: Plan, folder: Path) -> bool:
     """Whether an earlier start of the very command that runs here has begun the run in a folder."""
-    return may_go_on() and (read_record(folder) or {}).get("command_id") == command_id()
+    return may_go_on() and (record_in(folder, plan) or {}).get("command_id") == command_id()
 
 
 def _say_reused(run: Run, plan: Plan) -> None:
     made_by, here = run.record.get("commit"), commit()
     other = f" by commit {made_by}, this is {here}" if made_by != here else ""
     log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
+    try:
+        check_metrics(run)
+    except DamagedError as error:  # what it made can be used all the same
+        log.warning("%s", error)
     is_on_the_way = getattr(plan.config, "logger", plan) is None  # of another stage, whose reuse=never it is not
     hint = "" if is_on_the_way or plan.config.reuse is Reuse.never else ". reuse=never runs again"
     for key, old, new in differences(run.config, redacted(_plain(asdict(plan.config)))):

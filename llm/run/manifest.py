@@ -7,6 +7,7 @@ from typing import Any
 from llm.errors import DamagedError
 from llm.run.earlier import EARLIER
 from llm.run.files import sha256_of
+from llm.run.metrics import METRICS, Record, read_metrics
 from llm.run.owner import LOCK, OWNER
 from llm.run.runs import Run
 
@@ -36,6 +37,35 @@ def check_files(run: Run, *, under: str = "") -> int:
         if path.stat().st_size != listed[name]["bytes"] or sha256_of(path) != listed[name]["sha256"]:
             raise DamagedError(f"{path} is not what run.json says. {_remedy(run)}")
     return len(names)
+
+
+def metrics_of(run: Run, name: str = METRICS) -> list[Record]:
+    """What a run wrote line by line, its metrics or its samples.
+
+    Raises:
+        DamagedError: as check_metrics; or of an unfinished run, a line before the last is no JSON.
+    """
+    check_metrics(run, name)
+    return read_metrics(run.path / name)
+
+
+def check_metrics(run: Run, name: str = METRICS) -> None:
+    """Have the lines of a finished run be what run.json says; those of an unfinished one may end anywhere.
+
+    Raises:
+        DamagedError: they are not; it names the line, where that can be known.
+    """
+    path, listed = run.path / name, (run.record.get("files") or {}).get(name)
+    if listed is None:
+        return
+    if path.is_file() and path.stat().st_size < listed["bytes"]:
+        number = path.read_bytes().count(b"\n") + 1
+        raise DamagedError(f"{path}:{number}: the rest is cut off, of {listed['bytes']} bytes. {_remedy(run)}")
+    try:
+        check_files(run, under=name)
+    except DamagedError:
+        read_metrics(path)  # which names a line that is no JSON any more
+        raise
 
 
 def _files(folder: Path) -> Iterator[Path]:

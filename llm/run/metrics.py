@@ -9,6 +9,7 @@ from typing import Any
 from llm.errors import DamagedError
 
 Record = dict[str, Any]
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class MetricsLog:

@@ -8,8 +8,7 @@ from llm.run.console import log, start_logging
 from llm.run.devices import fast_precision, with_precision
 from llm.run.environment import launch_id, process_rank
 from llm.run.identity import Plan
-from llm.run.making import begins_anew, place_of
-from llm.run.runs import read_record
+from llm.run.making import begins_anew, place_of, record_in
 from llm.run.waiting import looks
 
 
@@ -61,7 +60,7 @@ def _is_done(plan: Plan) -> bool:
 
 
 def _record(plan: Plan) -> dict[str, Any]:
-    return read_record(place_of(plan)) or {}
+    return record_in(place_of(plan), plan) or {}
 
 
 def _trainer(plan: Plan) -> TrainerConfig:

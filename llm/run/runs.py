@@ -1,6 +1,7 @@
 """The runs that are there: one by its folder or its name, all of a stage, and how each of them stands."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import yaml
 
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
+from llm.run.files import digest_of, write_json
+from llm.run.identity import key_of
 from llm.run.owner import is_owned
 
 MODEL_STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned run is meant
 MOST_LISTED = 20  # runs that an error names
+STATUSES = ("running", "done", "failed")
+OWN_DIGEST = "record_digest"  # of all else that run.json says; what the first versions wrote has none
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
 
@@ -58,9 +63,18 @@ class Run:
         """The composed config, as nested dicts."""
         return dict(yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=_SAFE_LOADER))
 
-    def parent(self, name: str) -> "Run":
-        """The run that this one was made from, by its role (tokenizer, shards, base)."""
-        return load(Path(self.record["folders"][name]))
+    @property
+    def places(self) -> dict[str, Path]:
+        """What it was made from, by its role (tokenizer, shards, base) -> where that lies now.
+
+        What lay in the outputs folder is looked for in the one that this run lies in.
+        """
+        outputs = Path(os.path.normpath(self.path / "../.."))
+        return {role: _place(Path(of), outputs) for role, of in (self.record.get("folders") or {}).items()}
+
+    def parent(self, role: str) -> "Run":
+        """The run that this one was made from, by its role."""
+        return load(self.places[role])
 
 
 def find(outputs: str | Path, stage: str, name_or_folder: str) -> Run:
@@ -96,6 +110,7 @@ def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
 
     Raises:
         ConfigError: there is none.
+        DamagedError: there is, but its run.json cannot be trusted.
     """
     if (Path(name_or_folder) / "run.json").is_file():
         return [load(Path(name_or_folder))]
@@ -107,6 +122,8 @@ def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
     )
     if found:
         return found
+    if damaged := damaged_records(outputs, name_or_folder):
+        raise damaged[0]
     names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs)
     listed = f"Runs: {names}." if names else "There is none yet: make one with python train.py."
     raise ConfigError(f"there is no run {name_or_folder} under {outputs}/. {listed}")
@@ -165,22 +182,74 @@ def candidates(outputs: str | Path, stage: str = "*") -> list[Run]:
     return sorted(runs, key=lambda run: (str(run.record.get("first_started_at")), run.path.name))
 
 
+def damaged_records(outputs: str, name_or_folder: str) -> list[DamagedError]:
+    """What is wrong with those runs that a name or a glob may mean, as their folders go, whose run.json is damaged."""
+    found = []
+    for path in sorted(Path(outputs).glob("*/*/run.json")):
+        folder = path.parent
+        names = (folder.name, folder.name.rpartition("-")[0])
+        if name_or_folder in names or folder.relative_to(outputs).match(name_or_folder):
+            try:
+                read_record(folder)
+            except DamagedError as error:
+                found.append(error)
+    return found
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """What run.json says; None if there is none.
 
     Raises:
-        DamagedError: it cannot be read.
+        DamagedError: it cannot be read, or is not what was written.
     """
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise DamagedError(f"{path} cannot be read ({error}). Remove the folder to make the run again.") from None
+    try:
+        record = json.loads(content)
+        fault = _fault(record)
+    except (ValueError, RecursionError) as error:
+        fault = f"it cannot be read ({error})"
+    if fault:
+        raise DamagedError(f"{path}: {fault}. Put it back as it was, or remove the folder to make the run again.")
+    return dict(record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write run.json with a digest of all that it says; gives what is then on the disk."""
+    said = json.loads(json.dumps(record, allow_nan=False))
+    said.pop(OWN_DIGEST, None)
+    said[OWN_DIGEST] = digest_of(said)
+    write_json(folder / "run.json", said)
+    return dict(said)
+
+
+def recorded_place(folder: Path, outputs: str | Path) -> str:
+    """A folder as run.json names it: from the outputs folder if it lies in there, so that both can be moved."""
+    absolute, root = folder.absolute(), Path(outputs).resolve()
+    inside = next((path for path in absolute.parents if path.resolve() == root), None)
+    return str(absolute.relative_to(inside) if inside else absolute)
+
+
+def _place(recorded: Path, outputs: Path) -> Path:
+    """Where a recorded folder lies; the first versions wrote it as it was seen from where the command was typed."""
+    places = (outputs / recorded, outputs / Path(*recorded.parts[-2:]), recorded)
+    return next((place for place in places if place.exists()), outputs / recorded)
+
+
+def _fault(record: Any) -> str | None:
+    """What shows that a record is not what was written; None if nothing does."""
     if not isinstance(record, dict) or not {"stage", "name", "key", "status"} <= record.keys():
-        raise DamagedError(f"{path} does not say what run it is of. Remove the folder to make the run again.")
-    return record
+        return "it does not say what run it is of"
+    if record["status"] not in STATUSES:
+        return f"its status is {record['status']!r}, which is none of {', '.join(STATUSES)}"
+    if OWN_DIGEST in record and record[OWN_DIGEST] != digest_of({k: v for k, v in record.items() if k != OWN_DIGEST}):
+        return f"what it says is not what was written, by its own {OWN_DIGEST}"
+    if "identity" in record and record["key"] != key_of(record["identity"], digits=len(str(record["key"]))):
+        return f"its key {record['key']} is not that of its identity"
+    return None
 
 
 def _listed(outputs: str | Path, stage: str) -> str:
