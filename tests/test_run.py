@@ -997,21 +997,6 @@ def test_the_owner_says_that_it_lives(tmp_path, monkeypatch):
     assert make(plan(tmp_path), work).state == "done"
 
 
-def test_what_an_owner_left_who_died_after_its_run_was_done_is_removed(tmp_path):
-    run = make(plan(tmp_path), succeed)
-    (run.path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
-    make(plan(tmp_path), never)
-    assert not (run.path / ".owner.json").exists()
-    owner_elsewhere(run.path, seconds_ago=5)
-    make(plan(tmp_path), never)
-    assert (run.path / ".owner.json").exists()  # that one lives
-
-
-def test_the_exit_code_is_right_where_stderr_takes_nothing():
-    program = "from llm.errors import fail\nfail('there is nowhere to say it', 74)"
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
-    assert done.returncode == 74
 def test_an_owner_goes_on_beating_after_an_error_and_says_so_once(tmp_path, monkeypatch, lines):
     monkeypatch.setattr("llm.run.owner.BEAT_SECONDS", 0.01)
     monkeypatch.setattr("llm.run.owner.RETRY_SECONDS", 0.01)
@@ -1067,3 +1052,18 @@ def test_an_owner_that_was_taken_over_ends_and_leaves_the_run_to_the_other(left,
     assert (folder / ".owner.json").exists() == (left is not None)
 
 
+def test_what_an_owner_left_who_died_after_its_run_was_done_is_removed(tmp_path):
+    run = make(plan(tmp_path), succeed)
+    (run.path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
+    make(plan(tmp_path), never)
+    assert not (run.path / ".owner.json").exists()
+    owner_elsewhere(run.path, seconds_ago=5)
+    make(plan(tmp_path), never)
+    assert (run.path / ".owner.json").exists()  # that one lives
+
+
+def test_the_exit_code_is_right_where_stderr_takes_nothing():
+    program = "from llm.errors import fail\nfail('there is nowhere to say it', 74)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
+    assert done.returncode == 74

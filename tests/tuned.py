@@ -34,11 +34,8 @@ def tuning_on(chats: Path) -> list[str]:
 
 
 def copy_of(outputs: Path, target: Path, *, without: str = "nothing") -> Path:
-    """A copy of runs, with all that refers to their place; but for one stage's."""
-    shutil.copytree(outputs, target, ignore=shutil.ignore_patterns(without))
-    for record in target.rglob("run.json"):
-        record.write_text(record.read_text(encoding="utf-8").replace(str(outputs), str(target)), encoding="utf-8")
-    return target
+    """A copy of runs, but for one stage's."""
+    return Path(shutil.copytree(outputs, target, ignore=shutil.ignore_patterns(without)))
 
 
 def folder_of(outputs: Path, stage: str) -> Path:

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm.export.plot import loss_plot
-from llm.run import Run, history, is_foreign, read_metrics
+from llm.run import Run, history, is_foreign, metrics_of
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")
@@ -113,8 +112,8 @@ def _lineage(run: Run) -> Iterator[Run]:
     found: dict[str, Run] = {}
 
     def add(each: Run) -> None:
-        for name, folder in (each.record.get("folders") or {}).items():
-            if not is_foreign(Path(folder)):
+        for name, folder in each.places.items():
+            if not is_foreign(folder):
                 add(each.parent(name))
         found.setdefault(each.digest, each)
 
@@ -124,12 +123,12 @@ def _lineage(run: Run) -> Iterator[Run]:
 
 def _bases(lineage: list[Run]) -> list[Run]:
     """The runs that began from a model which no run made."""
-    return [run for run in lineage if is_foreign(Path((run.record.get("folders") or {}).get("base", "")))]
+    return [run for run in lineage if "base" in run.places and is_foreign(run.places["base"])]
 
 
 def _foreign(run: Run) -> list[str]:
     digest = run.record["identity"]["parents"]["base"][:12]
-    return ["model", Path(run.record["folders"]["base"]).resolve().name, digest, "", NO_RIGHTS_OF_BASE]
+    return ["model", run.places["base"].resolve().name, digest, "", NO_RIGHTS_OF_BASE]
 
 
 def _step(run: Run) -> list[str]:
@@ -154,7 +153,7 @@ def _plot(run: Run) -> dict[str, str]:
     """The losses of a run that trained a model, as a picture under its file name."""
     if run.stage not in TRAINED:
         return {}
-    records = read_metrics(run.path / "metrics.jsonl")
+    records = metrics_of(run)
     plot = loss_plot(
         f"{run.stage} {run.path.name}", {name: history(records, name) for name in ("train/loss", "val/loss")}
     )
@@ -165,7 +164,7 @@ def _losses(run: Run, plots: dict[str, str]) -> str | None:
     """The picture and a table of the validations of a run, evenly taken where there are many."""
     if run.stage not in TRAINED:
         return None
-    records = [record for record in read_metrics(run.path / "metrics.jsonl") if "val/loss" in record]
+    records = [record for record in metrics_of(run) if "val/loss" in record]
     if not records:
         return None
     rows = min(MOST_ROWS, len(records))

@@ -55,9 +55,9 @@ def parents_of(run: Run) -> Iterator[Run]:
     """The runs that a run was made from, as far as they are there."""
     from llm.run import load
 
-    for folder in (run.record.get("folders") or {}).values():
-        if (Path(folder) / "run.json").is_file():
-            yield load(Path(folder))
+    for folder in run.places.values():
+        if (folder / "run.json").is_file():
+            yield load(folder)
 
 
 def _facts(run: Run) -> Iterator[tuple[str, Any]]:

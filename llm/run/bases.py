@@ -54,7 +54,7 @@ def base_behind(run: Run) -> Base:
     Raises:
         DamagedError: it is gone, or was made anew with other weights.
     """
-    place = Path(run.record["folders"]["base"])
+    place = run.places["base"]
     try:
         base = _foreign(place) if is_foreign(place) else _ours(load(place))
     except ConfigError as error:
@@ -93,7 +93,7 @@ def positions_of(run: Run) -> int:
         return usable_positions(run)
     if has_whole_model(run):
         return int(run.record["notes"]["positions"])
-    place = Path(run.record["folders"]["base"])
+    place = run.places["base"]
     return _positions(place) if is_foreign(place) else usable_positions(load(place))
 
 

@@ -15,7 +15,7 @@ from llm.config import STAGES
 from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
-from llm.run.runs import load, read_record
+from llm.run.runs import Run, load, read_record
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer.json", "adapter_config.json"
@@ -122,7 +122,7 @@ def weights_in(folder: Path) -> Weights:
     if (folder / ADAPTER).is_file():
         adapter = folder
         named = read_json(folder / ADAPTER).get("base_model_name_or_path")
-        model = Path(str(named))
+        model = _model_under(folder, str(named))
         if not (model / CONFIG).is_file():
             raise ConfigError(
                 f"{folder} is an adapter on {named}, which is no folder with a config.json here. Put the base model "
@@ -134,6 +134,15 @@ def weights_in(folder: Path) -> Weights:
     if (positions := positions_in(model)) is None:
         log.info("%s names no limit of its positions; %d are taken", model / CONFIG, UNBOUNDED_POSITIONS)
     return Weights(model=model, adapter=adapter, tokenizer=own[0], positions=positions or UNBOUNDED_POSITIONS)
+
+
+def _model_under(adapter: Path, named: str) -> Path:
+    """The model that an adapter is for, as it names it; where that is not there, of a run's adapter the run's base."""
+    if (Path(named) / CONFIG).is_file() or (record := read_record(adapter.parent)) is None:
+        return Path(named)
+    run = Run(adapter.parent, record)
+    base = (run.parent("run") if run.stage == "export" else run).places.get("base", Path(named))
+    return base / "model" if (base / "run.json").is_file() else base
 
 
 def positions_in(folder: Path) -> int | None:

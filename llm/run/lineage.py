@@ -16,7 +16,7 @@ def base_of(run: Run) -> Run:
     """
     if run.stage == "pretrain":
         return run
-    if is_foreign(place := Path(run.record["folders"]["base"])):
+    if is_foreign(place := run.places["base"]):
         raise ConfigError(f"{run.path} was tuned on {place}, which no run here pretrained. Name one whose base was.")
     base = run.parent("base")
     if base.record.get("digest") != run.record["identity"]["parents"]["base"]:

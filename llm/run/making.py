@@ -155,7 +155,7 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         "command_id": command_id(),
         "launch": launch_id(),
         "identity": plan.identity,
-        "folders": plan.folders,
+        "folders": {role: recorded_place(Path(of), plan.config.outputs) for role, of in plan.folders.items()},
     }
     write_text(
         folder / "config.yaml",

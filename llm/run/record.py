@@ -17,11 +17,12 @@ PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", 
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, command line, host, process and start time of what runs here."""
+    """Commit, versions, command line, working directory, host, process and start time of what runs here."""
     return {
         "started_at": now(),
         "commit": commit(),
         "command": shlex.join(without_secrets(argument) for argument in sys.argv),
+        "directory": os.getcwd(),  # that the paths of config.yaml are seen from
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def _of_folder(config: EvaluateStage, folder: Path) -> Subject:
 
 
 def _is_on_foreign_base(run: Run) -> bool:
-    return run.stage == "finetune" and is_foreign(Path(run.record["folders"]["base"]))
+    return run.stage == "finetune" and is_foreign(run.places["base"])
 
 
 def _name_of(folder: Path) -> str:
@@ -160,7 +161,19 @@ def _recorded(run: Run) -> DataConfig:
     values = dict(run.config["data"])
     if values.get("packing") == Packing.concatenate.name:  # as it was called while each had a row to itself
         values["packing"] = Packing.padded.name
+    if values.get("path"):
+        values["path"] = _seen_from_here(str(values["path"]), run)
     return as_recorded(DataConfig, values, place=str(run.path / "config.yaml"))
+
+
+def _seen_from_here(path: str, run: Run) -> str:
+    """A path as it was typed, or where it led from the working directory that the run was started in."""
+    there = str(Path(run.record.get("directory", "")) / path)
+    return there if not _is_there(path) and _is_there(there) else path
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).exists() or bool(glob(path))
 
 
 def _asked_for(config: EvaluateStage, chats: DataConfig | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from llm import tokenizer
 from llm.config import ExportStage
 from llm.errors import ConfigError, UnequalError
 from llm.run import (
+    SAMPLES,
     Outcome,
     Plan,
     Run,
@@ -17,8 +18,8 @@ from llm.run import (
     find_model_run,
     log,
     make,
+    metrics_of,
     process_rank,
-    read_metrics,
     sha256_of,
     weights_of,
     whole_folder,
@@ -161,7 +162,7 @@ def _try_out(source: Run, weights: Weights) -> tuple["Trial", Any]:
 
 def _name_of_base(source: Run) -> str:
     """Of the folder that a run was tuned from, or of the run itself."""
-    return Path(source.record["folders"].get("base", source.path)).resolve().name
+    return source.places.get("base", source.path).resolve().name
 
 
 def _open(weights: Weights) -> Any:
@@ -173,7 +174,7 @@ def _open(weights: Weights) -> Any:
 
 def _prompts(source: Run, words: Path) -> list[list[int]]:
     """The prompts that the run wrote after at its validations, as ids: of a tuned run, questions that it held out."""
-    samples = read_metrics(source.path / "samples.jsonl")
+    samples = metrics_of(source, SAMPLES)
     texts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:MOST_PROMPTS]
     if source.stage == "pretrain":
         loaded, begin = tokenizer.load(words), tokenizer.special(words).bos_id

@@ -1,0 +1,70 @@
+"""An outputs folder that was moved or copied, seen from another working directory: all that reads it or goes on."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llm import compare, verify
+from llm.chat import command as chat
+from llm.run import load
+from llm.sync import look
+from tests.korean import documents
+from tests.test_stages import _log, _quick_peak, run
+from tests.tuned import folder_of, train_first, tuning_on
+
+__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+
+EVALUATION = ["evaluation.num_items=20", "evaluation.num_prompts=2", "evaluation.max_new_tokens=4", "logger=local"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a chain was made in, by a command that named everything from there."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_first(Path(), documents(200), words=["tokenizer=byte_bpe", "model=llama_tiny"])
+    return folder
+
+
+@pytest.fixture(params=["moved", "copied"])
+def outputs(request: pytest.FixtureRequest, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The chain's outputs elsewhere, named from a working directory that has no outputs folder of its own."""
+    origin = shutil.copytree(made, tmp_path / "made")
+    target = tmp_path / "here" / "elsewhere"
+    target.parent.mkdir()
+    (shutil.move if request.param == "moved" else shutil.copytree)(origin / "outputs", target)
+    if request.param == "copied":  # that the copy does not lean on what it is a copy of
+        for path in (origin / "outputs").glob("*/*/run.json"):
+            path.write_text("{", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    return Path("elsewhere")
+
+
+def test_everything_reads_and_goes_on_with_outputs_elsewhere(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, origin = f"outputs={outputs}", tmp_path / "made"
+    tuned = folder_of(outputs, "finetune")
+
+    verify.main(["finetune/*", "--outputs", str(outputs)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["done"] * 4
+    assert {Path(line.split()[1]).parent.parent for line in lines} == {outputs}
+
+    chat.main(["first", "--outputs", str(outputs), "--prompt", "누구인가요?", "--max-new-tokens", "4"])
+    chat.main([str(tuned / "adapter"), "--prompt", "누구인가요?", "--max-new-tokens", "4"])
+    compare.main(["pretrain/*", "finetune/*", "--outputs", str(outputs), "--html", "page.html"])
+    assert look(outputs).incomplete == []
+
+    before = {path: path.stat().st_mtime_ns for path in outputs.glob("*/*/run.json")}
+    exported = run("export", where, "run=first")
+    assert load(exported.path).parent("run").path == tuned
+    evaluated = run("evaluate", where, "run=first", *EVALUATION)
+    assert evaluated.results
+    chats, text = origin / "chats.jsonl", origin / "text.jsonl"
+    again = run("finetune", *tuning_on(chats), where, "base=first", "name=second", "seed=5")
+    assert again.record["folders"] == {"base": f"pretrain/{folder_of(outputs, 'pretrain').name}"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert text.exists()
