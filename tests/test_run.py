@@ -47,6 +47,7 @@ from llm.run import (
     waiting,
     whole_folder,
     write_json,
+    write_record,
     write_text,
 )
 from llm.run.files import give_usual_mode
@@ -437,7 +438,7 @@ def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_
                 number += 1
         (run.path / "checkpoints").mkdir(exist_ok=True)  # what a new one had begun
         if ended:
-            (run.path / "run.json").write_text(before["run.json"].decode().replace('"done"', '"running"'))
+            write_record(run.path, run.record | {"status": "running"})
             (run.path / "checkpoints" / "new.txt").write_text("new")
         for moment in range(12):
             with monkeypatch.context() as patch:

@@ -174,7 +174,8 @@ def test_the_record_of_a_pretraining_says_what_it_is_made_of_and_what_came_out(m
     shards = runs(outputs, "shards")[0]
     assert (record["stage"], record["status"], record["name"]) == ("pretrain", "done", "base")
     assert record["key"] == digest_of(record["identity"])[:8]
-    assert record["folders"] == {"shards": str(shards), "tokenizer": str(runs(outputs, "tokenizer")[0])}
+    words = runs(outputs, "tokenizer")[0]
+    assert record["folders"] == {"shards": f"shards/{shards.name}", "tokenizer": f"tokenizer/{words.name}"}
     assert record["identity"]["parents"] == {
         "shards": json.loads((shards / "run.json").read_text(encoding="utf-8"))["digest"]
     }

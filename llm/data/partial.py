@@ -7,8 +7,6 @@ shards.partial.json    which of them are finished, with their SHA-256, and what 
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,8 +44,7 @@ class PartialFolder:
 
     def complete(self, manifest: Manifest) -> None:
         """Give the folder its name, manifest included."""
-        with naming(self.folder):
-            write_manifest(self.folder, manifest)
+        write_manifest(self.folder, manifest)
         self.folder.rename(self._target)
         sync_folder(self._target.parent)
         self._notes.unlink()
@@ -59,8 +56,7 @@ class PartialFolder:
 
     def _write(self) -> None:
         shards = {name: [asdict(shard) for shard in shards] for name, shards in self.shards.items()}
-        with naming(self._notes):
-            write_json(self._notes, {"made_from": self._made_from, "shards": shards})
+        write_json(self._notes, {"made_from": self._made_from, "shards": shards})
 
     def _read(self) -> None:
         try:
@@ -89,12 +85,3 @@ class PartialFolder:
 def notes_of(target: Path) -> Path:
     """Where it is noted which shards of a folder are finished."""
     return target.with_name(f"{target.name}.partial.json")
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an error of a write that fails say where: a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

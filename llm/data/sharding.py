@@ -14,12 +14,12 @@ import tokenizers
 
 from llm.data.corpus import Corpus
 from llm.data.encoding import EncodedChunk, Encoder, chunks_of, encode_in_order
-from llm.data.partial import PartialFolder, naming, notes_of
+from llm.data.partial import PartialFolder, notes_of
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
 from llm.errors import DataError
 from llm.run import digest_of, log
-from llm.run.files import sync_file
+from llm.run.files import naming, sync_file
 
 SHARD_TOKENS = 2**25  # 32 Mi tokens, 64 MiB at two bytes each: what a kill can cost, half a minute on two cores
 COUNTED_AT_ONCE = 2**22  # tokens
@@ -159,12 +159,13 @@ class _ShardWriter:
         if self._file is None:
             return
         self.close()
-        sync_file(self._path)
+        with naming(self._path):
+            sync_file(self._path)
         documents = np.concatenate(self._documents)
         index = BytesIO()  # for numpy does not say why it cannot write to a file
         np.save(index, documents[:, :2])
         index_path = self._path.with_name(f"{self._stem}.documents.npy")
-        with naming(index_path):
+        with naming(index_path, num_bytes=index.getbuffer().nbytes):
             index_path.write_bytes(index.getbuffer())
             sync_file(index_path)
         shard = Shard(
@@ -201,7 +202,7 @@ class _ShardWriter:
         if self._file is None:
             self._file = self._path.open("wb")
         content = ids.tobytes()
-        with naming(self._path):
+        with naming(self._path, num_bytes=self._tokens * ids.itemsize + len(content)):
             self._file.write(content)
         self._sha256.update(content)
         self._documents.append(documents)

@@ -67,6 +67,21 @@ class _ConsoleHandler(logging.Handler):
         console().print(self.format(record), markup=False)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk interrupts, which is said once, but that stops no run: what is made tells by itself."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            console().print(f"{self.baseFilename} is not written to: {sys.exc_info()[1]}", markup=False)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def start_logging() -> None:
     """Send the log to the terminal: rank zero all but debugging, the other ranks what is wrong."""
     if any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
@@ -91,7 +106,7 @@ def log_to(path: Path) -> Iterator[None]:
 
     What is for debugging, such as a traceback, is in the file alone.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under a temporary name beside the target, synced, renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,18 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ROOM = "Make room on that disk; the same command goes on from there."
 TEMPORARY = ".tmp-"  # what is left under this prefix belongs to a process that died
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary, content = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}"), text.encode()
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path, temporary, num_bytes=len(content)):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -44,12 +48,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        with os_errors():
-            yield temporary
-        for file in sorted(temporary.rglob("*")):
-            give_usual_mode(file)
-            sync_folder(file) if file.is_dir() else sync_file(file)
-        sync_folder(temporary)
+        with naming(path, temporary):
+            with os_errors():
+                yield temporary
+            for file in sorted(temporary.rglob("*")):
+                give_usual_mode(file)
+                sync_folder(file) if file.is_dir() else sync_file(file)
+            sync_folder(temporary)
         earlier = path.with_name(f"{TEMPORARY}earlier-{path.name}-{os.getpid()}")
         if path.exists():
             path.rename(earlier)
@@ -66,11 +71,12 @@ def whole_files(folder: Path) -> Iterator[Path]:
     temporary = folder / f"{TEMPORARY}files-{os.getpid()}"
     temporary.mkdir()
     try:
-        with os_errors():
-            yield temporary
-        for file in sorted(temporary.iterdir()):
-            sync_file(file)
-            file.replace(folder / file.name)
+        with naming(folder, temporary):
+            with os_errors():
+                yield temporary
+            for file in sorted(temporary.iterdir()):
+                sync_file(file)
+                file.replace(folder / file.name)
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,6 +94,38 @@ def os_errors() -> Iterator[None]:
             number = int(found[1])
             raise OSError(number, os.strerror(number)) from error
         raise
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None, *, num_bytes: int | None = None) -> Iterator[None]:
+    """Have an error of a write say where, by the name that the file is to have, and of a full disk what is needed.
+
+    What is written may lie under a `temporary` name, and come to so many bytes at least.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        said = str(error.filename or path).replace(str(temporary or path), str(path))
+        reason = error.strerror or os.strerror(error.errno)
+        if error.errno in FULL and ROOM not in reason:
+            written = _size(temporary or path)
+            room = written + shutil.disk_usage(path.parent).free
+            takes = f"more than the {_readable(room)} that are free"
+            if num_bytes is not None and num_bytes > room:
+                takes = f"{_readable(num_bytes)}, and {_readable(room)} are free"
+            reason = f"{reason}: it takes {takes}. {ROOM}"
+        raise OSError(error.errno, reason, said) from error
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _readable(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
 def give_usual_mode(path: Path) -> None:

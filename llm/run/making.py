@@ -4,7 +4,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
         except BaseException as error:
             if not isinstance(error, UserError):
                 log.debug("%s", traceback.format_exc())
-            with suppress(FileNotFoundError):  # of a folder that is gone: the error itself says so
+            with suppress(OSError):  # of a folder that is gone, a disk that is full: what ended the work is to be told
                 write_record(folder, record | {"status": "failed", "ended_at": now(), "error": _one_line(error)})
             raise
         log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import DamagedError
+from llm.run.files import naming
 
 Record = dict[str, Any]
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -36,8 +37,9 @@ class MetricsLog:
             DamagedError: the run's folder was removed, or another one has its name: nothing that is written would stay.
         """
         self._require_place()
-        self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
+        with naming(self._path):
+            self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            self._file.flush()
 
     @property
     def size(self) -> int:
@@ -56,7 +58,8 @@ class MetricsLog:
         )
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[Record]:

@@ -31,6 +31,7 @@ import llm.model
 import llm.stage.export
 import llm.stage.finetune
 import llm.stage.pretrain
+import llm.stage.shards
 import llm.tokenizer
 from llm.trainer.checkpoint import CheckpointFolders
 from llm.trainer.module import NextTokenModule
@@ -42,6 +43,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 MOMENTS: dict[str, tuple[Any, str]] = {
     "tokenizer training": (llm.tokenizer, "train"),
     "tokenizer saving": (llm.tokenizer, "save"),
+    "shard writing": (llm.stage.shards, "write_shards"),
     "model building": (llm.model, "begin"),
     "base loading": (llm.model, "load"),
     "micro-batch": (NextTokenModule, "training_step"),

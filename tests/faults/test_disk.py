@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -144,6 +145,36 @@ def test_a_disk_that_fills_up_during_a_save_costs_no_checkpoint(
         filler.unlink()
         assert_nothing_is_lost(folder, workspaces)
         shutil.rmtree(folder)
+
+
+PAGE = 4096
+SAVED = [
+    ("tokenizer", "tokenizer saving", r"outputs/tokenizer/[^/]+/tokenizer\.json"),
+    ("shards", "shard writing", r"outputs/shards/[^/]+/shards\.partial/(train|held_out)-00000\.(bin|documents\.npy)"),
+    ("gpt2", "checkpoint", r"outputs/pretrain/[^/]+/checkpoints/step-00000003"),
+    ("gpt2", "model saving", r"outputs/pretrain/[^/]+/model"),
+    ("lora", "adapter saving", r"outputs/finetune/[^/]+/adapter"),
+]
+
+
+@pytest.mark.parametrize(("command", "moment", "file"), SAVED, ids=[moment for _, moment, _ in SAVED])
+def test_a_full_disk_names_the_file_and_what_it_takes_and_the_same_command_goes_on(
+    command: str, moment: str, file: str, small_disk: Path, workspaces: Workspaces
+) -> None:
+    folder = workspaces.fresh(command, small_disk / "w")
+    running = Running(launch(command, folder, waits_at=moment))
+    assert running.reaches(moment)
+    filler = fill(small_disk, but=2 * PAGE)
+    running.go_on()
+    code = running.exit_code()
+    line = said(folder).splitlines()[-1]
+    assert is_told_in_one_line(folder, code), (code, said(folder)[-3000:])
+    assert re.match(rf"error: {file}: No space left on device: it takes .* free\. Make room on that disk; ", line), line
+    assert leftovers(folder) == []
+    filler.unlink()
+    assert run(command, folder) == 0, said(folder)[-1500:]
+    assert leftovers(folder) == []
+    assert remains(run_folder(folder, command)) == workspaces.remains_of(command)
 
 
 # A folder that nothing can be written to
