@@ -463,7 +463,7 @@ def test_fine_tuning_leaves_an_adapter_and_the_base_as_it_was(
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert finished.path.name == f"base-conversations-{finished.key}"
-    assert finished.record["folders"] == {"base": str(base)}
+    assert finished.record["folders"] == {"base": f"pretrain/{base.name}"}
     assert finished.record["identity"]["parents"]["base"] == made[2].digest
     h, rank = 16, 2
     sizes = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
@@ -568,7 +568,7 @@ def test_a_base_that_is_not_there_lists_those_that_are(outputs: Path, conversati
 
 def test_a_base_can_be_given_by_its_folder(outputs: Path, conversations: Path) -> None:
     base = runs(outputs, "pretrain")[0]
-    assert finetune(outputs, conversations, f"base={base}").record["folders"] == {"base": str(base)}
+    assert finetune(outputs, conversations, f"base={base}").record["folders"] == {"base": f"pretrain/{base.name}"}
 
 
 @pytest.mark.parametrize(
