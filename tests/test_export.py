@@ -304,7 +304,9 @@ def test_the_bound_and_the_place_are_no_part_of_the_identity() -> None:
     one, other = (compose("export", "run=x", *more) for more in ([], ["export.max_logit_difference=1", "run=y"]))
     assert identity_settings(one, "export") == identity_settings(other, "export")
     assert identity_settings(compose("export", "run=x", "export.dtype=bf16"), "export")["export"]["dtype"] == "bf16"
-    assert (one.export.bound, one.export.merge_bound, other.export.bound) == (1e-4, 1e-4, 1.0)
+    measured = {"max_logit_difference": 0.5, "median_logit_difference": 0.25, "rounding": 0.125}
+    half = compose("export", "run=x", "export.dtype=bf16")
+    assert [each.export.judged(measured) for each in (one, other, half)] == [(0.5, 0.125), (0.5, 1.0), (0.25, 0.125)]
 
 
 def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
