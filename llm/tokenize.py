@@ -20,7 +20,7 @@ from llm.config import DataConfig, DataKind
 from llm.data.files import open_files
 from llm.data.records import Document, Fault
 from llm.errors import ConfigError, DataError, one_line_errors
-from llm.run import Run, find_runs, tokenizer_folder, write_json, write_text
+from llm.run import Run, find_runs, own_folder, write_json, write_text
 from llm.tokenizer.fast import symbol_bytes
 from llm.tokenizer.training import unknown_token
 
@@ -82,7 +82,7 @@ def find_tokenizers(outputs: str, names: list[str]) -> list[Named]:
                 f"{name} has no finished run with a tokenizer. Make one with python train.py stage=tokenizer."
             )
         for run in usable:
-            folder = run.path if run.stage == "tokenizer" else tokenizer_folder(run)
+            folder = own_folder(run)
             found[folder.resolve()] = Named(run.path.name, run, tokenizers.load(folder))
     return list(found.values())
 

@@ -9,7 +9,7 @@ from llm.run import (
     METRICS,
     SAMPLES,
     Run,
-    base_behind,
+    base_of,
     check_files,
     check_metrics,
     damaged_records,
@@ -56,7 +56,7 @@ def with_parents(runs: list[Run]) -> list[Run]:
     def add(run: Run) -> None:
         for name, folder in run.places.items():
             if is_foreign(folder):
-                base_behind(run)  # whose digest is taken again
+                base_of(run)  # whose digest is taken again
                 continue
             try:
                 add(run.parent(name))

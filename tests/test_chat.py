@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 from llm import tokenizer
-from llm.chat import Talker, command, find_source, open_talker, terminal
+from llm.chat import Talker, command, open_talker, terminal
 from llm.chat.settings import Settings
 from llm.chat.terminal import Conversation, converse, say
 from llm.config import Architecture, LoraConfig, ModelConfig
 from llm.errors import ConfigError, DamagedError
 from llm.model import Sampling, add_lora, build, generate, load, load_adapter, save
-from llm.run import start_logging, write_record
+from llm.run import find_model, start_logging, write_record
 from llm.run.identity import key_of
 from llm.run.manifest import list_files
 from tests.korean import save_preset
@@ -119,7 +120,7 @@ def save_model(folder: Path) -> Any:
 
 @pytest.fixture
 def talker(outputs: str) -> Talker:
-    return open_talker(find_source(outputs, "mini-00000001"))
+    return open_talker(find_model(outputs, "mini-00000001"))
 
 
 def room(talker: Talker) -> int:
@@ -376,28 +377,45 @@ def test_an_adapter_of_a_folder_talks_with_its_base(
     assert answer_of(capsys, str(tmp_path / "mine"), *given) == expected != ANSWER + "\n"
 
 
+def test_a_model_of_the_hub_talks_as_its_folder(
+    outputs: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, repository = Path(outputs) / "pretrain" / "mini-00000001" / "model", tmp_path / "hub" / "models--me--small"
+    shutil.copytree(model, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    given = ["--prompt", QUESTION, *GREEDY]
+    assert answer_of(capsys, "me/small", *given) == answer_of(capsys, str(model), *given)
+    of_hub = find_model(outputs, "me/small")
+    assert (of_hub.name, of_hub.digest) == ("small", find_model(outputs, str(model)).digest)
+    with pytest.raises(ConfigError, match=r"^me/other: there is no such folder, and the hub's model of that id cannot"):
+        find_model(outputs, "me/other")
+
+
 def test_a_folder_that_cannot_talk_says_what_it_lacks(outputs: str, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     with pytest.raises(ConfigError, match=r"is neither a run nor a model: it has no run.json, config.json or adapter_"):
-        find_source(outputs, str(folder))
+        find_model(outputs, str(folder))
     (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has no tokenizer.json, so that its model cannot read or write text"):
-        find_source(outputs, str(folder))
+    with pytest.raises(ConfigError, match=r"mine has no tokenizer.json. Put the model's tokenizer beside its weights"):
+        find_model(outputs, str(folder))
     (folder / "config.json").write_text("{", encoding="utf-8")
     (folder / "tokenizer.json").touch()
     with pytest.raises(DamagedError, match=r"config.json cannot be read .* Put it back as it was"):
-        find_source(outputs, str(folder))
+        find_model(outputs, str(folder))
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nowhere"}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is an adapter on nowhere, which is no folder with a config.json here"):
-        find_source(outputs, str(folder))
+        find_model(outputs, str(folder))
 
 
 def test_a_folder_without_weights_is_one_line(outputs: str, tmp_path: Path) -> None:
     shutil.copytree(Path(outputs) / "pretrain" / "mini-00000001" / "model", tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
     with pytest.raises(DamagedError, match=r"mine does not hold a model's weights: model\.safetensors is mis[^\n]+$"):
-        open_talker(find_source(outputs, str(tmp_path / "mine")))
+        open_talker(find_model(outputs, str(tmp_path / "mine")))
 
 
 # What is refused, in one line
@@ -458,40 +476,52 @@ def test_a_prompt_longer_than_the_room_says_what_would_help(talker: Talker) -> N
 
 
 def test_a_name_means_the_tuned_run_where_both_stages_have_it(outputs: str) -> None:
-    assert find_source(outputs, "mini").path.name == "mini-00000002"
-    assert find_source(outputs, f"{outputs}/pretrain/mini-00000001").path.name == "mini-00000001"
+    assert find_model(outputs, "mini").path.name == "mini-00000002"
+    assert find_model(outputs, f"{outputs}/pretrain/mini-00000001").path.name == "mini-00000001"
 
 
 def test_a_run_that_is_not_done_is_passed_over_for_one_that_is(tmp_path: Path) -> None:
     write_run(tmp_path / "pretrain" / "a-00000001", name="a")
     write_run(tmp_path / "finetune" / "a-00000002", name="a", status="failed")
-    assert find_source(str(tmp_path), "a").path.name == "a-00000001"
+    assert find_model(str(tmp_path), "a").path.name == "a-00000001"
     with pytest.raises(ConfigError, match="a-00000002 is failed, not done"):
-        find_source(str(tmp_path), "a-00000002")
+        find_model(str(tmp_path), "a-00000002")
 
 
 def test_an_ambiguous_name_lists_the_runs(tmp_path: Path) -> None:
     for key in ("00000001", "00000002"):
         write_run(tmp_path / "pretrain" / f"a-{key}", name="a")
     with pytest.raises(ConfigError, match=r"a means 2 runs: .*a-00000001, .*a-00000002\. Give one"):
-        find_source(str(tmp_path), "a")
+        find_model(str(tmp_path), "a")
 
 
 def test_a_tokenizer_cannot_talk(tmp_path: Path) -> None:
     write_run(tmp_path / "tokenizer" / "a-00000001", name="a")
-    with pytest.raises(ConfigError, match=r"is a tokenizer run, which has no model\. Name a pretrain or finetune run"):
-        find_source(str(tmp_path), "tokenizer/a-00000001")
-    with pytest.raises(ConfigError, match=r"There is none yet: make one with python train\.py"):
-        find_source(str(tmp_path / "elsewhere"), "a")
+    with pytest.raises(
+        ConfigError, match=r"is a tokenizer run, but a pretrain or finetune run is needed\. There is no finished pre"
+    ):
+        find_model(str(tmp_path), "tokenizer/a-00000001")
+    with pytest.raises(
+        ConfigError, match=r"There is no finished pretrain or finetune run yet: make one with python train\.py stage=pr"
+    ):
+        find_model(str(tmp_path / "elsewhere"), "a")
 
 
 def test_an_adapter_is_refused_on_other_weights_than_its_own(outputs: str, tmp_path: Path) -> None:
-    stale = shutil.copytree(find_source(outputs, "mini-00000002").path, tmp_path / "finetune" / "mini-00000002")
+    stale = shutil.copytree(find_model(outputs, "mini-00000002").path, tmp_path / "finetune" / "mini-00000002")
     identity = {"parents": {"base": "d0"}}
     record = json.loads((stale / "run.json").read_text(encoding="utf-8")) | {"identity": identity}
     write_record(stale, record | {"key": key_of(identity, digits=8)})
     with pytest.raises(DamagedError, match=r"was tuned on other weights than .*mini-00000001 holds now"):
-        open_talker(find_source(str(tmp_path), "mini"))
+        open_talker(find_model(str(tmp_path), "mini"))
+
+
+def test_an_adapter_whose_base_is_gone_is_one_line(outputs: str, tmp_path: Path) -> None:
+    left = shutil.copytree(find_model(outputs, "mini-00000002").path, tmp_path / "finetune" / "mini-00000002")
+    record = json.loads((left / "run.json").read_text(encoding="utf-8"))
+    write_record(left, record | {"folders": {"base": "pretrain/gone"}})
+    with pytest.raises(DamagedError, match=r"was tuned on .*pretrain/gone, which is gone: .*gone is no run: it has"):
+        find_model(str(tmp_path), "mini")
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -502,7 +532,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     seal(folder)
     weights.write_bytes(b"0124")
     with pytest.raises(DamagedError, match=r"model/model\.safetensors is not what run.json says. Make the"):
-        open_talker(find_source(str(tmp_path), str(folder)))
+        open_talker(find_model(str(tmp_path), str(folder)))
     weights.unlink()
     with pytest.raises(DamagedError, match=r"model/model\.safetensors is missing"):
-        open_talker(find_source(str(tmp_path), str(folder)))
+        open_talker(find_model(str(tmp_path), str(folder)))

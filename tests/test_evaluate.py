@@ -126,7 +126,7 @@ def test_how_it_is_carried_out_changes_no_number(evaluated: Run, outputs: Path) 
 def test_a_tuned_run_is_asked_for_the_answers_it_held_out(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     base, tuned = record_of(trained, "pretrain"), record_of(trained, "finetune")
     found = run("evaluate", f"outputs={trained}", "run=first", *SMALL)
-    assert "first is a pretrained and a fine-tuned run; the fine-tuned one is evaluated" in caplog.text
+    assert "first is a pretrained and a fine-tuned run; the fine-tuned one is meant" in caplog.text
     results = results_of(found)
     assert results["answers"]["loss"] == pytest.approx(tuned["results"]["val/loss"], rel=ROUNDING)
     assert results["answers"]["conversations"] == tuned["results"]["held_out_records"]
@@ -194,7 +194,7 @@ def test_the_table_shows_each_number_with_chance_and_interval() -> None:
     ("override", "message"),
     [
         ("run=frist", "there is no run frist under"),
-        ("run=tokenizer/*", "is a tokenizer run, which has no model. Name a pretrain or finetune run"),
+        ("run=tokenizer/*", "is a tokenizer run, but a pretrain or finetune run is needed. Runs: "),
         ("evaluation.max_new_tokens=64", "max_new_tokens=64 is out of range: prompt and text share 64 tokens in first"),
         ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0 is too small"),
         ("evaluation.temperature=-1", "evaluation.temperature=-1.0 is out of range. Set 0 or more"),
@@ -234,7 +234,7 @@ def test_a_gpu_that_is_not_there_is_one_line(trained: Path) -> None:
 def test_a_run_that_is_not_done_is_refused(outputs: Path) -> None:
     first = folder_of(outputs, "pretrain")
     write_record(first, load(first).record | {"status": "failed"})
-    with pytest.raises(ConfigError, match=r"is failed, not done. Start it again first"):
+    with pytest.raises(ConfigError, match=r"is failed, not done. Start it again to finish it"):
         run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
 
 

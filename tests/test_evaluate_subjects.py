@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_scored_is_refused(trained: Path, folder: Path) 
     with pytest.raises(DamagedError, match=r"^run: .*model does not hold a model's weights: model\.safetensors is m"):
         evaluate(trained, folder, *asked)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match=r"their-model has no tokenizer\.json, so that its model cannot read"):
+    with pytest.raises(ConfigError, match=r"their-model has no tokenizer\.json\. Put the model's tokenizer"):
         evaluate(trained, folder, *asked)
 
 

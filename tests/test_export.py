@@ -288,7 +288,7 @@ def test_weights_that_are_not_what_was_trained_are_refused(stage: str, name: str
     ("overrides", "message"),
     [
         (["run=frist"], r"there is no run frist under"),
-        (["run=tokenizer/*"], r"is a tokenizer run, which has no model. Name a pretrain or finetune run"),
+        (["run=tokenizer/*"], r"is a tokenizer run, but a pretrain or finetune run is needed. Runs: "),
         (["run=pretrain/*", "export.merge=false"], r"export.merge=false is for a run with an adapter, and .* is a pre"),
         (["export.max_logit_difference=-1"], r"export.max_logit_difference=-1.0 is out of range. Set 0 or more"),
         (["export.base_model=me/base"], r"export.base_model=me/base is for an adapter; a merged model needs no base"),

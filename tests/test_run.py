@@ -36,7 +36,7 @@ from llm.run import (
     differences,
     digest_of,
     earlier,
-    find,
+    find_run,
     history,
     launch_id,
     load,
@@ -693,35 +693,41 @@ def test_a_launch_without_an_id_of_its_own_is_refused(monkeypatch):
 # Finding
 
 
-def test_a_run_is_found_by_name_by_folder_name_and_by_path(tmp_path):
+TOKENIZERS = {"stages": ("tokenizer",)}
+
+
+def test_a_run_is_found_by_name_by_folder_name_by_path_and_by_glob(tmp_path):
     run = make(plan(tmp_path, name="mine"), succeed)
     make(plan(tmp_path, name="other", vocab_size=9000), succeed)
-    assert [find(tmp_path, "tokenizer", given) for given in ("mine", run.path.name, str(run.path))] == [run] * 3
+    names = ("mine", run.path.name, str(run.path), "tokenizer/mine-*")
+    assert [find_run(tmp_path, given, **TOKENIZERS) for given in names] == [run] * 4
 
 
 def test_an_unfinished_run_does_not_hide_the_finished_one_of_its_name(tmp_path):
     run = make(plan(tmp_path, name="mine"), succeed)
     with pytest.raises(RuntimeError):
         make(plan(tmp_path, name="mine", vocab_size=9000), failing(RuntimeError()))
-    assert find(tmp_path, "tokenizer", "mine") == run
+    assert find_run(tmp_path, "mine", **TOKENIZERS) == run
 
 
 def test_what_cannot_be_found_lists_the_candidates(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no tokenizer run x\. There is no finished tokenizer run under"):
-        find(tmp_path, "tokenizer", "x")
+    none = r"^key=x: there is no run x under .*/\. "
+    with pytest.raises(ConfigError, match=none + r"There is no finished tokenizer run yet: .* stage=tokenizer\.$"):
+        find_run(tmp_path, "x", key="key", **TOKENIZERS)
     one = make(plan(tmp_path, name="mine"), succeed)
     two = make(plan(tmp_path, name="mine", vocab_size=9000), succeed)
-    both = rf"({one.path.name}, {two.path.name}|{two.path.name}, {one.path.name})"  # by time, to the second
-    with pytest.raises(ConfigError, match=rf"there is no tokenizer run x\. Finished ones: {both}\.$"):
-        find(tmp_path, "tokenizer", "x")
-    with pytest.raises(ConfigError, match=rf"2 tokenizer runs are named mine: {both}\. Give one of these\."):
-        find(tmp_path, "tokenizer", "mine")
-    with pytest.raises(ConfigError, match=r"is a tokenizer run, but a pretrain run is needed\. There is no finished"):
-        find(tmp_path, "pretrain", str(one.path))
+    names = [f"tokenizer/{run.path.name}" for run in (one, two)]
+    both = rf"({', '.join(names)}|{', '.join(reversed(names))})"  # by time, to the second
+    with pytest.raises(ConfigError, match=none + rf"Runs: {both}\.$"):
+        find_run(tmp_path, "x", key="key", **TOKENIZERS)
+    with pytest.raises(ConfigError, match=r"^mine means 2 runs: .*mine-\w+, .*mine-\w+\. Give one of these\.$"):
+        find_run(tmp_path, "mine", **TOKENIZERS)
+    with pytest.raises(ConfigError, match=r"^key=.* is a tokenizer run, but a pretrain run is needed\. There is no "):
+        find_run(tmp_path, str(one.path), key="key", stages=("pretrain",))
     with pytest.raises(RuntimeError):
         make(plan(tmp_path, name="broken"), failing(RuntimeError()))
     with pytest.raises(ConfigError, match=r"broken-\w+ is failed, not done\. Start it again to finish it"):
-        find(tmp_path, "tokenizer", "broken")
+        find_run(tmp_path, "broken", **TOKENIZERS)
 
 
 def test_a_folder_without_a_record_is_no_run(tmp_path):

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
-from llm.chat import find_source, open_talker
+from llm.chat import open_talker
 from llm.chat.settings import Settings
 from llm.config import Precision, from_hydra
 from llm.data import (
@@ -44,6 +44,7 @@ from llm.run import (
     check_files,
     devices,
     digest_of,
+    find_model,
     load,
     log,
     make,
@@ -541,7 +542,7 @@ def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
     results = finished.results
     assert results["train_records"] + results["held_out_records"] == 60  # conversations, though rows have several
     assert f"{results['train_records']} conversations in " in caplog.text and "(data.packing=best_fit)" in caplog.text
-    talker, settings = open_talker(find_source(str(outputs), str(finished.path))), Settings(max_new_tokens=4)
+    talker, settings = open_talker(find_model(str(outputs), str(finished.path))), Settings(max_new_tokens=4)
     asked = [{"role": "user", "content": "무엇을 샀나요?"}]
     ids, _ = talker.encode(asked, settings)
     assert talker.chat.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")
@@ -562,7 +563,7 @@ def test_conversations_that_are_too_long_are_counted(outputs: Path, conversation
 
 def test_a_base_that_is_not_there_lists_those_that_are(outputs: Path, conversations: Path) -> None:
     name = runs(outputs, "pretrain")[0].name
-    with pytest.raises(ConfigError, match=rf"there is no pretrain run bose\. Finished ones: {name}\."):
+    with pytest.raises(ConfigError, match=rf"base=bose: there is no run bose under .*/\. Runs: pretrain/{name}\."):
         finetune(outputs, conversations, "base=bose")
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llm.chat.settings import Settings
-from llm.chat.source import Source
 from llm.chat.talker import Message, Talker
 from llm.errors import ConfigError, DataError
-from llm.run import digest_of, log, sha256_of
+from llm.run import Model, digest_of, log, sha256_of
 
 ROLES = ("system", "user", "assistant")
 SEED_BITS = 62
@@ -98,13 +97,12 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def key_of(source: Source, settings: Settings) -> str:
+def key_of(source: Model, settings: Settings) -> str:
     """What answers depend on beside their prompts: the model's files and how tokens are drawn."""
     if source.run is not None:
         model: Any = source.run.digest
     else:
-        weights = source.weights()
-        folders = sorted({folder for folder in (weights.model, weights.adapter) if folder})
+        folders = sorted({folder for folder in (source.weights, source.adapter) if folder})
         files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
         model = [[path.name, sha256_of(path)] for path in files]
     return digest_of({"model": model, "settings": asdict(settings)})[:8]

@@ -10,11 +10,10 @@ from importlib import import_module
 from pathlib import Path
 
 from llm.chat.settings import NAMES, Settings, check_room, flag, read_settings
-from llm.chat.source import Source, find_source
 from llm.chat.talker import open_talker
 from llm.chat.terminal import Conversation, converse
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
-from llm.run import log, start_logging
+from llm.run import Model, find_model, log, start_logging
 
 PORT = 8000
 BATCH_SIZE = 16
@@ -50,7 +49,7 @@ def _silence_libraries() -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     defaults = Settings()
     parser = argparse.ArgumentParser(prog="python -m llm.chat", description=__doc__)
-    parser.add_argument("run", help="name or folder of a fine-tuning or pretraining run, or a Hugging Face folder")
+    parser.add_argument("run", help="a pretrained or tuned run by name or folder, a Hugging Face folder, or a hub id")
     parser.add_argument("--prompt", help="answer this and end; without it, talk, or read stdin if that is no terminal")
     parser.add_argument("--system", help="the system prompt, which stands before the conversation")
     parser.add_argument("--compare", metavar="RUN", help="a second model, whose answers stand beside the first's")
@@ -90,7 +89,7 @@ def _check_ways(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-size={arguments.batch_size} is out of range. Set it to 1 or more.")
 
 
-def _settings(arguments: argparse.Namespace, sources: list[Source]) -> Settings:
+def _settings(arguments: argparse.Namespace, sources: list[Model]) -> Settings:
     values = {name: getattr(arguments, name) for name in NAMES}
     settings = read_settings(values, key=flag)
     for source in sources:
@@ -105,7 +104,7 @@ def _talk(arguments: argparse.Namespace) -> None:
 
         require_server()
     names = [arguments.run, arguments.compare] if arguments.compare else [arguments.run]
-    sources = [find_source(arguments.outputs, name) for name in names]
+    sources = [find_model(arguments.outputs, name) for name in names]
     settings = _settings(arguments, sources)
     if arguments.serve:
         from llm.chat.server import serve
@@ -117,7 +116,7 @@ def _talk(arguments: argparse.Namespace) -> None:
         _talk_here(arguments, sources, settings)
 
 
-def _answer_file(arguments: argparse.Namespace, source: Source, settings: Settings) -> None:
+def _answer_file(arguments: argparse.Namespace, source: Model, settings: Settings) -> None:
     from llm.chat.batch import key_of, read_prompts, write_answers
 
     prompts = read_prompts(Path(arguments.input), system=arguments.system)
@@ -133,7 +132,7 @@ def _answer_file(arguments: argparse.Namespace, source: Source, settings: Settin
     )
 
 
-def _talk_here(arguments: argparse.Namespace, sources: list[Source], settings: Settings) -> None:
+def _talk_here(arguments: argparse.Namespace, sources: list[Model], settings: Settings) -> None:
     prompt = read_prompt(arguments)
     log.info("talking to %s", " and ".join(str(source.path) for source in sources))
     _silence_libraries()

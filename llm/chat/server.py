@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.chat.settings import Settings, check_room, read_settings
-from llm.chat.source import Source
 from llm.chat.talker import Message, Talker, open_talker, turn_seed
 from llm.errors import ConfigError, UserError
-from llm.run import log
+from llm.run import Model, log
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -55,7 +54,7 @@ def require_server() -> None:
         raise ConfigError("--serve needs starlette and uvicorn. Install the extra: pip install -e '.[serve]'")
 
 
-def serve(sources: Sequence[Source], settings: Settings, *, system: str | None, port: int) -> None:
+def serve(sources: Sequence[Model], settings: Settings, *, system: str | None, port: int) -> None:
     """Show the page until Ctrl-C.
 
     Raises:

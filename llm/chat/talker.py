@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.chat.settings import Settings, flag
-from llm.chat.source import Source
 from llm.errors import ConfigError
-from llm.run import log
+from llm.run import Model, log
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
@@ -143,31 +142,31 @@ def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
         pieces.close()  # type: ignore[attr-defined]  # a generator: it ends the work beside it at once
 
 
-def open_talker(source: Source) -> Talker:
-    """The model of a source, with its adapter where it has one.
+def open_talker(source: Model) -> Talker:
+    """A model that can be talked to, with its adapter where it has one.
 
     Raises:
         ConfigError: it is of a kind that transformers does not have, or has no end of a text.
         DamagedError: a file of it is missing, is not what it was, or cannot be used.
     """
-    folders = source.weights()
+    source.check()
     from llm import model as models
 
-    chat = tokenizer.load_chat(folders.tokenizer)
-    model: Any = models.load(folders.model)
-    if folders.adapter is not None:
-        model = models.load_adapter(model, folders.adapter)
+    chat = tokenizer.load_chat(source.tokenizer)
+    model: Any = models.load(source.weights)
+    if source.adapter is not None:
+        model = models.load_adapter(model, source.adapter)
     if source.run is not None:
-        words, special = tokenizer.load(folders.tokenizer), tokenizer.special(folders.tokenizer)
+        words, special = tokenizer.load(source.tokenizer), tokenizer.special(source.tokenizer)
     else:
         words, special = chat.backend_tokenizer, _special(chat, source)
         if chat.chat_template is None:
             chat.chat_template = CHAT_TEMPLATE
-            log.info("%s has no chat template; turns are marked by plain words", source.name)
-    return Talker(source.name, model.eval(), words, chat, special, source.positions)
+            log.info("%s has no chat template; turns are marked by plain words", source.title)
+    return Talker(source.title, model.eval(), words, chat, special, source.positions)
 
 
-def _special(chat: Any, source: Source) -> tokenizer.Special:
+def _special(chat: Any, source: Model) -> tokenizer.Special:
     """The special tokens of a tokenizer that is none of ours: without an end, a text ends for want of room."""
     end = chat.eos_token_id
     if end is None:

@@ -147,9 +147,9 @@ def _estimate(job: Job, config: Any, missing: NotMadeError) -> None:
 
 def _disk_of_export(export: Any, run: Run) -> dict[str, float]:
     """Bytes of the files that an export writes: the weights in its dtype, from those of the runs, which are in fp32."""
-    from llm.run import weights_folder, weights_of
+    from llm.run import model_of, own_folder
 
-    of = weights_of(run).model if export.merge else weights_folder(run)
+    of = model_of(run).check().weights if export.merge else own_folder(run)
     weights = sum(path.stat().st_size for path in of.glob("*.safetensors"))
     share = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5}[export.dtype.name]
     return {"model" if export.merge else "adapter": weights * share} | (
@@ -272,8 +272,7 @@ def _tuned_model(config: Any, folder: str) -> tuple[Any, Any]:
 
     from llm import model as models
     from llm.config import Method
-    from llm.run import find_base
-    from llm.stage._base import outline
+    from llm.stage._base import find_base, outline
 
     base, tuning = find_base(config.outputs, folder), config.lora
     if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows

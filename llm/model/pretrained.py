@@ -29,7 +29,7 @@ def folder_of_model(config: ModelConfig) -> Path:
         ConfigError: it is none, or holds no model.
     """
     assert config.path is not None
-    return folder_of(KEY, config.path, file=CONFIG)
+    return folder_of(config.path, key=KEY, file=CONFIG)
 
 
 def as_it_is(config: ModelConfig) -> ModelConfig:

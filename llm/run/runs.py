@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,85 +78,49 @@ class Run:
         return load(self.places[role])
 
 
-def find(outputs: str | Path, stage: str, name_or_folder: str) -> Run:
-    """A finished run of `stage`, by its folder, its folder's name, or its name where only one run has it.
+def find_run(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = MODEL_STAGES) -> Run:
+    """The finished run of one of `stages` that a folder, a folder's name, a name or a glob under outputs means.
+
+    Where there are some of several stages, one of the first is meant. `key` is how the user named it, for messages.
 
     Raises:
-        ConfigError: no such run, or several, or one that is not done; the candidates are listed.
+        ConfigError: no such run, several, or one of another stage or that is not done; those that there are are listed.
+        DamagedError: there is one, but its run.json cannot be trusted.
     """
-    path = Path(name_or_folder)
-    if (path / "run.json").is_file():
-        matches = [load(path)]
-        if matches[0].stage != stage:
-            raise ConfigError(
-                f"{path} is a {matches[0].stage} run, but a {stage} run is needed. {_listed(outputs, stage)}"
-            )
-    else:
-        runs = candidates(outputs, stage)
-        matches = [run for run in runs if run.path.name == name_or_folder]
-        matches = matches or [run for run in runs if run.record["name"] == name_or_folder]
-    if not matches:
-        raise ConfigError(f"there is no {stage} run {name_or_folder}. {_listed(outputs, stage)}")
-    done = [run for run in matches if run.is_done]
-    if not done:
-        raise ConfigError(f"{matches[-1].path} is {matches[-1].state}, not done. Start it again to finish it.")
-    if len(done) > 1:
-        folders = ", ".join(run.path.name for run in done)
-        raise ConfigError(f"{len(done)} {stage} runs are named {name_or_folder}: {folders}. Give one of these.")
-    return done[0]
+    said = f"{as_typed(key, named)}: " if key else ""
+    if not (found := _matching(outputs, named)):
+        raise ConfigError(f"{said}there is no run {named} under {outputs}/. {_listed(outputs, stages)}")
+    if not (runs := [run for run in found if run.stage in stages]):
+        raise ConfigError(
+            f"{said}{found[0].path} is a {found[0].stage} run, but a {_either(stages)} run is needed. "
+            f"{_listed(outputs, stages)}"
+        )
+    if not (done := [run for run in runs if run.is_done]):
+        raise ConfigError(f"{said}{runs[-1].path} is {runs[-1].state}, not done. Start it again to finish it.")
+    meant, *others = [stage for stage in stages if any(run.stage == stage for run in done)]
+    if others:
+        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is meant", named)
+    if len(chosen := [run for run in done if run.stage == meant]) > 1:
+        folders = ", ".join(str(run.path) for run in chosen)
+        raise ConfigError(f"{said}{named} means {len(chosen)} runs: {folders}. Give one of these.")
+    return chosen[0]
 
 
-def find_runs(outputs: str, name_or_folder: str) -> list[Run]:
+def find_runs(outputs: str, named: str) -> list[Run]:
     """Every run that a folder, a folder's name, a name or a glob under outputs (pretrain/*) means.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; those that there are are listed.
         DamagedError: there is, but its run.json cannot be trusted.
     """
-    if (Path(name_or_folder) / "run.json").is_file():
-        return [load(Path(name_or_folder))]
-    runs = candidates(outputs)
-    found = (
-        [run for run in runs if run.path.name == name_or_folder]
-        or [run for run in runs if run.record["name"] == name_or_folder]
-        or [run for run in runs if run.path.relative_to(outputs).match(name_or_folder)]
-    )
-    if found:
+    if found := _matching(outputs, named):
         return found
-    if damaged := damaged_records(outputs, name_or_folder):
-        raise damaged[0]
-    names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs)
-    listed = f"Runs: {names}." if names else "There is none yet: make one with python train.py."
-    raise ConfigError(f"there is no run {name_or_folder} under {outputs}/. {listed}")
+    raise ConfigError(f"there is no run {named} under {outputs}/. {_listed(outputs)}")
 
 
-def find_model_run(outputs: str, name_or_folder: str, *, done_to_it: str, key: str = "run=") -> Run:
-    """A finished run with a model, tuned or pretrained, by folder, name or glob; `done_to_it` is for the log.
-
-    `key` is how the user named it; it begins the messages.
-
-    Raises:
-        ConfigError: no such run, several, or one that is not done or has no model.
-    """
-    found = find_runs(outputs, name_or_folder)
-    runs = [run for run in found if run.stage in MODEL_STAGES]
-    if not runs:
-        raise ConfigError(
-            f"{key}{name_or_folder}: {found[0].path} is a {found[0].stage} run, which has no model. Name a pretrain or "
-            "finetune run."
-        )
-    done = [run for run in runs if run.is_done]
-    if not done:
-        raise ConfigError(
-            f"{key}{name_or_folder}: {runs[-1].path} is {runs[-1].state}, not done. Start it again first."
-        )
-    if {run.stage for run in done} == set(MODEL_STAGES):
-        done = [run for run in done if run.stage == MODEL_STAGES[0]]
-        log.info("%s is a pretrained and a fine-tuned run; the fine-tuned one is %s", name_or_folder, done_to_it)
-    if len(done) > 1:
-        folders = ", ".join(str(run.path) for run in done)
-        raise ConfigError(f"{key}{name_or_folder} means {len(done)} runs: {folders}. Give one of these.")
-    return done[0]
+def as_typed(key: str, value: object) -> str:
+    """A value with the key that it was given by; of a command that takes it without one, alone."""
+    return f"{key}={value}" if key else str(value)
 
 
 def load(path: Path) -> Run:
@@ -182,7 +147,7 @@ def candidates(outputs: str | Path, stage: str = "*") -> list[Run]:
     return sorted(runs, key=lambda run: (str(run.record.get("first_started_at")), run.path.name))
 
 
-def damaged_records(outputs: str, name_or_folder: str) -> list[DamagedError]:
+def damaged_records(outputs: str | Path, name_or_folder: str) -> list[DamagedError]:
     """What is wrong with those runs that a name or a glob may mean, as their folders go, whose run.json is damaged."""
     found = []
     for path in sorted(Path(outputs).glob("*/*/run.json")):
@@ -252,9 +217,31 @@ def _fault(record: Any) -> str | None:
     return None
 
 
-def _listed(outputs: str | Path, stage: str) -> str:
-    names = [run.path.name for run in candidates(outputs, stage) if run.is_done]
-    if not names:
-        return f"There is no finished {stage} run under {outputs}/ yet: make one with python train.py stage={stage}."
-    more = f", and {len(names) - MOST_LISTED} older ones" if len(names) > MOST_LISTED else ""
-    return f"Finished ones: {', '.join(names[-MOST_LISTED:])}{more}."
+def _matching(outputs: str | Path, named: str) -> list[Run]:
+    """The runs of that folder; else of that folder's name, else of that name, else that the glob fits."""
+    if (Path(named) / "run.json").is_file():
+        return [load(Path(named))]
+    runs = candidates(outputs)
+    found = (
+        [run for run in runs if run.path.name == named]
+        or [run for run in runs if run.record["name"] == named]
+        or [run for run in runs if run.path.relative_to(outputs).match(named)]
+    )
+    if not found and (damaged := damaged_records(outputs, named)):
+        raise damaged[0]
+    return found
+
+
+def _listed(outputs: str | Path, stages: Sequence[str] = ()) -> str:
+    """What there is: of the stages that are asked for the finished runs, else all."""
+    runs = [run for run in candidates(outputs) if not stages or (run.stage in stages and run.is_done)]
+    if not runs:
+        asked, way = (f"no finished {_either(stages)} run", f" stage={stages[-1]}") if stages else ("none", "")
+        return f"There is {asked} yet: make one with python train.py{way}."
+    names = ", ".join(f"{run.stage}/{run.path.name}" for run in runs[-MOST_LISTED:])
+    more = f", and {len(runs) - MOST_LISTED} older ones" if len(runs) > MOST_LISTED else ""
+    return f"Runs: {names}{more}."
+
+
+def _either(stages: Sequence[str]) -> str:
+    return " or ".join(reversed(stages))

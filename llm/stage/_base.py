@@ -6,20 +6,37 @@ from typing import TYPE_CHECKING
 
 from llm.config import ALL_LINEAR, Architecture, FinetuneStage, Method
 from llm.errors import ConfigError
-from llm.run import Base, opening
+from llm.run import Model, find_model, opening, positions_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_against_base(config: FinetuneStage, base: Base) -> None:
+def find_base(outputs: str, named: str) -> Model:
+    """The whole model that `base` names: of a finished pretraining, of a folder in Hugging Face format, or of the hub.
+
+    Raises:
+        ConfigError: there is no such run or folder, or several; or what lies there is no model that can be tuned.
+        DamagedError: a file of a folder is missing or cannot be read.
+    """
+    base = find_model(outputs, named, key="base", stages=("pretrain",))
+    if base.adapter:
+        raise ConfigError(f"base={named} holds an adapter, not a model. Name the run or the folder that it is for.")
+    if base.run is None and positions_in(base.weights) is None:
+        raise ConfigError(
+            f"base={named}: its config.json does not say how long a text may be. Add max_position_embeddings."
+        )
+    return base
+
+
+def check_against_base(config: FinetuneStage, base: Model) -> None:
     """Refuse what this base cannot do."""
     if config.lora.method is Method.qlora:
         _require_four_bits()
     if not base.run:
         from llm.tokenizer import require_chat
 
-        require_chat(base.folder, template=config.chat_template)
+        require_chat(base.weights, template=config.chat_template)
     if not base.run or config.lora.target_modules:
         from llm.model import expert_tensors, targets  # takes seconds: only where there is something to check
 
@@ -29,7 +46,7 @@ def check_against_base(config: FinetuneStage, base: Base) -> None:
     _check_length(config, base)
 
 
-def outline(base: Base) -> "PreTrainedModel":
+def outline(base: Model) -> "PreTrainedModel":
     """The base's model without its weights.
 
     Raises:
@@ -40,12 +57,12 @@ def outline(base: Base) -> "PreTrainedModel":
 
     from llm.model import new_model, read_config
 
-    config = read_config(base.folder, key="base")
-    with opening(base.folder), torch.device("meta"):
+    config = read_config(base.weights, key="base")
+    with opening(base.weights), torch.device("meta"):
         return new_model(config)
 
 
-def _check_targets(config: FinetuneStage, base: Base, layers: list[str]) -> None:
+def _check_targets(config: FinetuneStage, base: Model, layers: list[str]) -> None:
     for name in config.lora.target_modules or []:
         if name not in [*layers, ALL_LINEAR]:
             close = get_close_matches(name, [*layers, ALL_LINEAR], n=1)
@@ -66,7 +83,7 @@ def _check_experts(config: FinetuneStage, tensors: list[str]) -> None:
         )
 
 
-def _check_length(config: FinetuneStage, base: Base) -> None:
+def _check_length(config: FinetuneStage, base: Model) -> None:
     if config.data.sequence_length <= base.positions:
         return
     learned = base.run is not None and base.run.config["model"]["architecture"] == Architecture.gpt2.name

@@ -1,4 +1,4 @@
-"""What an evaluation is of, a run or any model's folder -> its weights, and the held-out text that is asked about."""
+"""What an evaluation is of, a run or any model's folder -> the model, and the held-out text that it is asked about."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,24 +10,7 @@ from typing import Any
 from llm.config import Accelerator, DataConfig, DataKind, EvaluateStage, EvaluationConfig, Packing, as_recorded
 from llm.data import Corpus, open_corpus
 from llm.errors import ConfigError, DamagedError, DataError
-from llm.run import (
-    CONFIG,
-    Run,
-    Weights,
-    base_of,
-    digest_in,
-    digest_of,
-    find_folder,
-    find_model_run,
-    folder_of,
-    is_foreign,
-    is_hub_id,
-    log,
-    positions_of,
-    sha256_of,
-    weights_in,
-    weights_of,
-)
+from llm.run import Model, Run, base_of, digest_of, find_model, is_foreign, log, sha256_of
 from llm.stage._held_out import digest_of_sources, open_sources
 
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
@@ -39,32 +22,19 @@ WAY_TO_TEMPLATE = "Mark the answers in its chat_template.jinja, or give data=tex
 class Subject:
     """A model, and what is known that it has not learned from: text, conversations, or both."""
 
-    name: str
-    path: Path  # of the run, or of the folder
-    run: Run | None  # None: no run made it
-    positions: int
+    model: Model
     shards: Run | None = None  # whose held-out documents are the text, where nothing else was asked for
-    sequence_length: int  # of the rows of text
+    sequence_length: int = 0  # of the rows of text
     text: DataConfig | None = None  # the text that was asked for
     texts: dict[str, Corpus] = field(default_factory=dict)  # of it, by part
     chats: DataConfig | None = None  # the conversations that the run was tuned on, or that were asked for
     conversations: Corpus | None = None
 
-    @property
-    def title(self) -> str:
-        return f"{self.run.stage} {self.path.name}" if self.run else f"folder {self.name}"
-
-    @cached_property
-    def weights(self) -> Weights:
-        """A run's are checked when they are first asked for."""
-        return weights_of(self.run) if self.run else weights_in(self.path)
-
     @cached_property
     def digest(self) -> str:
-        if self.run:
-            return self.run.digest
-        parts = [self.weights.model, *([self.weights.adapter] if self.weights.adapter else [])]
-        return digest_of([digest_in(folder) for folder in parts])
+        """Of the model; of a folder's whole one hashed again, as the keys of evaluations have it."""
+        model = self.model
+        return model.digest if model.run or model.adapter else digest_of([model.digest])
 
     def parents(self) -> dict[str, str]:
         """The digests of all that the numbers depend on."""
@@ -73,7 +43,7 @@ class Subject:
             found["shards"] = self.shards.digest
         if self.texts:
             found["text"] = digest_of_sources(self.texts)
-        if self.run and (base := self.run.record["identity"]["parents"].get("base")):
+        if self.model.run and (base := self.model.run.record["identity"]["parents"].get("base")):
             found["base"] = base
         if self.conversations:
             found["data"] = self.conversations.digest()
@@ -81,8 +51,8 @@ class Subject:
 
     def note(self) -> dict[str, Any]:
         """What results.json says of whose numbers it has."""
-        of_run = {"stage": self.run.stage, "key": self.run.key} if self.run else {"folder": str(self.path)}
-        return of_run | {"name": self.name, "digest": self.digest}
+        run, known = self.model.run, {"name": self.model.name, "digest": self.digest}
+        return ({"stage": run.stage, "key": run.key} if run else {"folder": str(self.model.path)}) | known
 
 
 def find_subject(config: EvaluateStage) -> Subject:
@@ -93,12 +63,23 @@ def find_subject(config: EvaluateStage) -> Subject:
         DamagedError: a file of it is not what it was, or what it was made from was made anew.
         DataError: the conversations it was tuned on are others now, so that it is not known which it held out.
     """
-    folder = find_folder(config.run)
-    if folder is None and is_hub_id(config.run):
-        folder = folder_of("run", config.run, file=CONFIG)
-    subject = _of_folder(config, folder) if folder else _of_run(config)
+    model, data = find_model(config.outputs, config.run, key="run"), config.data
+    if model.run is None:
+        _check_folder(config, model)
+    shards, length = _own_text(model.run) if model.run else (None, 0)
+    text = data if data and data.kind is not DataKind.conversations else None
+    chats = data if data and not text else _tuned_on(model.run)
+    subject = Subject(
+        model=model,
+        shards=None if text else shards,
+        sequence_length=text.sequence_length if text else length,
+        text=text,
+        texts=open_sources(text) if text else {},
+        chats=chats,
+        conversations=open_corpus(chats) if chats else None,
+    )
     _check(config, subject)
-    assert subject.weights.model.is_dir()  # which has every file checked
+    model.check()
     return subject
 
 
@@ -110,24 +91,7 @@ def task_parents(config: EvaluationConfig) -> dict[str, str]:
     return {"tasks": digest_of([[str(path.relative_to(config.task_path)), sha256_of(path)] for path in files])}
 
 
-def _of_run(config: EvaluateStage) -> Subject:
-    run = find_model_run(config.outputs, config.run, done_to_it="evaluated")
-    shards, length = None, run.config["data"]["sequence_length"]
-    if not _is_on_foreign_base(run):
-        base = base_of(run)
-        shards, length = base.parent("shards"), base.config["data"]["sequence_length"]
-        if shards.record.get("digest") != base.record["identity"]["parents"]["shards"]:
-            raise DamagedError(
-                f"{base.path} was trained on other shards than {shards.path} holds now. Run the pretraining again."
-            )
-    is_asked_for = config.data is not None and config.data.kind is DataKind.conversations
-    chats = _recorded(run) if run.stage == "finetune" and not is_asked_for else None
-    name, known = str(run.record["name"]), {"shards": shards, "sequence_length": length, "chats": chats}
-    return Subject(name=name, path=run.path, run=run, positions=positions_of(run), **known | _asked_for(config, chats))
-
-
-def _of_folder(config: EvaluateStage, folder: Path) -> Subject:
-    weights = weights_in(folder)
+def _check_folder(config: EvaluateStage, model: Model) -> None:
     if config.data is None and not config.evaluation.tasks:
         raise ConfigError(
             f"run={config.run} is a folder, and it is not known which text its model has not seen. Give some: "
@@ -135,29 +99,27 @@ def _of_folder(config: EvaluateStage, folder: Path) -> Subject:
         )
     from llm.model import read_config  # takes seconds
 
-    read_config(weights.model, key="run")
-    name = config.run.rpartition("/")[2] if is_hub_id(config.run) else _name_of(folder)
-    return Subject(
-        name=name,
-        path=folder,
-        run=None,
-        positions=weights.positions,
-        **{"sequence_length": 0} | _asked_for(config, None),
-    )
+    read_config(model.weights, key="run")
 
 
-def _is_on_foreign_base(run: Run) -> bool:
-    return run.stage == "finetune" and is_foreign(run.places["base"])
+def _own_text(run: Run) -> tuple[Run | None, int]:
+    """(the shards that a run's weights learned from, the length of their rows); none of what no run pretrained."""
+    if run.stage == "finetune" and is_foreign(run.places["base"]):
+        return None, 0
+    pretrained = base_of(run).run if run.stage == "finetune" else run
+    assert pretrained is not None
+    shards = pretrained.parent("shards")
+    if shards.record.get("digest") != pretrained.record["identity"]["parents"]["shards"]:
+        raise DamagedError(
+            f"{pretrained.path} was trained on other shards than {shards.path} holds now. Run the pretraining again."
+        )
+    return shards, pretrained.config["data"]["sequence_length"]
 
 
-def _name_of(folder: Path) -> str:
-    """Of an export's model/ or adapter/, the export's."""
-    folder = folder.resolve()
-    return (folder.parent if (folder.parent / "run.json").is_file() else folder).name
-
-
-def _recorded(run: Run) -> DataConfig:
+def _tuned_on(run: Run | None) -> DataConfig | None:
     """The conversations that a run was tuned on."""
+    if run is None or run.stage != "finetune":
+        return None
     values = dict(run.config["data"])
     if values.get("packing") == Packing.concatenate.name:  # as it was called while each had a row to itself
         values["packing"] = Packing.padded.name
@@ -176,39 +138,28 @@ def _is_there(path: str) -> bool:
     return Path(path).exists() or bool(glob(path))
 
 
-def _asked_for(config: EvaluateStage, chats: DataConfig | None) -> dict[str, Any]:
-    """What `data` sets in place of what is known of the subject itself."""
-    data = config.data
-    if data is None:
-        return {"chats": chats, "conversations": open_corpus(chats) if chats else None}
-    if data.kind is DataKind.conversations:
-        return {"chats": data, "conversations": open_corpus(data)}
-    texts = {"shards": None, "text": data, "texts": open_sources(data), "sequence_length": data.sequence_length}
-    return texts | {"conversations": open_corpus(chats) if chats else None}
-
-
 def _check(config: EvaluateStage, subject: Subject) -> None:
     """Refuse, before any work, what cannot be asked."""
-    asked, positions = config.evaluation, subject.positions
-    if not asked.tokens_to_write(positions) < positions:
+    asked, model = config.evaluation, subject.model
+    if not asked.tokens_to_write(model.positions) < model.positions:
         raise ConfigError(
             f"evaluation.max_new_tokens={asked.max_new_tokens} is out of range: prompt and text share "
-            f"{positions} tokens in {subject.path.name}. Set it to {positions // 2} or less."
+            f"{model.positions} tokens in {model.path.name}. Set it to {model.positions // 2} or less."
         )
-    if config.data is not None and config.data.sequence_length > positions:
+    if config.data is not None and config.data.sequence_length > model.positions:
         raise ConfigError(
-            f"data.sequence_length={config.data.sequence_length} is longer than {positions}, all that "
-            f"{subject.path.name} can read. Set data.sequence_length={positions} or less."
+            f"data.sequence_length={config.data.sequence_length} is longer than {model.positions}, all that "
+            f"{model.path.name} can read. Set data.sequence_length={model.positions} or less."
         )
     _check_tasks(asked)
     if asked.accelerator is Accelerator.gpu:
         _require_gpu()
-    if subject.run is None and subject.chats is not None:
-        _require_template(subject.weights.tokenizer)
-    if subject.run and subject.conversations and subject.chats is not config.data:
-        _require_same(subject.run, subject.conversations, subject.chats)
-    if subject.run and config.data is not None:
-        _warn_of_shares(subject.run, config.data)
+    if model.run is None and subject.chats is not None:
+        _require_template(model.tokenizer)
+    if model.run and subject.conversations and subject.chats is not config.data:
+        _require_same(model.run, subject.conversations, subject.chats)
+    if model.run and config.data is not None:
+        _warn_of_shares(model.run, config.data)
 
 
 def _check_tasks(config: EvaluationConfig) -> None:

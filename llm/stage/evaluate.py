@@ -17,6 +17,7 @@ from llm.errors import ConfigError, DataError, DivergedError
 from llm.logger import open_logger
 from llm.run import (
     TEMPORARY,
+    Model,
     Outcome,
     Plan,
     Run,
@@ -55,10 +56,10 @@ def run(config: EvaluateStage) -> Run:
         require_tasks(config.evaluation)
     plan = Plan(
         config=config,
-        default_name=subject.name,
+        default_name=subject.model.name,
         format_version=FORMAT_VERSION,
         parents=subject.parents() | task_parents(config.evaluation),
-        folders={name: str(of.path) for name, of in (("run", subject.run), ("shards", subject.shards)) if of},
+        folders={name: str(of.path) for name, of in (("run", subject.model.run), ("shards", subject.shards)) if of},
     )
     made = make(plan, lambda run: _evaluate(run, config, subject), wait=True)
     if process_rank() == 0:
@@ -81,8 +82,8 @@ def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:
     from llm.evaluation import held_out_documents  # takes seconds
 
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
-        words = _tokenizer(subject, Path(scratch) / "tokenizer")
-        scorer = _open_scorer(config, subject, words)
+        words = _tokenizer(subject.model, Path(scratch) / "tokenizer")
+        scorer = _open_scorer(config, subject.model, words)
         sources, notes = _sources(run, subject, words, Path(scratch))
         documents = held_out_documents(sources.values(), scorer.words, seed=config.seed)
         conversations = _held_out_conversations(subject)
@@ -104,35 +105,35 @@ def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:
     return Outcome(results=numbers, digest=digest_of(results), objective=objective, notes=notes)
 
 
-def _tokenizer(subject: Subject, target: Path) -> Path:
-    """The folder of the subject's tokenizer: as our runs have it, whosever it is."""
-    if subject.run:
-        return subject.weights.tokenizer
-    return tokenizer.adopt(subject.weights.tokenizer, target, key=f"run={subject.path}")
+def _tokenizer(model: Model, target: Path) -> Path:
+    """The folder of the model's tokenizer: as our runs have it, whosever it is."""
+    return model.tokenizer if model.run else tokenizer.adopt(model.tokenizer, target, key=f"run={model.path}")
 
 
-def _open_scorer(config: EvaluateStage, subject: Subject, words: Path) -> "Scorer":
+def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
     import torch
 
     from llm import model as models
     from llm.evaluation import Scorer
 
-    weights, loaded = subject.weights, tokenizer.load(words)
-    model: Any = models.load(weights.model)
-    if weights.adapter:
-        model = models.load_adapter(model, weights.adapter)
-    model.config.pad_token_id = None  # else transformers warns of padding without a mask, on the right, where none sees
-    if (rows := model.get_input_embeddings().weight.shape[0]) < (tokens := loaded.get_vocab_size()):
-        raise ConfigError(f"run={subject.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
-    for path in models.take_plain_paths_where_needed(model, vocab_size=tokens):
-        log.info("%s: %s is not for this model, which is scored the plain way", subject.name, path)
-    models.require_isolation(model, vocab_size=tokens, architecture=model.config.model_type)
+    loaded: Any = models.load(model.weights)
+    if model.adapter:
+        loaded = models.load_adapter(loaded, model.adapter)
+    loaded.config.pad_token_id = (
+        None  # else transformers warns of padding without a mask, though on the right none sees it
+    )
+    vocabulary = tokenizer.load(words)
+    if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
+        raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
+    for path in models.take_plain_paths_where_needed(loaded, vocab_size=tokens):
+        log.info("%s: %s is not for this model, which is scored the plain way", model.name, path)
+    models.require_isolation(loaded, vocab_size=tokens, architecture=loaded.config.model_type)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(
-        model.eval().to("cuda" if on_gpu else "cpu"),
-        loaded,
+        loaded.eval().to("cuda" if on_gpu else "cpu"),
+        vocabulary,
         tokenizer.special(words),
-        positions=subject.positions,
+        positions=model.positions,
         batch_tokens=config.evaluation.batch_tokens,
     )
 
@@ -145,7 +146,7 @@ def _sources(run: Run, subject: Subject, words: Path, scratch: Path) -> tuple[So
         log.warning(
             "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
             "data.path=<files> for them",
-            subject.name,
+            subject.model.name,
         )
         return {}, {}
     for corpus in subject.texts.values() if len(subject.texts) == 1 else ():
@@ -304,17 +305,17 @@ def _tasks(config: EvaluateStage, subject: Subject, words: Path, scorer: "Scorer
         return {"tasks": {}}
     from llm.evaluation.tasks import answer_tasks
 
-    has_chat = uses_chat_template(config, subject, words)
+    has_chat = uses_chat_template(config, subject.model, words)
     log.info("tasks are asked %s the chat template (evaluation.chat_template)", "by" if has_chat else "without")
     answered = answer_tasks(scorer, words, config.evaluation, has_chat=has_chat, seed=config.seed)
     return {"tasks": answered, "tasks_chat_template": has_chat}
 
 
-def uses_chat_template(config: EvaluateStage, subject: Subject, words: Path) -> bool:
+def uses_chat_template(config: EvaluateStage, model: Model, words: Path) -> bool:
     """As it is asked for; else of a tuned run, and of a folder that has a template. Every tokenizer of ours has one."""
     has_template = tokenizer.load_chat(words).chat_template is not None
     if config.evaluation.chat_template is None:
-        return has_template and (subject.run is None or subject.run.stage == "finetune")
+        return has_template and (model.run is None or model.run.stage == "finetune")
     if config.evaluation.chat_template and not has_template:
         raise ConfigError("evaluation.chat_template=true, but the tokenizer has no chat template. Leave it out.")
     return config.evaluation.chat_template
@@ -345,4 +346,4 @@ def _say(probes: "dict[str, Probe]") -> None:
 
 def _show(made: Run, subject: Subject) -> None:
     results = json.loads((made.path / "results.json").read_text(encoding="utf-8"))
-    console().print(table(results, title=subject.title))
+    console().print(table(results, title=subject.model.title))

@@ -9,19 +9,19 @@ from llm.config import ExportStage
 from llm.errors import ConfigError, UnequalError
 from llm.run import (
     SAMPLES,
+    Model,
     Outcome,
     Plan,
     Run,
-    Weights,
     check_files,
     digest_of,
-    find_model_run,
+    find_run,
     log,
     make,
     metrics_of,
+    model_of,
     process_rank,
     sha256_of,
-    weights_of,
     whole_folder,
     write_text,
 )
@@ -37,17 +37,17 @@ FILE_FOR_LLAMA_CPP = "model.gguf"
 
 def run(config: ExportStage) -> Run:
     """The finished export of a config, with its files checked and its difference within the bound that is asked for."""
-    source = find_model_run(config.outputs, config.run, done_to_it="exported")
-    weights = weights_of(source)
-    _check(config, source, weights)
+    source = find_run(config.outputs, config.run, key="run")
+    model = model_of(source).check()
+    _check(config, source, model)
     plan = Plan(
         config=config,
-        default_name=str(source.record["name"]),
+        default_name=model.name,
         format_version=FORMAT_VERSION,
         parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
         folders={"run": str(source.path)},
     )
-    made = make(plan, lambda run: _export(run, config, source, weights), wait=True)
+    made = make(plan, lambda run: _export(run, config, source, model), wait=True)
     _require_bound(config, made)  # it may have been made under a wider one
     if process_rank() == 0:
         check_files(made)
@@ -61,18 +61,18 @@ def result_names(config: ExportStage) -> list[str]:
     return [*apart, *compared, *(["max_logit_difference_of_merge"] if config.export.merge else [])]
 
 
-def _check(config: ExportStage, source: Run, weights: Weights) -> None:
+def _check(config: ExportStage, source: Run, model: Model) -> None:
     """Refuse, before any work, what this run cannot be exported as."""
-    if not config.export.merge and weights.adapter is None:
+    if not config.export.merge and model.adapter is None:
         raise ConfigError(
             f"export.merge=false is for a run with an adapter, and {source.path} is a {source.stage} run with a whole "
             "model. Leave it out."
         )
     if config.export.gguf is not None:
-        _require_gguf(config, weights)
+        _require_gguf(config, model)
 
 
-def _require_gguf(config: ExportStage, weights: Weights) -> "tokenizer.LlamaCppForm":
+def _require_gguf(config: ExportStage, model: Model) -> "tokenizer.LlamaCppForm":
     """How llama.cpp cuts text as the run's tokenizer does."""
     assert config.export.gguf is not None
     asked = f"export.gguf={config.export.gguf.name}"
@@ -80,7 +80,7 @@ def _require_gguf(config: ExportStage, weights: Weights) -> "tokenizer.LlamaCppF
         raise ConfigError(f"{asked} needs the package gguf. Install the extra: pip install -e '.[gguf]'.")
     from llm.export.gguf import require_gguf  # with transformers: takes seconds
 
-    return require_gguf(weights.model, tokenizer.load(weights.tokenizer), asked=asked)
+    return require_gguf(model.weights, tokenizer.load(model.tokenizer), asked=asked)
 
 
 def _require_bound(config: ExportStage, made: Run) -> None:
@@ -92,30 +92,30 @@ def _require_bound(config: ExportStage, made: Run) -> None:
         )
 
 
-def _export(run: Run, config: ExportStage, source: Run, weights: Weights) -> Outcome:
+def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome:
     from llm import export  # takes seconds, which an export that is already finished need not wait for
 
-    settings, words = config.export, weights.tokenizer
+    settings, words = config.export, model.tokenizer
     special = tokenizer.special(words)
-    trial, model = _try_out(source, weights)
+    trial, loaded = _try_out(source, model)
     with whole_folder(run.path / ("model" if settings.merge else "adapter")) as target:
-        export.write_tokenizer(words, target, special, positions=weights.positions)
-        if settings.merge or weights.adapter is None:
-            proof = export.export_model(model, target, trial, special, settings)
+        export.write_tokenizer(words, target, special, positions=model.positions)
+        if settings.merge or model.adapter is None:
+            proof = export.export_model(loaded, target, trial, special, settings)
         else:
-            proof = export.export_adapter(weights.adapter, weights.model, target, trial, special, settings)
+            proof = export.export_adapter(model.adapter, model.weights, target, trial, special, settings)
         facts = export.Facts(
             is_adapter=not settings.merge,
             base_model=settings.base_model or _name_of_base(source),
-            architecture=model.config.model_type,
+            architecture=loaded.config.model_type,
             dtype=settings.dtype.value,
-            positions=weights.positions,
+            positions=model.positions,
             has_chat=source.stage == "finetune",
             file_for_llama_cpp=FILE_FOR_LLAMA_CPP if settings.gguf else None,
             proof=proof,
         )
         if settings.gguf is not None:
-            _write_gguf(target, config, source, weights)
+            _write_gguf(target, config, source, model)
         for name, text in export.card(source, facts).items():
             write_text(target / name, text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
@@ -130,34 +130,33 @@ def _export(run: Run, config: ExportStage, source: Run, weights: Weights) -> Out
     return Outcome(results=proof, digest=digest)
 
 
-def _write_gguf(folder: Path, config: ExportStage, source: Run, weights: Weights) -> None:
+def _write_gguf(folder: Path, config: ExportStage, source: Run, model: Model) -> None:
     from llm.export.gguf import write_gguf
 
     assert config.export.gguf is not None
-    form = _require_gguf(config, weights)
+    form = _require_gguf(config, model)
     write_gguf(
         folder,
         folder / FILE_FOR_LLAMA_CPP,
         form,
-        tokenizer.special(weights.tokenizer),
+        tokenizer.special(model.tokenizer),
         kind=config.export.gguf,
-        name=str(source.record["name"]),
-        positions=weights.positions,
+        name=model.name,
+        positions=model.positions,
     )
     log.info("%s: read back and compared tensor by tensor", FILE_FOR_LLAMA_CPP)
     if form.needs_nfc:
         log.info("llama.cpp does not normalize text: give it text in NFC, as keyboards and most files have it")
 
 
-def _try_out(source: Run, weights: Weights) -> tuple["Trial", Any]:
+def _try_out(source: Run, model: Model) -> tuple["Trial", Any]:
     """(what the run's model makes of the run's prompts, that model in fp32)."""
     from llm import export
 
-    words, model = weights.tokenizer, _open(weights)
-    special = tokenizer.special(words)
-    loaded = tokenizer.load(words)
-    added = [number for token in special.tokens if (number := loaded.token_to_id(token)) is not None]
-    return export.try_out(model, _prompts(source, words), special, added, most=weights.positions), model
+    words, loaded = tokenizer.load(model.tokenizer), _open(model)
+    special = tokenizer.special(model.tokenizer)
+    added = [number for token in special.tokens if (number := words.token_to_id(token)) is not None]
+    return export.try_out(loaded, _prompts(source, model.tokenizer), special, added, most=model.positions), loaded
 
 
 def _name_of_base(source: Run) -> str:
@@ -165,11 +164,11 @@ def _name_of_base(source: Run) -> str:
     return source.places.get("base", source.path).resolve().name
 
 
-def _open(weights: Weights) -> Any:
+def _open(model: Model) -> Any:
     from llm import model as models
 
-    model = models.load(weights.model)
-    return (models.load_adapter(model, weights.adapter) if weights.adapter else model).eval()
+    loaded = models.load(model.weights)
+    return (models.load_adapter(loaded, model.adapter) if model.adapter else loaded).eval()
 
 
 def _prompts(source: Run, words: Path) -> list[list[int]]:

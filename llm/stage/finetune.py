@@ -25,13 +25,11 @@ from llm.data import (
 from llm.errors import DataError
 from llm.run import (
     NOT_MINE,
-    Base,
+    Model,
     Outcome,
     Plan,
     Run,
-    check_base,
     digest_of,
-    find_base,
     log,
     make,
     process_rank,
@@ -39,7 +37,7 @@ from llm.run import (
     sha256_of,
 )
 from llm.stage import corpus_notes
-from llm.stage._base import check_against_base
+from llm.stage._base import check_against_base, find_base
 from llm.stage._training import measured_names, require_machine, train
 from llm.stage.pretrain import model_digest
 
@@ -61,7 +59,7 @@ def run(config: FinetuneStage) -> Run:
     """The finished fine-tuning run of a config."""
     base = find_base(config.outputs, config.base)
     check_against_base(config, base)
-    check_base(base)
+    base.check()
     if not config.dry_run:  # which says what is lacking, for it may be about another machine
         require_machine(config.trainer)
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
@@ -82,7 +80,7 @@ def run(config: FinetuneStage) -> Run:
 
     def prepare(folder: Path) -> None:
         if base.run is None:
-            tokenizer.adopt(base.folder, folder / "tokenizer", key=f"base={base.folder}", template=template)
+            tokenizer.adopt(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
 
     return make(replace(plan, config=config), work, prepare=prepare)
 
@@ -95,9 +93,9 @@ def result_names(config: FinetuneStage) -> list[str]:
 
 
 @contextmanager
-def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> Iterator[tuple[Path, list[int]]]:
+def _chat_tokenizer(run: Run, base: Model, template: str | None, name: str) -> Iterator[tuple[Path, list[int]]]:
     """(the folder of the tokenizer to train with, the ids of the tokens that the base's lacks)."""
-    own = base.folder if base.run else run.path / "tokenizer"  # rank zero has put it there
+    own = base.weights if base.run else run.path / "tokenizer"  # rank zero has put it there
     if template is None:
         tokenizer.check_template(tokenizer.load_chat(own), name=str(base.path))
         yield own, []
@@ -109,7 +107,7 @@ def _chat_tokenizer(run: Run, base: Base, template: str | None, name: str) -> It
         yield Path(folder), new_ids
 
 
-def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:
+def _train(run: Run, config: FinetuneStage, base: Model, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
@@ -121,7 +119,7 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     rows, prompts, dropped = _read(config, corpus, words, special)
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
-    loaded = models.load(base.folder, config.lora)
+    loaded = models.load(base.weights, config.lora)
     models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)
     if config.data.packing is Packing.best_fit:
         models.require_isolation(loaded, vocab_size=vocab_size, architecture=loaded.config.model_type)
@@ -151,14 +149,14 @@ def _train(run: Run, config: FinetuneStage, base: Base, corpus: Corpus, words: P
     )
 
 
-def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Base, new_ids: list[int]) -> Any:
+def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Model, new_ids: list[int]) -> Any:
     """The base as it is to be trained: with adapters, or as it is."""
     from llm import model as models
 
     if config.lora.method is Method.full:
         return loaded
     model = models.add_lora(loaded, config.lora, new_token_ids=new_ids)
-    model.peft_config["default"].base_model_name_or_path = str(base.folder)
+    model.peft_config["default"].base_model_name_or_path = str(base.weights)
     return model
 
 

@@ -55,7 +55,7 @@ def vocab_size(config: TokenizerConfig) -> int:
 
 def _folder(config: TokenizerConfig) -> Path:
     assert config.path is not None
-    return folder_of("tokenizer.path", config.path, file=TOKENIZER)
+    return folder_of(config.path, key="tokenizer.path", file=TOKENIZER)
 
 
 def result_names(config: TokenizerStage) -> list[str]:

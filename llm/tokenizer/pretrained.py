@@ -39,11 +39,9 @@ def require_chat(folder: Path, *, template: str | None = None) -> None:
     """Refuse, before any work, a base whose tokenizer cannot say a conversation; a `template` is in place of its own.
 
     Raises:
-        ConfigError: it has no tokenizer, no chat template, or no token that ends a text.
+        ConfigError: it has no chat template, or no token that ends a text.
         DamagedError: the tokenizer cannot be read.
     """
-    if not (folder / TOKENIZER).is_file():
-        raise ConfigError(f"base={folder} has no tokenizer.json. Put the model's tokenizer beside its weights.")
     _read(folder, key := f"base={folder}", {})
     if not (template or as_transformers(folder).chat_template):
         raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
