@@ -153,9 +153,7 @@ def open_talker(source: Model) -> Talker:
     from llm import model as models
 
     chat = tokenizer.load_chat(source.tokenizer)
-    model: Any = models.load(source.weights)
-    if source.adapter is not None:
-        model = models.load_adapter(model, source.adapter)
+    model = models.load_for_use(source)
     if source.run is not None:
         words, special = tokenizer.load(source.tokenizer), tokenizer.special(source.tokenizer)
     else:
@@ -163,7 +161,7 @@ def open_talker(source: Model) -> Talker:
         if chat.chat_template is None:
             chat.chat_template = CHAT_TEMPLATE
             log.info("%s has no chat template; turns are marked by plain words", source.title)
-    return Talker(source.title, model.eval(), words, chat, special, source.positions)
+    return Talker(source.title, model, words, chat, special, source.positions)
 
 
 def _special(chat: Any, source: Model) -> tokenizer.Special:

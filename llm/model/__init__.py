@@ -18,7 +18,7 @@ generation.py prompts -> text, piece by piece or many at once
 
 from llm.model.architectures import check_extra
 from llm.model.attention import document_bounds
-from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, save
+from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, load_for_use, save
 from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
 from llm.model.isolation import require_isolation
 from llm.model.loading import load_adapter, new_model, open_config, open_model
@@ -53,6 +53,7 @@ __all__ = [
     "grow",
     "load",
     "load_adapter",
+    "load_for_use",
     "merge",
     "new_model",
     "next_token_loss",

@@ -11,9 +11,10 @@ from transformers.utils.logging import disable_progress_bar
 from llm.config import LoraConfig, Method, ModelConfig
 from llm.model.activations import fuse_gelu
 from llm.model.architectures import hugging_face_config
-from llm.model.loading import new_model, open_model
+from llm.model.loading import load_adapter, new_model, open_model
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.model.vocabulary import pad, padding_of, unpad
+from llm.run import Model
 from llm.tokenizer import Special
 from llm.tokenizer import special as special_tokens
 
@@ -71,6 +72,17 @@ def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
         if hasattr(layer, AVX512_LAYOUT):
             setattr(layer, AVX512_LAYOUT, False)
     return model
+
+
+def load_for_use(model: Model) -> Any:
+    """A model in fp32 with the adapter that it has, if any.
+
+    Raises:
+        ConfigError: as load.
+        DamagedError: as load; or it is no adapter for that model.
+    """
+    loaded = load(model.weights)
+    return (load_adapter(loaded, model.adapter) if model.adapter else loaded).eval()
 
 
 def four_bits() -> BitsAndBytesConfig:

@@ -116,12 +116,8 @@ def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
     from llm import model as models
     from llm.evaluation import Scorer
 
-    loaded: Any = models.load(model.weights)
-    if model.adapter:
-        loaded = models.load_adapter(loaded, model.adapter)
-    loaded.config.pad_token_id = (
-        None  # else transformers warns of padding without a mask, though on the right none sees it
-    )
+    loaded = models.load_for_use(model)
+    loaded.config.pad_token_id = None  # else transformers warns of padding without a mask, which on the right none sees
     vocabulary = tokenizer.load(words)
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
         raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
@@ -130,7 +126,7 @@ def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
     models.require_isolation(loaded, vocab_size=tokens, architecture=loaded.config.model_type)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(
-        loaded.eval().to("cuda" if on_gpu else "cpu"),
+        loaded.to("cuda" if on_gpu else "cpu"),
         vocabulary,
         tokenizer.special(words),
         positions=model.positions,

@@ -152,8 +152,9 @@ def _write_gguf(folder: Path, config: ExportStage, source: Run, model: Model) ->
 def _try_out(source: Run, model: Model) -> tuple["Trial", Any]:
     """(what the run's model makes of the run's prompts, that model in fp32)."""
     from llm import export
+    from llm import model as models
 
-    words, loaded = tokenizer.load(model.tokenizer), _open(model)
+    words, loaded = tokenizer.load(model.tokenizer), models.load_for_use(model)
     special = tokenizer.special(model.tokenizer)
     added = [number for token in special.tokens if (number := words.token_to_id(token)) is not None]
     return export.try_out(loaded, _prompts(source, model.tokenizer), special, added, most=model.positions), loaded
@@ -162,13 +163,6 @@ def _try_out(source: Run, model: Model) -> tuple["Trial", Any]:
 def _name_of_base(source: Run) -> str:
     """Of the folder that a run was tuned from, or of the run itself."""
     return source.places.get("base", source.path).resolve().name
-
-
-def _open(model: Model) -> Any:
-    from llm import model as models
-
-    loaded = models.load(model.weights)
-    return (models.load_adapter(loaded, model.adapter) if model.adapter else loaded).eval()
 
 
 def _prompts(source: Run, words: Path) -> list[list[int]]:
