@@ -180,13 +180,13 @@ def test_an_extra_key_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        (Architecture.llama, {"num_experts": 4}, "model.num_experts is a setting of qwen3_moe; llama has none."),
+        (Architecture.llama, {"num_experts": 4}, "model.num_experts=4 is a setting of qwen3_moe; llama has none."),
         (
             Architecture.gpt2,
             {"num_experts_per_token": 4},
-            "model.num_experts_per_token is a setting of qwen3_moe; gpt2",
+            "model.num_experts_per_token=4 is a setting of qwen3_moe; gpt2",
         ),
-        (Architecture.qwen3_moe, {"num_experts": 0}, "model.num_experts=0 is too small"),
+        (Architecture.qwen3_moe, {"num_experts": 0}, "model.num_experts=0 is out of range. Set 1 or more, or null."),
         (Architecture.qwen3_moe, {"num_experts": 1}, "model.num_experts_per_token=2 is more than model.num_experts=1."),
         (Architecture.gemma3, {"hidden_size": 6}, "gives heads of odd size 3; rotary positions need an even one"),
         (Architecture.qwen3, {"num_key_value_heads": 3}, "model.num_heads=2 does not divide by model.num_key_value"),

@@ -331,11 +331,11 @@ def test_a_text_falls_on_the_side_of_its_duplicates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_hangul_share": 1.5}, "data.cleaning.min_hangul_share=1.5 is out of range. Set a share from 0 to 1"),
+        ({"min_hangul_share": 1.5}, "data.cleaning.min_hangul_share=1.5 is out of range. Set 0 or more and up to 1"),
         ({"max_repetition": -0.1}, "data.cleaning.max_repetition=-0.1 is out of range"),
         ({"near_duplicate_similarity": 2}, "data.cleaning.near_duplicate_similarity=2 is out of range"),
-        ({"min_characters": -1}, "data.cleaning.min_characters=-1 is too small. Set it to 0 or more"),
-        ({"max_characters": 3}, "data.cleaning.max_characters=3 is too small. Set it to 30 or more"),
+        ({"min_characters": -1}, "data.cleaning.min_characters=-1 is out of range. Set 0 or more"),
+        ({"max_characters": 3}, "data.cleaning.max_characters=3 is out of range. Set 30 or more"),
     ],
 )
 def test_a_share_or_a_length_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:

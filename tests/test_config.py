@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.compose import refuse_computed, refuse_targets
 from llm.config.explain import explain
+from llm.config.fields import HOW, ROWS, check_settings, setting
 from llm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +112,7 @@ def test_stages_mirror_modules():
             "user}': a key in { } must be in Latin letters. Write it in a YAML file of conf/.",
         ),
         (["name=${foo}"], "name: Interpolation key 'foo' not found"),
-        (["name=a/b"], "name='a/b' cannot name a folder"),
+        (["name=a/b"], "name=a/b cannot name a folder"),
         (["data=korean_law_qa"], "data=korean_law_qa is conversations, but stage=pretrain learns from text"),
         (["stage=finetune", "base=x", "data=korean_law"], "data=korean_law is text, but stage=finetune learns from"),
         (
@@ -117,8 +120,8 @@ def test_stages_mirror_modules():
             "data.path is missing. Set data.path=<file, folder or glob of txt, jsonl, json, csv, tsv or parquet>",
         ),
         (["data.path=x"], "data.path=x is not used by data=korean_law"),
-        (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range"),
-        (["data.batch_size=0"], "data.batch_size=0 is too small"),
+        (["data.held_out_share=1"], "data.held_out_share=1.0 is out of range. Set more than 0 and less than 1."),
+        (["data.batch_size=0"], "data.batch_size=0 is out of range. Set 1 or more."),
         (
             ["stage=finetune", "base=x", "data.packing=concatenate"],
             "data.packing=concatenate is for text: it would cut conversations anywhere. Choose data.packing=best_fit, "
@@ -129,7 +132,7 @@ def test_stages_mirror_modules():
             "data.num_workers=2 is for text, which becomes shards; data=korean_law_qa does not. Leave it out.",
         ),
         (["data.packing=bestfit"], "data.packing: Invalid value 'bestfit', expected one of [concatenate, best_fit,"),
-        (["data.num_workers=0"], "data.num_workers=0 is too small. Set it to 1 or more."),
+        (["data.num_workers=0"], "data.num_workers=0 is out of range. Set 1 or more, or null."),
         (
             ["data.batch_size=3", "trainer.devices=2"],
             "data.batch_size=3 over trainer.devices=2 gives unequal shares. Set data.batch_size=2 or 4, or other",
@@ -139,7 +142,7 @@ def test_stages_mirror_modules():
             "data.batch_size=8 over trainer.devices=8 on trainer.num_nodes=2 leaves some without a row. Set data.batch_"
             "size=16 or more.",
         ),
-        (["trainer.num_nodes=0"], "trainer.num_nodes=0 is too small. Set it to 1 or more."),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0 is out of range. Set 1 or more."),
         (
             ["trainer.strategy=fsdp"],
             "trainer.strategy=fsdp is for several devices, but trainer.devices=1 and trainer.num_nodes=1. Raise one of",
@@ -154,7 +157,7 @@ def test_stages_mirror_modules():
             ["data.batch_tokens=1000"],
             "data.batch_tokens=1000 is no multiple of data.sequence_length=256. Set it to 768 or 1024.",
         ),
-        (["data.batch_tokens=100"], "data.batch_tokens=100 is too small. Set it to 256 or more."),
+        (["data.batch_tokens=100"], "data.batch_tokens=100 is out of range. Set 256 or more."),
         (
             ["stage=finetune", "base=x", "data.batch_tokens=4096"],
             "data.batch_tokens=4096 is for text: conversations are rows of unequal length. Set data.batch_size in its",
@@ -167,19 +170,25 @@ def test_stages_mirror_modules():
         (["model.num_heads=7"], "model.hidden_size=160 does not divide by model.num_heads=7"),
         (["model=llama_tiny", "model.hidden_size=12"], "rotary positions need an even one"),
         (["model=llama_tiny", "model.num_key_value_heads=3"], "model.num_heads=4 does not divide by"),
-        (["model.num_key_value_heads=2"], "model.num_key_value_heads is not a setting of gpt2. Remove it."),
-        (["name=-x"], "name='-x' cannot name a folder. Start with a letter or digit"),
+        (["model.num_key_value_heads=2"], "model.num_key_value_heads=2 is no setting of gpt2. Leave it out."),
+        (["name=-x"], "name=-x cannot name a folder. Start with a letter or digit"),
         ([f"name={'x' * 65}"], "cannot name a folder"),
-        (["name=.."], "name='..' cannot name a folder"),
-        (["seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
-        (["model.intermediate_size=0"], "model.intermediate_size=0 is too small. Set it to 1 or more."),
-        (["model.dropout=1"], "model.dropout=1.0 is out of range"),
-        (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0 must be a number above 0"),
-        (["optimizer.learning_rate=nan"], "optimizer.learning_rate=nan must be a number above 0"),
-        (["optimizer.min_learning_rate_ratio=2"], "optimizer.min_learning_rate_ratio=2.0 is out of range"),
-        (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1 is out of range. Set a value from 0 to 1."),
-        (["optimizer.beta2=1"], "optimizer.beta2=1.0 is out of range. Set a value from 0 up to 1."),
-        (["optimizer.gradient_clip_norm=0"], "optimizer.gradient_clip_norm=0.0 must be above 0. Set it to inf not"),
+        (["name=.."], "name=.. cannot name a folder"),
+        (["seed=-1"], "seed=-1 is out of range. Set 0 or more."),
+        (["model.intermediate_size=0"], "model.intermediate_size=0 is out of range. Set 1 or more, or null."),
+        (["model.dropout=1"], "model.dropout=1.0 is out of range. Set 0 or more and less than 1."),
+        (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0 is out of range. Set more than 0."),
+        (["optimizer.learning_rate=nan"], "optimizer.learning_rate=nan is out of range. Set more than 0."),
+        (
+            ["optimizer.min_learning_rate_ratio=2"],
+            "optimizer.min_learning_rate_ratio=2.0 is out of range. Set 0 or more and up to 1.",
+        ),
+        (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1 is out of range. Set 0 or more and up to 1."),
+        (["optimizer.beta2=1"], "optimizer.beta2=1.0 is out of range. Set 0 or more and less than 1."),
+        (
+            ["optimizer.gradient_clip_norm=0"],
+            "optimizer.gradient_clip_norm=0.0 is out of range. Set more than 0 and up to inf.",
+        ),
         (["optimizer.muon_learning_rate=1e-3"], "is not used by optimizer.algorithm=adamw. Choose optimizer=muon, or"),
         (
             ["optimizer.muon_momentum=0.9"],
@@ -194,20 +203,26 @@ def test_stages_mirror_modules():
             ["optimizer.schedule=constant", "optimizer.min_learning_rate_ratio=0"],
             "optimizer.min_learning_rate_ratio=0.0 is not used by optimizer.schedule=constant. Choose another",
         ),
-        (["optimizer=muon", "optimizer.muon_learning_rate=0"], "optimizer.muon_learning_rate=0.0 must be a number"),
-        (["optimizer=muon", "optimizer.muon_momentum=1"], "optimizer.muon_momentum=1.0 is out of range"),
-        (["optimizer.decay_share=0"], "optimizer.decay_share=0.0 is out of range. Set a share above 0, up to 1"),
+        (
+            ["optimizer=muon", "optimizer.muon_learning_rate=0"],
+            "optimizer.muon_learning_rate=0.0 is out of range. Set more than 0, or null.",
+        ),
+        (
+            ["optimizer=muon", "optimizer.muon_momentum=1"],
+            "optimizer.muon_momentum=1.0 is out of range. Set 0 or more and less than 1.",
+        ),
+        (["optimizer.decay_share=0"], "optimizer.decay_share=0.0 is out of range. Set more than 0 and up to 1."),
         (["stage=finetune", "base=x", "optimizer=muon"], "optimizer.algorithm=muon is for whole matrices; LoRA trains"),
-        (["optimizer.warmup_steps=-1"], "optimizer.warmup_steps=-1 is too small"),
-        (["trainer.max_steps=0"], "trainer.max_steps=0 is too small. Set it to 1 or more."),
-        (["trainer.num_workers=-1"], "trainer.num_workers=-1 is too small. Set it to 0 or more."),
+        (["optimizer.warmup_steps=-1"], "optimizer.warmup_steps=-1 is out of range. Set 0 or more."),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 is out of range. Set 1 or more."),
+        (["trainer.num_workers=-1"], "trainer.num_workers=-1 is out of range. Set 0 or more."),
         (["tokenizer.special_tokens=[a,a,'<|pad|>']"], "names one twice. Remove it."),
-        (["tokenizer.limit_alphabet=0"], "tokenizer.limit_alphabet=0 is too small. Set it to 1 or more."),
+        (["tokenizer.limit_alphabet=0"], "tokenizer.limit_alphabet=0 is out of range. Set 1 or more, or null."),
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size=100 is too small"),
         (["tokenizer.special_tokens=[]"], "tokenizer.special_tokens is empty"),
         (["tokenizer.pad_token=x"], "tokenizer.pad_token=x is not one of tokenizer.special_tokens"),
         (["tokenizer.eos_token=x"], "tokenizer.eos_token=x is not one of tokenizer.special_tokens"),
-        (["tokenizer.sample_bytes=0"], "tokenizer.sample_bytes=0 is too small. Set it to 1 or more."),
+        (["tokenizer.sample_bytes=0"], "tokenizer.sample_bytes=0 is out of range. Set 1 or more, or null."),
         (["tokenizer.ladder=100"], "tokenizer.ladder=100 is smaller than tokenizer.vocab_size=8192"),
         (
             ["tokenizer.morphemes=khaiii"],
@@ -216,7 +231,7 @@ def test_stages_mirror_modules():
         (["tokenizer.model=null"], "tokenizer.model is null"),
         (
             ["stage=finetune", "base=x", "lora.dropout=1"],
-            "lora.dropout=1.0 is out of range. Set a value from 0 up to 1.",
+            "lora.dropout=1.0 is out of range. Set 0 or more and less than 1.",
         ),
         (
             ["stage=finetune", "base=x", "lora.method=full", "lora.rank=16"],
@@ -247,7 +262,7 @@ def test_stages_mirror_modules():
             [*FSDP, "lora.base_precision=bf16"],
             "trainer.strategy=fsdp shares out weights of one precision, but lora.base_precision=bf16 and",
         ),
-        (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is too small. Set it to 1 or more."),
+        (["stage=finetune", "base=x", "lora.alpha=0"], "lora.alpha=0 is out of range. Set 1 or more."),
         (["experiment=nope"], "experiment=nope is not a choice. Known here: demo"),
         (["experiment=demoo"], "experiment=demoo is not a choice. Did you mean experiment=demo?"),
         (["sweep=nope"], "sweep=nope is not a choice. Known here: learning_rate, search, tokenizers."),
@@ -271,7 +286,7 @@ def test_stages_mirror_modules():
         (["data.map={question: a b}"], "data.map is not there yet. Add it with '+data.map={question: a b}'"),
         (["name=${oc.env:TTUKTTAK_NOT_SET}"], "Environment variable 'TTUKTTAK_NOT_SET' not found"),
         (["trainer.sample_prompts=3"], "trainer.sample_prompts: Invalid value assigned"),
-        (["stage=finetune", "base=x", "lora.rank=0"], "lora.rank=0 is too small"),
+        (["stage=finetune", "base=x", "lora.rank=0"], "lora.rank=0 is out of range. Set 1 or more."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -370,7 +385,7 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
     ("arguments", "line"),
     [
         (["optimizer.learning_rat=1"], "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?"),
-        (["name=a/b"], "name='a/b' cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
+        (["name=a/b"], "name=a/b cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
                        "'_', '+' and '-', 64 in all."),
         (["optimizer=null"], "a group cannot be null. Give a choice of it, or leave it out."),
         (["-m", "modle.num_heads=1,2"], "unknown key modle. Did you mean model?"),
@@ -378,8 +393,8 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
                                         "Set model.num_heads to a divisor of 160."),
         (["-m", "name=${hydra:job.num}", "optimizer.learning_rate=1e-3,abc"],
          "optimizer.learning_rate: Value 'abc' of type 'str' could not be converted to Float"),
-        (["sweep=learning_rate", "seed=-1"], "seed=-1 is too small. Set it to 0 or more."),
-        (["model.num_layers=1000000"], "model.num_layers=1000000 is too large. Set it to 1000 or less."),
+        (["sweep=learning_rate", "seed=-1"], "seed=-1 is out of range. Set 0 or more."),
+        (["model.num_layers=1000000"], "model.num_layers=1000000 is out of range. Set 1 or more and up to 1000."),
         *(
             ([word, "-m", "seed=1,2"], f"{word}: no override says which code runs. Leave _target_ out; hydra/launcher "
                                        "and hydra/sweeper are chosen by name.")
@@ -428,7 +443,7 @@ def test_a_file_that_names_code_to_run_is_refused_in_one_line(tmp_path, text, li
 
 def test_the_values_of_a_sweep_can_be_typed_as_a_dict(tmp_path):
     ended = train("-m", "+hydra.sweeper.params={seed: '-1,-2'}", cwd=tmp_path)
-    assert (ended.returncode, ended.stderr) == (2, "error: seed=-1 is too small. Set it to 0 or more.\n")
+    assert (ended.returncode, ended.stderr) == (2, "error: seed=-1 is out of range. Set 0 or more.\n")
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path):
@@ -671,6 +686,72 @@ def test_rows_are_no_part_of_a_tokenizers_identity():
     ]
     assert shards[0] == shards[1]
     assert settings[0]["tokenizer"]["initial_alphabet"] == Alphabet.ks_x_1001.name
+
+
+@dataclass(kw_only=True, slots=True)
+class Toppings:
+    amount: int = setting(3, at_least=1, at_most=9)
+
+
+@dataclass(kw_only=True, slots=True)
+class Toy:
+    """What a group of settings needs: its fields. Nothing else in the code knows of them."""
+
+    share: float = setting(0.5, above=0, below=1)
+    rate: float | None = setting(None, ROWS, at_least=0)
+    cap: float = setting(1.0, above=0, at_most=float("inf"))
+    label: str = setting("a", HOW, fault=lambda text: None if text.isalpha() else "is no word. Write letters.")
+    folder: str | None = setting(None, HOW, is_file=True)
+    later: int | None = setting(None, only_where_set=True, at_least=1)
+    names: list[str] = setting(["a"])
+    toppings: Toppings = setting(Toppings())
+
+    def __post_init__(self) -> None:
+        check_settings(self, "toy")
+
+
+def toy(**settings):
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Toy), settings))
+
+
+def test_a_setting_has_its_default_each_config_its_own():
+    assert (toy().share, toy().rate, toy().toppings.amount) == (0.5, None, 3)
+    changed = Toy()
+    changed.names.append("b")
+    changed.toppings.amount = 4
+    assert (Toy().names, Toy().toppings) == (["a"], Toppings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"share": 1}, "toy.share=1.0 is out of range. Set more than 0 and less than 1."),
+        ({"share": "nan"}, "toy.share=nan is out of range. Set more than 0 and less than 1."),
+        ({"rate": -0.1}, "toy.rate=-0.1 is out of range. Set 0 or more, or null."),
+        ({"rate": "inf"}, "toy.rate=inf is out of range. Set 0 or more, or null."),
+        ({"cap": 0}, "toy.cap=0.0 is out of range. Set more than 0 and up to inf."),
+        ({"label": "1"}, "toy.label=1 is no word. Write letters."),
+        ({"toppings": {"amount": 10}}, "toy.toppings.amount=10 is out of range. Set 1 or more and up to 9."),
+    ],
+)
+def test_a_setting_out_of_its_range_is_one_line_that_names_it_and_the_range(settings, line):
+    with pytest.raises(ConfigError) as caught:
+        toy(**settings)
+    assert str(caught.value) == line
+
+
+def test_the_ends_of_a_range_that_are_in_it_are_taken(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/나")
+    made = toy(rate=0, cap="inf", later=1, toppings={"amount": 9}, folder="~/글")
+    assert (made.rate, made.cap, made.later, made.toppings.amount) == (0, float("inf"), 1, 9)
+    assert made.folder == "/home/나/글"
+
+
+def test_a_setting_is_in_the_identity_unless_it_says_otherwise():
+    everywhere = {"share": 0.5, "cap": 1.0, "names": ["a"], "toppings": {"amount": 3}}
+    assert identity_settings(toy(label="b", folder="x"), "export") == everywhere
+    assert identity_settings(toy(), "pretrain") == {**everywhere, "rate": None}
+    assert identity_settings(toy(later=1), "export") == {**everywhere, "later": 1}
 
 
 # The docs

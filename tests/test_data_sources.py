@@ -302,8 +302,11 @@ def test_a_row_that_is_of_no_group_is_a_fault(tmp_path: Path) -> None:
         ({"group": "0", "group_pattern": "("}, r"data.layout.group_pattern=\(: .*Correct it"),
         ({"group_pattern": "(a)"}, r"data.layout.group_pattern=\(a\) needs data.layout.group and one pair of"),
         ({"group": "0", "group_pattern": "a"}, "needs data.layout.group and one pair of"),
-        ({"delimiter": "::"}, "data.layout.delimiter='::' is not one character. Set one such as"),
-        ({"roles": {"human": "person"}}, "data.layout.roles: person is no role. Map to system, user or assistant"),
+        ({"delimiter": "::"}, "data.layout.delimiter=:: is not one character. Set one such as"),
+        (
+            {"roles": {"human": "person"}},
+            r"data.layout.roles=\{.*\} maps to person, which is no role. Map to system, user or assistant",
+        ),
         ({"records": "a..b"}, r"data.layout.records=a..b is no path. Write keys as a.b"),
         ({"records": "a[0]"}, r"data.layout.records=a\[0\] is no path"),
     ],

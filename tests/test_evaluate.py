@@ -196,12 +196,12 @@ def test_the_table_shows_each_number_with_chance_and_interval() -> None:
         ("run=frist", "there is no run frist under"),
         ("run=tokenizer/*", "is a tokenizer run, but a pretrain or finetune run is needed. Runs: "),
         ("evaluation.max_new_tokens=64", "max_new_tokens=64 is out of range: prompt and text share 64 tokens in first"),
-        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0 is too small"),
+        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0 is out of range. Set 1 or more, or null."),
         ("evaluation.temperature=-1", "evaluation.temperature=-1.0 is out of range. Set 0 or more"),
-        ("evaluation.top_p=0", "evaluation.top_p=0.0 is out of range"),
+        ("evaluation.top_p=0", "evaluation.top_p=0.0 is out of range. Set more than 0 and up to 1."),
         ("evaluation.task_limit=3", "evaluation.task_limit=3 is for tasks, and none is named"),
-        ("evaluation.chat_template=true", "evaluation.chat_template=True is for tasks, and none is named"),
-        ("seed=-1", "seed=-1 is too small"),
+        ("evaluation.chat_template=true", "evaluation.chat_template=true is for tasks, and none is named"),
+        ("seed=-1", "seed=-1 is out of range. Set 0 or more."),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(trained: Path, override: str, message: str) -> None:

@@ -49,8 +49,8 @@ CANNOT_BE = {
     "{law: {use: korean_law, path: x}}": "data.parts.law.path=x is not used by data.parts.law.use=korean_law.",
     "{law: {use: korean_law, path: my-data.v2}}": "data.parts.law.path=my-data.v2 is not used by data.parts.law.",
     "{law: {use: korean_law, weight: abc}}": "data.parts.law.weight: Value 'abc' of type 'str' could not be",
-    "{law: {use: korean_law, weight: 0}}": "data.parts.law.weight=0.0 is out of range. Set a number above 0.",
-    "{law: {use: korean_law, max_tokens: 0}}": "data.parts.law.max_tokens=0 is too small. Set it to 1 or more.",
+    "{law: {use: korean_law, weight: 0}}": "data.parts.law.weight=0.0 is out of range. Set more than 0, or null.",
+    "{law: {use: korean_law, max_tokens: 0}}": "data.parts.law.max_tokens=0 is out of range. Set 1 or more, or null.",
     "{law: {use: korean_law, layout: {fils: []}}}": (
         "unknown key data.parts.law.layout.fils. Did you mean data.parts.law.layout.files?"
     ),

@@ -251,7 +251,9 @@ def test_too_few_steps_are_not_traced_and_it_is_said(tmp_path: Path, said: pytes
 
 
 def test_no_steps_to_trace_is_refused() -> None:
-    with pytest.raises(ConfigError, match=re.escape("trainer.profile_steps=0 is too small. Set it to 1 or more.")):
+    with pytest.raises(
+        ConfigError, match=re.escape("trainer.profile_steps=0 is out of range. Set 1 or more, or null.")
+    ):
         TrainerConfig(profile_steps=0)
 
 

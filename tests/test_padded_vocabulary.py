@@ -338,5 +338,5 @@ def test_padding_is_part_of_what_a_run_is_where_it_is_set() -> None:
 
 
 def test_a_multiple_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.pad_vocab_to_multiple_of=0 is too small. Set it to 1 or more."):
+    with pytest.raises(ConfigError, match=r"model.pad_vocab_to_multiple_of=0 is out of range. Set 1 or more, or null."):
         ModelConfig(name="x", architecture=Architecture.gpt2, pad_vocab_to_multiple_of=0)

@@ -376,7 +376,7 @@ def test_settings_that_the_folder_contradicts_are_refused(
         (["model.architecture=other"], "model.architecture=other is of model.path alone. Choose model=pretrained."),
         (
             ["model=pretrained", "model.path=x", "+model.extra.rope_theta=1"],
-            "model.extra is not used with model.path, whose config.json says it. Leave it out.",
+            "model.extra={'rope_theta': 1} is not used with model.path, whose config.json says it. Leave it out.",
         ),
         (
             ["tokenizer=pretrained", "tokenizer.path=x", "tokenizer.vocab_size=9000"],

@@ -27,14 +27,14 @@ def line(said: str) -> str:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"time_minutes": 0}, "hydra.launcher.time_minutes=0 is too small. Set it to 1 or more."),
-        ({"cpus_per_task": 0}, "hydra.launcher.cpus_per_task=0 is too small. Set it to 1 or more."),
-        ({"signal_seconds": 0}, "hydra.launcher.signal_seconds=0 is too small. Set it to 1 or more."),
-        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is too small. Set it to 1 or more."),
-        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node=-1 is too small. Set it to 0 or more."),
-        ({"array_parallelism": 0}, "hydra.launcher.array_parallelism=0 is too small. Set it to 1 or more."),
-        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is too small. Set it to 0 or more."),
-        ({"memory_gb": 0.0}, "hydra.launcher.memory_gb=0.0 is out of range. Set 0.001 or more."),
+        ({"time_minutes": 0}, "hydra.launcher.time_minutes=0 is out of range. Set 1 or more."),
+        ({"cpus_per_task": 0}, "hydra.launcher.cpus_per_task=0 is out of range. Set 1 or more."),
+        ({"signal_seconds": 0}, "hydra.launcher.signal_seconds=0 is out of range. Set 1 or more."),
+        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is out of range. Set 1 or more."),
+        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node=-1 is out of range. Set 0 or more, or null."),
+        ({"array_parallelism": 0}, "hydra.launcher.array_parallelism=0 is out of range. Set 1 or more, or null."),
+        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is out of range. Set 0 or more."),
+        ({"memory_gb": 0.0}, "hydra.launcher.memory_gb=0.0 is out of range. Set 0.001 or more, or null."),
         ({"poll_seconds": 0.0}, "hydra.launcher.poll_seconds=0.0 is out of range. Set 0.1 or more."),
         ({"grace_seconds": float("inf")}, "hydra.launcher.grace_seconds=inf is out of range. Set 0 or more."),
         (

@@ -365,7 +365,7 @@ def test_a_search_without_a_finished_trial_says_so():
         (lambda: Dimension(key="x", choices=("1", "1")), "x=1,1 holds a value twice. Give each once"),
         (lambda: points_of_grid([X]), "hydra.sweeper.sampler=grid cannot try all of x. List its values, or choose tpe"),
         (lambda: check_space([], [], lambda *_: None), "hydra.sweeper.trials is set, but no key is swept"),
-        (lambda: SweeperConfig(trials=0).check(), "hydra.sweeper.trials=0 is too small. Set it to 1 or more"),
+        (lambda: SweeperConfig(trials=0).check(), "hydra.sweeper.trials=0 is out of range. Set 1 or more"),
         (lambda: SweeperConfig(seeds=2).check(), "hydra.sweeper.seeds and hydra.sweeper.halving are of a search. Set"),
         (
             lambda: SweeperConfig(trials=1, objectives=["a", "b"]).check(),

@@ -144,11 +144,11 @@ def test_memory_is_what_the_system_says_is_available():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"jobs": 0}, "hydra.launcher.jobs=0 is too small. Set it to 1 or more."),
-        ({"threads": 0}, "hydra.launcher.threads=0 is too small. Set it to 1 or more."),
-        ({"jobs_per_gpu": 0}, "hydra.launcher.jobs_per_gpu=0 is too small. Set it to 1 or more."),
-        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is too small. Set it to 1 or more."),
-        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is too small. Set it to 0 or more."),
+        ({"jobs": 0}, "hydra.launcher.jobs=0 is out of range. Set 1 or more, or null."),
+        ({"threads": 0}, "hydra.launcher.threads=0 is out of range. Set 1 or more, or null."),
+        ({"jobs_per_gpu": 0}, "hydra.launcher.jobs_per_gpu=0 is out of range. Set 1 or more."),
+        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is out of range. Set 1 or more."),
+        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is out of range. Set 0 or more."),
         ({"grace_seconds": -1.0}, "hydra.launcher.grace_seconds=-1.0 is out of range. Set 0 or more."),
     ],
 )

@@ -140,7 +140,7 @@ def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path, request,
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["hydra.launcher.jobs=0", "seed=0,1"], "hydra.launcher.jobs=0 is too small. Set it to 1 or more."),
+        (["hydra.launcher.jobs=0", "seed=0,1"], "hydra.launcher.jobs=0 is out of range. Set 1 or more, or null."),
         (["trainer=gpu", "seed=0,1"], "trainer.devices=1, but a job can have 0 GPUs here. Choose fewer devices, or "
                                       "trainer=cpu."),
     ],

@@ -1,14 +1,26 @@
 """The schema of conf/data: which text or conversations, how they are split, and the rows that a step takes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.documents import CleaningConfig, LayoutConfig, check_path
-from llm.config.fields import CHAT, HOW, LENGTH, ROWS, SHARES, SHARES_OF_TOKENS, TEXT, at_least, expand_home
+from llm.config.documents import CleaningConfig, LayoutConfig, no_path
+from llm.config.fields import (
+    CHAT,
+    HOW,
+    LENGTH,
+    ROWS,
+    SHARES,
+    SHARES_OF_TOKENS,
+    TEXT,
+    check_settings,
+    refuse_below,
+    refuse_unused,
+    setting,
+)
 from llm.errors import ConfigError
 
 
@@ -48,72 +60,57 @@ class PartConfig:
     What neither says is as in the mixture's own data.cleaning and data.bad_records.
     """
 
-    use: str = field(default=MISSING, metadata=HOW)  # a choice of conf/data
-    weight: float | None = field(default=None, metadata=SHARES)  # of the bytes trained on; None, of all: by size
-    max_bytes: int | None = field(default=None, metadata=SHARES)  # of its training text, no more is trained on
-    max_tokens: int | None = field(default=None, metadata=SHARES_OF_TOKENS)  # the same in tokens
-    kind: DataKind = field(default=MISSING, metadata=TEXT)  # from here on as in DataConfig
-    source: DataSource = field(default=DataSource.files, metadata=TEXT)
-    path: str | None = field(default=None, metadata=HOW)
-    text_field: str = field(default="text", metadata=TEXT)
-    layout: LayoutConfig = field(default_factory=LayoutConfig, metadata=TEXT)
-    cleaning: CleaningConfig = field(default_factory=CleaningConfig, metadata=TEXT)
-    bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
+    use: str = setting(MISSING, HOW)  # a choice of conf/data
+    weight: float | None = setting(None, SHARES, above=0)  # of the bytes trained on; None, of all: by size
+    max_bytes: int | None = setting(None, SHARES, at_least=1)  # of its training text, no more is trained on
+    max_tokens: int | None = setting(None, SHARES_OF_TOKENS, at_least=1)  # the same in tokens
+    kind: DataKind = setting(MISSING, TEXT)  # from here on as in DataConfig
+    source: DataSource = setting(DataSource.files, TEXT)
+    path: str | None = setting(None, HOW, is_file=True)
+    text_field: str = setting("text", TEXT, fault=no_path)
+    layout: LayoutConfig = setting(LayoutConfig(), TEXT)
+    cleaning: CleaningConfig = setting(CleaningConfig(), TEXT)
+    bad_records: BadRecords = setting(BadRecords.refuse, TEXT)
 
     def __post_init__(self) -> None:
-        expand_home(self, "path")
+        check_settings(self, "data")
         if self.kind is not DataKind.text or self.source is DataSource.mixture:
             what = "a mixture itself" if self.source is DataSource.mixture else f"{self.kind.value}, not text"
             raise ConfigError(f"data.use={self.use} is {what}. Use a choice of text such as korean_law.")
-        if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise ConfigError(f"data.weight={self.weight} is out of range. Set a number above 0.")
-        for key in ("max_bytes", "max_tokens"):
-            if (value := getattr(self, key)) is not None:
-                at_least(f"data.{key}", value, 1)
         _check_source(self.source, self.path, self.use, self.kind)
-        check_path("data.text_field", self.text_field)
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Documents or conversations, how they are split, and the rows that a step takes."""
 
-    name: str = field(default=MISSING, metadata=HOW)
-    kind: DataKind = field(default=MISSING, metadata=TEXT)
-    source: DataSource = field(default=DataSource.files, metadata=TEXT)
-    path: str | None = field(default=None, metadata=HOW)  # file, folder, glob or URL; its content is in the identity
-    text_field: str = field(default="text", metadata=TEXT)  # path of a record's text, for kind text
-    layout: LayoutConfig = field(default_factory=LayoutConfig, metadata=TEXT)
-    cleaning: CleaningConfig = field(default_factory=CleaningConfig, metadata=TEXT)
-    held_out_share: float = field(default=0.01, metadata=TEXT)  # of the documents, by hash of their text
-    bad_records: BadRecords = field(default=BadRecords.refuse, metadata=TEXT)
-    num_workers: int | None = field(default=None, metadata=HOW)  # processes that encode text; None: one for each core
-    sequence_length: int = field(default=256, metadata=LENGTH)  # tokens per row
-    batch_size: int = field(default=32, metadata=ROWS)  # rows per optimizer step, over all devices
-    batch_tokens: int | None = field(default=None, metadata=HOW)  # in place of batch_size, which is computed from it
-    packing: Packing = field(default=Packing.auto, metadata=ROWS)
-    map: dict[str, str] = field(default_factory=dict, metadata=HOW)  # your columns: {question: 질의, answer: 응답}
-    system_prompt: str | None = field(default=None, metadata=CHAT)  # of conversations that have none
-    overlong: Overlong = field(default=Overlong.drop, metadata=CHAT)  # conversations longer than sequence_length
+    name: str = setting(MISSING, HOW)
+    kind: DataKind = setting(MISSING, TEXT)
+    source: DataSource = setting(DataSource.files, TEXT)
+    path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity
+    text_field: str = setting("text", TEXT, fault=no_path)  # path of a record's text, for kind text
+    layout: LayoutConfig = setting(LayoutConfig(), TEXT)
+    cleaning: CleaningConfig = setting(CleaningConfig(), TEXT)
+    held_out_share: float = setting(0.01, TEXT, above=0, below=1)  # of the documents, by hash of their text
+    bad_records: BadRecords = setting(BadRecords.refuse, TEXT)
+    num_workers: int | None = setting(None, HOW, at_least=1)  # processes that encode text; None: one for each core
+    sequence_length: int = setting(256, LENGTH, at_least=2)  # tokens per row
+    batch_size: int = setting(32, ROWS, at_least=1)  # rows per optimizer step, over all devices
+    batch_tokens: int | None = setting(None, HOW)  # in place of batch_size, which is computed from it
+    packing: Packing = setting(Packing.auto, ROWS)
+    map: dict[str, str] = setting({}, HOW)  # your columns: {question: 질의, answer: 응답}
+    system_prompt: str | None = setting(None, CHAT)  # of conversations that have none
+    overlong: Overlong = setting(Overlong.drop, CHAT)  # conversations longer than sequence_length
     parts: Any = None  # of a mixture: name -> PartConfig, of which a user writes what is needed
-    tokenizer_part: str | None = field(default=None, metadata=HOW)  # that its tokenizer learns from; None: all of them
+    tokenizer_part: str | None = setting(None, HOW)  # that its tokenizer learns from; None: all of them
 
     def __post_init__(self) -> None:
-        expand_home(self, "path")
-        _check_source(self.source, self.path, self.name, self.kind)
         self._map_columns()
+        check_settings(self, "data")
+        _check_source(self.source, self.path, self.name, self.kind)
         self._check_parts()
-        if not 0 < self.held_out_share < 1:
-            raise ConfigError(
-                f"data.held_out_share={self.held_out_share} is out of range. Set a share between 0 and 1, such as 0.01."
-            )
-        check_path("data.text_field", self.text_field)
-        at_least("data.sequence_length", self.sequence_length, 2)
-        at_least("data.batch_size", self.batch_size, 1)
         if self.batch_tokens is not None:
             self.batch_size = _rows_of(self.batch_tokens, self.sequence_length)
-        if self.num_workers is not None:
-            at_least("data.num_workers", self.num_workers, 1)
         if self.kind is DataKind.conversations:
             self._refuse_what_is_for_text()
         else:
@@ -131,10 +128,8 @@ class DataConfig:
 
     def _check_parts(self) -> None:
         if not self.is_mixture:
-            for key in ("parts", "tokenizer_part"):
-                if value := getattr(self, key):
-                    raise ConfigError(f"data.{key}={value} is for data=mixture, not for {self.name}. Leave it out.")
-            return
+            why = f"is for data=mixture, not for {self.name}. Leave it out."
+            return refuse_unused(self, "data", ("parts", "tokenizer_part"), why)
         if not self.parts:
             raise ConfigError(
                 "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}, books: {use: text, path: "
@@ -171,12 +166,8 @@ class DataConfig:
 
     def _refuse_what_is_for_conversations(self) -> None:
         self.packing = Packing.concatenate if self.packing is Packing.auto else self.packing
-        for key, default in (("system_prompt", None), ("overlong", Overlong.drop)):
-            if (value := getattr(self, key)) is not default:
-                shown = value.name if isinstance(value, Enum) else value
-                raise ConfigError(
-                    f"data.{key}={shown} is for conversations, and data={self.name} is text. Leave it out."
-                )
+        why = f"is for conversations, and data={self.name} is text. Leave it out."
+        refuse_unused(self, "data", ("system_prompt", "overlong"), why)
 
     def _refuse_what_is_for_text(self) -> None:
         self.packing = Packing.padded if self.packing is Packing.auto else self.packing
@@ -187,16 +178,10 @@ class DataConfig:
             )
         if self.system_prompt is not None and not self.system_prompt.strip():
             raise ConfigError("data.system_prompt is empty. Write one, or leave it out.")
-        if self.batch_tokens is not None:
-            raise ConfigError(
-                f"data.batch_tokens={self.batch_tokens} is for text: conversations are rows of unequal length. "
-                "Set data.batch_size in its place."
-            )
-        if self.num_workers is not None:
-            raise ConfigError(
-                f"data.num_workers={self.num_workers} is for text, which becomes shards; data={self.name} does not. "
-                "Leave it out."
-            )
+        why = "is for text: conversations are rows of unequal length. Set data.batch_size in its place."
+        refuse_unused(self, "data", ["batch_tokens"], why)
+        why = f"is for text, which becomes shards; data={self.name} does not. Leave it out."
+        refuse_unused(self, "data", ["num_workers"], why)
 
 
 COLUMNS = {
@@ -217,7 +202,7 @@ def _check_source(source: DataSource, path: str | None, name: str, kind: DataKin
 
 def _rows_of(batch_tokens: int, sequence_length: int) -> int:
     """The rows that have so many tokens."""
-    at_least("data.batch_tokens", batch_tokens, sequence_length)
+    refuse_below("data.batch_tokens", batch_tokens, sequence_length)
     if batch_tokens % sequence_length:
         below = batch_tokens // sequence_length * sequence_length
         raise ConfigError(

@@ -1,10 +1,10 @@
 """The schema of data.layout and data.cleaning: where in a file the records sit, and what is done to them."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from llm.config.fields import CHAT, at_least
+from llm.config.fields import CHAT, check_settings, refuse_below, setting
 from llm.errors import ConfigError
 
 
@@ -37,6 +37,27 @@ class CleaningLevel(Enum):
     strict = "strict"  # light, and what is not running Korean text goes
 
 
+PATH = re.compile(r"[^.\[\]|]+(\[\])*(\.[^.\[\]|]+(\[\])*)*")
+
+
+def is_path(path: str) -> bool:
+    """Whether this is a path expression."""
+    return all(PATH.fullmatch(choice) for choice in path.split("|"))
+
+
+def no_path(path: str) -> str | None:
+    return None if is_path(path) else "is no path. Write keys as a.b, items of a list as a[].b, alternatives as a|b."
+
+
+def _no_roles(names: dict[str, str]) -> str | None:
+    unknown = set(names.values()) - {"system", "user", "assistant"}
+    return f"maps to {min(unknown)}, which is no role. Map to system, user or assistant." if unknown else None
+
+
+def _no_character(text: str) -> str | None:
+    return None if len(text) == 1 else "is not one character. Set one such as ';'."
+
+
 @dataclass(kw_only=True, slots=True)
 class LayoutConfig:
     """Where in a file the records sit.
@@ -44,29 +65,30 @@ class LayoutConfig:
     A path names keys: `a.b`, of each item of a list `a[].b`, or the first of several that is there `a|b`.
     """
 
-    files: list[str] = field(default_factory=list)  # patterns of file names, such as *_TEXT_*.json; none: every file
-    skip: list[str] = field(default_factory=list)  # patterns of file names that are left out
+    files: list[str] = setting([])  # patterns of file names, such as *_TEXT_*.json; none: every file
+    skip: list[str] = setting([])  # patterns of file names that are left out
     format: FileFormat = FileFormat.auto
-    records: str | None = None  # path of the records in one JSON value; None: the items of its list, or the whole
-    require: str | None = None  # path of what a record must have; others are left out with a count
+    records: str | None = setting(None, fault=no_path)  # path in one JSON value; None: a list's items, or the whole
+    require: str | None = setting(None, fault=no_path)  # path that a record must have; others are left out with a count
     join: str = "\n"  # between the texts that data.text_field finds in one record
     header: bool = True  # whether the first row of a csv or tsv names the columns; else they are 0, 1, 2...
-    delimiter: str | None = None  # of a csv; None: the commonest of , ; | and tab in its first line
-    group: str | None = None  # column or path whose equal values, one after another, make one document
+    delimiter: str | None = setting(None, fault=_no_character)  # of a csv; None: what line 1 has most of , ; | and tab
+    group: str | None = setting(None, fault=no_path)  # path whose equal values, one after another, make one document
     group_pattern: str | None = None  # regular expression whose first group is what counts of that value
-    messages: str = "messages"  # path of the list of turns, for kind conversations
+    messages: str = setting("messages", fault=no_path)  # path of the list of turns, for kind conversations
     role: str = "role"
     content: str = "content"
-    roles: dict[str, str] = field(default_factory=dict)  # names of roles in the file -> system, user, assistant
-    system: str | None = None  # path of a system prompt beside the turns
-    question: str = "question"  # where there are no turns
-    input: str | None = None  # path of what goes with the question, below it; "nan" and "" are none
-    answer: str = "answer"
-    shape: Shape = field(default=Shape.auto, metadata=CHAT)
-    tags: dict[str, str] = field(default_factory=dict, metadata=CHAT)  # marks in tagged text -> user, assistant, system
-    repeated_turns: RepeatedTurns = field(default=RepeatedTurns.merge, metadata=CHAT)
+    roles: dict[str, str] = setting({}, fault=_no_roles)  # names of roles in the file -> system, user, assistant
+    system: str | None = setting(None, fault=no_path)  # path of a system prompt beside the turns
+    question: str = setting("question", fault=no_path)  # where there are no turns
+    input: str | None = setting(None, fault=no_path)  # path of what goes below the question; "nan" and "" are none
+    answer: str = setting("answer", fault=no_path)
+    shape: Shape = setting(Shape.auto, CHAT)
+    tags: dict[str, str] = setting({}, CHAT, fault=_no_roles)  # marks in tagged text -> user, assistant, system
+    repeated_turns: RepeatedTurns = setting(RepeatedTurns.merge, CHAT)
 
     def __post_init__(self) -> None:
+        check_settings(self, "data.layout")
         if self.group_pattern is not None:
             try:
                 groups = re.compile(self.group_pattern).groups
@@ -76,13 +98,6 @@ class LayoutConfig:
                 raise ConfigError(
                     f"data.layout.group_pattern={self.group_pattern} needs data.layout.group and one pair of ( )."
                 )
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            raise ConfigError(f"data.layout.delimiter={self.delimiter!r} is not one character. Set one such as ';'.")
-        for key in ("roles", "tags"):
-            if unknown := set(getattr(self, key).values()) - {"system", "user", "assistant"}:
-                raise ConfigError(f"data.layout.{key}: {min(unknown)} is no role. Map to system, user or assistant.")
-        for key in ("records", "require", "group", "messages", "system", "question", "input", "answer"):
-            check_path(f"data.layout.{key}", getattr(self, key))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,29 +114,14 @@ class CleaningConfig:
     repetition: bool | None = None  # drop above max_repetition
     exact_duplicates: bool | None = None  # keep the first of texts with the same letters and digits
     near_duplicates: bool | None = None  # keep the first of texts whose similarity reaches near_duplicate_similarity
-    min_hangul_share: float = 0.3  # of the letters
-    min_characters: int = 30
+    min_hangul_share: float = setting(0.3, at_least=0, at_most=1)  # of the letters
+    min_characters: int = setting(30, at_least=0)
     max_characters: int = 1_000_000
-    max_repetition: float = 0.3  # share of characters in lines, or in runs of words, that came before in the document
-    near_duplicate_similarity: float = 0.8  # Jaccard similarity of 5-character shingles, as MinHash estimates it
+    # share of characters in lines, or in runs of words, that came before in the document
+    max_repetition: float = setting(0.3, at_least=0, at_most=1)
+    # Jaccard similarity of 5-character shingles, as MinHash estimates it
+    near_duplicate_similarity: float = setting(0.8, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        for key in ("min_hangul_share", "max_repetition", "near_duplicate_similarity"):
-            if not 0 <= (value := getattr(self, key)) <= 1:
-                raise ConfigError(f"data.cleaning.{key}={value} is out of range. Set a share from 0 to 1.")
-        for key, least in (("min_characters", 0), ("max_characters", self.min_characters)):
-            at_least(f"data.cleaning.{key}", getattr(self, key), least)
-
-
-PATH = re.compile(r"[^.\[\]|]+(\[\])*(\.[^.\[\]|]+(\[\])*)*")
-
-
-def is_path(path: str) -> bool:
-    """Whether this is a path expression."""
-    return all(PATH.fullmatch(choice) for choice in path.split("|"))
-
-
-def check_path(key: str, path: str | None) -> None:
-    """Refuse what is no path expression."""
-    if path is not None and not is_path(path):
-        raise ConfigError(f"{key}={path} is no path. Write keys as a.b, items of a list as a[].b, alternatives as a|b.")
+        check_settings(self, "data.cleaning")
+        refuse_below("data.cleaning.max_characters", self.max_characters, self.min_characters)

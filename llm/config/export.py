@@ -1,11 +1,10 @@
 """The schema of stage=export: which form a model leaves in, and how far it may be from the run that it is of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from llm.config.fields import HOW
-from llm.errors import ConfigError
+from llm.config.fields import HOW, check_settings, refuse_unused, setting
 
 
 class WeightType(Enum):
@@ -29,23 +28,16 @@ class ExportConfig:
     dtype: WeightType = WeightType.fp32  # of the weights
     gguf: GgufType | None = None  # weights of a file for llama.cpp beside; None: no such file
     base_model: str | None = None  # that an adapter's config names, such as a hub id; None: the base run's folder
-    max_logit_difference: float | None = field(default=None, metadata=HOW)  # None: what rounding explains
+    max_logit_difference: float | None = setting(None, HOW, at_least=0)  # None: what rounding explains
 
     def __post_init__(self) -> None:
-        if self.max_logit_difference is not None and not 0 <= self.max_logit_difference < float("inf"):
-            raise ConfigError(
-                f"export.max_logit_difference={self.max_logit_difference} is out of range. Set 0 or more, such as 1e-4."
-            )
-        if self.base_model is not None and self.merge:
-            raise ConfigError(
-                f"export.base_model={self.base_model} is for an adapter; a merged model needs no base. Set "
-                "export.merge=false, or leave it out."
-            )
-        if self.gguf is not None and not self.merge:
-            raise ConfigError(
-                f"export.gguf={self.gguf.name} is a whole model, and export.merge=false asks for the adapter alone. "
-                "Leave one of them out."
-            )
+        check_settings(self, "export")
+        if self.merge:
+            why = "is for an adapter; a merged model needs no base. Set export.merge=false, or leave it out."
+            refuse_unused(self, "export", ["base_model"], why)
+        else:
+            why = "is a whole model, and export.merge=false asks for the adapter alone. Leave one of them out."
+            refuse_unused(self, "export", ["gguf"], why)
 
     def judged(self, proof: Mapping[str, float]) -> tuple[float, float]:
         """(the difference of logits that counts, the most that it may be), of what an export's proof measured.

@@ -1,22 +1,110 @@
-"""What every setting's field can say: the stages whose result it changes, and that its value is out of range."""
+"""One line for each setting: its default, its range and whose result it changes; and the check of all of them."""
 
 import os
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from operator import ge, gt, le, lt
+from typing import Any, TypeVar
 
 from llm.errors import ConfigError
 
-# A field is part of a run's identity unless its metadata names the stages whose result it changes.
-HOW = {"identity": ()}  # how or where a run is carried out: devices, intervals, names, paths
-ROWS = {"identity": ("pretrain", "finetune")}  # how documents become training rows
-LENGTH = {"identity": ("pretrain", "finetune", "evaluate")}  # how much a model sees before a token
-CHAT = {"identity": ("finetune", "evaluate")}  # what becomes of conversations
-WHERE_SET = {"only_where_set": True}  # a setting that came later: null is no key, so that runs keep theirs
-SHARES = {"identity": ("tokenizer", "shards", "pretrain")}  # how much of each text a tokenizer and a model learn from
-SHARES_OF_TOKENS = {"identity": ("shards", "pretrain")}  # the same, where there are tokens
-TEXT = {"identity": ("tokenizer", "shards", "finetune", "evaluate")}  # which text: pretraining has it from its shards
+T = TypeVar("T")
+
+# The stages whose result a setting changes; one that says nothing changes that of every stage which has it.
+HOW = ()  # how or where a run is carried out: devices, intervals, names, paths
+ROWS = ("pretrain", "finetune")  # how documents become training rows
+LENGTH = ("pretrain", "finetune", "evaluate")  # how much a model sees before a token
+CHAT = ("finetune", "evaluate")  # what becomes of conversations
+SHARES = ("tokenizer", "shards", "pretrain")  # how much of each text a tokenizer and a model learn from
+SHARES_OF_TOKENS = ("shards", "pretrain")  # the same, where there are tokens
+TEXT = ("tokenizer", "shards", "finetune", "evaluate")  # which text: pretraining has it from its shards
+
+_LIMITS = {
+    "at_least": (ge, "{} or more"),
+    "above": (gt, "more than {}"),
+    "at_most": (le, "up to {}"),
+    "below": (lt, "less than {}"),
+}
+
+
+def setting(
+    default: T,
+    identity: tuple[str, ...] | None = None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    fault: Callable[[Any], str | None] | None = None,
+    is_file: bool = False,
+    only_where_set: bool = False,
+) -> T:
+    """The field of a config: all that a setting is by itself. What it has to do with others is for __post_init__.
+
+    A number with a limit is finite, unless `at_most` is inf; null is not looked at. `fault` says what is wrong with a
+    value, as the end of a sentence that begins with KEY=VALUE. A file's path may begin with ~.
+
+    `identity` has the stages whose result it changes; None: every one. With `only_where_set` null is no key of the
+    identity, so that runs which are older than the setting keep theirs.
+    """
+    said = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "identity": identity}
+    metadata: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    metadata |= {"fault": fault, "is_file": is_file, "only_where_set": only_where_set}
+    if type(default).__hash__ is None:  # a list, a dict or a config, of which every config has its own
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any, place: str = "") -> None:
+    """Look at each setting by itself, those of nested configs too, and put the home folder in place of a path's ~.
+
+    Raises:
+        ConfigError: one is out of range; it is named by its dotted key, which begins with `place`.
+    """
+    for f in fields(config):
+        key, value = f"{place}.{f.name}".lstrip("."), getattr(config, f.name)
+        if is_dataclass(value):
+            check_settings(value, key)
+        elif value is not None and (fault := _fault(f, value)):
+            raise ConfigError(f"{key}={shown(value)} {fault}")
+        elif value is not None and f.metadata.get("is_file"):
+            setattr(config, f.name, os.path.expanduser(value))
+
+
+def _fault(f: Field[Any], value: Any) -> str | None:
+    limits = [(*_LIMITS[name], f.metadata[name]) for name in _LIMITS if name in f.metadata]
+    is_within = all(compare(value, limit) for compare, _, limit in limits)
+    if limits and not (is_within and (value < float("inf") or "at_most" in f.metadata)):
+        words = " and ".join(text.format(limit) for _, text, limit in limits)
+        return f"is out of range. Set {words}{', or null' if f.default is None else ''}."
+    return f.metadata["fault"](value) if f.metadata.get("fault") else None
+
+
+def refuse_unused(config: Any, place: str, keys: Iterable[str], why: str) -> None:
+    """Refuse settings that another one leaves unused, where they are not their defaults; `why` ends the sentence."""
+    for f in fields(config):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name in keys and (value := getattr(config, f.name)) != default:
+            raise ConfigError(f"{place}.{f.name}={shown(value)} {why}")
+
+
+def refuse_below(key: str, value: int, least: int) -> None:
+    """Refuse a number that is smaller than another setting lets it be."""
+    if value < least:
+        raise ConfigError(f"{key}={value} is out of range. Set {least} or more.")
+
+
+def divides(key: str, value: int, by_key: str, by: int) -> None:
+    if value % by:
+        raise ConfigError(f"{key}={value} does not divide by {by_key}={by}. Set {by_key} to a divisor of {value}.")
+
+
+def shown(value: Any) -> Any:
+    """A value as it is typed."""
+    return value.name if isinstance(value, Enum) else str(value).lower() if isinstance(value, bool) else value
 
 
 def identity_settings(config: Any, stage: str) -> dict[str, Any]:
@@ -42,25 +130,3 @@ def identity_settings(config: Any, stage: str) -> dict[str, Any]:
 def label_of(path: str, *, otherwise: str) -> str:
     """The last part of a path as a run's name can have it."""
     return re.sub(r"[^\w.+-]", "_", path.rstrip("/").rpartition("/")[2])[:40].lstrip(".+-") or otherwise
-
-
-def expand_home(config: Any, *keys: str) -> None:
-    """Put the home folder in place of a ~ that these paths begin with: after key= a shell leaves it."""
-    for key in keys:
-        if (path := getattr(config, key)) is not None:
-            setattr(config, key, os.path.expanduser(path))
-
-
-def at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{key}={value} is too small. Set it to {least} or more.")
-
-
-def below_one(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key}={value} is out of range. Set a value from 0 up to 1.")
-
-
-def divides(key: str, value: int, by_key: str, by: int) -> None:
-    if by < 1 or value % by:
-        raise ConfigError(f"{key}={value} does not divide by {by_key}={by}. Set {by_key} to a divisor of {value}.")

@@ -1,8 +1,8 @@
 """The schema of hydra/launcher=slurm: what the jobs of a sweep ask a Slurm cluster for."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
-from llm.config.fields import at_least
+from llm.config.fields import check_settings, setting
 from llm.config.sweeping import LAUNCHER, RetryConfig
 from llm.errors import ConfigError
 
@@ -23,21 +23,22 @@ class SlurmConfig:
     partition: str | None = None  # None: the cluster's default, as for the next two
     account: str | None = None
     qos: str | None = None
-    time_minutes: int = 240  # of one start of a job; one that is not done by then saves, is requeued, and goes on
-    cpus_per_task: int = 1  # of each device's process
-    memory_gb: float | None = None  # of a node; None: the cluster's default
-    gpus_per_node: int | None = None  # None: trainer.devices, if trainer.accelerator lets it and the nodes have some
-    array_parallelism: int | None = None  # jobs at once of one submission; None: as many as Slurm lets run
-    signal_seconds: int = 120  # before the end of its time, a job is told to save
-    setup: list[str] = field(default_factory=list)  # lines of shell before each job: module load, export, ...
-    sbatch: list[str] = field(default_factory=list)  # further #SBATCH arguments: [--constraint=a100, --exclusive]
-    srun: list[str] = field(default_factory=list)  # further arguments of the srun that starts the processes
+    time_minutes: int = setting(240, at_least=1)  # of one start; what is not done then saves, is requeued, and goes on
+    cpus_per_task: int = setting(1, at_least=1)  # of each device's process
+    memory_gb: float | None = setting(None, at_least=0.001)  # of a node; None: the cluster's default
+    # None: trainer.devices, if trainer.accelerator lets it and the nodes have some
+    gpus_per_node: int | None = setting(None, at_least=0)
+    array_parallelism: int | None = setting(None, at_least=1)  # jobs at once of one submission; None: Slurm's choice
+    signal_seconds: int = setting(120, at_least=1)  # before the end of its time, a job is told to save
+    setup: list[str] = setting([])  # lines of shell before each job: module load, export, ...
+    sbatch: list[str] = setting([])  # further #SBATCH arguments: [--constraint=a100, --exclusive]
+    srun: list[str] = setting([])  # further arguments of the srun that starts the processes
     wait: bool = True  # false: submit, and leave
-    poll_seconds: float = 10.0  # between two looks at Slurm's queue
-    retries: RetryConfig = field(default_factory=RetryConfig)
-    max_attempts: int = 5  # that failed, over all starts of the same sweep
+    poll_seconds: float = setting(10.0, at_least=0.1)  # between two looks at Slurm's queue
+    retries: RetryConfig = setting(RetryConfig())
+    max_attempts: int = setting(5, at_least=1)  # that failed, over all starts of the same sweep
     fail_fast: bool = False  # the first job that fails for good stops the others, which save and can go on
-    grace_seconds: float = 120.0  # to save in, before a job that is to stop is cancelled
+    grace_seconds: float = setting(120.0, at_least=0)  # to save in, before a job that is to stop is cancelled
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -45,17 +46,7 @@ class SlurmConfig:
         Raises:
             ConfigError: a number is out of range, or a setting is given in another's place.
         """
-        for key in ("time_minutes", "cpus_per_task", "signal_seconds", "max_attempts"):
-            at_least(f"{LAUNCHER}.{key}", getattr(self, key), 1)
-        if self.gpus_per_node is not None:
-            at_least(f"{LAUNCHER}.gpus_per_node", self.gpus_per_node, 0)
-        if self.array_parallelism is not None:
-            at_least(f"{LAUNCHER}.array_parallelism", self.array_parallelism, 1)
-        for each in fields(self.retries):
-            at_least(f"{LAUNCHER}.retries.{each.name}", getattr(self.retries, each.name), 0)
-        for key, least in (("memory_gb", 0.001), ("poll_seconds", 0.1), ("grace_seconds", 0.0)):
-            if (value := getattr(self, key)) is not None and not least <= value < float("inf"):
-                raise ConfigError(f"{LAUNCHER}.{key}={value} is out of range. Set {least:g} or more.")
+        check_settings(self, LAUNCHER)
         if self.signal_seconds >= 60 * self.time_minutes:
             raise ConfigError(
                 f"{LAUNCHER}.signal_seconds={self.signal_seconds} leaves nothing of {LAUNCHER}.time_minutes="

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig
-from llm.config.fields import HOW, at_least, expand_home
+from llm.config.fields import HOW, check_settings, setting
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
@@ -39,23 +39,24 @@ class Reuse(Enum):
     require = "require"  # return a finished run, else refuse
 
 
+def _no_folder(name: str) -> str | None:
+    if re.fullmatch(r"\w[\w.+-]{0,63}", name):
+        return None
+    return "cannot name a folder. Start with a letter or digit; then letters, digits, '.', '_', '+' and '-', 64 in all."
+
+
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
     """What every stage has."""
 
     stage: str = MISSING
-    name: str | None = field(default=None, metadata=HOW)  # None: made from the choices
-    outputs: str = field(default="outputs", metadata=HOW)
-    reuse: Reuse = field(default=Reuse.auto, metadata=HOW)
-    dry_run: bool = field(default=False, metadata=HOW)  # say what it would take and what is there, and make nothing
+    name: str | None = setting(None, HOW, fault=_no_folder)  # None: made from the choices
+    outputs: str = setting("outputs", HOW, is_file=True)
+    reuse: Reuse = setting(Reuse.auto, HOW)
+    dry_run: bool = setting(False, HOW)  # say what it would take and what is there, and make nothing
 
     def __post_init__(self) -> None:
-        expand_home(self, "outputs")
-        if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,63}", self.name):
-            raise ConfigError(
-                f"name={self.name!r} cannot name a folder. Start with a letter or digit; then letters, digits, '.', "
-                "'_', '+' and '-', 64 in all."
-            )
+        check_settings(self)
         _refuse_secrets(self)
 
 
@@ -63,7 +64,7 @@ class StageConfig:
 class TokenizerStage(StageConfig):
     tokenizer: TokenizerConfig = MISSING
     data: DataConfig = MISSING
-    logger: LoggerConfig | None = field(default=None, metadata=HOW)  # None: made on the way of another stage
+    logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -72,9 +73,9 @@ class TokenizerStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ShardsStage(StageConfig):
-    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the tokenizer's digest is in the identity
+    tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the tokenizer's digest is in the identity
     data: DataConfig = MISSING
-    logger: LoggerConfig | None = field(default=None, metadata=HOW)  # None: made on the way of another stage
+    logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -83,17 +84,16 @@ class ShardsStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class PretrainStage(StageConfig):
-    seed: int = 0
-    tokenizer: TokenizerConfig = field(default=MISSING, metadata=HOW)  # the shards' digest is in the identity
+    seed: int = setting(0, at_least=0)
+    tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the shards' digest is in the identity
     data: DataConfig = MISSING
     model: ModelConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
-    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+    logger: LoggerConfig = setting(MISSING, HOW)
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        at_least("seed", self.seed, 0)
         _needs_text(self)
         _needs_equal_shares(self.data, self.trainer)
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
@@ -106,19 +106,17 @@ class PretrainStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class FinetuneStage(StageConfig):
-    base: str = field(default=MISSING, metadata=HOW)  # a pretraining run: its name or folder; its digest is identity
-    seed: int = 0
-    chat_template: str | None = field(default=None, metadata=HOW)  # None: the base's; its text is in the identity
+    base: str = setting(MISSING, HOW, is_file=True)  # a pretraining run: its name or folder; its digest is identity
+    seed: int = setting(0, at_least=0)
+    chat_template: str | None = setting(None, HOW, is_file=True)  # None: the base's; its text is in the identity
     data: DataConfig = MISSING
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig = setting(LoraConfig())
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
-    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
+    logger: LoggerConfig = setting(MISSING, HOW)
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        expand_home(self, "base", "chat_template")
-        at_least("seed", self.seed, 0)
         if self.data.kind is not DataKind.conversations:
             raise ConfigError(
                 f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
@@ -144,27 +142,18 @@ class FinetuneStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateStage(StageConfig):
-    run: str = field(default=MISSING, metadata=HOW)  # a run, a folder or a hub id; its digest is in the identity
+    run: str = setting(MISSING, HOW, is_file=True)  # a run, a folder or a hub id; its digest is in the identity
     data: DataConfig | None = None  # whose held-out side is measured; None: what the run itself held out
-    seed: int = 0  # of which held-out sentences are taken, of their changes, and of what the model writes
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logger: LoggerConfig = field(default=MISSING, metadata=HOW)
-
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        expand_home(self, "run")
-        at_least("seed", self.seed, 0)
+    seed: int = setting(0, at_least=0)  # of the held-out sentences that are taken, their changes, and what is written
+    evaluation: EvaluationConfig = setting(EvaluationConfig())
+    logger: LoggerConfig = setting(MISSING, HOW)
 
 
 @dataclass(kw_only=True, slots=True)
 class ExportStage(StageConfig):
-    run: str = field(default=MISSING, metadata=HOW)  # pretrained or tuned: its name or folder; its digest is identity
-    export: ExportConfig = field(default_factory=ExportConfig)
-    logger: LoggerConfig | None = field(default=None, metadata=HOW)
-
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        expand_home(self, "run")
+    run: str = setting(MISSING, HOW, is_file=True)  # pretrained or tuned: its name or folder; its digest is identity
+    export: ExportConfig = setting(ExportConfig())
+    logger: LoggerConfig | None = setting(None, HOW)
 
 
 STAGES: dict[str, type[StageConfig]] = {
@@ -189,7 +178,7 @@ def _texts_as_they_are(value: Any, key: str = "", *, is_kept: bool = True) -> It
     if is_dataclass(value):
         for f in fields(value):
             inner = f"{key}.{f.name}".lstrip(".")
-            is_masked = f.metadata.get("identity") == () or inner == "stage" or inner.startswith("logger.")
+            is_masked = f.metadata.get("identity") == HOW or inner == "stage" or inner.startswith("logger.")
             yield from _texts_as_they_are(getattr(value, f.name), inner, is_kept=inner in UNMASKED or not is_masked)
     elif isinstance(value, dict):
         for name, item in value.items():

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from llm.config.fields import at_least
+from llm.config.fields import check_settings, setting
 from llm.errors import ConfigError
 
 LAUNCHER, SWEEPER = "hydra.launcher", "hydra.sweeper"
@@ -16,23 +16,23 @@ LAUNCHER, SWEEPER = "hydra.launcher", "hydra.sweeper"
 class RetryConfig:
     """How often a job is tried again, by what ended it; a retry goes on from the last checkpoint."""
 
-    killed: int = 2  # by a signal that we did not send: the machine's doing, mostly
-    out_of_memory: int = 0
-    diverged: int = 0
-    failed: int = 0  # a bug, a full disk; never bad data or a wrong config, which stay what they are
+    killed: int = setting(2, at_least=0)  # by a signal that we did not send: the machine's doing, mostly
+    out_of_memory: int = setting(0, at_least=0)
+    diverged: int = setting(0, at_least=0)
+    failed: int = setting(0, at_least=0)  # a bug, a full disk; never bad data or a wrong config, which stay so
 
 
 @dataclass(kw_only=True)
 class PoolConfig:
     """Jobs side by side, each a process of its own."""
 
-    jobs: int | None = None  # at once; None: as many as there are cores, and memory by the dry run's estimate
-    threads: int | None = None  # of a process on the CPU; None: the cores over the jobs
-    jobs_per_gpu: int = 1
-    retries: RetryConfig = field(default_factory=RetryConfig)
-    max_attempts: int = 5  # that failed, over all starts of the same sweep
+    jobs: int | None = setting(None, at_least=1)  # at once; None: as cores, and memory by the dry run, allow
+    threads: int | None = setting(None, at_least=1)  # of a process on the CPU; None: the cores over the jobs
+    jobs_per_gpu: int = setting(1, at_least=1)
+    retries: RetryConfig = setting(RetryConfig())
+    max_attempts: int = setting(5, at_least=1)  # that failed, over all starts of the same sweep
     fail_fast: bool = False  # the first job that fails for good stops the others, which save and can go on
-    grace_seconds: float = 120.0  # to save in, once asked to stop
+    grace_seconds: float = setting(120.0, at_least=0)  # to save in, once asked to stop
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -40,15 +40,7 @@ class PoolConfig:
         Raises:
             ConfigError: a number is out of range.
         """
-        for key in ("jobs", "threads"):
-            if (value := getattr(self, key)) is not None:
-                at_least(f"{LAUNCHER}.{key}", value, 1)
-        at_least(f"{LAUNCHER}.jobs_per_gpu", self.jobs_per_gpu, 1)
-        at_least(f"{LAUNCHER}.max_attempts", self.max_attempts, 1)
-        for each in fields(self.retries):
-            at_least(f"{LAUNCHER}.retries.{each.name}", getattr(self.retries, each.name), 0)
-        if not 0 <= self.grace_seconds < float("inf"):
-            raise ConfigError(f"{LAUNCHER}.grace_seconds={self.grace_seconds} is out of range. Set 0 or more.")
+        check_settings(self, LAUNCHER)
 
 
 class Sampler(Enum):
@@ -61,22 +53,23 @@ class Sampler(Enum):
 class HalvingConfig:
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): what does badly early is stopped."""
 
-    first_step: int | None = None  # of the first rung; None: no halving. The next are `factor` times as far each
-    factor: int = 3  # of the trials at a rung, the best 1 in so many go on
+    # of the first rung; None: no halving. The next are `factor` times as far each
+    first_step: int | None = setting(None, at_least=1)
+    factor: int = setting(3, at_least=2)  # of the trials at a rung, the best 1 in so many go on
 
 
 @dataclass(kw_only=True)
 class SweeperConfig:
     """What a multirun tries: every combination, or, where `trials` is set, a search of so many points."""
 
-    params: dict[str, Any] = field(default_factory=dict)  # key -> values to sweep, in Hydra's syntax
-    trials: int | None = None  # points in all, over every start of the same search
+    params: dict[str, Any] = setting({})  # key -> values to sweep, in Hydra's syntax
+    trials: int | None = setting(None, at_least=1)  # points in all, over every start of the same search
     sampler: Sampler = Sampler.tpe
-    sampler_seed: int = 0
-    seeds: int = 1  # runs of each point, with seed=0, 1, ...; the point's result is their mean
-    objectives: list[str] = field(default_factory=lambda: ["val/bits_per_byte"])  # from a run's results
-    directions: list[str] = field(default_factory=lambda: ["minimize"])
-    halving: HalvingConfig = field(default_factory=HalvingConfig)
+    sampler_seed: int = setting(0, at_least=0)
+    seeds: int = setting(1, at_least=1)  # runs of each point, with seed=0, 1, ...; the point's result is their mean
+    objectives: list[str] = setting(["val/bits_per_byte"])  # from a run's results
+    directions: list[str] = setting(["minimize"])
+    halving: HalvingConfig = setting(HalvingConfig())
 
     def check(self) -> None:
         """Refuse a search that cannot be.
@@ -84,12 +77,9 @@ class SweeperConfig:
         Raises:
             ConfigError: a number is out of range, or two settings contradict each other.
         """
-        for key in ("trials", "seeds"):
-            if (value := getattr(self, key)) is not None:
-                at_least(f"{SWEEPER}.{key}", value, 1)
+        check_settings(self, SWEEPER)
         if self.trials is None and (self.seeds > 1 or self.halving.first_step is not None):
             raise ConfigError(f"{SWEEPER}.seeds and {SWEEPER}.halving are of a search. Set {SWEEPER}.trials, too.")
-        at_least(f"{SWEEPER}.sampler_seed", self.sampler_seed, 0)
         if not self.objectives or len(self.objectives) != len(self.directions):
             raise ConfigError(
                 f"{SWEEPER}.objectives has {len(self.objectives)} names, and {SWEEPER}.directions "
@@ -102,8 +92,6 @@ class SweeperConfig:
     def _check_halving(self) -> None:
         if self.halving.first_step is None:
             return
-        at_least(f"{SWEEPER}.halving.first_step", self.halving.first_step, 1)
-        at_least(f"{SWEEPER}.halving.factor", self.halving.factor, 2)
         for key, few in (("seeds", self.seeds == 1), ("objectives", len(self.objectives) == 1)):
             if not few:
                 raise ConfigError(

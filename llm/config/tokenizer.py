@@ -1,13 +1,12 @@
 """The schema of a tokenizer: its five stages, and how it is trained."""
 
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, at_least, expand_home, label_of
+from llm.config.fields import HOW, check_settings, label_of, setting
 from llm.errors import ConfigError
 
 
@@ -31,8 +30,8 @@ class Morphemes(Enum):
 class TokenizerConfig:
     """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
 
-    name: str = field(default=MISSING, metadata=HOW)
-    path: str | None = field(default=None, metadata=HOW)  # a folder with a tokenizer.json, or a hub id: taken as it is,
+    name: str = setting(MISSING, HOW)
+    path: str | None = setting(None, HOW, is_file=True)  # a folder with a tokenizer.json, or a hub id: taken as it is,
     # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
     vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
     normalizer: Any = None  # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
@@ -40,21 +39,21 @@ class TokenizerConfig:
     model: Any = MISSING
     post_processor: Any = None
     decoder: Any = None
-    special_tokens: list[str] = field(default_factory=lambda: ["<|endoftext|>"])  # their ids are 0, 1, 2, ...
+    special_tokens: list[str] = setting(["<|endoftext|>"])  # their ids are 0, 1, 2, ...
     bos_token: str | None = None  # one of special_tokens; None: the first
     eos_token: str | None = None  # one of special_tokens; None: the first
     pad_token: str | None = None  # one of special_tokens; None pads with eos
     initial_alphabet: Alphabet = Alphabet.none  # symbols that are in the vocabulary whether the text has them or not
-    limit_alphabet: int | None = None  # characters kept as single tokens; None keeps all that the text has
-    min_frequency: int = 2  # how often a pair must occur to be merged
+    limit_alphabet: int | None = setting(None, at_least=1)  # characters kept as single tokens; None keeps all
+    min_frequency: int = setting(2, at_least=0)  # how often a pair must occur to be merged
     morphemes: Morphemes = Morphemes.none  # whose morphemes no token may cross in training; encoding needs none of it
-    sample_bytes: int | None = None  # of the training text, taken at random by document; None takes all
-    sample_seed: int = 0
-    ladder: int | None = field(default=None, metadata=HOW)  # cut from the tokenizer of this size where that is the same
-    allow_lossy: bool = field(default=False, metadata=HOW)  # keep a tokenizer that does not give held-out text back
+    sample_bytes: int | None = setting(None, at_least=1)  # of text, taken at random by document; None takes all
+    sample_seed: int = setting(0, at_least=0)
+    ladder: int | None = setting(None, HOW, at_least=1)  # cut from the tokenizer of this size where that is the same
+    allow_lossy: bool = setting(False, HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
-        expand_home(self, "path")
+        check_settings(self, "tokenizer")
         if self.path is not None:
             self._refuse_what_is_for_training()
             return
@@ -74,11 +73,6 @@ class TokenizerConfig:
                 raise ConfigError(f"tokenizer.{role}={token} is not one of tokenizer.special_tokens. Add it there.")
         if len(set(self.special_tokens)) < len(self.special_tokens):
             raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
-        for key in ("limit_alphabet", "sample_bytes", "ladder"):
-            if getattr(self, key) is not None:
-                at_least(f"tokenizer.{key}", getattr(self, key), 1)
-        at_least("tokenizer.min_frequency", self.min_frequency, 0)
-        at_least("tokenizer.sample_seed", self.sample_seed, 0)
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:
@@ -94,9 +88,7 @@ class TokenizerConfig:
 
     def _refuse_what_is_for_training(self) -> None:
         for f in fields(self):
-            default = f.default if f.default_factory is NO_DEFAULT else None
-            value, unset = getattr(self, f.name), None if f.name == "model" else default
-            if f.name not in _OF_A_PATH and value != unset and value != []:  # special_tokens is []
+            if f.name not in _OF_A_PATH and getattr(self, f.name) not in (None, [], f.default):
                 raise ConfigError(
                     f"tokenizer.{f.name} is for a tokenizer that is trained; that of tokenizer.path={self.path} is "
                     "taken as it is. Leave it out."

@@ -1,12 +1,12 @@
 """The schema of what trains, and how: the model, the optimizer, the trainer and the logger."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, WHERE_SET, at_least, below_one, divides, expand_home, label_of
+from llm.config.fields import HOW, check_settings, divides, label_of, refuse_unused, setting, shown
 from llm.errors import ConfigError
 
 
@@ -54,50 +54,39 @@ class ModelConfig:
     With a path it is one that is there already, and what else it is comes from its config.json.
     """
 
-    name: str = field(default=MISSING, metadata=HOW)
+    name: str = setting(MISSING, HOW)
     architecture: Architecture | None = MISSING  # None: of model.path
-    path: str | None = field(default=None, metadata=HOW)  # Hugging Face folder, finished run or hub id to go on from;
+    path: str | None = setting(None, HOW, is_file=True)  # Hugging Face folder, finished run or hub id to go on from;
     # its weights' digest is in the identity
     resize_vocabulary: bool = False  # take another tokenizer than the one of model.path: new tokens get new embeddings
-    num_layers: int = 3
-    num_heads: int = 4
-    hidden_size: int = 160
-    intermediate_size: int | None = (
-        None  # None: 4 x hidden_size for gpt2; 8/3 x for the others (over a token's experts)
-    )
-    num_key_value_heads: int | None = None  # not for gpt2; None: as many as num_heads
-    num_experts: int | None = None  # qwen3_moe only; None: 8
-    num_experts_per_token: int | None = None  # qwen3_moe only; None: 2
-    max_position_embeddings: int = 1024
-    dropout: float = 0.0
+    num_layers: int = setting(3, at_least=1, at_most=MOST_LAYERS)
+    num_heads: int = setting(4, at_least=1)
+    hidden_size: int = setting(160, at_least=1)
+    # None: 4 x hidden_size for gpt2; 8/3 x for the others (over a token's experts)
+    intermediate_size: int | None = setting(None, at_least=1)
+    num_key_value_heads: int | None = setting(None, at_least=1)  # not for gpt2; None: as many as num_heads
+    num_experts: int | None = setting(None, at_least=1)  # qwen3_moe only; None: 8
+    num_experts_per_token: int | None = setting(None, at_least=1)  # qwen3_moe only; None: 2
+    max_position_embeddings: int = setting(1024, at_least=1)
+    dropout: float = setting(0.0, at_least=0, below=1)
     tie_word_embeddings: bool = True
-    pad_vocab_to_multiple_of: int | None = field(default=None, metadata=WHERE_SET)  # rows of the embeddings and the
-    # head while it trains: GPUs want a multiple of 64 or 128. No loss, text, count or saved model has the padding
-    extra: dict[str, Any] = field(default_factory=dict)  # any other key of the architecture's Hugging Face config
+    # rows of the embeddings and the head while it trains: GPUs want a multiple of 64 or 128. No loss, text, count or
+    # saved model has the padding
+    pad_vocab_to_multiple_of: int | None = setting(None, at_least=1, only_where_set=True)
+    extra: dict[str, Any] = setting({})  # any other key of the architecture's Hugging Face config
 
     def __post_init__(self) -> None:
-        expand_home(self, "path")
-        if self.pad_vocab_to_multiple_of is not None:
-            at_least("model.pad_vocab_to_multiple_of", self.pad_vocab_to_multiple_of, 1)
+        check_settings(self, "model")
         if self.path is not None:
-            if self.extra:
-                raise ConfigError("model.extra is not used with model.path, whose config.json says it. Leave it out.")
-            return
+            why = "is not used with model.path, whose config.json says it. Leave it out."
+            return refuse_unused(self, "model", ["extra"], why)
         self._refuse_what_is_for_a_path()
-        for key in ("num_layers", "num_heads", "hidden_size", "max_position_embeddings"):
-            at_least(f"model.{key}", getattr(self, key), 1)
-        if self.num_layers > MOST_LAYERS:
-            raise ConfigError(f"model.num_layers={self.num_layers} is too large. Set it to {MOST_LAYERS} or less.")
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
         if self.architecture is Architecture.gpt2:
-            if self.num_key_value_heads is not None:
-                raise ConfigError("model.num_key_value_heads is not a setting of gpt2. Remove it.")
+            refuse_unused(self, "model", ["num_key_value_heads"], "is no setting of gpt2. Leave it out.")
         else:
             self._check_heads()
-        if self.intermediate_size is not None:
-            at_least("model.intermediate_size", self.intermediate_size, 1)
         self._check_experts()
-        below_one("model.dropout", self.dropout)
 
     @property
     def label(self) -> str:
@@ -112,8 +101,7 @@ class ModelConfig:
             )
         if self.architecture is Architecture.other:
             raise ConfigError("model.architecture=other is of model.path alone. Choose model=pretrained.")
-        if self.resize_vocabulary:
-            raise ConfigError("model.resize_vocabulary=true is for model=pretrained. Leave it out.")
+        refuse_unused(self, "model", ["resize_vocabulary"], "is for model=pretrained. Leave it out.")
 
     def _check_heads(self) -> None:
         if self.hidden_size // self.num_heads % 2:
@@ -125,15 +113,9 @@ class ModelConfig:
             divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
 
     def _check_experts(self) -> None:
-        for key in ("num_experts", "num_experts_per_token"):
-            if (number := getattr(self, key)) is None:
-                continue
-            if self.architecture is not Architecture.qwen3_moe:
-                assert self.architecture is not None
-                raise ConfigError(
-                    f"model.{key} is a setting of qwen3_moe; {self.architecture.value} has none. Remove it."
-                )
-            at_least(f"model.{key}", number, 1)
+        if self.architecture is not Architecture.qwen3_moe:
+            why = f"is a setting of qwen3_moe; {shown(self.architecture)} has none. Leave it out."
+            refuse_unused(self, "model", ("num_experts", "num_experts_per_token"), why)
         if (self.num_experts_per_token or 2) > (self.num_experts or 8):
             raise ConfigError(
                 f"model.num_experts_per_token={self.num_experts_per_token or 2} is more than model.num_experts="
@@ -163,37 +145,21 @@ class OptimizerConfig:
     """An optimizer, and the learning rate of each step: a linear warmup, then the schedule."""
 
     algorithm: Algorithm = Algorithm.adamw
-    learning_rate: float = 1e-3  # peak, reached after warmup
-    muon_learning_rate: float | None = None  # of Muon's matrices, in AdamW's measure; None: learning_rate
-    muon_momentum: float = 0.95
+    learning_rate: float = setting(1e-3, above=0)  # peak, reached after warmup
+    muon_learning_rate: float | None = setting(None, above=0)  # of Muon's matrices, in AdamW's units; None: as above
+    muon_momentum: float = setting(0.95, at_least=0, below=1)
     schedule: Schedule = Schedule.cosine
-    decay_share: float = 0.2  # of trainer.max_steps, for schedule=wsd
+    decay_share: float = setting(0.2, above=0, at_most=1)  # of trainer.max_steps, for schedule=wsd
     decay_shape: DecayShape = DecayShape.one_minus_sqrt  # for schedule=wsd
-    min_learning_rate_ratio: float = 0.1
-    warmup_steps: int = 100
-    weight_decay: float = 0.1  # of matrices; biases, norms and embeddings are not decayed
-    beta1: float = 0.9
-    beta2: float = 0.95
-    gradient_clip_norm: float = 1.0
+    min_learning_rate_ratio: float = setting(0.1, at_least=0, at_most=1)
+    warmup_steps: int = setting(100, at_least=0)
+    weight_decay: float = setting(0.1, at_least=0, at_most=1)  # of matrices; not of biases, norms and embeddings
+    beta1: float = setting(0.9, at_least=0, below=1)
+    beta2: float = setting(0.95, at_least=0, below=1)
+    gradient_clip_norm: float = setting(1.0, above=0, at_most=float("inf"))  # inf: not clipped
 
     def __post_init__(self) -> None:
-        for key in ("learning_rate", "muon_learning_rate"):
-            if (rate := getattr(self, key)) is not None and not 0 < rate < float("inf"):
-                raise ConfigError(f"optimizer.{key}={rate} must be a number above 0, such as 1e-3.")
-        for key in ("min_learning_rate_ratio", "weight_decay"):
-            if not 0 <= (value := getattr(self, key)) <= 1:
-                raise ConfigError(f"optimizer.{key}={value} is out of range. Set a value from 0 to 1.")
-        if not 0 < self.decay_share <= 1:
-            raise ConfigError(
-                f"optimizer.decay_share={self.decay_share} is out of range. Set a share above 0, up to 1, such as 0.2."
-            )
-        for key in ("beta1", "beta2", "muon_momentum"):
-            below_one(f"optimizer.{key}", getattr(self, key))
-        if not self.gradient_clip_norm > 0:
-            raise ConfigError(
-                f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be above 0. Set it to inf not to clip."
-            )
-        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        check_settings(self, "optimizer")
         if self.algorithm is not Algorithm.muon:
             self._refuse("algorithm", "optimizer=muon", "muon_learning_rate", "muon_momentum")
         if self.schedule is not Schedule.wsd:
@@ -202,62 +168,44 @@ class OptimizerConfig:
             self._refuse("schedule", "another schedule", "min_learning_rate_ratio")
 
     def _refuse(self, choice: str, instead: str, *unused: str) -> None:
-        """Refuse settings that this choice leaves unused, where they are not their defaults."""
-        for f in fields(self):
-            if f.name in unused and (value := getattr(self, f.name)) != f.default:
-                raise ConfigError(
-                    f"optimizer.{f.name}={value.value if isinstance(value, Enum) else value} is not used by optimizer."
-                    f"{choice}={getattr(self, choice).value}. Choose {instead}, or leave it out."
-                )
+        why = f"is not used by optimizer.{choice}={getattr(self, choice).name}. Choose {instead}, or leave it out."
+        refuse_unused(self, "optimizer", unused, why)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """How long, on what, and how often to look."""
 
-    max_steps: int = 1000  # optimizer steps
-    max_bytes: int | None = field(default=None, metadata=HOW)  # in place of max_steps, which is computed from it:
-    max_tokens: int | None = field(default=None, metadata=HOW)  # raw text, or tokens, or FLOPs, that a pretraining
-    max_flops: float | None = field(default=None, metadata=HOW)  # is fed; one of the three
+    max_steps: int = setting(1000, at_least=1)  # optimizer steps
+    max_bytes: int | None = setting(None, HOW, at_least=1)  # in place of max_steps, which is computed from it: raw
+    max_tokens: int | None = setting(None, HOW, at_least=1)  # text, or tokens, or FLOPs, that a pretraining is fed;
+    max_flops: float | None = setting(None, HOW, at_least=1)  # one of the three
     precision: Precision = Precision.auto
-    compile: bool = field(default=False, metadata=HOW)  # by torch.compile: pays where a run lasts many minutes
-    activation_checkpointing: bool = field(default=False, metadata=HOW)  # blocks run twice: less memory, a third slower
-    accelerator: Accelerator = field(default=Accelerator.auto, metadata=HOW)
-    devices: int = field(default=1, metadata=HOW)  # of each node
-    num_nodes: int = field(default=1, metadata=HOW)  # machines; more than one are started by srun or torch's launcher
-    strategy: Strategy = field(default=Strategy.auto, metadata=HOW)
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows per forward pass; None: what fits; less
+    compile: bool = setting(False, HOW)  # by torch.compile: pays where a run lasts many minutes
+    activation_checkpointing: bool = setting(False, HOW)  # blocks run twice: less memory, a third slower
+    accelerator: Accelerator = setting(Accelerator.auto, HOW)
+    devices: int = setting(1, HOW, at_least=1)  # of each node
+    num_nodes: int = setting(1, HOW, at_least=1)  # machines; more than one are started by srun or torch's launcher
+    strategy: Strategy = setting(Strategy.auto, HOW)
+    micro_batch_size: int | None = setting(None, HOW, at_least=1)  # rows per forward pass; None: what fits; less
     # where the device runs out of memory, the rows of a step staying the same
-    num_workers: int = field(default=0, metadata=HOW)
-    profile_steps: int | None = field(default=None, metadata=HOW)  # traced after a warm-up, into the run's folder
-    log_every_steps: int = field(default=10, metadata=HOW)
-    validate_every_steps: int = field(default=200, metadata=HOW)
-    checkpoint_every_steps: int = field(default=200, metadata=HOW)
-    checkpoint_every_minutes: float | None = field(default=None, metadata=HOW)  # by the clock as well
-    keep_checkpoints: int = field(default=2, metadata=HOW)  # the newest ones
-    keep_best: bool = field(default=False, metadata=HOW)  # the checkpoint of the lowest val/loss, too
-    stop_after_skipped_steps: int = field(default=5, metadata=HOW)  # in a row, for gradients that are not finite
-    sample_prompts: list[str] = field(default_factory=lambda: ["대한민국은", "이 법은"], metadata=HOW)
-    sample_tokens: int = field(default=48, metadata=HOW)
-    sample_temperature: float = field(
-        default=0.7, metadata=HOW
-    )  # 0: the likeliest token; the draw is the same each time
+    num_workers: int = setting(0, HOW, at_least=0)
+    profile_steps: int | None = setting(None, HOW, at_least=1)  # traced after a warm-up, into the run's folder
+    log_every_steps: int = setting(10, HOW, at_least=1)
+    validate_every_steps: int = setting(200, HOW, at_least=1)
+    checkpoint_every_steps: int = setting(200, HOW, at_least=1)
+    checkpoint_every_minutes: float | None = setting(None, HOW, above=0)  # by the clock as well
+    keep_checkpoints: int = setting(2, HOW, at_least=1)  # the newest ones
+    keep_best: bool = setting(False, HOW)  # the checkpoint of the lowest val/loss, too
+    stop_after_skipped_steps: int = setting(5, HOW, at_least=1)  # in a row, for gradients that are not finite
+    sample_prompts: list[str] = setting(["대한민국은", "이 법은"], HOW)
+    sample_tokens: int = setting(48, HOW, at_least=1)
+    sample_temperature: float = setting(0.7, HOW, at_least=0)  # 0: the likeliest token; the draw is the same each time
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "devices", "num_nodes", "log_every_steps", "validate_every_steps",
-                    "checkpoint_every_steps", "keep_checkpoints", "stop_after_skipped_steps",
-                    "sample_tokens"):  # fmt: skip
-            at_least(f"trainer.{key}", getattr(self, key), 1)
-        for key in BUDGETS:
-            if (amount := getattr(self, key)) is not None and not 1 <= amount < float("inf"):
-                raise ConfigError(f"trainer.{key}={amount} is out of range. Set a number above 0, or null.")
+        check_settings(self, "trainer")
         if len(given := [key for key in BUDGETS if getattr(self, key) is not None]) > 1:
             raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
-        at_least("trainer.num_workers", self.num_workers, 0)
-        if self.micro_batch_size is not None:
-            at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
-        if self.profile_steps is not None:
-            at_least("trainer.profile_steps", self.profile_steps, 1)
         if self.strategy is Strategy.fsdp and self.compile:
             raise ConfigError(
                 "trainer.compile=true is one graph, which trainer.strategy=fsdp breaks at each block. Set "
@@ -268,12 +216,6 @@ class TrainerConfig:
                 f"trainer.strategy={self.strategy.value} is for several devices, but trainer.devices=1 and "
                 "trainer.num_nodes=1. Raise one of them, or leave trainer.strategy out."
             )
-        if self.checkpoint_every_minutes is not None and not self.checkpoint_every_minutes > 0:
-            raise ConfigError(
-                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be above 0. Set null for none."
-            )
-        if not 0 <= self.sample_temperature < float("inf"):
-            raise ConfigError(f"trainer.sample_temperature={self.sample_temperature} is out of range. Set 0 or more.")
 
     @property
     def world_size(self) -> int:
@@ -292,4 +234,4 @@ class LoggerConfig:
     project: str = "ttukttak"
     entity: str | None = None
     group: str | None = None  # None: the stage
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = setting([])

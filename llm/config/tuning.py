@@ -1,9 +1,9 @@
 """The schema of a tuning: which weights of a base are trained, and in which precision the rest is held."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 
-from llm.config.fields import at_least, below_one
+from llm.config.fields import check_settings, refuse_unused, setting
 from llm.errors import ConfigError
 
 ALL_LINEAR = "all-linear"  # of lora.target_modules: every linear layer that the model itself has
@@ -28,17 +28,15 @@ class LoraConfig:
     """Low-rank adapters on the linear layers of a frozen base, or every weight of it."""
 
     method: Method = Method.lora
-    rank: int = 8
-    alpha: int = 16  # the update is scaled by alpha / rank
-    dropout: float = 0.0
-    target_modules: list[str] | None = field(default=None)  # None: every linear layer but the head; or [all-linear]
+    rank: int = setting(8, at_least=1)
+    alpha: int = setting(16, at_least=1)  # the update is scaled by alpha / rank
+    dropout: float = setting(0.0, at_least=0, below=1)
+    target_modules: list[str] | None = None  # None: every linear layer but the head; or [all-linear]
     base_precision: WeightPrecision = WeightPrecision.fp32  # of the frozen weights while training
     precision: WeightPrecision = WeightPrecision.fp32  # of the adapter's weights, and so of their moments
 
     def __post_init__(self) -> None:
-        at_least("lora.rank", self.rank, 1)
-        at_least("lora.alpha", self.alpha, 1)
-        below_one("lora.dropout", self.dropout)
+        check_settings(self, "lora")
         if self.target_modules == []:
             raise ConfigError("lora.target_modules is empty. Name layers, or set it to null for every linear layer.")
         if self.method is Method.full:
@@ -49,10 +47,4 @@ class LoraConfig:
             self._refuse("it takes matrices apart, and bf16 would round what is left of them", "base_precision")
 
     def _refuse(self, why: str, *unused: str) -> None:
-        """Refuse settings that this method leaves unused, where they are not their defaults."""
-        for f in fields(self):
-            if f.name in unused and (value := getattr(self, f.name)) != f.default:
-                shown = value.name if isinstance(value, Enum) else value
-                raise ConfigError(
-                    f"lora.{f.name}={shown} is not for lora.method={self.method.value}: {why}. Leave it out."
-                )
+        refuse_unused(self, "lora", unused, f"is not for lora.method={self.method.name}: {why}. Leave it out.")
