@@ -73,7 +73,7 @@ def timed(save: Callable[[dict[str, Any], Path], None], state: dict[str, Any], p
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_cost", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="gpt2_small", help="a choice of conf/model")
+    parser.add_argument("--model", default="gpt2_125m", help="a choice of conf/model")
     parser.add_argument("--micro-batches", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--saves", type=int, default=3, help="saves of each kind, by turns")
     parser.add_argument("--folder", type=Path, help="where to write; else a temporary folder")

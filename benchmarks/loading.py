@@ -3,7 +3,7 @@
 python -m benchmarks.loading
 
 The same loader as in training reads them, in the order of training. At 10 million tokens a second the 32 x 1,024
-tokens of a step are there in 3 ms. --model llama_small says which part of a step of that model on the CPU is the
+tokens of a step are there in 3 ms. --model llama_125m says which part of a step of that model on the CPU is the
 reading of its rows: rows are read, and the model learns from one, by turns, in this process.
 """
 

@@ -1,7 +1,7 @@
 """The memory that a dry run expects of training, beside what training took, each in a process of its own.
 
     python -m benchmarks.memory                      # the presets up to 30 million parameters
-    python -m benchmarks.memory --model gpt2_small --micro-rows 8 --precision bf16
+    python -m benchmarks.memory --model gpt2_125m --micro-rows 8 --precision bf16
 
 On a GPU it is the peak of what tensors took; on a CPU all that the process had in RAM at its peak, by the kernel's own
 mark (Linux). `growth` is the same ratio without what a process holds before there is a model.

@@ -100,17 +100,17 @@ def test_the_tiny_presets_have_one_to_three_million_parameters(name: str) -> Non
         assert 1_000_000 <= count_parameters(build(preset(name), vocab_size=8192, special=SPECIAL)) <= 3_000_000
 
 
-def test_gpt2_small_has_the_parameters_of_gpt2() -> None:
+def test_gpt2_125m_has_the_parameters_of_gpt2() -> None:
     with torch.device("meta"):
-        model = build(preset("gpt2_small"), vocab_size=50257, special=SPECIAL)
+        model = build(preset("gpt2_125m"), vocab_size=50257, special=SPECIAL)
     assert count_parameters(model) == 124_439_808
 
 
-def test_llama_small_is_about_as_large_as_gpt2_small() -> None:
+def test_llama_125m_is_about_as_large_as_gpt2_125m() -> None:
     with torch.device("meta"):
         sizes = [
             count_parameters(build(preset(name), vocab_size=50257, special=SPECIAL))
-            for name in ("gpt2_small", "llama_small")
+            for name in ("gpt2_125m", "llama_125m")
         ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
