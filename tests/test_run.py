@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -701,6 +702,13 @@ def test_a_run_is_found_by_name_by_folder_name_by_path_and_by_glob(tmp_path):
     make(plan(tmp_path, name="other", vocab_size=9000), succeed)
     names = ("mine", run.path.name, str(run.path), "tokenizer/mine-*")
     assert [find_run(tmp_path, given, **TOKENIZERS) for given in names] == [run] * 4
+
+
+@pytest.mark.parametrize(("made", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_in_hangul_is_found_taken_apart_or_put_together(made, typed, tmp_path):
+    run = make(plan(tmp_path, name=unicodedata.normalize(made, "한글")), succeed)
+    for given in ("한글", unicodedata.normalize("NFC", run.path.name), "tokenizer/한글-*"):
+        assert find_run(tmp_path, unicodedata.normalize(typed, given), **TOKENIZERS) == run
 
 
 def test_an_unfinished_run_does_not_hide_the_finished_one_of_its_name(tmp_path):

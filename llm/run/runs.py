@@ -2,9 +2,10 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -221,15 +222,20 @@ def _matching(outputs: str | Path, named: str) -> list[Run]:
     """The runs of that folder; else of that folder's name, else of that name, else that the glob fits."""
     if (Path(named) / "run.json").is_file():
         return [load(Path(named))]
-    runs = candidates(outputs)
+    runs, asked = candidates(outputs), _composed(named)
     found = (
-        [run for run in runs if run.path.name == named]
-        or [run for run in runs if run.record["name"] == named]
-        or [run for run in runs if run.path.relative_to(outputs).match(named)]
+        [run for run in runs if _composed(run.path.name) == asked]
+        or [run for run in runs if _composed(run.record["name"]) == asked]
+        or [run for run in runs if PurePath(_composed(str(run.path.relative_to(outputs)))).match(asked)]
     )
     if not found and (damaged := damaged_records(outputs, named)):
         raise damaged[0]
     return found
+
+
+def _composed(name: str) -> str:
+    """A name in NFC: macOS takes Hangul apart in the names of folders, which then stay so on other systems."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _listed(outputs: str | Path, stages: Sequence[str] = ()) -> str:
