@@ -1,6 +1,7 @@
 """What every test may rely on: no launch or credential of the machine reaches it, and the log is as new."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def _no_bf16_by_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "CPU_INFO", Path(os.devnull))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hangups_are_heard() -> None:
+    """SIGHUP is as it comes, where the tests run under nohup too: what they start would ignore it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
