@@ -49,11 +49,10 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for(condition) -> None:
-    for _ in range(600):
-        if condition():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    raise AssertionError("nothing came in 30 seconds")
 
 
 def test_each_rank_gets_the_job_and_its_place(ranks):
@@ -98,8 +97,16 @@ def test_a_rank_that_is_killed_is_named(ranks, monkeypatch):
     ],
 )
 def test_of_two_that_ended_the_one_is_named_that_the_other_could_not_do_without(ranks, monkeypatch, ends, said):
-    monkeypatch.setattr(launch, "LOOK_SECONDS", 1.5)  # both have ended by the second look
-    folder = ranks(f"{ends} if rank == 1 else sys.exit(1)")
+    folder = ranks(f"while not (folder / 'go').exists(): time.sleep(0.01)\n{ends} if rank == 1 else sys.exit(1)")
+    pause = time.sleep
+
+    def until_both_have_ended(seconds: float) -> None:
+        """Between the first look and the second."""
+        (folder / "go").touch()
+        while len(pids(folder)) < 2 or any(map(is_alive, pids(folder))):
+            pause(0.01)
+
+    monkeypatch.setattr(time, "sleep", until_both_have_ended)
     with pytest.raises(LaunchError, match=said):
         launch.launch_ranks([], devices=2, folder=folder / "told")
 
