@@ -14,5 +14,5 @@ def rounding(*lengths: int, dtype: torch.dtype = torch.float32) -> float:
 
 def assert_same_but_for_rounding(found: torch.Tensor, expected: torch.Tensor, *lengths: int) -> None:
     """Within `rounding` of the largest value, for a small one may be the difference of two that are large."""
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(*lengths, dtype=expected.dtype) * largest)

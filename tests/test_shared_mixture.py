@@ -38,7 +38,7 @@ if host:
     socket.gethostname = lambda: host
 with owned(folder, wait=False):
     print("held", flush=True)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 600
     while not let_go.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 """
