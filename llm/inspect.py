@@ -113,10 +113,6 @@ def diagnose(
     faults = [*found.faults, *(record for record in records if isinstance(record, Fault))]
     if not settings and found.is_all and len(records) < SAMPLED_RECORDS:
         typed += _share(usable, config)
-    cleaner = Cleaner(CleaningConfig(level=level))
-    for record in usable:
-        cleaner.clean(record)
-    cleaner.check()
     chats = [record for record in usable if isinstance(record, Conversation)]
     return Diagnosis(
         path=path,
@@ -138,18 +134,31 @@ def diagnose(
         is_one_record=found.is_all and len(usable) == 1,
         text_bytes=sum(len(_text(record).encode()) for record in usable),
         faults=dict(Counter(fault.reason for fault in faults).most_common()),
-        first_faults=[
-            f"{fault.origin}: {fault.reason}. {fault.fix}."
-            for fault in {fault.reason: fault for fault in reversed(faults)}.values()
-        ],
-        samples=[
-            {"origin": record.origin, "text": _text(record)[:SAMPLE_CHARACTERS]}
-            for record in usable[:: max(1, len(usable) // SAMPLES)][:SAMPLES]
-        ],
+        first_faults=_first_of_each(faults),
+        samples=_samples(usable),
         shapes=dict(Counter(chat.shape for chat in chats).most_common()),
         repairs=dict(Counter(repair for chat in chats for repair in chat.repairs).most_common()),
-        cleaning=as_json(cleaner),
+        cleaning=_cleaned(usable, level),
     )
+
+
+def _first_of_each(faults: Sequence[Fault]) -> list[str]:
+    firsts = {fault.reason: fault for fault in reversed(faults)}
+    return [f"{fault.origin}: {fault.reason}. {fault.fix}." for fault in firsts.values()]
+
+
+def _samples(usable: Sequence[Document | Conversation]) -> list[dict[str, str]]:
+    step = max(1, len(usable) // SAMPLES)
+    return [{"origin": each.origin, "text": _text(each)[:SAMPLE_CHARACTERS]} for each in usable[::step][:SAMPLES]]
+
+
+def _cleaned(usable: Sequence[Document | Conversation], level: CleaningLevel) -> dict[str, Any]:
+    """What each step of cleaning does to the records."""
+    cleaner = Cleaner(CleaningConfig(level=level))
+    for record in usable:
+        cleaner.clean(record)
+    cleaner.check()
+    return as_json(cleaner)
 
 
 def config_of(name: str, settings: Sequence[str], path: str) -> DataConfig:
