@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,11 @@ from llm.errors import one_line_errors
 from tests.korean import save_preset
 from tests.patience import PATIENCE
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
+from tests.tuned import quick_peak  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
 TALK = ["--prompt", "사람은 어디에 있나요?", "--max-new-tokens", "4", "--temperature", "0"]
 CODE = "from pathlib import Path\nPath({canary!r}).touch()\nclass C: pass\nclass M: pass\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_peak() -> Iterator[None]:
-    """Do not measure the machine before every tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
-        yield
 
 
 @pytest.fixture(scope="module")

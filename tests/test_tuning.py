@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,14 +33,7 @@ from llm.tokenizer import special
 from llm.verify import with_parents
 from tests.rounding import rounding
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_peak() -> Iterator[None]:
-    """Do not measure the machine before every tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
-        yield
+from tests.tuned import quick_peak  # noqa: F401  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 from tests.test_stages import run
 
@@ -11,6 +14,14 @@ STEPS = ["trainer.max_steps=4", "trainer.sample_tokens=4", "logger=local"]
 SHAPE = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "data.batch_size=4"]
 SPLIT = ["data.held_out_share=0.2", "data.sequence_length=64"]
 CHATS = [{"question": f"{n}번 사람은 어디에 있나요?", "answer": f"{n}번 사람은 학교에 있다."} for n in range(60)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_peak() -> Iterator[None]:
+    """Where a test file imports it, the machine is not measured before every tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
+        yield
 
 
 def write_lines(path: Path, records: Iterable[dict[str, str]]) -> Path:
