@@ -1,6 +1,5 @@
 """The user's files of any format, plain or in archives -> documents or conversations, and what was left out."""
 
-import unicodedata
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import file_digest
@@ -14,7 +13,7 @@ from llm.data.sources.formats import FORMATS, Reading, format_of, raw_records, s
 from llm.data.sources.layouts import columns, to_records
 from llm.data.sources.places import File, Hidden, Place, Unreadable, find, is_hidden
 from llm.errors import ConfigError
-from llm.run import digest_of
+from llm.run import composed, digest_of
 
 HIDDEN = "hidden files or folders, such as .ipynb_checkpoints"
 
@@ -72,7 +71,7 @@ class Files:
 
     def leaves_out(self, name: str) -> str | None:
         """Why a file or member is not read; None if it is."""
-        layout, file = self._config.layout, PurePosixPath(_composed(name.replace("\\", "/")))
+        layout, file = self._config.layout, PurePosixPath(composed(name.replace("\\", "/")))
         if any(part.startswith("._") or part in ("__MACOSX", ".DS_Store", "Thumbs.db") for part in file.parts):
             return "files that an operating system left"
         if is_archive(file.name):
@@ -99,13 +98,8 @@ def open_files(config: DataConfig) -> Files:
 
 def _matches(file: PurePosixPath, pattern: str) -> bool:
     """A pattern without a slash is of the name alone."""
-    pattern = _composed(pattern)
+    pattern = composed(pattern)
     return fnmatch(str(file), pattern if "/" not in pattern else f"*{pattern}") or fnmatch(file.name, pattern)
-
-
-def _composed(name: str) -> str:
-    """In NFC, as people type; macOS writes the names of files in NFD."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _digest(place: File | Unreadable) -> list[str]:

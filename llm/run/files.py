@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,11 @@ def give_usual_mode(path: Path) -> None:
     umask = os.umask(0o077)  # what another thread makes meanwhile is private, not open to all
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def composed(name: str) -> str:
+    """A file's name in NFC, as people type it: macOS takes Hangul apart, and copies keep that on other systems."""
+    return unicodedata.normalize("NFC", name)
 
 
 def sync_file(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -12,7 +11,7 @@ import yaml
 
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
-from llm.run.files import digest_of, write_json
+from llm.run.files import composed, digest_of, write_json
 from llm.run.identity import key_of
 from llm.run.owner import is_owned
 
@@ -222,20 +221,15 @@ def _matching(outputs: str | Path, named: str) -> list[Run]:
     """The runs of that folder; else of that folder's name, else of that name, else that the glob fits."""
     if (Path(named) / "run.json").is_file():
         return [load(Path(named))]
-    runs, asked = candidates(outputs), _composed(named)
+    runs, asked = candidates(outputs), composed(named)
     found = (
-        [run for run in runs if _composed(run.path.name) == asked]
-        or [run for run in runs if _composed(run.record["name"]) == asked]
-        or [run for run in runs if PurePath(_composed(str(run.path.relative_to(outputs)))).match(asked)]
+        [run for run in runs if composed(run.path.name) == asked]
+        or [run for run in runs if composed(run.record["name"]) == asked]
+        or [run for run in runs if PurePath(composed(str(run.path.relative_to(outputs)))).match(asked)]
     )
     if not found and (damaged := damaged_records(outputs, named)):
         raise damaged[0]
     return found
-
-
-def _composed(name: str) -> str:
-    """A name in NFC: macOS takes Hangul apart in the names of folders, which then stay so on other systems."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _listed(outputs: str | Path, stages: Sequence[str] = ()) -> str:

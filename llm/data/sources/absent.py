@@ -2,11 +2,11 @@
 
 import os
 import shlex
-import unicodedata
 from difflib import get_close_matches
 from pathlib import Path
 
 from llm.config import to_paste
+from llm.run import composed
 
 SHOWN_NAMES = 5
 
@@ -23,8 +23,8 @@ def explain_absent(path: str, key: str | None = None) -> str | None:
         return f"{typed}: no file matches it. Give a file, a folder, a quoted glob or a URL."
     missing = _first_missing(Path(path))
     said = f"{typed} does not exist" + ("" if missing == Path(path) else f": there is no {missing}")
-    names = {_plain(name): name for name in sorted(os.listdir(missing.parent)) if not name.startswith(".")}
-    if close := get_close_matches(_plain(missing.name), names, n=1):
+    names = {composed(name).lower(): name for name in sorted(os.listdir(missing.parent)) if not name.startswith(".")}
+    if close := get_close_matches(composed(missing.name).lower(), names, n=1):
         meant = str(missing.parent / names[close[0]] / Path(path).relative_to(missing))
         return f"{said}. Did you mean {to_paste(key, meant) if key else shlex.quote(meant)}?"
     shown = ", ".join([*names.values()][:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
@@ -36,8 +36,3 @@ def _first_missing(path: Path) -> Path:
     while not missing.parent.exists():
         missing = missing.parent
     return missing
-
-
-def _plain(name: str) -> str:
-    """A name as it is compared: a Mac writes Hangul in parts (NFD)."""
-    return unicodedata.normalize("NFC", name).lower()
