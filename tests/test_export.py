@@ -150,8 +150,9 @@ def test_an_adapter_loads_in_auto_peft_and_is_the_merged_model(merged: Run, trai
     assert header["base_model"] == folder_of(trained, "pretrain").name
 
 
-def test_a_file_for_llama_cpp_goes_along(merged: Run, trained: Path) -> None:
+def test_a_file_for_llama_cpp_goes_along(merged: Run, trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = run("export", f"outputs={trained}", "run=first", "export.gguf=f32", "export.dtype=bf16", "name=both")
+    assert "positions; before rounding the same text after 3 held-out prompts" in caplog.text
     found = {each.name: each for each in gguf.GGUFReader(made.path / "model" / "model.gguf").tensors}
     weights = load_file(made.path / "model" / "model.safetensors")
     value = weights["model.layers.0.self_attn.v_proj.weight"].float().numpy()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import ExportStage
+from llm.config import ExportStage, WeightType
 from llm.errors import ConfigError, UnequalError
 from llm.run import (
     SAMPLES,
@@ -119,12 +119,14 @@ def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome
         for name, text in export.card(source, facts).items():
             write_text(target / name, text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
+    before = "" if settings.dtype is WeightType.fp32 else "before rounding "
+    texts = f"; {before}the same text after {count} held-out prompts" if (count := proof["texts_compared"]) else ""
     log.info(
-        "logits at most %.2g from those of %s at %d positions; the same text after %d held-out prompts",
+        "logits at most %.2g from those of %s at %d positions%s",
         proof["max_logit_difference"],
         source.path.name,
         proof["positions_compared"],
-        proof["texts_compared"],
+        texts,
     )
     log_results(config, run, proof)
     return Outcome(results=proof, digest=digest)
