@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from llm.config import STAGES, Alphabet, composed, from_hydra, identity_settings, readable, to_paste
+from llm.config import STAGES, Alphabet, aliases, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.compose import refuse_computed, refuse_targets
 from llm.config.explain import explain
 from llm.config.fields import HOW, ROWS, check_settings, setting
@@ -360,6 +360,14 @@ def train(*arguments, cwd, **environment):
         text=True,
         env={**os.environ, **environment},
     )
+
+
+def test_aliases_in_conf_itself_are_looked_at_too(tmp_path, monkeypatch):
+    lines = ["a0: &a0 [1, 2, 3]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]
+    (tmp_path / "mine.yaml").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(aliases, "CONF", tmp_path)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: its aliases stand for .* values\. Write out what is meant"):
+        aliases.check_aliases(["stage=pretrain"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The YAML files of folders that the command line names -> refused, where their aliases stand for more than can be.
+"""The YAML files of conf/ and of folders that the command line names -> refused, where aliases stand for too much.
 
 Hydra writes out each alias (`*name`), so that nine lines of nine aliases each are 387 million values.
 """
@@ -11,18 +11,19 @@ import yaml
 
 from llm.errors import ConfigError
 
+CONF = Path(__file__).parents[2] / "conf"
 MOST_VALUES = 100_000  # of a file: the largest of conf/ has a few dozen
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FOLDER = re.compile(r"(?:--config-dir|-cd|--config-path|-cp)(?:=(?P<joined>.+))?")
 
 
 def check_aliases(arguments: Sequence[str]) -> None:
-    """Look at every YAML file of the folders that these arguments of the command line name.
+    """Look at every YAML file of conf/ and of the folders that these arguments of the command line name.
 
     Raises:
         ConfigError: the aliases of one stand for too much, or for themselves.
     """
-    for folder in _folders(arguments):
+    for folder in [CONF, *_folders(arguments)]:
         for path in sorted(folder.rglob("*.yaml")):
             text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
             if "&" in text and "*" in text and (reason := _fault(text)):
