@@ -295,7 +295,7 @@ def test_reuse_never_on_two_devices_trains_once_and_what_it_made_is_kept(
 ) -> None:
     words = ["data=text", f"data.path={made[1]}", f"outputs={outputs}", "name=base", *TINY]
     again = subprocess.run(
-        [sys.executable, "train.py", *words, "trainer.accelerator=cpu", "trainer.devices=2", "reuse=never"],
+        [sys.executable, "train.py", *words, "trainer.devices=2", "trainer.precision=fp32", "reuse=never"],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
