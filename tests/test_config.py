@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, aliases, composed, from_hydra, identity_settings, readable, to_paste
+from llm.config.choices import data_presets
 from llm.config.compose import refuse_computed, refuse_targets
 from llm.config.explain import explain
 from llm.config.fields import HOW, ROWS, check_settings, setting
@@ -387,6 +388,53 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
         assert made.returncode == 2
         assert made.stderr.startswith(f"error: {path}: its aliases stand for 1")
         assert len(made.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder beside conf/ that has a choice of data, which is built on one of conf/."""
+    (tmp_path / "elsewhere" / "data").mkdir(parents=True)
+    mine = tmp_path / "elsewhere" / "data" / "mine.yaml"
+    mine.write_text("defaults:\n  - aihub_sns\n  - _self_\nname: mine\ntext_field: 글\n", encoding="utf-8")
+    return tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("way", ["hydra.searchpath=[file://{}]", "--config-dir={}"])
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        (
+            ["data=mine"],
+            "text_field: 글\n  layout:\n    files: []\n    skip: []\n    format: auto\n    records: data[]\n",
+        ),
+        (
+            ["data=mixture", "data.parts={a: {use: mine}}"],
+            "error: data.parts.a.path is missing. Set data.parts.a.path=",
+        ),
+        (["data=mixture", "data.parts={a: {use: mien}}"], "Did you mean data.parts.a.use=mine?"),
+    ],
+)
+def test_a_choice_of_another_folder_is_one_of_data_and_of_a_part(way, overrides, shown, elsewhere, tmp_path):
+    show = [] if "data.parts" in overrides[-1] else ["--cfg", "job"]
+    ended = train(way.format(elsewhere), *overrides, *show, cwd=tmp_path)
+    assert shown in ended.stdout + ended.stderr
+
+
+def test_a_choice_of_another_folder_is_one_of_the_jobs_of_a_sweep(elsewhere, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"글 {number}" for number in range(40)), encoding="utf-8")
+    (elsewhere / "data" / "mine.yaml").write_text("name: mine\nkind: text\npath: a.txt\nheld_out_share: 0.5\n")
+    small = ["stage=tokenizer", "logger=local", "tokenizer=byte_bpe", "data=mine"]
+    ended = train("-m", f"--config-dir={elsewhere}", *small, "tokenizer.vocab_size=300,310", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_choice_of_another_folder_is_one_of_the_doctor(elsewhere, tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    with (tmp_path / "conf" / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"  searchpath: [file://{elsewhere}]\n")
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path / "conf")):
+        mine = data_presets()["mine"]
+    assert (mine.name, mine.text_field, mine.layout.records) == ("mine", "글", "data[]")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_set_in_a_zip_is_the_same(tmp_path: Path, name: str) -> None:
 def test_a_preset_of_a_set_in_three_lines_reads_it(tmp_path: Path) -> None:
     import yaml
 
-    from llm.data.sources.presets import preset
+    from llm.config.choices import preset
 
     (tmp_path / "a.json").write_text('{"items": [{"body": {"ko": "가"}}, {"body": {"ko": "나"}}]}', encoding="utf-8")
     lines = "name: mine\nkind: text\ntext_field: items[].body.ko\n"
@@ -86,7 +86,7 @@ def test_the_documented_example_and_commands_work(tmp_path: Path, capsys: pytest
 
     import yaml
 
-    from llm.data.sources.presets import preset
+    from llm.config.choices import preset
     from llm.inspect import main
 
     (example,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)

@@ -104,13 +104,14 @@ def test_what_a_mixture_cannot_be_is_one_line(overrides: list[str], line: str) -
     assert refused(*overrides).startswith(line)
 
 
-def test_a_choice_with_another_held_out_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nkind: text\nheld_out_share: 0.2\n", encoding="utf-8")
-    monkeypatch.setattr("llm.config.parts.CHOICES", tmp_path)
+def test_a_choice_with_another_held_out_share_is_refused(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(Path(__file__).parents[1] / "conf", conf)
+    (conf / "data" / "mine.yaml").write_text("name: mine\nkind: text\nheld_out_share: 0.2\n", encoding="utf-8")
     parts = "data.parts={a: {use: mine, path: x}}"
     line = "data.parts.a.use=mine holds out 0.2 of the documents, the mixture 0.01: texts would be on both sides"
-    assert refused("data=mixture", parts).startswith(line)
-    assert config_of("data=mixture", parts, "data.held_out_share=0.2").data.part("a").held_out_share == 0.2
+    assert refused("data=mixture", parts, conf=conf).startswith(line)
+    assert config_of("data=mixture", parts, "data.held_out_share=0.2", conf=conf).data.part("a").held_out_share == 0.2
 
 
 def test_a_part_is_its_choice_under_the_cleaning_of_the_mixture_and_its_own_keys() -> None:

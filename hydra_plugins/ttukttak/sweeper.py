@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
+from llm.config.choices import searchpath
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, is_agents, say_error, tracebacks_wanted
 from llm.sweep.space import Dimension
 
@@ -76,7 +77,7 @@ class CheckedSweeper(Sweeper):
         additions = ladder_overrides(configs)
         complete = [[*job, *added] for job, added in zip(jobs, additions, strict=True)]
         if isinstance(self.launcher, CheckedLauncher):
-            numbered = [with_number(job, number) for number, job in enumerate(complete)]
+            numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
             returns = self.launcher.launch_checked(numbered, configs)
         else:
             returns = list(self.launcher.launch(complete, initial_job_idx=0))
@@ -96,7 +97,7 @@ class CheckedSweeper(Sweeper):
             self.settings,
             self.launcher.settings,
             space=[dimension(each) for each in swept],
-            fixed=[each.input_line for each in overrides if not each.is_sweep_override()],
+            fixed=[each.input_line for each in overrides if not each.is_sweep_override()] + searchpath(),
             compose=lambda job, number: self._check(number, job),
             choice=self.config.hydra.runtime.choices.get("sweep"),
         )

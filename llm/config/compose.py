@@ -6,13 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeVar
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,6 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from yaml import YAMLError
 
 from llm.config.aliases import check_aliases
+from llm.config.choices import composing, searchpath
 from llm.config.data import DataConfig
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
 from llm.config.overrides import readable
@@ -30,7 +29,6 @@ from llm.config.training import BUDGETS
 from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
 
 Config = TypeVar("Config")
-CONF = Path(__file__).parents[2] / "conf"
 COMPUTED = {  # a setting -> those that it is computed from, where one of them is set
     "data.batch_size": ("data.batch_tokens",),
     "trainer.max_steps": tuple(f"trainer.{key}" for key in BUDGETS),
@@ -83,17 +81,10 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: they cannot be composed.
     """
-    typed = list(map(readable, overrides))
-    try:
-        if GlobalHydra.instance().is_initialized():  # at the end of a sweep
-            config = compose("config", overrides=typed)
-        else:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                config = compose("config", overrides=typed)
+    with composing():
+        config = compose("config", overrides=list(map(readable, overrides)))
         config.name = None  # it may hold ${hydra:job.num}
         return dict(OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]  # a dict
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
 
 
 def data_config(overrides: Sequence[str]) -> DataConfig:
@@ -102,10 +93,8 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
     Raises:
         ConfigError: they cannot be composed.
     """
-    try:
+    with composing():
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), composed(overrides)["data"]))
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
     assert isinstance(made, DataConfig)
     return made
 
@@ -196,5 +185,5 @@ def is_sweep() -> bool:
 
 
 def job_overrides() -> list[str]:
-    """The overrides of the job that runs here, those of its place in a sweep included."""
-    return [str(override) for override in HydraConfig.get().overrides.task]
+    """The overrides of the job that runs here, those of its place in a sweep included, for another process."""
+    return [str(override) for override in HydraConfig.get().overrides.task] + searchpath()

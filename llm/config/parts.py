@@ -6,18 +6,16 @@ YAML file of its choice, and the part's own keys.
 
 import re
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.choices import data_choices, data_settings
 from llm.config.data import DataSource, PartConfig
 from llm.config.explain import explain, explain_unknown_key
 from llm.errors import ConfigError
 
-CHOICES = Path(__file__).parents[2] / "conf" / "data"
 _OF_MIXTURE = ("name", "sequence_length", "batch_size", "packing", "num_workers")  # of a choice: rows are the mixture's
 _NAME = re.compile(r"\w[\w-]{0,31}")  # it names metrics
 _KNOWN = PartConfig.__dataclass_fields__
@@ -83,14 +81,13 @@ def _placed(line: str, key: str) -> str:
 
 def _choice(key: str, use: Any, *, held_out_share: float) -> dict[str, Any]:
     """The YAML file that a part uses, but for what the mixture has for all its parts."""
-    known = sorted(path.stem for path in CHOICES.glob("*.yaml"))
     if use is None:
-        raise ConfigError(f"{key}.use is missing. Set it to a choice of conf/data: {', '.join(known)}.")
-    if use not in known:
+        raise ConfigError(f"{key}.use is missing. Set it to a choice of conf/data: {', '.join(data_choices())}.")
+    if use not in (known := data_choices()):
         close = get_close_matches(str(use), known, n=1, cutoff=0.5)
         hint = f"Did you mean {key}.use={close[0]}?" if close else f"Choose one of {', '.join(known)}."
         raise ConfigError(f"{key}.use={use} is not a choice of conf/data. {hint}")
-    settings: dict[str, Any] = yaml.safe_load((CHOICES / f"{use}.yaml").read_text(encoding="utf-8"))
+    settings = data_settings([use])[use]
     share = settings.pop("held_out_share", held_out_share)
     if settings.get("kind") == "text" and share != held_out_share:
         raise ConfigError(

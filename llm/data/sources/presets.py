@@ -1,35 +1,20 @@
 """The data choices of conf/data as configs, and which of them fits a raw record."""
 
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import yaml
-
-from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig, Shape
+from llm.config import DataConfig, DataKind, Shape
+from llm.config.choices import data_presets
 from llm.data.records import Conversation, Document, Fault
 from llm.data.sources.fields import head, values
 from llm.data.sources.formats import Raw
 from llm.data.sources.layouts import conversation, document
 from llm.data.sources.shapes import names_columns, with_usual_names
 
-CONF = Path(__file__).parents[3] / "conf" / "data"
-
 
 @cache
 def presets() -> dict[str, DataConfig]:
     """Every choice of conf/data that reads files, by its name."""
-    found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(CONF.glob("*.yaml"))}
-    return {name: preset(settings) for name, settings in found.items() if "source" not in settings}
-
-
-def preset(settings: dict[str, Any], *, path: str = "") -> DataConfig:
-    """The config of one YAML file of conf/data."""
-    layout = dict(settings.get("layout", {}))
-    if "format" in layout:
-        layout["format"] = FileFormat[layout["format"]]
-    known = {key: settings[key] for key in ("name", "text_field", "held_out_share", "batch_size") if key in settings}
-    return DataConfig(**known, kind=DataKind[settings["kind"]], layout=LayoutConfig(**layout), path=path)
+    return data_presets()
 
 
 def fits(raw: Raw, config: DataConfig) -> int:
