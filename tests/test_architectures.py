@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import Architecture, LoraConfig
+from llm.config import Architecture, LoraConfig, ModelConfig
 from llm.errors import ConfigError
-from llm.model import add_lora, build, check_extra, count_parameters, next_token_loss, next_token_nats
+from llm.model import add_lora, build, check_architecture, count_parameters, next_token_loss, next_token_nats
+from llm.model.architectures import hugging_face_config, settings_of
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
 from llm.trainer.throughput import flops_per_token
@@ -44,6 +45,8 @@ SIZES = {
     "gemma3_1b": (989_990_912, 1_040_322_560),
     "qwen3_moe_tiny": (4_203_600, 8_135_760),
     "qwen3_moe_45m": (45_645_184, 55_082_368),
+    "olmo2_tiny": (2_265_120, 6_197_280),
+    "gpt_neox_tiny": (2_238_880, 6_171_040),
 }
 
 
@@ -161,24 +164,22 @@ def test_extra_keys_reach_the_hugging_face_config() -> None:
             "model.extra={'activation_function': 'gelo'} is not what gpt2 takes: KeyError: 'gelo'. Put it right, or",
         ),
         (Architecture.llama, {"rope_parameters": {"rope_type": "nope"}}, "is not what llama takes: KeyError: 'nope'."),
+        (Architecture.gpt2, {"n_embd": 8}, "model.extra.n_embd is set by another setting of model. Remove it."),
     ],
 )
 def test_an_extra_key_that_cannot_be_is_refused(
     architecture: Architecture, extra: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_extra(config(architecture, extra=extra))
+        check_architecture(config(architecture, extra=extra))
 
 
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        (Architecture.llama, {"num_experts": 4}, "model.num_experts=4 is a setting of qwen3_moe; llama has none."),
-        (
-            Architecture.gpt2,
-            {"num_experts_per_token": 4},
-            "model.num_experts_per_token=4 is a setting of qwen3_moe; gpt2",
-        ),
+        (Architecture.llama, {"num_experts": 4}, "model.num_experts=4 is no setting of llama. Leave it out."),
+        (Architecture.gpt2, {"num_experts_per_token": 4}, "model.num_experts_per_token=4 is no setting of gpt2. Leave"),
+        (Architecture.gpt2, {"num_key_value_heads": 1}, "model.num_key_value_heads=1 is no setting of gpt2. Leave it"),
         (Architecture.qwen3_moe, {"num_experts": 0}, "model.num_experts=0 is out of range. Set 1 or more, or null."),
         (Architecture.qwen3_moe, {"num_experts": 1}, "model.num_experts_per_token=2 is more than model.num_experts=1."),
         (Architecture.gemma3, {"hidden_size": 6}, "gives heads of odd size 3; rotary positions need an even one"),
@@ -190,13 +191,53 @@ def test_a_shape_that_cannot_be_is_refused(architecture: Architecture, changes: 
         config(architecture, **changes)
 
 
-def test_a_model_of_experts_learns() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("gtp2", {}, "model.architecture=gtp2 is no causal language model of transformers. Did you mean gpt2?"),
+        ("gpt_neox", {"num_key_value_heads": 1}, "model.num_key_value_heads=1 is no setting of gpt_neox. Leave it out"),
+        ("olmo2", {"num_experts": 2}, "model.num_experts=2 is no setting of olmo2. Leave it out."),
+        ("bloom", {}, "model.architecture=bloom has no model.max_position_embeddings to set. Choose another."),
+    ],
+)
+def test_an_architecture_by_name_is_asked_of_transformers(
+    architecture: str, changes: dict[str, Any], message: str
+) -> None:
+    made = config(architecture, **changes)
+    assert made.needs_library
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_architecture(made)
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+@pytest.mark.parametrize("key", ["num_key_value_heads", "num_experts", "num_experts_per_token"])
+def test_the_schema_knows_what_transformers_says_of_ours(key: str, architecture: Architecture) -> None:
+    made, refused = config(architecture), []
+    setattr(made, key, 2)
+    for check in (check_architecture, ModelConfig.__post_init__):
+        try:
+            check(made)
+            refused.append("")
+        except ConfigError as error:
+            refused.append(str(error))
+    assert refused[0] == refused[1]
+
+
+@pytest.mark.parametrize("architecture", [*Architecture, "olmo2", "gpt_neox", "mixtral"])
+def test_the_config_of_a_model_says_the_settings_that_it_was_made_of(architecture: str) -> None:
+    made = config(architecture, dropout=0.1, tie_word_embeddings=False, intermediate_size=96)
+    found = settings_of(hugging_face_config(made, vocab_size=VOCAB, special=SPECIAL))
+    assert all(found[key] == getattr(made, key) for key in found if getattr(made, key) is not None)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "olmo2", "gpt_neox"])
+def test_a_model_of_experts_or_of_another_architecture_learns(architecture: str) -> None:
     torch.manual_seed(0)
     special = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
-    model = build(config(Architecture.qwen3_moe), vocab_size=VOCAB, special=special)
+    model = build(config(architecture), vocab_size=VOCAB, special=special)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch, losses = batch_of(ids(2, 12), ids(2, 12, seed=1)), []
-    for _ in range(30):
+    for _ in range(60):
         nats, loss = next_token_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(
-    params=[each for each in Architecture if each is not Architecture.other],
+    params=list(Architecture),
     ids=lambda architecture: architecture.value,
 )
 def scorer(request: pytest.FixtureRequest, folder: Path) -> Scorer:

@@ -241,7 +241,7 @@ def test_what_would_be_cut_otherwise_by_llama_cpp_is_found() -> None:
         (
             "gpt2",
             {"activation_function": "relu"},
-            r"has activation_function=gelu_new for gpt2, and this model has relu",
+            r"has activation_function=gelu_pytorch_tanh for gpt2, and this model has relu",
         ),
         ("qwen3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"rope_type=linear"),
     ],

@@ -41,7 +41,7 @@ from tests.test_dry_run import MODEL, SMALL, config, memory, text  # noqa: F401 
 from tests.test_generation import DRAWN, GREEDY, PROMPTS, SEEDS
 from tests.test_trainer import LENGTH, run_interrupted, same, task, untimed, values, weights
 
-ARCHITECTURES = [each for each in Architecture if each is not Architecture.other]
+ARCHITECTURES = list(Architecture)
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
 VOCAB, MULTIPLE, PADDED = 50, 28, 56  # no width of these models
 HIDDEN = 16

@@ -1,22 +1,31 @@
 """The schema of what trains, and how: the model, the optimizer, the trainer and the logger."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, check_settings, divides, label_of, refuse_unused, setting, shown
+from llm.config.fields import HOW, check_settings, divides, label_of, refuse_unused, setting
 from llm.errors import ConfigError
 
 
-class Architecture(Enum):
+class Architecture(StrEnum):
+    """Those whose settings are known here; any other causal language model of transformers goes by its model_type."""
+
     gpt2 = "gpt2"
     llama = "llama"
     qwen3 = "qwen3"  # llama with normed queries and keys
     gemma3 = "gemma3"  # most layers see the last 512 tokens alone
     qwen3_moe = "qwen3_moe"  # qwen3 whose every token goes through a few of many experts
-    other = "other"  # of model.path alone: what its config.json says
+
+
+# What some of them have, and which.
+_SOME_HAVE: dict[str, tuple[Architecture, ...]] = {
+    "num_key_value_heads": (Architecture.llama, Architecture.qwen3, Architecture.gemma3, Architecture.qwen3_moe),
+    "num_experts": (Architecture.qwen3_moe,),
+    "num_experts_per_token": (Architecture.qwen3_moe,),
+}
 
 
 MOST_LAYERS = 1_000  # of a model: the deepest that there are have 126, and an object for each is made before a check
@@ -55,7 +64,7 @@ class ModelConfig:
     """
 
     name: str = setting(MISSING, HOW)
-    architecture: Architecture | None = MISSING  # None: of model.path
+    architecture: str | None = MISSING  # a model_type of transformers; None: of model.path
     path: str | None = setting(None, HOW, is_file=True)  # Hugging Face folder, finished run or hub id to go on from;
     # its weights' digest is in the identity
     resize_vocabulary: bool = False  # take another tokenizer than the one of model.path: new tokens get new embeddings
@@ -65,8 +74,8 @@ class ModelConfig:
     # None: 4 x hidden_size for gpt2; 8/3 x for the others (over a token's experts)
     intermediate_size: int | None = setting(None, at_least=1)
     num_key_value_heads: int | None = setting(None, at_least=1)  # not for gpt2; None: as many as num_heads
-    num_experts: int | None = setting(None, at_least=1)  # qwen3_moe only; None: 8
-    num_experts_per_token: int | None = setting(None, at_least=1)  # qwen3_moe only; None: 2
+    num_experts: int | None = setting(None, at_least=1)  # of a mixture of experts; None: 8
+    num_experts_per_token: int | None = setting(None, at_least=1)  # of a mixture of experts; None: 2
     max_position_embeddings: int = setting(1024, at_least=1)
     dropout: float = setting(0.0, at_least=0, below=1)
     tie_word_embeddings: bool = True
@@ -82,16 +91,26 @@ class ModelConfig:
             return refuse_unused(self, "model", ["extra"], why)
         self._refuse_what_is_for_a_path()
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
-        if self.architecture is Architecture.gpt2:
-            refuse_unused(self, "model", ["num_key_value_heads"], "is no setting of gpt2. Leave it out.")
-        else:
+        if self.architecture in [*Architecture]:
+            unused = [key for key, those in _SOME_HAVE.items() if self.architecture not in those]
+            refuse_unused(self, "model", unused, f"is no setting of {self.architecture}. Leave it out.")
+        if self.architecture != Architecture.gpt2:
             self._check_heads()
-        self._check_experts()
+        if (self.num_experts_per_token or 2) > (self.num_experts or 8):
+            raise ConfigError(
+                f"model.num_experts_per_token={self.num_experts_per_token or 2} is more than model.num_experts="
+                f"{self.num_experts or 8}. Lower the first or raise the second."
+            )
 
     @property
     def label(self) -> str:
         """What a run of it is called, unless the user says."""
         return self.name if self.path is None else label_of(self.path, otherwise=self.name)
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether transformers must be asked whether there can be such a model."""
+        return self.path is None and (bool(self.extra) or self.architecture not in [*Architecture])
 
     def _refuse_what_is_for_a_path(self) -> None:
         if self.architecture is None:
@@ -99,8 +118,6 @@ class ModelConfig:
                 "model.path is missing. Set model.path=<a Hugging Face folder, a finished pretraining run, or the "
                 "hub's id of a model>."
             )
-        if self.architecture is Architecture.other:
-            raise ConfigError("model.architecture=other is of model.path alone. Choose model=pretrained.")
         refuse_unused(self, "model", ["resize_vocabulary"], "is for model=pretrained. Leave it out.")
 
     def _check_heads(self) -> None:
@@ -111,16 +128,6 @@ class ModelConfig:
             )
         if self.num_key_value_heads is not None:
             divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
-
-    def _check_experts(self) -> None:
-        if self.architecture is not Architecture.qwen3_moe:
-            why = f"is a setting of qwen3_moe; {shown(self.architecture)} has none. Leave it out."
-            refuse_unused(self, "model", ("num_experts", "num_experts_per_token"), why)
-        if (self.num_experts_per_token or 2) > (self.num_experts or 8):
-            raise ConfigError(
-                f"model.num_experts_per_token={self.num_experts_per_token or 2} is more than model.num_experts="
-                f"{self.num_experts or 8}. Lower the first or raise the second."
-            )
 
 
 class Algorithm(Enum):

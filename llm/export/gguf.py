@@ -25,7 +25,7 @@ from llm.tokenizer import LlamaCppForm, Special, llama_cpp_form
 # What llama.cpp does for each architecture, and has no setting for.
 _FIXED: dict[str, dict[str, Any]] = {
     "gpt2": {
-        "activation_function": "gelu_new",
+        "activation_function": "gelu_pytorch_tanh",
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,

@@ -1,7 +1,6 @@
 """A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
 
-architectures.py  config -> the Hugging Face config of its architecture
-activations.py  a model whose GELU is written out -> the same with torch's one
+architectures.py  a config <-> the Hugging Face config of the architecture that it names
 pretrained.py a folder that is there already -> its config and digest, checked; its model for a tokenizer
 loading.py    a folder -> its config, its model, an adapter; nothing that it brings is run
 build.py      config -> a model with random weights; a folder -> the model in it
@@ -16,7 +15,7 @@ drawing.py    scores -> the next token, each row drawn by its own seed
 generation.py prompts -> text, piece by piece or many at once
 """
 
-from llm.model.architectures import check_extra
+from llm.model.architectures import check_architecture
 from llm.model.attention import document_bounds
 from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, load_for_use, save
 from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
@@ -38,7 +37,7 @@ __all__ = [
     "as_it_is",
     "begin",
     "build",
-    "check_extra",
+    "check_architecture",
     "check_tokenizer",
     "compiled",
     "count_base_parameters",

@@ -9,7 +9,6 @@ from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config import LoraConfig, Method, ModelConfig
-from llm.model.activations import fuse_gelu
 from llm.model.architectures import hugging_face_config
 from llm.model.loading import load_adapter, new_model, open_model
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
@@ -31,7 +30,6 @@ def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrain
         made = read_config(folder_of_model(config))
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
     model = new_model(made)
-    fuse_gelu(model)
     pad(model, config.pad_vocab_to_multiple_of)
     return with_special(model, special)
 
@@ -67,7 +65,6 @@ def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         how |= {"quantization_config": four_bits(), "device_map": {"": place}}
     model = open_model(folder, **how)
-    fuse_gelu(model)
     for layer in model.modules():
         if hasattr(layer, AVX512_LAYOUT):
             setattr(layer, AVX512_LAYOUT, False)

@@ -11,14 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm import tokenizer
-from llm.config import Architecture, ModelConfig
+from llm.config import ModelConfig
 from llm.errors import ConfigError
-from llm.model.activations import fuse_gelu
+from llm.model.architectures import settings_of
 from llm.model.loading import check_weights, open_config, open_model
 from llm.run import CONFIG, digest_of, folder_of, log, opening, read_json, sha256_of, weight_files
 
-MODEL_TYPES = {"gemma3_text": Architecture.gemma3} | {kind.value: kind for kind in Architecture}
-_INNER = {Architecture.gpt2: "n_inner", Architecture.qwen3_moe: "moe_intermediate_size"}
 KEY = "model.path"
 
 
@@ -41,15 +39,11 @@ def as_it_is(config: ModelConfig) -> ModelConfig:
     folder = folder_of_model(config)
     made = read_config(folder)
     with opening(folder):
-        found = _settings(made)
+        found = settings_of(made)
     for key, value in found.items():
-        typed = getattr(config, key)
-        if typed not in (ModelConfig.__dataclass_fields__[key].default, value) and key != "architecture":
+        default = None if key == "architecture" else ModelConfig.__dataclass_fields__[key].default
+        if (typed := getattr(config, key)) not in (default, value):
             raise ConfigError(f"model.{key}={typed}, but the model in {folder} has {value}. Leave it out.")
-    if config.architecture not in (None, found["architecture"]):
-        raise ConfigError(
-            f"model.architecture={config.architecture.value}, but the model in {folder} is another. Leave it out."
-        )
     return replace(config, **found)
 
 
@@ -117,7 +111,6 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
     read_config(folder)
     model = open_model(folder, key=KEY, dtype=torch.float32)
     log.info("going on from %s", folder)
-    fuse_gelu(model)
     if config.resize_vocabulary:
         _take_tokenizer(model, folder, tokenizer_folder)
     elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:
@@ -125,26 +118,6 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
             f"model.path={config.path} has {rows} embeddings for {vocab_size} tokens. Set model.resize_vocabulary=true."
         )
     return model
-
-
-def _settings(made: PreTrainedConfig) -> dict[str, Any]:
-    """What is in ModelConfig, of a Hugging Face config."""
-    architecture = MODEL_TYPES.get(made.model_type, Architecture.other)
-    dropout = getattr(made, "resid_pdrop" if architecture is Architecture.gpt2 else "attention_dropout", None)
-    is_mixture = architecture is Architecture.qwen3_moe
-    return {
-        "architecture": architecture,
-        "num_layers": made.num_hidden_layers,
-        "num_heads": made.num_attention_heads,
-        "hidden_size": made.hidden_size,
-        "intermediate_size": getattr(made, _INNER.get(architecture, "intermediate_size"), None),
-        "num_key_value_heads": getattr(made, "num_key_value_heads", None),
-        "num_experts": made.num_local_experts if is_mixture else None,
-        "num_experts_per_token": made.num_experts_per_tok if is_mixture else None,
-        "max_position_embeddings": made.max_position_embeddings,
-        "dropout": float(dropout or 0.0),
-        "tie_word_embeddings": bool(made.tie_word_embeddings),
-    }
 
 
 @torch.no_grad()

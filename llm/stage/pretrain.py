@@ -34,10 +34,10 @@ def run(config: PretrainStage) -> Run:
     """The finished pretraining run of a config."""
     if not config.dry_run:  # which says what is lacking, for it may be about another machine
         require_machine(config.trainer)
-    if config.model.extra:
-        from llm.model import check_extra  # takes seconds: only for what the schema cannot know
+    if config.model.needs_library:
+        from llm.model import check_architecture  # takes seconds: only for what the schema cannot know
 
-        check_extra(config.model)
+        check_architecture(config.model)
     source, config = _source(config)
     shards = shards_stage.run(ShardsStage(stage="shards", **_shared(config)), wait=True)
     config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
