@@ -45,11 +45,11 @@ def speeds(arguments: argparse.Namespace, mode: Mode) -> list[tuple[float, float
 
 def rows_of(arguments: argparse.Namespace, shape: Shape) -> tuple[TokenRows, TokenRows]:
     """Training and held-out rows of the shards."""
-    from llm.stage import shards
+    from llm.stage import run_stage
 
     overrides = ["stage=shards", f"outputs={arguments.outputs}", *arguments.settings]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        made = shards.run(from_hydra(compose("config", overrides=overrides)))
+        made = run_stage(from_hydra(compose("config", overrides=overrides)))
     folder = made.path / "shards"
     manifest = read_manifest(folder)
     train, held_out = (

@@ -38,7 +38,7 @@ POINT = dict[str, float]  # step, tokens, seconds and bits_per_byte of a validat
 
 def train(arguments: argparse.Namespace, *, model: str, optimizer: str, rate: float, steps: int, seed: int) -> Run:
     """The finished run of these choices."""
-    from llm.stage import pretrain
+    from llm.stage import run_stage
 
     overrides = [
         *SETTINGS,
@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace, *, model: str, optimizer: str, rate: fl
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = from_hydra(compose("config", overrides=overrides))
-    return pretrain.run(config)
+    return run_stage(config)
 
 
 def validations(run: Run) -> list[POINT]:

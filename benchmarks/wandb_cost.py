@@ -119,7 +119,7 @@ def train(
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     import llm.logger
-    from llm.stage import pretrain
+    from llm.stage import run_stage
 
     open_logger, took = llm.logger.open_logger, {}
 
@@ -133,7 +133,7 @@ def train(
         took["end"] = time.perf_counter() - began
 
     llm.logger.open_logger = by_turns
-    pretrain.run(config)
+    run_stage(config)
     pipe.send((took["start"], took["end"]))
 
 
@@ -141,10 +141,10 @@ def measure(folder: Path, conditions: list[Condition], *, rounds: int, block_ste
     """name -> Measured."""
     words = [*SETTINGS, f"data.path={folder}/text.jsonl", f"outputs={folder}/outputs"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        from llm.stage import shards
+        from llm.stage import run_stage
 
         cut = [word for word in words if not word.startswith("model.")]
-        shards.run(from_hydra(compose("config", overrides=["stage=shards", "logger=local", *cut])))
+        run_stage(from_hydra(compose("config", overrides=["stage=shards", "logger=local", *cut])))
         steps = (rounds + 1) * block_steps
         words += [f"trainer.max_steps={steps}", f"trainer.log_every_steps={log_every}"]
         words += [f"trainer.validate_every_steps={block_steps}", "trainer.sample_tokens=8"]

@@ -5,7 +5,6 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import pairwise
 
 from rich.table import Table
@@ -16,6 +15,7 @@ from llm.config import Reuse, StageConfig
 from llm.errors import ConfigError, one_line_errors
 from llm.run import Run, find_runs
 from llm.run.console import quiet
+from llm.stage import run_stage
 
 OBJECTIVE = "val/bits_per_byte"
 ANSWERS = "answers/loss"  # the objective of an evaluation of a tuned model
@@ -122,7 +122,7 @@ def show(runs: Sequence[Run]) -> None:
 def show_sweep(configs: Sequence[StageConfig]) -> None:
     """Print how the runs compare that a sweep has finished, found as the same command would find them."""
     with quiet():  # each would say that it is reused
-        found = [import_module(f"llm.stage.{c.stage}").run(replace(c, reuse=Reuse.require)) for c in configs]
+        found = [run_stage(replace(c, reuse=Reuse.require)) for c in configs]
     runs = list({run.path: run for run in found}.values())
     if all(run.stage == "pretrain" for run in runs):
         show(runs)

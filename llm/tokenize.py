@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from llm import tokenizer as tokenizers
 from llm.compare import output_console, shown
-from llm.config import DataConfig, DataKind
+from llm.config import MODEL_STAGES, DataConfig, DataKind
 from llm.data.files import open_files
 from llm.data.records import Document, Fault
 from llm.errors import ConfigError, DataError, one_line_errors
@@ -26,7 +26,7 @@ from llm.tokenizer.training import unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
 UNKNOWN_COLOUR = "#ff3b3b"
-STAGES = ("tokenizer", "pretrain", "finetune")  # whose runs keep a tokenizer
+STAGES = ("tokenizer", *MODEL_STAGES)  # whose runs keep a tokenizer
 MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥", "\r": "␍"})  # white space that a reader can see
 NUMBERS = {
     "vocab_size": "vocabulary",

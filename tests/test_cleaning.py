@@ -345,7 +345,7 @@ def test_a_share_or_a_length_that_cannot_be_is_refused(settings: dict[str, Any],
 
 def test_a_run_keeps_what_it_left_out_and_counts_it(tmp_path: Path) -> None:
     from llm.config.stages import TokenizerStage
-    from llm.stage import tokenizer as stage
+    from llm.stage import run_stage
     from tests.korean import preset
 
     corpus_of(tmp_path)
@@ -358,7 +358,7 @@ def test_a_run_keeps_what_it_left_out_and_counts_it(tmp_path: Path) -> None:
         cleaning=STRICT,
     )
     tokenizer = preset("byte_bpe", vocab_size=300)
-    run = stage.run(TokenizerStage(stage="tokenizer", outputs=str(tmp_path / "out"), tokenizer=tokenizer, data=data))
+    run = run_stage(TokenizerStage(stage="tokenizer", outputs=str(tmp_path / "out"), tokenizer=tokenizer, data=data))
     lines = (run.path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     counts = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["notes"]["dropped_records"]
     assert sum(counts.values()) == len(lines)

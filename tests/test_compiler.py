@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from llm.config import Accelerator, Architecture, TrainerConfig
 from llm.errors import ConfigError
 from llm.model import loss, next_token_loss
+from llm.stage import run_stage
 from llm.trainer import fit, require_compiler, require_one_graph
 from tests import test_fast_path as fast_path
 from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
@@ -52,7 +52,7 @@ def test_a_model_that_breaks_the_graph_is_refused_in_one_line(training: bool) ->
 def test_a_command_is_refused_before_it_trains(text: Path, tmp_path: Path) -> None:  # noqa: F811
     asked = config("pretrain", text, tmp_path / "outputs", *MODEL, "trainer.compile=true")
     with pytest.raises(ConfigError, match=LINE):
-        import_module("llm.stage.pretrain").run(asked)
+        run_stage(asked)
     (run,) = (tmp_path / "outputs" / "pretrain").iterdir()
     assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints").exists()
 

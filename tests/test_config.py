@@ -22,8 +22,7 @@ from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, aliases, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.choices import data_presets
-from llm.config.command import refuse_targets
-from llm.config.compose import refuse_computed
+from llm.config.compose import refuse_computed, refuse_targets
 from llm.config.explain import explain
 from llm.config.fields import HOW, ROWS, check_settings, setting
 from llm.errors import ConfigError
@@ -655,13 +654,13 @@ def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
     ],
 )
 def test_how_a_run_is_carried_out_is_not_its_identity(override):
-    assert identity_settings(config_of(override), "pretrain") == identity_settings(config_of(), "pretrain")
+    assert identity_settings(config_of(override)) == identity_settings(config_of())
 
 
 def test_a_batch_in_tokens_is_the_batch_in_rows_that_has_them():
     in_tokens, in_rows = config_of("data.batch_tokens=4096"), config_of("data.batch_size=16")
     assert in_tokens.data.batch_size == 16
-    assert identity_settings(in_tokens, "pretrain") == identity_settings(in_rows, "pretrain")
+    assert identity_settings(in_tokens) == identity_settings(in_rows)
 
 
 @pytest.mark.parametrize(
@@ -707,7 +706,7 @@ def test_what_is_typed_is_used_where_what_it_would_be_computed_from_is_null(over
 def test_how_devices_share_the_work_is_not_its_identity():
     several = config_of("trainer.devices=2", "trainer.num_nodes=2", "trainer.strategy=fsdp")
     assert several.trainer.world_size == 4
-    assert identity_settings(several, "pretrain") == identity_settings(config_of(), "pretrain")
+    assert identity_settings(several) == identity_settings(config_of())
 
 
 @pytest.mark.parametrize(
@@ -715,12 +714,12 @@ def test_how_devices_share_the_work_is_not_its_identity():
     ["seed=1", "optimizer.learning_rate=1", "data.batch_size=2", "model.num_layers=1", "data.packing=padded"],
 )
 def test_what_changes_the_weights_is_part_of_the_identity(override):
-    assert identity_settings(config_of(override), "pretrain") != identity_settings(config_of(), "pretrain")
+    assert identity_settings(config_of(override)) != identity_settings(config_of())
 
 
 @pytest.mark.parametrize("override", ["tokenizer.allow_lossy=true", "tokenizer.ladder=9000"])
 def test_how_a_tokenizer_is_made_is_not_its_identity(override):
-    settings = [identity_settings(config_of("stage=tokenizer", *more), "tokenizer") for more in ([], [override])]
+    settings = [identity_settings(config_of("stage=tokenizer", *more)) for more in ([], [override])]
     assert settings[0] == settings[1]
 
 
@@ -728,19 +727,17 @@ def test_how_a_tokenizer_is_made_is_not_its_identity(override):
     "override", ["tokenizer.sample_bytes=9", "tokenizer.sample_seed=1", "tokenizer.bos_token='<unk>'"]
 )
 def test_what_a_tokenizer_learns_from_and_its_roles_are_its_identity(override):
-    settings = [identity_settings(config_of("stage=tokenizer", *more), "tokenizer") for more in ([], [override])]
+    settings = [identity_settings(config_of("stage=tokenizer", *more)) for more in ([], [override])]
     assert settings[0] != settings[1]
 
 
 def test_rows_are_no_part_of_a_tokenizers_identity():
     settings = [
-        identity_settings(config_of("stage=tokenizer", override), "tokenizer")
+        identity_settings(config_of("stage=tokenizer", override))
         for override in ("data.sequence_length=8", "data.sequence_length=9")
     ]
     assert settings[0] == settings[1]
-    shards = [
-        identity_settings(config_of("stage=shards", f"data.packing={p}"), "shards") for p in ("padded", "best_fit")
-    ]
+    shards = [identity_settings(config_of("stage=shards", f"data.packing={p}")) for p in ("padded", "best_fit")]
     assert shards[0] == shards[1]
     assert settings[0]["tokenizer"]["initial_alphabet"] == Alphabet.ks_x_1001.name
 
@@ -806,9 +803,9 @@ def test_the_ends_of_a_range_that_are_in_it_are_taken(monkeypatch):
 
 def test_a_setting_is_in_the_identity_unless_it_says_otherwise():
     everywhere = {"share": 0.5, "cap": 1.0, "names": ["a"], "toppings": {"amount": 3}}
-    assert identity_settings(toy(label="b", folder="x"), "export") == everywhere
-    assert identity_settings(toy(), "pretrain") == {**everywhere, "rate": None}
-    assert identity_settings(toy(later=1), "export") == {**everywhere, "later": 1}
+    assert identity_settings(toy(label="b", folder="x"), without=(ROWS,)) == everywhere
+    assert identity_settings(toy()) == {**everywhere, "rate": None}
+    assert identity_settings(toy(later=1), without=(ROWS,)) == {**everywhere, "later": 1}
 
 
 # The docs

@@ -26,9 +26,11 @@ from llm.config import (
     from_hydra,
 )
 from llm.data import open_corpus
-from llm.dry_run import memory_of, parameters_by_part, show, survey
+from llm.dry_run import memory_of, show, survey
 from llm.errors import ConfigError
-from llm.run import NotMadeError, start_logging, write_record
+from llm.run import Plan, find, start_logging, write_record
+from llm.stage import run_stage, run_step, stage_named, step_of
+from llm.stage.estimate import parameters_by_part
 from llm.sweep.preview import points_ahead
 from llm.sweep.search import run_search
 from llm.sweep.space import Dimension
@@ -65,11 +67,17 @@ def pretrain(text: Path, outputs: Path, *overrides: str) -> Any:
     return config("pretrain", text, outputs, "dry_run=true", *MODEL, *overrides)
 
 
+def plan_of(config: Any) -> Plan:
+    """The plan of a run whose parents are there."""
+    step = step_of(config)
+    return stage_named(config.stage).plan(config, {role: run_step(of) for role, of in step.parents.items()}).plan
+
+
 @pytest.fixture(scope="module")
 def with_shards(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """(outputs with a tokenizer and shards, what the shards' run says of them)."""
     outputs = tmp_path_factory.mktemp("made") / "outputs"
-    run = import_module("llm.stage.shards").run(config("shards", text, outputs))
+    run = run_stage(config("shards", text, outputs))
     return outputs, run.results
 
 
@@ -116,14 +124,14 @@ def test_the_text_of_a_mixture_is_that_of_its_parts_up_to_their_caps(
     whole = sum(len(t.encode()) for t in open_corpus(config("shards", text, tmp_path).data).texts(held_out=False))
     per_token = max(2.0, 4.5 + math.log2(600 / 4096))
     part = min(whole, caps.get("max_bytes", whole), caps.get("max_tokens", whole) * per_token)
-    tokens = job.tokens if stage == "shards" else (job.tokens or 0) / (job.epochs or 0)
+    tokens = job.takes.tokens if stage == "shards" else (job.takes.tokens or 0) / (job.takes.epochs or 0)
     assert tokens == pytest.approx((whole + part) / per_token, rel=0.01)  # a cap in tokens is in whole bytes
 
 
 @pytest.mark.parametrize("rows", ["data.sequence_length=33 data.batch_tokens=165", "data.sequence_length=33"])
 def test_rows_of_an_odd_number_of_tokens_are_told(rows: str, text: Path, tmp_path: Path) -> None:
     job = survey(pretrain(text, tmp_path, *rows.split()))
-    assert job.tokens == 10 * (165 if "batch_tokens" in rows else 4 * 33)
+    assert job.takes.tokens == 10 * (165 if "batch_tokens" in rows else 4 * 33)
 
 
 def test_finished_shards_are_reused_and_their_tokens_counted(
@@ -133,15 +141,15 @@ def test_finished_shards_are_reused_and_their_tokens_counted(
     before = sorted(outputs.rglob("*"))
     job = survey(pretrain(text, outputs))
     assert job.made == ["pretrain"] and len(job.reused) == 2
-    assert job.tokens == 10 * 4 * 64
-    assert job.epochs == pytest.approx(10 * 4 * 64 / results["train"]["tokens"], rel=1e-12)
+    assert job.takes.tokens == 10 * 4 * 64
+    assert job.takes.epochs == pytest.approx(10 * 4 * 64 / results["train"]["tokens"], rel=1e-12)
     assert not any("estimated" in note for note in job.notes)
     assert sorted(outputs.rglob("*")) == before
 
 
 def test_a_finished_run_is_reused_as_it_is(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
     job = survey(config("shards", text, with_shards[0], "dry_run=true"))
-    assert not job.made and job.steps is None
+    assert not job.made and job.takes.steps is None
     assert job.notes == [f"{job.folder} is finished: it would be reused as it is."]
 
 
@@ -158,15 +166,14 @@ def test_a_run_that_is_required_is_missed(text: Path, with_shards: tuple[Path, d
 def test_a_budget_is_told_in_steps(
     budget: str, steps: int, text: Path, with_shards: tuple[Path, dict[str, Any]]
 ) -> None:
-    assert survey(pretrain(text, with_shards[0], f"trainer.{budget}")).steps == steps
+    assert survey(pretrain(text, with_shards[0], f"trainer.{budget}")).takes.steps == steps
 
 
 def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(NotMadeError) as missing:
-        import_module("llm.stage.pretrain").run(pretrain(text, with_shards[0]))
-    folder, whole = missing.value.folder, survey(pretrain(text, with_shards[0]))
+    whole = survey(pretrain(text, with_shards[0]))
+    plan = plan_of(pretrain(text, with_shards[0]))
+    _, folder = find(plan)
     (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
-    plan = missing.value.plan
     write_record(
         folder,
         {"stage": "pretrain", "name": "x", "key": plan.key, "status": "running", "identity": plan.identity},
@@ -179,7 +186,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: 
         (folder / "run.json").unlink()
         folder.rmdir()
     assert job.steps_done == 4 and f"{folder} would go on from step 4." in job.notes
-    assert whole.flops is not None and job.flops == pytest.approx(0.6 * whole.flops, rel=1e-12)
+    assert whole.takes.flops is not None and job.takes.flops == pytest.approx(0.6 * whole.takes.flops, rel=1e-12)
 
 
 # Tables
@@ -223,7 +230,7 @@ def test_a_training_for_gpus_that_are_elsewhere_is_looked_at_and_has_no_time(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpus = ["trainer=gpu", "trainer.devices=2", "trainer.num_nodes=2"]
     job = survey(pretrain(text, with_shards[0], *gpus))
-    assert job.steps == 10 and job.memory and job.memory.total > 0 and job.seconds is None
+    assert job.takes.steps == 10 and job.takes.memory and job.takes.memory.total > 0 and job.takes.seconds is None
     assert job.notes[0].startswith("Not on this machine: trainer.num_nodes=2, but this is one process")
     assert "No time is said: there is no GPU here to tell it from." in job.notes
     one = survey(pretrain(text, with_shards[0], "trainer.accelerator=gpu"))
@@ -346,8 +353,8 @@ def test_on_a_cpu_the_process_is_counted_by_what_it_holds_and_what_its_heap_keep
 def test_the_memory_of_a_job_is_told_without_its_text(
     text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("llm.dry_run.survey"), "_resident_bytes", lambda: 0)
-    told = survey(pretrain(text, with_shards[0])).memory
+    monkeypatch.setattr(import_module("llm.stage.estimate"), "_resident_bytes", lambda: 0)
+    told = survey(pretrain(text, with_shards[0])).takes.memory
     assert told is not None and memory_of(pretrain(text, with_shards[0])) == told.total
     assert memory_of(pretrain(text / "gone", with_shards[0])) == told.total
 
@@ -356,7 +363,7 @@ def test_a_job_on_a_cpu_is_told_its_process_and_one_on_a_gpu_is_not(
     text: Path, with_shards: tuple[Path, dict[str, Any]]
 ) -> None:
     on_cpu, on_gpu = (
-        survey(pretrain(text, with_shards[0], f"trainer.accelerator={name}")).memory for name in ("cpu", "gpu")
+        survey(pretrain(text, with_shards[0], f"trainer.accelerator={name}")).takes.memory for name in ("cpu", "gpu")
     )
     assert on_cpu and on_gpu and on_cpu.libraries > 100_000_000
     assert on_gpu.heap == on_gpu.libraries == 0

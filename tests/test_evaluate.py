@@ -17,7 +17,7 @@ from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
 from llm.run import Run, load, write_record
-from llm.stage._report import flat, table
+from llm.stage.report import flat, table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
 from tests.test_stages import _log, _quick_peak, compose, run
@@ -210,7 +210,7 @@ def test_what_cannot_be_evaluated_is_one_line(trained: Path, override: str, mess
 
 
 def test_tasks_without_lm_eval_name_the_extra(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = import_module("llm.stage._subject")
+    subject = import_module("llm.stage.evaluated")
     monkeypatch.setattr(subject, "find_spec", lambda _name: None)
     with pytest.raises(
         ConfigError, match=r"lm-eval, which is not installed. Install the extra: pip install -e '.\[eval\]'"
@@ -219,7 +219,7 @@ def test_tasks_without_lm_eval_name_the_extra(trained: Path, monkeypatch: pytest
 
 
 def test_a_folder_of_tasks_that_is_not_there_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("llm.stage._subject"), "find_spec", lambda _name: object())
+    monkeypatch.setattr(import_module("llm.stage.evaluated"), "find_spec", lambda _name: object())
     tasks = ["evaluation.tasks=[mine]", "evaluation.task_path=nowhere"]
     with pytest.raises(ConfigError, match=r"evaluation.task_path=nowhere is no folder"):
         run("evaluate", f"outputs={trained}", "run=first", *SMALL, *tasks)
@@ -281,7 +281,7 @@ def test_a_recorded_config_is_the_one_that_was_typed(trained: Path) -> None:
 
 def test_batches_and_devices_are_no_part_of_the_identity() -> None:
     here = [compose("evaluate", "run=x", *more) for more in ([], ["evaluation.batch_tokens=1", "logger.mode=disabled"])]
-    assert identity_settings(here[0], "evaluate") == identity_settings(here[1], "evaluate")
+    assert identity_settings(here[0]) == identity_settings(here[1])
     other = compose("evaluate", "run=x", "evaluation.num_items=1")
-    assert identity_settings(other, "evaluate") != identity_settings(here[0], "evaluate")
+    assert identity_settings(other) != identity_settings(here[0])
     assert math.isclose(here[0].evaluation.temperature, 0.7)

@@ -19,8 +19,8 @@ from llm.data.split import is_held_out
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run import Run, read_metrics
-from llm.stage._report import table
 from llm.stage.evaluate import uses_chat_template
+from llm.stage.report import table
 from llm.verify import with_parents
 from tests.korean import save_preset
 from tests.rounding import rounding
@@ -305,10 +305,10 @@ def test_text_of_which_nothing_is_held_out_is_one_line(trained: Path, folder: Pa
 def test_a_dry_run_of_an_evaluation_counts_what_it_would_score(trained: Path, folder: Path) -> None:
     shards = json.loads((folder_of(trained, "shards") / "run.json").read_text(encoding="utf-8"))["results"]
     of_run = survey(compose("evaluate", f"outputs={trained}", "run=first", "seed=7", "logger=local", "dry_run=true"))
-    assert (of_run.made, of_run.tokens) == (["evaluate"], shards["held_out"]["tokens"])
+    assert (of_run.made, of_run.takes.tokens) == (["evaluate"], shards["held_out"]["tokens"])
     asked = ["dry_run=true", "logger=local", "seed=7", *SAME_TEXT, text_of(trained)]
     of_folder = survey(compose("evaluate", f"outputs={trained}", f"run={folder}", *asked))
-    assert (of_folder.made, of_folder.tokens) == (["evaluate"], None)
+    assert (of_folder.made, of_folder.takes.tokens) == (["evaluate"], None)
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,8 @@ def test_what_cannot_be_exported_is_one_line(trained: Path, overrides: list[str]
 
 def test_the_bound_and_the_place_are_no_part_of_the_identity() -> None:
     one, other = (compose("export", "run=x", *more) for more in ([], ["export.max_logit_difference=1", "run=y"]))
-    assert identity_settings(one, "export") == identity_settings(other, "export")
-    assert identity_settings(compose("export", "run=x", "export.dtype=bf16"), "export")["export"]["dtype"] == "bf16"
+    assert identity_settings(one) == identity_settings(other)
+    assert identity_settings(compose("export", "run=x", "export.dtype=bf16"))["export"]["dtype"] == "bf16"
     measured = {"max_logit_difference": 0.5, "median_logit_difference": 0.25, "rounding": 0.125}
     half = compose("export", "run=x", "export.dtype=bf16")
     assert [each.export.judged(measured) for each in (one, other, half)] == [(0.5, 0.125), (0.5, 1.0), (0.25, 0.125)]

@@ -2,7 +2,6 @@
 
 import json
 import unicodedata
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from llm.errors import ConfigError, UnequalError
 from llm.export import write_tokenizer
 from llm.export.gguf import check_gguf, require_gguf, write_gguf
 from llm.run import log, start_logging
+from llm.stage import run_stage
 from llm.tokenizer import LlamaCppForm, llama_cpp_form, train
 
 POSITIONS = 48
@@ -286,7 +286,7 @@ def test_training_a_tokenizer_says_whether_llama_cpp_can_do_it(
         config = from_hydra(
             hydra.compose("config", ["stage=tokenizer", "logger=local", *wanted, f"outputs={tmp_path}"])
         )
-    made = import_module("llm.stage.tokenizer").run(config)
+    made = run_stage(config)
     assert made.record["notes"]["llama_cpp"] == note and line in caplog.text
 
 

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llm.config import CleaningLevel, data_config, from_hydra, readable
 from llm.data import open_corpus
 from llm.errors import ConfigError, DataError
 from llm.inspect import config_of, diagnose, leaks, main, show
+from llm.stage import run_stage
 from tests.korean import documents, sentences
 from tests.published import dumped, lines, parquet_bytes, write_set, zip_bytes
 
@@ -77,7 +77,7 @@ def pasted(typed: str) -> list[str]:
 def make_shards(words: list[str], outputs: Path) -> list[str]:
     """The held-out and the training documents that a command for train.py makes shards of."""
     config = of_overrides([*words, *SHARDS, f"outputs={outputs}"])
-    assert import_module("llm.stage.shards").run(config).is_done
+    assert run_stage(config).is_done
     corpus = open_corpus(config.data)
     return [text for held_out in (False, True) for text in corpus.texts(held_out=held_out)]
 

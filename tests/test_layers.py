@@ -10,19 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    *(
-        "environment",
-        "credentials",
-        "errors",
-        "config",
-        "run",
-        "tokenizer",
-        "data",
-        "model",
-        "optimizer",
-        "logger",
-        "trainer",
-    ),
+    *("credentials", "errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer"),
     *("evaluation", "export", "stage", "tool"),
 ]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")

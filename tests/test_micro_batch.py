@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from llm.config import Precision
 from llm.errors import ConfigError, ShortOfMemoryError
 from llm.run import log
+from llm.stage import run_stage
 from llm.trainer import fit
 from llm.trainer.memory import is_out_of_memory
 from llm.trainer.micro_batch import kept_size, smaller
@@ -242,7 +242,7 @@ def test_a_command_with_more_devices_than_rows_is_refused_before_there_is_a_mode
     with pytest.raises(
         ConfigError, match=r"trainer.devices=512 on trainer.num_nodes=1 share out \d+ training rows, wh"
     ):
-        import_module("llm.stage.pretrain").run(config("pretrain", text, tmp_path / "outputs", *MODEL, *many))
+        run_stage(config("pretrain", text, tmp_path / "outputs", *MODEL, *many))
 
 
 def test_what_is_no_lack_of_memory_is_raised_as_it_was(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ import torch
 from llm.compare import compare
 from llm.config import DataKind, PartConfig, ShardsStage, identity_settings
 from llm.data import MixedRows, TokenRows, TrainingBatches, open_corpus, open_texts, read_manifest, share_out
+from llm.data.mixed_shards import parts_of
 from llm.data.order import EvaluationBatches, Share, mixed, pool_order
 from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
 from llm.run import Run, read_metrics
-from llm.stage import shards as shards_stage
-from llm.stage._mixture import parts_of
+from llm.stage import run_stage
 from llm.verify import verify, with_parents
 from tests.korean import documents, sentences
 from tests.test_config import config_of, refused
@@ -124,8 +124,7 @@ def test_a_part_is_its_choice_under_the_cleaning_of_the_mixture_and_its_own_keys
     assert (law.source.name, law.cleaning.level.name, law.bad_records.name) == ("korean_law", "off", "drop")
     alone = config_of("data=korean_wikipedia", "data.path=x", "data.layout.skip=[a]", "data.cleaning.level=strict",
                       "data.bad_records=drop").data  # fmt: skip
-    for stage in ("shards", "tokenizer"):
-        assert identity_settings(wiki, stage) == identity_settings(alone, stage)
+    assert identity_settings(wiki) == identity_settings(alone)
 
 
 DOCS = (Path(__file__).parents[1] / "docs" / "mixtures.md").read_text(encoding="utf-8")
@@ -168,14 +167,14 @@ def test_a_key_of_a_part_is_in_the_identity_of_what_it_changes(key: str, value: 
     def settings(stage: str, **more: Any) -> Any:
         part = {"use": "text", "path": "x", "weight": 1} | more
         typed = ", ".join(f"{name}: {value}" for name, value in part.items())
-        return identity_settings(config_of(f"stage={stage}", "data=mixture", f"data.parts={{a: {{{typed}}}}}"), stage)
+        return identity_settings(config_of(f"stage={stage}", "data=mixture", f"data.parts={{a: {{{typed}}}}}"))
 
     changed = {s for s in ("tokenizer", "shards", "pretrain") if settings(s) != settings(s, **{key: value})}
     assert changed == stages
 
 
 def test_what_is_no_mixture_has_the_identity_that_it_had() -> None:
-    assert not {"parts", "tokenizer_part"} & identity_settings(config_of().data, "shards").keys()
+    assert not {"parts", "tokenizer_part"} & identity_settings(config_of().data).keys()
 
 
 SHARES = [Share(0, 7, 7, 21), Share(7, 50, 50, 30), Share(57, 20, 5, 9)]
@@ -367,9 +366,7 @@ def rows_of(outputs: Path, **more: str) -> tuple[MixedRows, dict[str, PartConfig
     """The training rows of a mixture whose tokenizer learns from one part."""
     config = compose("pretrain", "data=mixture", parts(outputs.parent, **more), f"outputs={outputs}", *TINY,
                      "data.tokenizer_part=small")  # fmt: skip
-    made = shards_stage.run(
-        ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data)
-    )
+    made = run_stage(ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data))
     rows = {}
     for name, part in parts_of(made).items():
         manifest = read_manifest(part.path / "shards")

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from llm import tokenizer
 from llm.config import Algorithm, Alphabet, Architecture, ModelConfig, OptimizerConfig, identity_settings
-from llm.dry_run import parameters_by_part
 from llm.errors import ConfigError
 from llm.model import (
     build,
@@ -31,6 +29,8 @@ from llm.model import (
 )
 from llm.model.loss import IGNORED, Passes
 from llm.run import Run, load, read_metrics
+from llm.stage import run_stage
+from llm.stage.estimate import parameters_by_part
 from llm.tokenizer import Special
 from llm.trainer import fit
 from llm.trainer.throughput import flops_per_token
@@ -303,7 +303,7 @@ def test_a_saved_model_has_no_padding(architecture: Architecture, tied: bool, tm
 
 
 def pretrained(text: Path, outputs: Path, *overrides: str) -> Run:  # noqa: F811
-    made = import_module("llm.stage.pretrain").run(
+    made = run_stage(
         config("pretrain", text, outputs, "trainer.precision=fp32", "optimizer.warmup_steps=0", *MODEL, *overrides)
     )
     assert isinstance(made, Run)
@@ -331,7 +331,7 @@ def test_a_padded_run_leaves_the_model_of_one_without(text: Path, tmp_path: Path
 
 def test_padding_is_part_of_what_a_run_is_where_it_is_set() -> None:
     padded, plain = (
-        identity_settings(config_of(*more), "pretrain")["model"] for more in (["model.pad_vocab_to_multiple_of=64"], [])
+        identity_settings(config_of(*more))["model"] for more in (["model.pad_vocab_to_multiple_of=64"], [])
     )
     assert padded == plain | {"pad_vocab_to_multiple_of": 64}
     assert "pad_vocab_to_multiple_of" not in plain  # and runs of before it was there are found

@@ -223,7 +223,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 def test_a_dry_run_knows_the_model_and_makes_nothing(folder: Path, tmp_path: Path, text: Path) -> None:
     job = survey(compose("pretrain", *asked(tmp_path, text, folder, "dry_run=true")))
-    assert job.parts.total() == sum(p.numel() for p in qwen3().parameters())
+    assert job.takes.parts.total() == sum(p.numel() for p in qwen3().parameters())
     assert job.made == ["tokenizer", "shards", "pretrain"]
     assert not (tmp_path / "outputs").exists()
 

@@ -15,7 +15,7 @@ from llm import ranking
 from llm.config import PretrainStage
 from llm.errors import ConfigError
 from llm.run import Run, load, write_record
-from llm.stage._budget import steps_within_budget
+from llm.stage.pretrain import steps_within_budget
 from tests.korean import documents, save_preset
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from llm.config import ShardsStage
 from llm.run import Run
 from llm.run.owner import OwnedError
 from llm.run.runs import load
-from llm.stage import shards
+from llm.stage import run_stage, shards
 from tests.korean import documents
 from tests.patience import PATIENCE
 from tests.test_config import config_of
@@ -52,7 +52,7 @@ outputs, host, together = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 socket.gethostname = lambda: host
 import llm.data.sharding as sharding
 import llm.run.owner as owner
-from llm.stage import shards
+from llm.stage import run_stage
 from tests.test_shared_mixture import mixture
 sharding.SHARD_TOKENS, owner.DEAD_AFTER_SECONDS, owner.BEAT_SECONDS = 2000, 2.0, 0.5
 finish = sharding._ShardWriter.finish_shard
@@ -62,7 +62,7 @@ def together_at_first(writer):
         time.sleep(0.02)
     finish(writer)
 sharding._ShardWriter.finish_shard = together_at_first
-shards.run(mixture(outputs))
+run_stage(mixture(outputs))
 """
 
 
@@ -136,7 +136,7 @@ def test_a_part_that_is_made_on_other_cores_is_left_for_the_last(
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         if not host:
             threading.Timer(1.5, let_go.touch).start()  # for it is waited for before another part is begun
-        shards.run(mixture(outputs))
+        run_stage(mixture(outputs))
         assert holder.wait(PATIENCE) == 0
     assert begun == order
 

@@ -54,6 +54,7 @@ from llm.run import (
     start_logging,
     waiting,
 )
+from llm.stage import run_stage
 from tests.korean import documents
 from tests.rounding import rounding
 
@@ -95,7 +96,7 @@ def compose(stage: str, *overrides: str) -> Any:
 def run(stage: str, *overrides: str) -> Run:
     """What `python train.py stage=... ...` does, in this process."""
     config = compose(stage, *overrides)
-    finished = import_module(f"llm.stage.{config.stage}").run(config)
+    finished = run_stage(config)
     assert isinstance(finished, Run)
     return finished
 

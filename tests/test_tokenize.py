@@ -11,7 +11,7 @@ from llm import tokenize
 from llm.config import DataConfig, DataKind, TokenizerConfig, TokenizerStage
 from llm.errors import ConfigError, DataError
 from llm.run import Run
-from llm.stage import tokenizer as stage
+from llm.stage import run_stage
 from llm.tokenizer import load
 from tests.korean import documents, preset, save_preset
 
@@ -32,7 +32,7 @@ def make(folder: Path, config: TokenizerConfig, *, name: str, held_out_share: fl
     path = str(folder / "text.txt")
     data = DataConfig(name="text", kind=DataKind.text, path=path, held_out_share=held_out_share)
     outputs = str(folder / "outputs")
-    return stage.run(TokenizerStage(stage="tokenizer", name=name, outputs=outputs, tokenizer=config, data=data))
+    return run_stage(TokenizerStage(stage="tokenizer", name=name, outputs=outputs, tokenizer=config, data=data))
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -260,7 +260,7 @@ def run(tmp_path: Path, *overrides: str) -> Run:
     ]
     with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = from_hydra(hydra.compose("config", overrides=[*given, *overrides]))
-    made: Any = importlib.import_module("llm.stage.tokenizer").run(config)
+    made: Any = importlib.run_stage(config)
     return made  # type: ignore[no-any-return]
 
 

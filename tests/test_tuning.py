@@ -376,7 +376,7 @@ def test_what_the_tensors_of_experts_cannot_have_is_refused(outputs: Path, tmp_p
 
 
 def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("llm.stage._base"), "find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("llm.stage.tuned_base"), "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"through bitsandbytes, which is not installed\. Install the extra: pip"):
         tune(outputs, "lora.method=qlora")
 
@@ -384,7 +384,7 @@ def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch:
 def test_four_bits_are_refused_where_their_library_is_for_a_gpu_alone(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("llm.stage._base"), "find_spec", lambda name: name)
+    monkeypatch.setattr(import_module("llm.stage.tuned_base"), "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     old = SimpleNamespace(__version__="0.42.0", supported_torch_devices={"cuda"})
     monkeypatch.setitem(sys.modules, "bitsandbytes", old)

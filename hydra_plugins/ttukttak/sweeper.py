@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.config.choices import searchpath
-from llm.environment import is_agents, tracebacks_wanted
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, is_agents, say_error, tracebacks_wanted
 from llm.sweep.space import Dimension
 
 
@@ -47,7 +46,6 @@ class CheckedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         self.config = config
-        HydraConfig.instance().set_config(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

@@ -9,6 +9,10 @@ from llm.config.compose import (
     composed,
     data_config,
     from_hydra,
+    is_sweep,
+    job_errors,
+    job_overrides,
+    run_hydra,
 )
 from llm.config.data import BadRecords, DataConfig, DataKind, DataSource, Overlong, Packing, PartConfig
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape, is_path
@@ -19,6 +23,7 @@ from llm.config.ladder import ladder_overrides
 from llm.config.overrides import as_value, readable, to_paste
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import (
+    MODEL_STAGES,
     STAGES,
     EvaluateStage,
     ExportStage,
@@ -51,6 +56,7 @@ from llm.config.tuning import ALL_LINEAR, LoraConfig, Method, WeightPrecision
 __all__ = [
     "ALL_LINEAR",
     "ALPHABET_SIZES",
+    "MODEL_STAGES",
     "MOST_LAYERS",
     "STAGES",
     "Accelerator",
@@ -109,8 +115,12 @@ __all__ = [
     "from_hydra",
     "identity_settings",
     "is_path",
+    "is_sweep",
+    "job_errors",
+    "job_overrides",
     "ladder_overrides",
     "readable",
+    "run_hydra",
     "to_paste",
     "with_number",
 ]

@@ -84,7 +84,7 @@ class PartConfig:
 class DataConfig:
     """Documents or conversations, how they are split, and the rows that a step takes."""
 
-    name: str = setting(MISSING, HOW)
+    name: str = setting(MISSING, HOW, is_public=True)
     kind: DataKind = setting(MISSING, TEXT)
     source: DataSource = setting(DataSource.files, TEXT)
     path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity

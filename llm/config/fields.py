@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from enum import Enum
@@ -13,14 +13,21 @@ from llm.errors import ConfigError
 
 T = TypeVar("T")
 
-# The stages whose result a setting changes; one that says nothing changes that of every stage which has it.
-HOW = ()  # how or where a run is carried out: devices, intervals, names, paths
-ROWS = ("pretrain", "finetune")  # how documents become training rows
-LENGTH = ("pretrain", "finetune", "evaluate")  # how much a model sees before a token
-CHAT = ("finetune", "evaluate")  # what becomes of conversations
-SHARES = ("tokenizer", "shards", "pretrain")  # how much of each text a tokenizer and a model learn from
-SHARES_OF_TOKENS = ("shards", "pretrain")  # the same, where there are tokens
-TEXT = ("tokenizer", "shards", "finetune", "evaluate")  # which text: pretraining has it from its shards
+
+class Aspect(Enum):
+    """What a setting is about, by which a stage says what leaves its result as it is; nothing does that is not said."""
+
+    how = "how or where a run is carried out: devices, intervals, names, paths; of no stage's result"
+    rows = "how documents become training rows"
+    length = "how much a model sees before a token"
+    chat = "what becomes of conversations"
+    shares = "how much of each text a tokenizer and a model learn from"
+    shares_of_tokens = "the same, where there are tokens"
+    text = "which text"
+
+
+HOW, ROWS, LENGTH, CHAT = Aspect.how, Aspect.rows, Aspect.length, Aspect.chat
+SHARES, SHARES_OF_TOKENS, TEXT = Aspect.shares, Aspect.shares_of_tokens, Aspect.text
 
 _LIMITS = {
     "at_least": (ge, "{} or more"),
@@ -32,8 +39,9 @@ _LIMITS = {
 
 def setting(
     default: T,
-    identity: tuple[str, ...] | None = None,
+    aspect: Aspect | None = None,
     *,
+    without: tuple[Aspect, ...] = (),
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -41,18 +49,21 @@ def setting(
     fault: Callable[[Any], str | None] | None = None,
     is_file: bool = False,
     only_where_set: bool = False,
+    is_public: bool = False,
 ) -> T:
     """The field of a config: all that a setting is by itself. What it has to do with others is for __post_init__.
 
     A number with a limit is finite, unless `at_most` is inf; null is not looked at. `fault` says what is wrong with a
     value, as the end of a sentence that begins with KEY=VALUE. A file's path may begin with ~.
 
-    `identity` has the stages whose result it changes; None: every one. With `only_where_set` null is no key of the
-    identity, so that runs which are older than the setting keep theirs.
+    It is in the identity of every stage that has it, unless it is about HOW, or about what a group is taken `without`.
+    With `only_where_set` null is no key of the identity, so that runs which are older than the setting keep theirs.
+    What is public is written down as it is, so that it may hold no credential: all of the identity is.
     """
-    said = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "identity": identity}
+    said = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "aspect": aspect}
     metadata: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     metadata |= {"fault": fault, "is_file": is_file, "only_where_set": only_where_set}
+    metadata |= {"without": without, "is_public": is_public}
     if type(default).__hash__ is None:  # a list, a dict or a config, of which every config has its own
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -107,24 +118,41 @@ def shown(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else str(value).lower() if isinstance(value, bool) else value
 
 
-def identity_settings(config: Any, stage: str) -> dict[str, Any]:
-    """The settings that change what `stage` makes, nested as in the config, with enums as their names."""
+def identity_settings(config: Any, *, without: tuple[Aspect, ...] = ()) -> dict[str, Any]:
+    """The settings that change what is made of a config, nested as in it, with enums as their names."""
     settings: dict[str, Any] = {}
     for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name == "stage" or stage not in f.metadata.get("identity", (stage,)):
+        value, about = getattr(config, f.name), f.metadata.get("aspect")
+        if f.name == "stage" or about is HOW or about in without:
             continue
         if value is None and f.metadata.get("only_where_set"):
             continue
+        inside = (*without, *f.metadata.get("without", ()))
         if is_dataclass(value):
-            if nested := identity_settings(value, stage):
+            if nested := identity_settings(value, without=inside):
                 settings[f.name] = nested
         elif f.name == "parts":  # no key where there is none: what is no mixture keeps the runs that it had
             if value:
-                settings[f.name] = {name: identity_settings(part, stage) for name, part in value.items()}
+                settings[f.name] = {name: identity_settings(part, without=inside) for name, part in value.items()}
         else:
             settings[f.name] = value.name if isinstance(value, Enum) else value
     return settings
+
+
+def public_texts(value: Any, key: str = "", *, is_public: bool = True) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of each setting that run.json, names of folders or W&B have as it is."""
+    if is_dataclass(value):
+        for f in fields(value):
+            is_shown = f.metadata.get("is_public") or (is_public and f.metadata.get("aspect") is not HOW)
+            yield from public_texts(getattr(value, f.name), f"{key}.{f.name}".lstrip("."), is_public=is_shown)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from public_texts(item, f"{key}.{name}", is_public=is_public)
+    elif isinstance(value, list):
+        for item in value:
+            yield from public_texts(item, key, is_public=is_public)
+    elif isinstance(value, str) and is_public:
+        yield key, value
 
 
 def label_of(path: str, *, otherwise: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm.config.fields import identity_settings
-from llm.config.stages import StageConfig
+from llm.config.stages import StageConfig, TokenizerStage
 
 
 def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:
@@ -26,10 +26,12 @@ def _kind(config: StageConfig) -> str | None:
     tokenizer = _tokenizer(config)
     if tokenizer is None or tokenizer.ladder is not None:
         return None
-    settings = identity_settings(tokenizer, "tokenizer") | {"vocab_size": None}
     data: Any = config.data  # type: ignore[attr-defined]  # every stage with a tokenizer has data
+    own = TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=tokenizer, data=data)
+    settings = identity_settings(own)
+    settings["tokenizer"]["vocab_size"] = None
     paths = [data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
-    return json.dumps([settings, identity_settings(data, "tokenizer"), paths, config.outputs], sort_keys=True)
+    return json.dumps([settings, paths, config.outputs], sort_keys=True)
 
 
 def _tokenizer(config: StageConfig) -> Any:

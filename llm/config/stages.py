@@ -1,17 +1,29 @@
 """The schema of conf/: one dataclass for each stage, with the checks across its groups."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig
-from llm.config.fields import HOW, check_settings, setting
+from llm.config.fields import (
+    CHAT,
+    HOW,
+    LENGTH,
+    ROWS,
+    SHARES,
+    SHARES_OF_TOKENS,
+    TEXT,
+    check_settings,
+    public_texts,
+    setting,
+)
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
@@ -26,17 +38,30 @@ from llm.config.tuning import LoraConfig, Method, WeightPrecision
 from llm.credentials import secret_in
 from llm.errors import ConfigError
 
-# What a run and its place in W&B are found by, and what its samples begin with: written down as it is.
-UNMASKED = (
-    *("name", "tokenizer.name", "data.name", "model.name", "logger.project", "logger.entity"),
-    "trainer.sample_prompts",
-)
+Schema = TypeVar("Schema", bound="StageConfig")
 
 
 class Reuse(Enum):
     auto = "auto"  # return a finished run, resume an unfinished one, else make it
     never = "never"  # make it again, from the beginning
     require = "require"  # return a finished run, else refuse
+
+
+STAGES: dict[str, type["StageConfig"]] = {}
+MODEL_STAGES: list[str] = []  # whose runs have a model; where a name stands for several, the first one here is meant
+
+
+def stage(name: str, *, has_model: bool = False) -> Callable[[type[Schema]], type[Schema]]:
+    """Make a dataclass the schema of a stage; its module is llm/stage/<name>.py, its choice conf/stage/<name>.yaml."""
+
+    def register(schema: type[Schema]) -> type[Schema]:
+        STAGES[name] = schema
+        ConfigStore.instance().store(name=f"schema_{name}", node=schema)  # in no group, which --help would show
+        if has_model:
+            MODEL_STAGES.insert(0, name)
+        return schema
+
+    return register
 
 
 def _no_folder(name: str) -> str | None:
@@ -50,7 +75,7 @@ class StageConfig:
     """What every stage has."""
 
     stage: str = MISSING
-    name: str | None = setting(None, HOW, fault=_no_folder)  # None: made from the choices
+    name: str | None = setting(None, HOW, fault=_no_folder, is_public=True)  # None: made from the choices
     outputs: str = setting("outputs", HOW, is_file=True)
     reuse: Reuse = setting(Reuse.auto, HOW)
     dry_run: bool = setting(False, HOW)  # say what it would take and what is there, and make nothing
@@ -60,10 +85,11 @@ class StageConfig:
         _refuse_secrets(self)
 
 
+@stage("tokenizer")
 @dataclass(kw_only=True, slots=True)
 class TokenizerStage(StageConfig):
     tokenizer: TokenizerConfig = MISSING
-    data: DataConfig = MISSING
+    data: DataConfig = setting(MISSING, without=(ROWS, LENGTH, CHAT, SHARES_OF_TOKENS))
     logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
@@ -71,10 +97,11 @@ class TokenizerStage(StageConfig):
         _needs_text(self)
 
 
+@stage("shards")
 @dataclass(kw_only=True, slots=True)
 class ShardsStage(StageConfig):
     tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the tokenizer's digest is in the identity
-    data: DataConfig = MISSING
+    data: DataConfig = setting(MISSING, without=(ROWS, LENGTH, CHAT))
     logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
@@ -82,11 +109,12 @@ class ShardsStage(StageConfig):
         _needs_text(self)
 
 
+@stage("pretrain", has_model=True)
 @dataclass(kw_only=True, slots=True)
 class PretrainStage(StageConfig):
     seed: int = setting(0, at_least=0)
     tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the shards' digest is in the identity
-    data: DataConfig = MISSING
+    data: DataConfig = setting(MISSING, without=(TEXT, CHAT))  # the text is that of its shards
     model: ModelConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
@@ -104,12 +132,13 @@ class PretrainStage(StageConfig):
             )
 
 
+@stage("finetune", has_model=True)
 @dataclass(kw_only=True, slots=True)
 class FinetuneStage(StageConfig):
     base: str = setting(MISSING, HOW, is_file=True)  # a pretraining run: its name or folder; its digest is identity
     seed: int = setting(0, at_least=0)
     chat_template: str | None = setting(None, HOW, is_file=True)  # None: the base's; its text is in the identity
-    data: DataConfig = MISSING
+    data: DataConfig = setting(MISSING, without=(SHARES, SHARES_OF_TOKENS))
     lora: LoraConfig = setting(LoraConfig())
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
@@ -140,15 +169,18 @@ class FinetuneStage(StageConfig):
             _needs_one_precision(self.lora)
 
 
+@stage("evaluate")
 @dataclass(kw_only=True, slots=True)
 class EvaluateStage(StageConfig):
     run: str = setting(MISSING, HOW, is_file=True)  # a run, a folder or a hub id; its digest is in the identity
-    data: DataConfig | None = None  # whose held-out side is measured; None: what the run itself held out
+    # whose held-out side is measured; None: what the run itself held out
+    data: DataConfig | None = setting(None, without=(ROWS, SHARES, SHARES_OF_TOKENS))
     seed: int = setting(0, at_least=0)  # of the held-out sentences that are taken, their changes, and what is written
     evaluation: EvaluationConfig = setting(EvaluationConfig())
     logger: LoggerConfig = setting(MISSING, HOW)
 
 
+@stage("export")
 @dataclass(kw_only=True, slots=True)
 class ExportStage(StageConfig):
     run: str = setting(MISSING, HOW, is_file=True)  # pretrained or tuned: its name or folder; its digest is identity
@@ -156,38 +188,11 @@ class ExportStage(StageConfig):
     logger: LoggerConfig | None = setting(None, HOW)
 
 
-STAGES: dict[str, type[StageConfig]] = {
-    "tokenizer": TokenizerStage,
-    "shards": ShardsStage,
-    "pretrain": PretrainStage,
-    "finetune": FinetuneStage,
-    "evaluate": EvaluateStage,
-    "export": ExportStage,
-}
-
-
 def _refuse_secrets(config: StageConfig) -> None:
     """Neither what a run is called nor what decides its key can be masked; all else is, where it is kept."""
-    for key, text in _texts_as_they_are(config):
+    for key, text in public_texts(config):
         if held := secret_in(text):
             raise ConfigError(f"{key} holds {held}, and would be written down as it is. Set {key} to something else.")
-
-
-def _texts_as_they_are(value: Any, key: str = "", *, is_kept: bool = True) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of each setting that run.json, names of folders or W&B have as it is."""
-    if is_dataclass(value):
-        for f in fields(value):
-            inner = f"{key}.{f.name}".lstrip(".")
-            is_masked = f.metadata.get("identity") == HOW or inner == "stage" or inner.startswith("logger.")
-            yield from _texts_as_they_are(getattr(value, f.name), inner, is_kept=inner in UNMASKED or not is_masked)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts_as_they_are(item, f"{key}.{name}", is_kept=is_kept)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts_as_they_are(item, key, is_kept=is_kept)
-    elif isinstance(value, str) and is_kept:
-        yield key, value
 
 
 def _needs_text(config: Any) -> None:

@@ -30,7 +30,7 @@ class Morphemes(Enum):
 class TokenizerConfig:
     """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
 
-    name: str = setting(MISSING, HOW)
+    name: str = setting(MISSING, HOW, is_public=True)
     path: str | None = setting(None, HOW, is_file=True)  # a folder with a tokenizer.json, or a hub id: taken as it is,
     # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
     vocab_size: int = 8192  # special tokens included; a small corpus may give fewer

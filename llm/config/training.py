@@ -63,7 +63,7 @@ class ModelConfig:
     With a path it is one that is there already, and what else it is comes from its config.json.
     """
 
-    name: str = setting(MISSING, HOW)
+    name: str = setting(MISSING, HOW, is_public=True)
     architecture: str | None = MISSING  # a model_type of transformers; None: of model.path
     path: str | None = setting(None, HOW, is_file=True)  # Hugging Face folder, finished run or hub id to go on from;
     # its weights' digest is in the identity
@@ -205,7 +205,7 @@ class TrainerConfig:
     keep_checkpoints: int = setting(2, HOW, at_least=1)  # the newest ones
     keep_best: bool = setting(False, HOW)  # the checkpoint of the lowest val/loss, too
     stop_after_skipped_steps: int = setting(5, HOW, at_least=1)  # in a row, for gradients that are not finite
-    sample_prompts: list[str] = setting(["대한민국은", "이 법은"], HOW)
+    sample_prompts: list[str] = setting(["대한민국은", "이 법은"], HOW, is_public=True)
     sample_tokens: int = setting(48, HOW, at_least=1)
     sample_temperature: float = setting(0.7, HOW, at_least=0)  # 0: the likeliest token; the draw is the same each time
 
@@ -238,7 +238,7 @@ class LoggerConfig:
     """Weights & Biases; metrics.jsonl is written whatever this says."""
 
     mode: WandbMode = WandbMode.auto
-    project: str = "ttukttak"
-    entity: str | None = None
+    project: str = setting("ttukttak", is_public=True)
+    entity: str | None = setting(None, is_public=True)
     group: str | None = None  # None: the stage
     tags: list[str] = setting([])

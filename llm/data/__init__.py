@@ -16,6 +16,7 @@ shards.py        a folder of shards: its manifest, its files, and how they are c
 rows.py          shards -> packed rows of tokens that keep documents apart
 conversations.py messages -> rows whose labels are the assistant's tokens
 mixture.py       several corpora and their rows in proportion
+mixed_shards.py  the shards of several corpora: what they come to, and their rows
 order.py         which rows a step takes: a function of seed, step and rank
 """
 
@@ -31,7 +32,7 @@ from llm.data.conversations import (
 from llm.data.copies import Copies, count_copies
 from llm.data.corpus import Conversation, Corpus, Document, open_corpus
 from llm.data.encoding import available_cores
-from llm.data.mixture import MixedCorpus, MixedRows, amounts, open_parts, open_texts, share_out
+from llm.data.mixture import MixedCorpus, MixedRows, amounts, corpus_notes, open_parts, open_texts, share_out
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.data.rows import Rows, TokenRows
 from llm.data.sharding import count_predicted, entropy_bits, write_shards
@@ -56,6 +57,7 @@ __all__ = [
     "amounts",
     "available_cores",
     "conversation_rows",
+    "corpus_notes",
     "count_copies",
     "count_predicted",
     "encode_conversations",

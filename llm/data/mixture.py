@@ -7,7 +7,9 @@ a mixture has as much text as its parts have together; a part whose weight is ab
 import hashlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +96,18 @@ def open_texts(config: DataConfig) -> Corpus | MixedCorpus:
         ConfigError: as open_corpus.
     """
     return MixedCorpus(config) if config.is_mixture else open_corpus(config)
+
+
+def corpus_notes(corpus: Corpus | MixedCorpus) -> dict[str, Any]:
+    """What a run keeps of the corpus that it read: the rights note (said once a process) and what was dropped."""
+    if corpus.rights:
+        _say_once(corpus.rights)
+    return {"rights": corpus.rights, "dropped_records": corpus.say_dropped()}
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info("rights: %s", text)
 
 
 def open_parts(config: DataConfig) -> dict[str, Corpus]:

@@ -4,7 +4,7 @@ survey.py  a config -> what its job would take
 table.py   that, printed
 """
 
-from llm.dry_run.survey import memory_of, parameters_by_part, survey
+from llm.dry_run.survey import memory_of, survey
 from llm.dry_run.table import show
 
-__all__ = ["memory_of", "parameters_by_part", "show", "survey"]
+__all__ = ["memory_of", "show", "survey"]

@@ -1,7 +1,7 @@
 """What jobs would take -> a table: one job in detail, of several a row each."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -10,8 +10,10 @@ from rich.text import Text
 
 from llm.compare import output_console
 from llm.config import StageConfig
-from llm.dry_run.survey import PARTS, Job, survey
+from llm.dry_run.survey import Job, survey
 from llm.run import log
+
+PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
 
 
 def show(configs: Sequence[StageConfig], labels: Sequence[str] | None = None) -> None:
@@ -43,24 +45,24 @@ def _said_once() -> Iterator[None]:
 
 def _cells(job: Job) -> dict[str, str]:
     """What is known of a job, in words, by what it is."""
+    takes = job.takes
     cells = {"reused": "\n".join(job.reused) or "nothing", "made": ", ".join(job.made) or "nothing"}
-    if job.steps is not None:
-        total = job.parts.total()
+    if takes.steps is not None:
+        total, trainable = takes.parts.total(), takes.trainable or 0
         cells["parameters"] = _count(total)
-        if job.trainable != total:
-            cells["trainable"] = f"{_count(job.trainable)} ({(job.trainable or 0) / total:.2%})"
-        done = f" ({job.steps_done:,} done)" if job.steps_done else ""
-        cells["steps"] = f"{job.steps:,}{done}"
-    if job.tokens is not None:
-        cells["tokens"] = _count(job.tokens)
-    if job.epochs is not None:
-        cells["epochs"] = f"{'' if job.is_whole else 'at most '}{job.epochs:.2f}"
-    if job.flops is not None:
-        cells["FLOPs"] = f"{job.flops:.2e}"
-    if job.memory is not None:
-        cells["memory"] = _size(job.memory.total)
-    if job.seconds is not None:
-        cells["time"] = _time(job.seconds)
+        if trainable != total:
+            cells["trainable"] = f"{_count(trainable)} ({trainable / total:.2%})"
+        cells["steps"] = f"{takes.steps:,}" + (f" ({job.steps_done:,} done)" if job.steps_done else "")
+    if takes.tokens is not None:
+        cells["tokens"] = _count(takes.tokens)
+    if takes.epochs is not None:
+        cells["epochs"] = f"{'' if takes.is_whole else 'at most '}{takes.epochs:.2f}"
+    if takes.flops is not None:
+        cells["FLOPs"] = f"{takes.flops:.2e}"
+    if takes.memory is not None:
+        cells["memory"] = _size(takes.memory.total)
+    if takes.seconds is not None:
+        cells["time"] = _time(takes.seconds)
     if job.disk:
         cells["disk"] = _size(sum(job.disk.values()))
     return cells
@@ -68,15 +70,14 @@ def _cells(job: Job) -> dict[str, str]:
 
 def _details(job: Job) -> Table:
     table = Table(title=f"dry run of stage={job.stage}", highlight=False, show_header=False)
-    cells = _cells(job)
-    if job.parts:
-        cells["parameters"] += ": " + ", ".join(f"{p} {_count(job.parts[p])}" for p in PARTS if job.parts[p])
-    if job.memory is not None:
-        parts = {name: value for name, value in asdict(job.memory).items() if value}
-        cells["memory"] += " a device: " + ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-        cells["micro-batch"] = job.micro_batch
+    cells, takes = _cells(job), job.takes
+    if takes.parts:
+        cells["parameters"] += ": " + ", ".join(f"{p} {_count(takes.parts[p])}" for p in PARTS if takes.parts[p])
+    if takes.memory is not None:
+        cells["memory"] += f" a device: {_sizes(asdict(takes.memory))}"
+        cells["micro-batch"] = takes.micro_batch
     if job.disk:
-        cells["disk"] += ": " + ", ".join(f"{name} {_size(value)}" for name, value in job.disk.items())
+        cells["disk"] += f": {_sizes(job.disk)}"
     if job.folder and job.made:
         cells["folder"] = job.folder
     for key, value in cells.items():
@@ -91,26 +92,31 @@ def _rows(jobs: list[Job]) -> Table:
     table = Table("job", *columns, title=f"dry run of {len(jobs)} jobs", highlight=False)
     for job, cells in zip(jobs, everything, strict=True):
         table.add_row(*map(Text, [job.label or job.stage, *(cells.get(key, "-") for key in columns)]))
+    takes = [job.takes for job in jobs]
     shards = {job.first_missing: job.disk["shards"] for job in jobs if "shards" in job.disk}
     others = sum(size for job in jobs for name, size in job.disk.items() if name != "shards")
     totals = {
-        "tokens": _count(sum(job.tokens or 0 for job in jobs)),
-        "FLOPs": f"{sum(job.flops or 0 for job in jobs):.2e}",
-        "memory": f"most: {_size(max((job.memory.total for job in jobs if job.memory), default=0))}",
-        "time": _time(sum(job.seconds or 0 for job in jobs)),
+        "tokens": _count(sum(each.tokens or 0 for each in takes)),
+        "FLOPs": f"{sum(each.flops or 0 for each in takes):.2e}",
+        "memory": f"most: {_size(max((each.memory.total for each in takes if each.memory), default=0))}",
+        "time": _time(sum(each.seconds or 0 for each in takes)),
         "disk": _size(others + sum(shards.values())),
-        "steps": f"{sum(job.steps or 0 for job in jobs):,}",
+        "steps": f"{sum(each.steps or 0 for each in takes):,}",
     }
     table.add_section()
     table.add_row(*map(Text, ["all", *(totals.get(key, "") for key in columns)]))
     return table
 
 
-def _count(number: float | None) -> str:
+def _count(number: float) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number is not None and number >= size:
+        if number >= size:
             return f"{number / size:.2f} {unit}"
-    return f"{number or 0:.0f}"
+    return f"{number:.0f}"
+
+
+def _sizes(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
 
 
 def _size(number: float) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
+from llm.config import MODEL_STAGES
 from llm.export.plot import loss_plot
 from llm.run import Run, history, is_foreign, metrics_of
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")
-TRAINED = ("pretrain", "finetune")
 STEP = ["step", "run", "digest", "text", "rights of the text"]
 NO_RIGHTS_OF_BASE = "those of the model's owner: see its own card"
 NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you publish."
@@ -151,7 +151,7 @@ def _proof(proof: dict[str, Any]) -> Iterator[list[str]]:
 
 def _plot(run: Run) -> dict[str, str]:
     """The losses of a run that trained a model, as a picture under its file name."""
-    if run.stage not in TRAINED:
+    if run.stage not in MODEL_STAGES:
         return {}
     records = metrics_of(run)
     plot = loss_plot(
@@ -162,7 +162,7 @@ def _plot(run: Run) -> dict[str, str]:
 
 def _losses(run: Run, plots: dict[str, str]) -> str | None:
     """The picture and a table of the validations of a run, evenly taken where there are many."""
-    if run.stage not in TRAINED:
+    if run.stage not in MODEL_STAGES:
         return None
     records = [record for record in metrics_of(run) if "val/loss" in record]
     if not records:

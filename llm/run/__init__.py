@@ -6,11 +6,11 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
   log.txt  metrics.jsonl         and what the stage makes
 """
 
-from llm.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.announcing import SweepJob, sweep_job
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
 from llm.run.earlier import forget_earlier
+from llm.run.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
     clear_temporaries,
@@ -23,7 +23,7 @@ from llm.run.files import (
     write_text,
 )
 from llm.run.identity import Plan, differences
-from llm.run.making import NOT_MINE, NotMadeError, Outcome, make
+from llm.run.making import NOT_MINE, Outcome, find, make
 from llm.run.manifest import check_files, check_metrics, metrics_of
 from llm.run.metrics import METRICS, SAMPLES, MetricsLog, history, read_metrics
 from llm.run.models import (
@@ -44,6 +44,7 @@ from llm.run.models import (
     weight_files,
 )
 from llm.run.precision import settled_trainer
+from llm.run.record import recorded_config
 from llm.run.runs import (
     Run,
     candidates,
@@ -66,7 +67,6 @@ __all__ = [
     "TOKENIZER",
     "MetricsLog",
     "Model",
-    "NotMadeError",
     "Outcome",
     "Plan",
     "Run",
@@ -84,6 +84,7 @@ __all__ = [
     "differences",
     "digest_in",
     "digest_of",
+    "find",
     "find_model",
     "find_run",
     "find_runs",
@@ -108,6 +109,7 @@ __all__ = [
     "read_json",
     "read_metrics",
     "read_record",
+    "recorded_config",
     "require_devices",
     "settled_trainer",
     "sha256_of",

@@ -35,7 +35,7 @@ class Plan:
         return {
             "stage": self.stage,
             "format_version": self.format_version,
-            "settings": identity_settings(self.config, self.stage),
+            "settings": identity_settings(self.config),
             "parents": self.parents,
         }
 

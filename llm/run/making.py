@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ import yaml
 
 from llm.config import Reuse
 from llm.credentials import without_secrets
-from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
+from llm.run.environment import command_id, launch_id, may_go_on, process_rank
 from llm.run.files import clear_temporaries, write_text
 from llm.run.identity import KEY_DIGITS, Plan, differences
 from llm.run.manifest import check_metrics, list_files
 from llm.run.owner import forget_dead_owner, owned
-from llm.run.record import commit, now, provenance, redacted
+from llm.run.record import commit, now, provenance, recorded_config
 from llm.run.runs import Run, candidates, read_record, recorded_place, write_record
 from llm.run.waiting import looks
 
@@ -35,14 +34,6 @@ class Outcome:
     digest: str  # of what it made: what is downstream keys on it
     notes: dict[str, Any] = field(default_factory=dict)  # rights, counts of dropped records, and the like
     objective: float | None = None  # what a search minimises
-
-
-class NotMadeError(Exception):
-    """A dry run has come to a run that is not finished: its plan, and where its folder is or would be."""
-
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        super().__init__(f"{folder} is not made: this is a dry run.")
-        self.plan, self.folder = plan, folder
 
 
 PARENTS = "parents."  # how the keys of what a run is made from begin, in its identity
@@ -63,18 +54,19 @@ def make(
 
     Raises:
         ConfigError: another process is at it, or reuse=require and there is no finished run.
-        NotMadeError: dry_run=true and there is no finished run; nothing is written.
     """
     start_logging()
     plan, folder = _folder_of(plan)
-    if plan.config.dry_run:
-        if not begins_anew(plan, folder) and (finished := _finished(plan, folder)):
-            return finished
-        raise NotMadeError(plan, folder)
     announce(plan.stage, folder)
     run = _find_or_make(plan, folder, work, wait=wait, prepare=prepare)
     announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
     return run
+
+
+def find(plan: Plan) -> tuple[Run | None, Path]:
+    """(the finished run that `make` would reuse, if there is one; the folder that the run has, or would have)."""
+    plan, folder = _folder_of(plan)
+    return (None if begins_anew(plan, folder) else _finished(plan, folder)), folder
 
 
 def place_of(plan: Plan) -> Path:
@@ -157,10 +149,8 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         "identity": plan.identity,
         "folders": {role: recorded_place(Path(of), plan.config.outputs) for role, of in plan.folders.items()},
     }
-    write_text(
-        folder / "config.yaml",
-        yaml.safe_dump(redacted(_plain(asdict(plan.config))), allow_unicode=True, sort_keys=False),
-    )
+    config = yaml.safe_dump(recorded_config(plan.config), allow_unicode=True, sort_keys=False)
+    write_text(folder / "config.yaml", config)
     return write_record(folder, record)
 
 
@@ -247,7 +237,7 @@ def _say_reused(run: Run, plan: Plan) -> None:
         log.warning("%s", error)
     is_on_the_way = getattr(plan.config, "logger", plan) is None  # of another stage, whose reuse=never it is not
     hint = "" if is_on_the_way or plan.config.reuse is Reuse.never else ". reuse=never runs again"
-    for key, old, new in differences(run.config, redacted(_plain(asdict(plan.config)))):
+    for key, old, new in differences(run.config, recorded_config(plan.config)):
         if key.split(".")[0] not in ("name", "outputs", "reuse", "dry_run", "logger"):
             log.info("  %s=%s is not applied (it was %s); it changes no content%s", key, new, old, hint)
 
@@ -281,12 +271,3 @@ def _short(value: Any) -> str:
 
 def _one_line(error: BaseException) -> str:
     return without_secrets(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))
-
-
-def _plain(value: Any) -> Any:
-    """Nested config values with enums as their names: what JSON and YAML can hold."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

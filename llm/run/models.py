@@ -5,19 +5,19 @@ A folder holds a whole model, or an adapter that names its base; an export has o
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-from llm.config import STAGES
+from llm.config import MODEL_STAGES, STAGES
 from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.manifest import check_files
-from llm.run.runs import MODEL_STAGES, Run, as_typed, find_run, load, read_record
+from llm.run.runs import Run, as_typed, find_run, load, read_record
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer.json", "adapter_config.json"
@@ -69,7 +69,7 @@ class Model:
         return self
 
 
-def find_model(outputs: str | Path, named: str, *, key: str = "", stages: tuple[str, ...] = MODEL_STAGES) -> Model:
+def find_model(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = MODEL_STAGES) -> Model:
     """The model of a finished run of `stages` by folder, name or glob, of a folder of any origin, or of the hub.
 
     `key` is how the user named it, for messages.

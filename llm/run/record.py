@@ -6,11 +6,14 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm.config import StageConfig
 from llm.credentials import as_recorded_text, without_secrets
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")
@@ -29,12 +32,18 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def redacted(value: Any) -> Any:
-    """Nested config values as config.yaml has them: no credential, but what stands for it."""
+def recorded_config(config: StageConfig) -> dict[str, Any]:
+    """A config as config.yaml has it: enums by their names, and for a credential what stands for it."""
+    return {key: _recorded(value) for key, value in asdict(config).items()}
+
+
+def _recorded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: redacted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item) for item in value]
+        return {key: _recorded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_recorded(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
     return as_recorded_text(value) if isinstance(value, str) else value
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
+from llm.config import MODEL_STAGES
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
 from llm.run.files import composed, digest_of, write_json
 from llm.run.identity import key_of
 from llm.run.owner import is_owned
 
-MODEL_STAGES = ("finetune", "pretrain")  # where a name stands for both, the tuned run is meant
 MOST_LISTED = 20  # runs that an error names
 STATUSES = ("running", "done", "failed")
 OWN_DIGEST = "record_digest"  # of all else that run.json says; what the first versions wrote has none

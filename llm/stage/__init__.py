@@ -1,19 +1,142 @@
-"""The stages: each takes its config and returns its finished run, making, resuming or reusing it."""
+"""A stage's config -> its finished run: first what it is made from, then a plan, then the work.
 
-from functools import cache
-from typing import Any
+A stage is a schema (llm/config/stages.py) and a module here of its name, with STAGE in it.
+"""
 
-from llm.data import Corpus, MixedCorpus
-from llm.run import log
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm.config import Reuse, StageConfig, TrainerConfig
+from llm.run import Outcome, Plan, Run, log, make, process_rank, require_devices, start_logging
+from llm.run.owner import OwnedError
+
+if TYPE_CHECKING:
+    from llm.stage.estimate import Estimate
+
+Runs = Mapping[str, Run]  # what a stage is made from, by its role
 
 
-def corpus_notes(corpus: Corpus | MixedCorpus) -> dict[str, Any]:
-    """What a run keeps of the corpus that it read: the rights note (said once a process) and what was dropped."""
-    if corpus.rights:
-        _say_once(corpus.rights)
-    return {"rights": corpus.rights, "dropped_records": corpus.say_dropped()}
+@dataclass(kw_only=True)
+class Step:
+    """A run on the way to another one: its config, and what it is made from, by its role."""
+
+    config: StageConfig
+    parents: dict[str, "Step"]
+    check: Callable[[Run], None] | None = field(default=None, repr=False)  # by what goes on from it: may refuse the run
 
 
-@cache
-def _say_once(text: str) -> None:
-    log.info("rights: %s", text)
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A run before it is made, and what makes it."""
+
+    plan: Plan
+    do: Callable[[Run], Outcome]
+    prepare: Callable[[Path], None] | None = None  # given the folder, before any rank begins to work in it
+    check: Callable[[Run], None] | None = None  # of the run once it is there, be it made now or before
+    waits: bool = False  # for another process that makes this very run, in place of a refusal
+    logs: bool = False  # to W&B as it goes; of others the results are logged at their end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a module of llm.stage says of its stage; configs are of the stage's schema."""
+
+    plan: Callable[[Any, Runs], Work]  # of its parents, which are there by now
+    result_names: Callable[[Any], list[str]]  # numbers that a run has to show at its end; `*` stands for any name
+    parents: Callable[[Any], dict[str, Step]] = lambda _config: {}  # made on the way where they are missing
+    estimate: "Callable[[Any, Runs], Estimate] | None" = None  # what it takes; a parent may be an estimate, too
+    outline: Callable[[Any], Any] | None = None  # the model that it would train, on the meta device
+    loads: tuple[str, ...] = ()  # modules that its work needs, and that take seconds
+
+
+def stage_named(name: str) -> Stage:
+    """What is known of a stage."""
+    stage: Stage = import_module(f"{__name__}.{name}").STAGE
+    return stage
+
+
+def step_of(config: StageConfig) -> Step:
+    """The run of a config, with all that it is made from on the way.
+
+    Raises:
+        ConfigError: what can be known before any work is wrong.
+    """
+    return Step(config=config, parents=stage_named(config.stage).parents(config))
+
+
+def run_stage(config: StageConfig) -> Run:
+    """The finished run of a config: one that is there, or one that is made now.
+
+    Raises:
+        ConfigError: it cannot be made here, or another process is at it.
+    """
+    start_logging()
+    if isinstance(trainer := getattr(config, "trainer", None), TrainerConfig):
+        require_machine(trainer)
+    return run_step(step_of(config))
+
+
+def run_step(step: Step, *, wait: bool = False) -> Run:
+    """The finished run of a step; `wait` for another process that makes it, or do as its stage says."""
+    return _run(step, wait=wait, made={})
+
+
+def require_machine(trainer: TrainerConfig) -> None:
+    """Refuse, before any work, what this machine cannot carry out.
+
+    Raises:
+        ConfigError: devices, a precision or a compiler that are not there.
+    """
+    require_devices(trainer)
+    if trainer.compile:
+        from llm.trainer import require_compiler
+
+        require_compiler(trainer)
+
+
+def _run(step: Step, *, wait: bool, made: dict[int, Run]) -> Run:
+    """`made` has the runs of the steps that are done with: one step may be on the way to several."""
+    if id(step) not in made:
+        runs = _parents(step, made)
+        work = stage_named(step.config.stage).plan(step.config, runs)
+        run = make(work.plan, partial(_do, work), wait=wait or work.waits, prepare=work.prepare)
+        for check in filter(None, (work.check, step.check)):
+            check(run)
+        made[id(step)] = run
+    return made[id(step)]
+
+
+def _parents(step: Step, made: dict[int, Run]) -> dict[str, Run]:
+    """Of several, one that a process on other cores makes is left to it while there is another to make."""
+    runs: dict[str, Run] = {}
+    only_waits = process_rank() > 0 or step.config.reuse is Reuse.never  # what another one made would be made again
+    for role, parent in () if only_waits or len(step.parents) == 1 else step.parents.items():
+        try:
+            runs[role] = _run(parent, wait=False, made=made)
+        except OwnedError as taken:
+            if taken.has_other_cores:
+                log.info("%s: left to %s", role, taken.maker)
+            else:
+                runs[role] = _run(parent, wait=True, made=made)
+    return {role: runs.get(role) or _run(parent, wait=True, made=made) for role, parent in step.parents.items()}
+
+
+def _do(work: Work, run: Run) -> Outcome:
+    """Do the work, and log what came of it where the command asks for this very stage.
+
+    What is made on the way of another run has no logger: it is an artifact of that one's. So a sweep over tokenizers
+    shows its models, and not each of their tokenizers and shards among them.
+    """
+    outcome = work.do(run)
+    logger = getattr(work.plan.config, "logger", None)
+    if logger is not None and not work.logs:
+        from llm.logger import numbers, open_logger
+
+        texts = {key: value for key, value in outcome.results.items() if isinstance(value, str)}
+        with open_logger(logger, run, outputs=Path(work.plan.config.outputs)) as opened:
+            opened.summarize(texts | numbers(outcome.results))
+    return outcome

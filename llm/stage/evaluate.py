@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config import Accelerator, EvaluateStage
-from llm.data import Conversation, ConversationRows, EvaluationBatches, MixedRows, Rows, encode_conversations
+from llm.data import (
+    Conversation,
+    ConversationRows,
+    EvaluationBatches,
+    MixedRows,
+    Rows,
+    corpus_notes,
+    encode_conversations,
+)
 from llm.errors import ConfigError, DataError, DivergedError
-from llm.logger import open_logger
 from llm.run import (
     TEMPORARY,
     Model,
@@ -25,15 +32,22 @@ from llm.run import (
     console,
     digest_of,
     log,
-    make,
     process_rank,
     write_json,
     write_text,
 )
-from llm.stage import corpus_notes
-from llm.stage._held_out import Sources, of_shards, of_text, rows_of
-from llm.stage._report import MEASURED, flat, table
-from llm.stage._subject import Subject, find_subject, task_parents
+from llm.stage import Runs, Stage, Work
+from llm.stage.estimate import Estimate
+from llm.stage.evaluated import (
+    Evaluated,
+    Sources,
+    find_evaluated,
+    held_out_of_shards,
+    held_out_of_text,
+    rows_of,
+    task_parents,
+)
+from llm.stage.report import MEASURED, flat, table
 
 if TYPE_CHECKING:
     from llm.evaluation import Probe, Scorer
@@ -47,25 +61,29 @@ WRITTEN = (
 FORMAT_VERSION = 4
 
 
-def run(config: EvaluateStage) -> Run:
-    """The finished evaluation of a config; its table is shown, whether it was made now or before."""
-    subject = find_subject(config)
+def plan(config: EvaluateStage, parents: Runs) -> Work:
+    evaluated = find_evaluated(config)
     if config.evaluation.tasks:
         from llm.evaluation.tasks import require_tasks  # lm-eval takes seconds
 
         require_tasks(config.evaluation)
-    plan = Plan(
-        config=config,
-        default_name=subject.model.name,
-        format_version=FORMAT_VERSION,
-        parents=subject.parents() | task_parents(config.evaluation),
-        folders={name: str(of.path) for name, of in (("run", subject.model.run), ("shards", subject.shards)) if of},
+    return Work(
+        plan=Plan(
+            config=config,
+            default_name=evaluated.model.name,
+            format_version=FORMAT_VERSION,
+            parents=evaluated.parents() | task_parents(config.evaluation),
+            folders={n: str(of.path) for n, of in (("run", evaluated.model.run), ("shards", evaluated.shards)) if of},
+        ),
+        do=lambda run: _evaluate(run, config, evaluated),
+        check=lambda run: _show(run, evaluated),
+        waits=True,
     )
-    made = make(plan, lambda run: _evaluate(run, config, subject), wait=True)
-    if process_rank() == 0:
-        check_files(made, under="results.json")
-        _show(made, subject)
-    return made
+
+
+def estimate(config: EvaluateStage, parents: Runs) -> Estimate:
+    shards = find_evaluated(config).shards
+    return Estimate(tokens=shards.results["held_out"]["tokens"] if shards else None)
 
 
 def result_names(config: EvaluateStage) -> list[str]:
@@ -78,31 +96,30 @@ def result_names(config: EvaluateStage) -> list[str]:
     return [*measured, *of_parts, "answers/conversations", "answers/dropped", *probes, *writing, *tasks]
 
 
-def _evaluate(run: Run, config: EvaluateStage, subject: Subject) -> Outcome:
+def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
     from llm.evaluation import held_out_documents  # takes seconds
 
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
-        words = _tokenizer(subject.model, Path(scratch) / "tokenizer")
-        scorer = _open_scorer(config, subject.model, words)
-        sources, notes = _sources(run, subject, words, Path(scratch))
+        folder = _tokenizer(evaluated.model, Path(scratch) / "tokenizer")
+        scorer = _open_scorer(config, evaluated.model, folder)
+        sources, notes = _sources(run, evaluated, folder, Path(scratch))
         documents = held_out_documents(sources.values(), scorer.words, seed=config.seed)
-        conversations = _held_out_conversations(subject)
+        conversations = _held_out_conversations(evaluated)
         results = {
-            "run": subject.note(),
+            "run": evaluated.note(),
             "seed": config.seed,
-            **({"text": _text(scorer, sources, subject, config)} if sources else {}),
-            **({"answers": _answers(scorer, subject, words, conversations, config)} if subject.chats else {}),
+            **({"text": _text(scorer, sources, evaluated, config)} if sources else {}),
+            **({"answers": _answers(scorer, evaluated, folder, conversations, config)} if evaluated.chats else {}),
             **_probes(run, config, scorer, documents),
-            "writing": _write(run, config, scorer, _prompts(subject, words, scorer, documents, conversations, config)),
-            **_tasks(config, subject, words, scorer),
+            "writing": _write(
+                run, config, scorer, _prompts(evaluated, folder, scorer, documents, conversations, config)
+            ),
+            **_tasks(config, evaluated, folder, scorer),
         }
     write_json(run.path / "results.json", results)
-    numbers = flat(results)
-    with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
-        logger.summarize(numbers)
-    objective = results["answers"]["loss"] if subject.chats else results.get("text", {}).get("bits_per_byte")
+    objective = results["answers"]["loss"] if evaluated.chats else results.get("text", {}).get("bits_per_byte")
     notes |= {"evaluated": results["run"]}
-    return Outcome(results=numbers, digest=digest_of(results), objective=objective, notes=notes)
+    return Outcome(results=flat(results), digest=digest_of(results), objective=objective, notes=notes)
 
 
 def _tokenizer(model: Model, target: Path) -> Path:
@@ -110,7 +127,7 @@ def _tokenizer(model: Model, target: Path) -> Path:
     return model.tokenizer if model.run else tokenizer.adopt(model.tokenizer, target, key=f"run={model.path}")
 
 
-def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
+def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
     import torch
 
     from llm import model as models
@@ -118,7 +135,7 @@ def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
 
     loaded = models.load_for_use(model)
     loaded.config.pad_token_id = None  # else transformers warns of padding without a mask, which on the right none sees
-    vocabulary = tokenizer.load(words)
+    vocabulary = tokenizer.load(folder)
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
         raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
     for path in models.take_plain_paths_where_needed(loaded, vocab_size=tokens):
@@ -128,32 +145,32 @@ def _open_scorer(config: EvaluateStage, model: Model, words: Path) -> "Scorer":
     return Scorer(
         loaded.to("cuda" if on_gpu else "cpu"),
         vocabulary,
-        tokenizer.special(words),
+        tokenizer.special(folder),
         positions=model.positions,
         batch_tokens=config.evaluation.batch_tokens,
     )
 
 
-def _sources(run: Run, subject: Subject, words: Path, scratch: Path) -> tuple[Sources, dict[str, Any]]:
-    """(held-out text by part, what was left out of it); none of a subject of which no text is known."""
-    if subject.shards:
-        return of_shards(subject.shards), {}
-    if subject.text is None:
+def _sources(run: Run, evaluated: Evaluated, folder: Path, scratch: Path) -> tuple[Sources, dict[str, Any]]:
+    """(held-out text by part, what was left out of it); none of a evaluated of which no text is known."""
+    if evaluated.shards:
+        return held_out_of_shards(evaluated.shards), {}
+    if evaluated.text is None:
         log.warning(
             "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
             "data.path=<files> for them",
-            subject.model.name,
+            evaluated.model.name,
         )
         return {}, {}
-    for corpus in subject.texts.values() if len(subject.texts) == 1 else ():
+    for corpus in evaluated.texts.values() if len(evaluated.texts) == 1 else ():
         corpus.keep_left_out(run.path)
-    sources = of_text(subject.texts, words, scratch, num_workers=subject.text.num_workers)
-    return sources, {"text": {name: corpus_notes(corpus) for name, corpus in subject.texts.items()}}
+    sources = held_out_of_text(evaluated.texts, folder, scratch, num_workers=evaluated.text.num_workers)
+    return sources, {"text": {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}}
 
 
-def _text(scorer: "Scorer", sources: Sources, subject: Subject, config: EvaluateStage) -> dict[str, Any]:
+def _text(scorer: "Scorer", sources: Sources, evaluated: Evaluated, config: EvaluateStage) -> dict[str, Any]:
     """Loss and bits per byte, of each part of a mixture too."""
-    rows = rows_of(sources, sequence_length=subject.sequence_length)
+    rows = rows_of(sources, sequence_length=evaluated.sequence_length)
     found = _loss(scorer, rows, config.evaluation.batch_tokens // rows.sequence_length)
     of_parts = rows.parts if isinstance(rows, MixedRows) else {}
     parts = {name: _numbers(part, of_parts[name]) for name, part in found.parts.items()}
@@ -201,22 +218,26 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _held_out_conversations(subject: Subject) -> list[Conversation]:
-    records = subject.conversations.records(held_out=True) if subject.conversations else ()
+def _held_out_conversations(evaluated: Evaluated) -> list[Conversation]:
+    records = evaluated.conversations.records(held_out=True) if evaluated.conversations else ()
     return [record for record in records if isinstance(record, Conversation)]
 
 
 def _answers(
-    scorer: "Scorer", subject: Subject, words: Path, conversations: list[Conversation], config: EvaluateStage
+    scorer: "Scorer",
+    evaluated: Evaluated,
+    folder: Path,
+    conversations: list[Conversation],
+    config: EvaluateStage,
 ) -> dict[str, Any]:
-    assert subject.chats is not None
-    length = subject.chats.sequence_length
-    chat = tokenizer.load_chat(words)
+    assert evaluated.chats is not None
+    length = evaluated.chats.sequence_length
+    chat = tokenizer.load_chat(folder)
     encoded, dropped = encode_conversations(
-        conversations, chat, sequence_length=length, overlong=subject.chats.overlong
+        conversations, chat, sequence_length=length, overlong=evaluated.chats.overlong
     )
     if not encoded:
-        raise DataError(f"data={subject.chats.name}: no held-out conversation fits data.sequence_length={length}.")
+        raise DataError(f"data={evaluated.chats.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
         log.warning("%d held-out conversations left out or cut: %s", times, reason)
     rows = ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length)
@@ -227,8 +248,8 @@ def _answers(
 
 
 def _prompts(
-    subject: Subject,
-    words: Path,
+    evaluated: Evaluated,
+    folder: Path,
     scorer: "Scorer",
     documents: list[str],
     conversations: list[Conversation],
@@ -237,15 +258,15 @@ def _prompts(
     """What to go on from, with its token ids: held-out questions, or openings of held-out sentences."""
     if not config.evaluation.num_prompts:
         return []
-    if subject.chats:
-        return _questions(words, conversations)
+    if evaluated.chats:
+        return _questions(folder, conversations)
     from llm.evaluation import openings
 
     return [(text, scorer.encode(text)) for text in openings(documents, config.evaluation.num_prompts)]
 
 
-def _questions(words: Path, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
-    chat = tokenizer.load_chat(words)
+def _questions(folder: Path, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
+    chat = tokenizer.load_chat(folder)
     questions = [conversation.messages[:-1] for conversation in conversations]
     with tokenizer.Renderer(chat) as renderer:
         ids = renderer.prompt_ids(questions)
@@ -295,21 +316,21 @@ def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tupl
     }
 
 
-def _tasks(config: EvaluateStage, subject: Subject, words: Path, scorer: "Scorer") -> dict[str, Any]:
+def _tasks(config: EvaluateStage, evaluated: Evaluated, folder: Path, scorer: "Scorer") -> dict[str, Any]:
     """The metrics of each task, and whether its questions were put by the chat template."""
     if not config.evaluation.tasks:
         return {"tasks": {}}
     from llm.evaluation.tasks import answer_tasks
 
-    has_chat = uses_chat_template(config, subject.model, words)
+    has_chat = uses_chat_template(config, evaluated.model, folder)
     log.info("tasks are asked %s the chat template (evaluation.chat_template)", "by" if has_chat else "without")
-    answered = answer_tasks(scorer, words, config.evaluation, has_chat=has_chat, seed=config.seed)
+    answered = answer_tasks(scorer, folder, config.evaluation, has_chat=has_chat, seed=config.seed)
     return {"tasks": answered, "tasks_chat_template": has_chat}
 
 
-def uses_chat_template(config: EvaluateStage, model: Model, words: Path) -> bool:
+def uses_chat_template(config: EvaluateStage, model: Model, folder: Path) -> bool:
     """As it is asked for; else of a tuned run, and of a folder that has a template. Every tokenizer of ours has one."""
-    has_template = tokenizer.load_chat(words).chat_template is not None
+    has_template = tokenizer.load_chat(folder).chat_template is not None
     if config.evaluation.chat_template is None:
         return has_template and (model.run is None or model.run.stage == "finetune")
     if config.evaluation.chat_template and not has_template:
@@ -340,6 +361,18 @@ def _say(probes: "dict[str, Probe]") -> None:
         log.warning("the held-out text has nothing to ask about for %s", ", ".join(missing))
 
 
-def _show(made: Run, subject: Subject) -> None:
+def _show(made: Run, evaluated: Evaluated) -> None:
+    """Its table, whether it was made now or before."""
+    if process_rank() > 0:
+        return
+    check_files(made, under="results.json")
     results = json.loads((made.path / "results.json").read_text(encoding="utf-8"))
-    console().print(table(results, title=subject.model.title))
+    console().print(table(results, title=evaluated.model.title))
+
+
+STAGE = Stage(
+    plan=plan,
+    result_names=result_names,
+    estimate=estimate,
+    loads=("llm.model", "llm.trainer", "llm.evaluation"),
+)

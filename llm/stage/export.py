@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import ExportStage, WeightType
+from llm.config import ExportStage, GgufType, WeightType
 from llm.errors import ConfigError, UnequalError
 from llm.run import (
     SAMPLES,
@@ -17,15 +17,16 @@ from llm.run import (
     digest_of,
     find_run,
     log,
-    make,
     metrics_of,
     model_of,
+    own_folder,
     process_rank,
     sha256_of,
     whole_folder,
     write_text,
 )
-from llm.stage._logging import log_results
+from llm.stage import Runs, Stage, Work
+from llm.stage.estimate import Estimate
 
 if TYPE_CHECKING:
     from llm.export import Trial
@@ -33,25 +34,37 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 MOST_PROMPTS = 8
 FILE_FOR_LLAMA_CPP = "model.gguf"
+GGUF_SHARE = {GgufType.f32: 1.0, GgufType.f16: 0.5, GgufType.bf16: 0.5, GgufType.q8_0: 34 / 128}  # of fp32's bytes
 
 
-def run(config: ExportStage) -> Run:
-    """The finished export of a config, with its files checked and its difference within the bound that is asked for."""
+def plan(config: ExportStage, parents: Runs) -> Work:
     source = find_run(config.outputs, config.run, key="run")
     model = model_of(source).check()
     _check(config, source, model)
-    plan = Plan(
-        config=config,
-        default_name=model.name,
-        format_version=FORMAT_VERSION,
-        parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
-        folders={"run": str(source.path)},
+    return Work(
+        plan=Plan(
+            config=config,
+            default_name=model.name,
+            format_version=FORMAT_VERSION,
+            parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
+            folders={"run": str(source.path)},
+        ),
+        do=lambda run: _export(run, config, source, model),
+        check=lambda run: _check_made(config, run),
+        waits=True,
     )
-    made = make(plan, lambda run: _export(run, config, source, model), wait=True)
-    _require_bound(config, made)  # it may have been made under a wider one
-    if process_rank() == 0:
-        check_files(made)
-    return made
+
+
+def estimate(config: ExportStage, parents: Runs) -> Estimate:
+    """The files that it writes: the weights in its dtype, from those of the runs, which are in fp32."""
+    source, settings = find_run(config.outputs, config.run, key="run"), config.export
+    folder = model_of(source).weights if settings.merge else own_folder(source)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    share = 1.0 if settings.dtype is WeightType.fp32 else 0.5
+    disk = {"model" if settings.merge else "adapter": weights * share}
+    if settings.gguf is not None:
+        disk["model.gguf"] = weights * GGUF_SHARE[settings.gguf]
+    return Estimate(disk=disk)
 
 
 def result_names(config: ExportStage) -> list[str]:
@@ -83,23 +96,26 @@ def _require_gguf(config: ExportStage, model: Model) -> "tokenizer.LlamaCppForm"
     return require_gguf(model.weights, tokenizer.load(model.tokenizer), asked=asked)
 
 
-def _require_bound(config: ExportStage, made: Run) -> None:
+def _check_made(config: ExportStage, made: Run) -> None:
+    """Refuse a difference past the bound that is asked for: it may have been made under a wider one."""
     found, allowed = config.export.judged(made.results)
     if not found <= allowed:
         raise UnequalError(
             f"{made.path} was exported with logits that are {found:.3g} apart, and {allowed:.3g} is allowed. Set "
             "export.dtype=fp32, or allow more by export.max_logit_difference."
         )
+    if process_rank() == 0:
+        check_files(made)
 
 
 def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome:
     from llm import export  # takes seconds, which an export that is already finished need not wait for
 
-    settings, words = config.export, model.tokenizer
-    special = tokenizer.special(words)
+    settings = config.export
+    special = tokenizer.special(model.tokenizer)
     trial, loaded = _try_out(source, model)
     with whole_folder(run.path / ("model" if settings.merge else "adapter")) as target:
-        export.write_tokenizer(words, target, special, positions=model.positions)
+        export.write_tokenizer(model.tokenizer, target, special, positions=model.positions)
         if settings.merge or model.adapter is None:
             proof = export.export_model(loaded, target, trial, special, settings)
         else:
@@ -128,7 +144,6 @@ def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome
         proof["positions_compared"],
         texts,
     )
-    log_results(config, run, proof)
     return Outcome(results=proof, digest=digest)
 
 
@@ -156,9 +171,9 @@ def _try_out(source: Run, model: Model) -> tuple["Trial", Any]:
     from llm import export
     from llm import model as models
 
-    words, loaded = tokenizer.load(model.tokenizer), models.load_for_use(model)
+    vocabulary, loaded = tokenizer.load(model.tokenizer), models.load_for_use(model)
     special = tokenizer.special(model.tokenizer)
-    added = [number for token in special.tokens if (number := words.token_to_id(token)) is not None]
+    added = [number for token in special.tokens if (number := vocabulary.token_to_id(token)) is not None]
     return export.try_out(loaded, _prompts(source, model.tokenizer), special, added, most=model.positions), loaded
 
 
@@ -167,14 +182,17 @@ def _name_of_base(source: Run) -> str:
     return source.places.get("base", source.path).resolve().name
 
 
-def _prompts(source: Run, words: Path) -> list[list[int]]:
+def _prompts(source: Run, folder: Path) -> list[list[int]]:
     """The prompts that the run wrote after at its validations, as ids: of a tuned run, questions that it held out."""
     samples = metrics_of(source, SAMPLES)
     texts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:MOST_PROMPTS]
     if source.stage == "pretrain":
-        loaded, begin = tokenizer.load(words), tokenizer.special(words).bos_id
+        loaded, begin = tokenizer.load(folder), tokenizer.special(folder).bos_id
         return [[begin, *loaded.encode(text, add_special_tokens=False).ids] for text in texts]
-    chat = tokenizer.load_chat(words)
+    chat = tokenizer.load_chat(folder)
     asked = [[{"role": "user", "content": text}] for text in texts]
     with tokenizer.Renderer(chat) as renderer:
         return renderer.prompt_ids(asked)
+
+
+STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate, loads=("llm.model", "llm.export"))

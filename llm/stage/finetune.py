@@ -17,6 +17,7 @@ from llm.data import (
     Encoded,
     PackedConversationRows,
     conversation_rows,
+    corpus_notes,
     encode_conversations,
     open_corpus,
     padding_share,
@@ -31,15 +32,15 @@ from llm.run import (
     Run,
     digest_of,
     log,
-    make,
     process_rank,
     settled_trainer,
     sha256_of,
+    with_precision,
 )
-from llm.stage import corpus_notes
-from llm.stage._base import check_against_base, find_base
-from llm.stage._training import measured_names, require_machine, train
-from llm.stage.pretrain import model_digest
+from llm.stage import Runs, Stage, Work
+from llm.stage.estimate import Estimate, estimate_training
+from llm.stage.training import measured_names, model_digest, train
+from llm.stage.tuned_base import check_against_base, find_base, outline_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,13 +56,10 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 BYTES = 4  # of a weight, or of a moment of AdamW's, in fp32
 
 
-def run(config: FinetuneStage) -> Run:
-    """The finished fine-tuning run of a config."""
+def plan(config: FinetuneStage, parents: Runs) -> Work:
     base = find_base(config.outputs, config.base)
     check_against_base(config, base)
     base.check()
-    if not config.dry_run:  # which says what is lacking, for it may be about another machine
-        require_machine(config.trainer)
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
     corpus = open_corpus(config.data)
     plan = Plan(
@@ -75,14 +73,34 @@ def run(config: FinetuneStage) -> Run:
     config = replace(config, trainer=settled_trainer(plan))
 
     def work(run: Run) -> Outcome:
-        with _chat_tokenizer(run, base, template, str(config.chat_template)) as (words, new_ids):
-            return _train(run, config, base, corpus, words, new_ids)
+        with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
+            return _train(run, config, base, corpus, folder, new_ids)
 
     def prepare(folder: Path) -> None:
         if base.run is None:
             tokenizer.adopt(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
 
-    return make(replace(plan, config=config), work, prepare=prepare)
+    return Work(plan=replace(plan, config=config), do=work, prepare=prepare, logs=True)
+
+
+def estimate(config: FinetuneStage, parents: Runs) -> Estimate:
+    config = replace(config, trainer=with_precision(config.trainer))
+    leaves = "model" if config.lora.method is Method.full else "adapter"
+    return estimate_training(config, outline(config), text=None, leaves=leaves)
+
+
+def outline(config: FinetuneStage) -> Any:
+    """The base as it is to be trained, on the meta device."""
+    import torch
+
+    from llm import model as models
+
+    tuning = config.lora
+    if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
+        tuning = replace(tuning, method=Method.lora)
+    model = outline_of(find_base(config.outputs, config.base)).to(getattr(torch, tuning.base_precision.value))
+    with torch.device("meta"):
+        return model if tuning.method is Method.full else models.add_lora(model, tuning)
 
 
 def result_names(config: FinetuneStage) -> list[str]:
@@ -107,16 +125,19 @@ def _chat_tokenizer(run: Run, base: Model, template: str | None, name: str) -> I
         yield Path(folder), new_ids
 
 
-def _train(run: Run, config: FinetuneStage, base: Model, corpus: Corpus, words: Path, new_ids: list[int]) -> Outcome:
+def _train(
+    run: Run, config: FinetuneStage, base: Model, corpus: Corpus, tokenizer_folder: Path, new_ids: list[int]
+) -> Outcome:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
     from llm.trainer import require_rows
 
-    special, vocab_size = tokenizer.special(words), tokenizer.load(words).get_vocab_size()
+    special = tokenizer.special(tokenizer_folder)
+    vocab_size = tokenizer.load(tokenizer_folder).get_vocab_size()
     if process_rank() == 0:
         corpus.keep_left_out(run.path)
-    rows, prompts, dropped = _read(config, corpus, words, special)
+    rows, prompts, dropped = _read(config, corpus, tokenizer_folder, special)
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
     loaded = models.load(base.weights, config.lora)
@@ -133,7 +154,7 @@ def _train(run: Run, config: FinetuneStage, base: Model, corpus: Corpus, words: 
         model=model,
         model_config=loaded.config,
         rows={**rows},
-        tokenizer_folder=words,
+        tokenizer_folder=tokenizer_folder,
         prompts=prompts,
         save=partial(models.save if is_full else models.save_adapter, model),
         save_as="model" if is_full else "adapter",
@@ -252,3 +273,12 @@ def _shortened(text: str) -> str:
 
 def _is_long(conversation: Conversation) -> bool:
     return sum(len(message["content"]) for message in conversation.messages[:-1]) > SAMPLE_CHARACTERS
+
+
+STAGE = Stage(
+    plan=plan,
+    result_names=result_names,
+    estimate=estimate,
+    outline=outline,
+    loads=("llm.model", "llm.trainer", "llm.logger", "peft"),
+)

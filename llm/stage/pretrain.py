@@ -2,44 +2,45 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import PretrainStage, ShardsStage, TokenizerStage
+from llm.config import PretrainStage, ShardsStage
 from llm.data import MixedRows, TokenRows, read_manifest
-from llm.run import (
-    NOT_MINE,
-    Outcome,
-    Plan,
-    Run,
-    check_files,
-    digest_of,
-    log,
-    make,
-    settled_trainer,
-    sha256_of,
-)
-from llm.stage import shards as shards_stage
-from llm.stage import tokenizer as tokenizer_stage
-from llm.stage._budget import steps_within_budget
-from llm.stage._extension import adopt_beginning
-from llm.stage._mixture import mixed_rows, say_epochs
-from llm.stage._training import measured_names, require_machine, train
+from llm.data.mixed_shards import mixed_rows, say_epochs
+from llm.errors import ConfigError
+from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, log, settled_trainer, with_precision
+from llm.stage import Runs, Stage, Step, Work, step_of
+from llm.stage.estimate import Estimate, estimate_training
+from llm.stage.extension import adopt_beginning
+from llm.stage.tokenizer import vocab_size
+from llm.stage.training import measured_names, model_digest, train
 
 FORMAT_VERSION = 2
 
 
-def run(config: PretrainStage) -> Run:
-    """The finished pretraining run of a config."""
-    if not config.dry_run:  # which says what is lacking, for it may be about another machine
-        require_machine(config.trainer)
+def parents(config: PretrainStage) -> dict[str, Step]:
+    """Its shards, whose tokenizer has to be that of a model to go on from: known before a shard is written."""
     if config.model.needs_library:
         from llm.model import check_architecture  # takes seconds: only for what the schema cannot know
 
         check_architecture(config.model)
-    source, config = _source(config)
-    shards = shards_stage.run(ShardsStage(stage="shards", **_shared(config)), wait=True)
+    shards = step_of(ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data))
+    if config.model.path is not None:
+        from llm import model as models
+
+        model, folder = _known(config).model, models.folder_of_model(config.model)
+        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, folder, made.path)
+    return {"shards": shards}
+
+
+def plan(config: PretrainStage, parents: Runs) -> Work:
+    shards, source = parents["shards"], {}
+    config = _known(config)
+    if config.model.path is not None:
+        from llm import model as models
+
+        source = {"model": models.digest_of_model(models.folder_of_model(config.model))}
     config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
     plan = Plan(
         config=config,
@@ -50,11 +51,24 @@ def run(config: PretrainStage) -> Run:
     )
     config = replace(config, trainer=settled_trainer(plan))
     plan = replace(plan, config=config)
-    return make(
-        plan,
-        lambda run: _train(run, config, shards),
+    return Work(
+        plan=plan,
+        do=lambda run: _train(run, config, shards),
         prepare=lambda folder: adopt_beginning(folder, plan, config),
+        logs=True,
     )
+
+
+def estimate(config: PretrainStage, parents: Runs) -> Estimate:
+    config, text = _known(config), parents["shards"].results
+    steps = steps_within_budget(config, parents["shards"])
+    config = replace(config, trainer=replace(with_precision(config.trainer), max_steps=steps))
+    return estimate_training(config, _outline(config, text["vocab_size"]), text=text, leaves="model")
+
+
+def outline(config: PretrainStage) -> Any:
+    """The model that would be trained, on the meta device."""
+    return _outline(_known(config), vocab_size(config.tokenizer))
 
 
 def result_names(config: PretrainStage) -> list[str]:
@@ -63,26 +77,55 @@ def result_names(config: PretrainStage) -> list[str]:
     return [*measured_names(config), "unigram_bits_per_byte", *epochs]
 
 
-def _shared(config: PretrainStage) -> dict[str, Any]:
-    """What the stages that are made on the way have of this one."""
-    return {key: getattr(config, key) for key in ("outputs", "dry_run", "tokenizer", "data")}
+def steps_within_budget(config: PretrainStage, shards: Run) -> int:
+    """Optimizer steps whose tokens use up a budget, to the nearest; trainer.max_steps where none is set.
 
-
-def _source(config: PretrainStage) -> tuple[dict[str, str], PretrainStage]:
-    """(the digest of the model to go on from, if there is one; the config with what that model is).
+    Bytes are those of the raw text of the training documents: a tokenizer that cuts finer gets more steps for them.
 
     Raises:
-        ConfigError: there is none, or its tokenizer is another: known before a shard is written.
+        ConfigError: the budget does not pay for half a step.
     """
+    trainer, results = config.trainer, shards.results
+    step_tokens = config.data.batch_size * config.data.sequence_length
+    if trainer.max_bytes is not None:
+        train = results["train"]
+        key, amount, step = "max_bytes", float(trainer.max_bytes), step_tokens * train["raw_bytes"] / train["tokens"]
+    elif trainer.max_tokens is not None:
+        key, amount, step = "max_tokens", float(trainer.max_tokens), float(step_tokens)
+    elif trainer.max_flops is not None:
+        from llm.trainer.throughput import flops_per_token  # as throughput is measured by
+
+        model = _outline(config, results["vocab_size"])
+        of_token = flops_per_token(model, model.config, sequence_length=config.data.sequence_length)
+        key, amount, step = "max_flops", trainer.max_flops, step_tokens * of_token
+    else:
+        return trainer.max_steps
+    steps = round(amount / step)
+    if steps < 1:
+        raise ConfigError(
+            f"trainer.{key}={amount:g} does not pay for a step, which takes {step:.4g}. Raise it, or lower "
+            "data.batch_size or data.sequence_length."
+        )
+    return steps
+
+
+def _known(config: PretrainStage) -> PretrainStage:
+    """The config with what the model is that is gone on from."""
     if config.model.path is None:
-        return {}, config
+        return config
     from llm import model as models
 
-    config = replace(config, model=models.as_it_is(config.model))
-    folder = models.folder_of_model(config.model)
-    made = tokenizer_stage.run(TokenizerStage(stage="tokenizer", **_shared(config)), wait=True)
-    models.check_tokenizer(config.model, folder, made.path)
-    return {"model": models.digest_of_model(folder)}, config
+    return replace(config, model=models.as_it_is(config.model))
+
+
+def _outline(config: PretrainStage, num_tokens: int) -> Any:
+    import torch  # takes seconds
+
+    from llm import model as models
+
+    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+    with torch.device("meta"):
+        return models.build(config.model, vocab_size=num_tokens, special=special)
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
@@ -110,7 +153,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         100 * rows["train"].padding_share,
     )
     epochs = say_epochs(config, rows["train"]) if isinstance(rows["train"], MixedRows) else {}
-    words = tokenizer.load(tokenizer_folder)
+    loaded = tokenizer.load(tokenizer_folder)
     results = train(
         run,
         config,
@@ -119,7 +162,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         rows=rows,
         tokenizer_folder=tokenizer_folder,
         prompts=[
-            (prompt, [special.bos_id, *words.encode(prompt, add_special_tokens=False).ids])
+            (prompt, [special.bos_id, *loaded.encode(prompt, add_special_tokens=False).ids])
             for prompt in config.trainer.sample_prompts
         ],
         save=partial(models.save, model),
@@ -147,6 +190,11 @@ def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
     }
 
 
-def model_digest(folder: Path) -> str:
-    """Of the weights, the tokenizer and the chat template: what a fine-tuning depends on."""
-    return digest_of([sha256_of(folder / n) for n in ("model.safetensors", "tokenizer.json", "chat_template.jinja")])
+STAGE = Stage(
+    parents=parents,
+    plan=plan,
+    result_names=result_names,
+    estimate=estimate,
+    outline=outline,
+    loads=("llm.model", "llm.trainer", "llm.logger"),
+)

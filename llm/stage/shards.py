@@ -6,81 +6,65 @@ run says where they are, and what they come to. Processes on several machines th
 
 from dataclasses import asdict, replace
 
-from llm.config import Reuse, ShardsStage, TokenizerStage
-from llm.data import Copies, Corpus, available_cores, count_copies, open_corpus, open_parts, read_manifest, write_shards
-from llm.run import Outcome, Plan, Run, check_files, digest_of, log, make, process_rank
-from llm.run.owner import OwnedError
-from llm.stage import corpus_notes
-from llm.stage import tokenizer as tokenizer_stage
-from llm.stage._logging import log_results
-from llm.stage._mixture import digests, folders, totals
+from llm.config import ShardsStage, TokenizerStage
+from llm.data import (
+    Copies,
+    Corpus,
+    available_cores,
+    corpus_notes,
+    count_copies,
+    open_corpus,
+    open_parts,
+    read_manifest,
+    write_shards,
+)
+from llm.data.mixed_shards import ROLE, totals
+from llm.run import Outcome, Plan, Run, check_files, digest_of, log
+from llm.stage import Runs, Stage, Step, Work, step_of
+from llm.stage.estimate import Estimate, estimate_mixture, estimate_text
 
 FORMAT_VERSION = 3
 
 
-def run(config: ShardsStage, *, wait: bool = False) -> Run:
-    """The finished shards run of a config; `wait` for another process that makes it, or refuse; of a mixture, wait."""
+def parents(config: ShardsStage) -> dict[str, Step]:
+    """Its tokenizer; of a mixture the shards of each part by that tokenizer as well."""
     if config.data.is_mixture:
-        corpora = open_parts(config.data)
-        return _mix(config, corpora, _tokenizer(config))
-    corpus = open_corpus(config.data)
-    return _shards(config, corpus, _tokenizer(config), wait=wait)
+        open_parts(config.data)  # or it is refused before there is a tokenizer
+    tokenizer = step_of(
+        TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data)
+    )
+    parts = {name: replace(config, name=None, data=config.data.part(name), logger=None) for name in _parts(config)}
+    of_parts = {f"{ROLE}{name}": Step(config=part, parents={"tokenizer": tokenizer}) for name, part in parts.items()}
+    return {"tokenizer": tokenizer} | of_parts
 
 
-def _tokenizer(config: ShardsStage) -> Run:
-    return tokenizer_stage.run(
-        TokenizerStage(
-            stage="tokenizer",
-            outputs=config.outputs,
-            dry_run=config.dry_run,
-            tokenizer=config.tokenizer,
-            data=config.data,
+def plan(config: ShardsStage, parents: Runs) -> Work:
+    corpus = None if config.data.is_mixture else open_corpus(config.data)
+    parts = {name: parents[f"{ROLE}{name}"] for name in _parts(config)}
+    return Work(
+        plan=Plan(
+            config=config,
+            default_name=f"{config.tokenizer.label}-{config.data.name}",
+            format_version=FORMAT_VERSION,
+            parents=({"data": corpus.digest()} if corpus else {}) | {role: run.digest for role, run in parents.items()},
+            folders={role: str(run.path) for role, run in parents.items()},
         ),
-        wait=True,
+        do=lambda run: _write(run, config, corpus, parents["tokenizer"]) if corpus else _add_up(config, parts),
+        waits=corpus is None,  # all who shared a mixture come to this
     )
 
 
-def _shards(config: ShardsStage, corpus: Corpus, trained: Run, *, wait: bool) -> Run:
-    plan = Plan(
-        config=config,
-        default_name=_name(config),
-        format_version=FORMAT_VERSION,
-        parents={"data": corpus.digest(), "tokenizer": trained.digest},
-        folders={"tokenizer": str(trained.path)},
-    )
-    return make(plan, lambda run: _write(run, config, corpus, trained), wait=wait)
+def estimate(config: ShardsStage, parents: Runs) -> Estimate:
+    if config.data.is_mixture:
+        return estimate_mixture({n: parents[f"{ROLE}{n}"].results for n in _parts(config)}, config.data.parts)
+    text = estimate_text(config.data, parents["tokenizer"])
+    width = 2 if text.results["vocab_size"] <= 2**16 else 4
+    text.disk["shards"] = width * text.results["train"]["tokens"] / (1 - config.data.held_out_share)
+    return text
 
 
-def _mix(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> Run:
-    parts = _parts(config, corpora, trained)
-    plan = Plan(
-        config=config,
-        default_name=_name(config),
-        format_version=FORMAT_VERSION,
-        parents={"tokenizer": trained.digest} | digests(parts),
-        folders={"tokenizer": str(trained.path)} | folders(parts),
-    )
-    return make(plan, lambda run: _add_up(run, config, parts), wait=True)  # all who shared it come to this
-
-
-def _parts(config: ShardsStage, corpora: dict[str, Corpus], trained: Run) -> dict[str, Run]:
-    """The shards of each part; one that a process on other cores makes is left to it while there is another to make."""
-
-    def made(name: str, *, wait: bool) -> Run:
-        part = replace(config, name=None, data=config.data.part(name), logger=None)
-        return _shards(part, corpora[name], trained, wait=wait)
-
-    runs: dict[str, Run] = {}
-    only_waits = process_rank() > 0 or config.reuse is Reuse.never  # what another one made would be made again
-    for name in [] if only_waits else corpora:
-        try:
-            runs[name] = made(name, wait=False)
-        except OwnedError as taken:
-            if taken.has_other_cores:
-                log.info("%s: left to %s", name, taken.maker)
-            else:
-                runs[name] = made(name, wait=True)
-    return {name: runs.get(name) or made(name, wait=True) for name in corpora}
+def _parts(config: ShardsStage) -> list[str]:
+    return sorted(config.data.parts) if config.data.is_mixture else []
 
 
 def result_names(config: ShardsStage) -> list[str]:
@@ -88,16 +72,12 @@ def result_names(config: ShardsStage) -> list[str]:
     return ["vocab_size", "bos_id", "eos_id"]
 
 
-def _name(config: ShardsStage) -> str:
-    return f"{config.tokenizer.label}-{config.data.name}"
-
-
-def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outcome:
-    check_files(trained, under="tokenizer")
+def _write(run: Run, config: ShardsStage, corpus: Corpus, tokenizer: Run) -> Outcome:
+    check_files(tokenizer, under="tokenizer")
     corpus.keep_left_out(run.path)
     manifest = write_shards(
         corpus,
-        trained.path,
+        tokenizer.path,
         run.path / "shards",
         made_from=digest_of(run.record["identity"]),
         num_workers=config.data.num_workers or available_cores(),
@@ -114,7 +94,6 @@ def _write(run: Run, config: ShardsStage, corpus: Corpus, trained: Run) -> Outco
     content = asdict(manifest)
     copies = count_copies((run.path / "shards", manifest), [(run.path / "shards", manifest)])
     _say_copies("", copies)
-    log_results(config, run, content)
     return Outcome(results=content, digest=digest_of(content), notes=corpus_notes(corpus) | {"leaks": asdict(copies)})
 
 
@@ -130,7 +109,7 @@ def _say_copies(part: str, copies: Copies) -> None:
         )
 
 
-def _add_up(run: Run, config: ShardsStage, parts: dict[str, Run]) -> Outcome:
+def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
     results = totals(parts, config.data.parts)
     for name, part in results["parts"].items():
         log.info(
@@ -154,5 +133,9 @@ def _add_up(run: Run, config: ShardsStage, parts: dict[str, Run]) -> Outcome:
             for reason, times in run.record["notes"]["dropped_records"].items()
         },
     }
-    log_results(config, run, results)
-    return Outcome(results=results, digest=digest_of(digests(parts)), notes=notes)
+    return Outcome(
+        results=results, digest=digest_of({f"{ROLE}{name}": part.digest for name, part in parts.items()}), notes=notes
+    )
+
+
+STAGE = Stage(parents=parents, plan=plan, result_names=result_names, estimate=estimate)

@@ -1,45 +1,47 @@
 """Text -> a trained tokenizer, and a report on what it keeps of held-out text."""
 
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from tokenizers import Tokenizer
 
 from llm import tokenizer
-from llm.config import DataConfig, Reuse, TokenizerConfig, TokenizerStage
-from llm.data import Corpus, MixedCorpus, open_texts
+from llm.config import Reuse, TokenizerConfig, TokenizerStage
+from llm.data import Corpus, MixedCorpus, corpus_notes, open_texts
 from llm.errors import DataError
-from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, make, whole_files, write_json
-from llm.stage import corpus_notes
-from llm.stage._logging import log_results
+from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, whole_files, write_json
+from llm.stage import Runs, Stage, Work, run_step, step_of
+from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
 
 FORMAT_VERSION = 3
 
 
-def run(config: TokenizerStage, *, wait: bool = False) -> Run:
-    """The finished tokenizer run of a config; `wait` for another process that makes it, or refuse.
-
-    Raises:
-        DataError: the tokenizer does not give held-out text back, and tokenizer.allow_lossy is false.
-    """
+def plan(config: TokenizerStage, parents: Runs) -> Work:
     if config.data.tokenizer_part is not None:
         config = replace(config, data=config.data.part(config.data.tokenizer_part))
-    source = pretrained_parents(config.tokenizer)
+    source = _digest_of_pretrained(config.tokenizer)
     corpus = open_texts(config.data)
-    plan = Plan(
-        config=config,
-        default_name=f"{config.tokenizer.label}-{config.data.name}",
-        format_version=FORMAT_VERSION,
-        parents={"data": corpus.digest()} | source,
+    return Work(
+        plan=Plan(
+            config=config,
+            default_name=f"{config.tokenizer.label}-{config.data.name}",
+            format_version=FORMAT_VERSION,
+            parents={"data": corpus.digest()} | source,
+        ),
+        do=lambda run: _train(run, config, corpus),
+        check=lambda run: _refuse_lossy(config.tokenizer, run.results),  # it may have been made with allow_lossy
     )
-    made = make(plan, lambda run: _train(run, config, corpus), wait=wait)
-    _refuse_lossy(config.tokenizer, made.results)  # it may have been made with allow_lossy, and be reused without
-    return made
 
 
-def pretrained_parents(config: TokenizerConfig) -> dict[str, str]:
+def estimate(config: TokenizerStage, parents: Runs) -> Estimate:
+    size, part = vocab_size(config.tokenizer), config.data.tokenizer_part
+    guessed = {"vocab_size": size, "bytes_per_token": guess_bytes_per_token(size)}
+    made = estimate_text(config.data.part(part) if part else config.data, estimated_run("tokenizer", guessed))
+    return replace(made, results=guessed)
+
+
+def _digest_of_pretrained(config: TokenizerConfig) -> dict[str, str]:
     """What a tokenizer that is read, not trained, is made from."""
     if config.path is None:
         return {}
@@ -76,7 +78,7 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
         notes = corpus_notes(corpus) | {"taken_from": str(folder)}
         with whole_files(run.path) as target:
             tokenizer.save_with_roles(taken, roles, target)
-    texts = _held_out(_Corpus(config.data, run.record["identity"]["parents"]["data"], corpus))
+    texts = list(corpus.texts(held_out=True))
     loaded = tokenizer.load(run.path)
     report = tokenizer.report(loaded, texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
@@ -84,7 +86,6 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     results = asdict(report)
     _refuse_lossy(config.tokenizer, results)
     notes |= {"llama_cpp": _say_llama_cpp(tokenizer.llama_cpp_form(loaded))}
-    log_results(config, run, results)
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
 
 
@@ -97,26 +98,6 @@ def _say_llama_cpp(form: tokenizer.LlamaCppForm | str) -> str:
     return form.model
 
 
-class _Corpus(NamedTuple):
-    """A corpus by what is in it, so that the jobs of a sweep find that they have the same one."""
-
-    config: DataConfig
-    digest: str
-    corpus: Corpus | MixedCorpus
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Corpus) and self[:2] == other[:2]
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-
-@lru_cache(maxsize=1)
-def _held_out(corpus: _Corpus) -> list[str]:
-    """The held-out texts, kept for the next job: to find them takes longer than to cut a tokenizer and measure it."""
-    return list(corpus.corpus.texts(held_out=True))
-
-
 def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     """The tokenizer cut from a larger one, which is trained if it is missing; None where that is not asked for."""
     wanted = config.tokenizer
@@ -126,7 +107,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
     larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
-    parent = run(replace(config, tokenizer=larger, reuse=Reuse.auto, logger=None), wait=True)
+    parent = run_step(step_of(replace(config, tokenizer=larger, reuse=Reuse.auto, logger=None)), wait=True)
     log.info("cut from %s, which holds it", parent.path)
     trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
     trained.encode_special_tokens = False
@@ -200,3 +181,6 @@ def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:
         f"documents do not come back; {where}; characters lost: {characters or 'none'}. Choose one that keeps all "
         "(tokenizer=char_bpe or byte_bpe), or set tokenizer.allow_lossy=true."
     )
+
+
+STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate)

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from importlib import import_module
 from logging import LogRecord
-from typing import Any
 
-from llm.config import Reuse, ShardsStage, StageConfig, TokenizerStage
+from llm.config import Reuse, StageConfig
 from llm.errors import UserError
 from llm.run import Run, console, log, start_logging
+from llm.stage import Step, run_step, step_of
 
 
 class Finder:
@@ -24,38 +22,27 @@ class Finder:
         """The finished run of a config; None if there is none, or if the config wants it made again."""
         if config.reuse is Reuse.never:
             return None
-        place = repr(config)
-        if place not in self._found or self._found[place] is None:
-            self._found[place] = self._look(config)
+        try:
+            return self._find(step_of(config))
+        except (UserError, OSError):  # the job itself will say what is wrong
+            return None
+
+    def _find(self, step: Step) -> Run | None:
+        place = repr(step)
+        if self._found.get(place) is None:
+            self._found[place] = self._look(step)
         return self._found[place]
 
-    def _look(self, config: StageConfig) -> Run | None:
-        if not all(self.find(parent) for parent in _parents(config)):
+    def _look(self, step: Step) -> Run | None:
+        if not all(self._find(parent) for parent in step.parents.values()):
             return None  # a stage would begin by making them
         with _log_kept() as said:
             try:
-                run: Run = _stage(config.stage).run(replace(config, reuse=Reuse.require))
-            except (UserError, OSError):  # the job itself will say what is wrong
+                run = run_step(replace(step, config=replace(step.config, reuse=Reuse.require)))
+            except (UserError, OSError):
                 return None
         self.said[str(run.path)] = said[max(n for n, line in enumerate(said) if line.startswith("reused ")) :]
         return run
-
-
-def _parents(config: StageConfig) -> list[StageConfig]:
-    """What a stage makes on the way where it is missing, as it would ask for it."""
-    settings: Any = config
-    tokenizer = getattr(config, "tokenizer", None)
-    if tokenizer is None or config.stage == "tokenizer":
-        return []
-    shared = {"outputs": config.outputs, "tokenizer": tokenizer, "data": settings.data}
-    if config.stage == "shards":
-        return [TokenizerStage(stage="tokenizer", **shared)]
-    return [ShardsStage(stage="shards", **shared)]
-
-
-@cache
-def _stage(name: str) -> Any:
-    return import_module(f"llm.stage.{name}")
 
 
 @contextmanager

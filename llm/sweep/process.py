@@ -14,21 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import fields
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from llm.config import STAGES
 from llm.run.launch import PR_SET_PDEATHSIG, TRAIN
-
-# What takes seconds to import, by the settings of the stages that need it.
-HEAVY = {
-    "trainer": ["llm.model", "llm.trainer", "llm.logger"],
-    "lora": ["peft"],
-    "evaluation": ["llm.model", "llm.trainer", "llm.evaluation"],
-    "export": ["llm.model", "llm.export"],
-}
+from llm.stage import stage_named
 
 FOR_THE_DRIVER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -42,8 +33,7 @@ def prepare_server(stages: Iterable[str]) -> None:
 
 def preloaded(stage: str) -> list[str]:
     """The modules that a stage's jobs would each import."""
-    settings = [f.name for f in fields(STAGES[stage])]
-    return [f"llm.stage.{stage}", *(module for name in settings for module in HEAVY.get(name, []))]
+    return [f"llm.stage.{stage}", *stage_named(stage).loads]
 
 
 def _ensure_server(threads: str) -> None:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llm.config import Sampler, StageConfig, SweeperConfig
 from llm.config.sweeping import SWEEPER
 from llm.errors import ConfigError, LaunchError
 from llm.run import Run, digest_of, write_json
+from llm.stage import stage_named
 from llm.sweep.halving import point_of, points
 from llm.sweep.space import Dimension, Value, points_of_grid
 
@@ -96,7 +96,7 @@ def check_objectives(settings: SweeperConfig, config: StageConfig) -> None:
     Raises:
         ConfigError: an objective that the stage's runs do not have, or that halving cannot see as they go.
     """
-    known = import_module(f"llm.stage.{config.stage}").result_names(config)
+    known = stage_named(config.stage).result_names(config)
     for name in settings.objectives:
         said = f"{SWEEPER}.objectives={name}"
         if not any(fnmatchcase(name, each) for each in known):

@@ -23,14 +23,14 @@ from pathlib import Path
 import llm.data.encoding as encoding
 import llm.data.sharding as sharding
 from llm.config import DataConfig, DataKind, ShardsStage
-from llm.stage import shards
+from llm.stage import run_stage
 from tests.korean import preset
 
 sharding.SHARD_TOKENS, encoding.CHUNK_CHARACTERS = 4000, 2000
 outputs, num_workers = Path(sys.argv[1]), int(sys.argv[2])
 path = str(outputs.with_name("text.jsonl"))
 data = DataConfig(name="text", kind=DataKind.text, path=path, held_out_share=0.1, num_workers=num_workers)
-shards.run(ShardsStage(stage="shards", outputs=str(outputs), tokenizer=preset("char_bpe"), data=data))
+run_stage(ShardsStage(stage="shards", outputs=str(outputs), tokenizer=preset("char_bpe"), data=data))
 """
 
 

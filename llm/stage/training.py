@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config import FinetuneStage, PretrainStage, TrainerConfig
-from llm.run import Run, history, process_rank, read_metrics, require_devices, whole_folder
+from llm.run import Run, digest_of, history, process_rank, read_metrics, sha256_of, whole_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,19 +24,6 @@ def measured_names(config: PretrainStage | FinetuneStage) -> list[str]:
     names = [f"{name}{end}" for name in MEASURED for end in ("", "_before")]
     names += [f"{name}/{part}" for name in MEASURED for part in config.data.parts or ()]
     return [*names, "val/loss_best", "best_step", "tokens", "tokens_per_second_median", "parameters"]
-
-
-def require_machine(trainer: TrainerConfig) -> None:
-    """Refuse, before any work, what this machine cannot carry out.
-
-    Raises:
-        ConfigError: devices, a precision or a compiler that are not there.
-    """
-    require_devices(trainer)
-    if trainer.compile:
-        from llm.trainer import require_compiler
-
-        require_compiler(trainer)
 
 
 def train(
@@ -113,13 +100,18 @@ def _sampler(
     """What draws a text from each prompt, by the model as it is then."""
     from llm import model as models
 
-    words, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
+    loaded, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
     sampling = models.Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
 
     def sample() -> list[dict[str, str]]:
         return [
-            {"prompt": prompt, "text": models.generate(model, ids, words, sampling=sampling, pad_id=pad_id)}
+            {"prompt": prompt, "text": models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)}
             for prompt, ids in prompts
         ]
 
     return sample
+
+
+def model_digest(folder: Path) -> str:
+    """Of the weights, the tokenizer and the chat template: what a fine-tuning depends on."""
+    return digest_of([sha256_of(folder / n) for n in ("model.safetensors", "tokenizer.json", "chat_template.jinja")])

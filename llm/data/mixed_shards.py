@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 
 from llm.config import PartConfig, PretrainStage
-from llm.data import MixedRows, TokenRows, amounts, count_predicted, entropy_bits, read_manifest, share_out
+from llm.data.mixture import MixedRows, amounts, share_out
+from llm.data.rows import TokenRows
+from llm.data.sharding import count_predicted, entropy_bits
+from llm.data.shards import read_manifest
 from llm.run import Run, log
 
 ROLE = "shards."  # and a part's name: what a run calls the shards of a part
@@ -118,11 +121,3 @@ def _counts(run: Run) -> Any:
 
 def _brief(split: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in split.items() if key != "shards"}
-
-
-def digests(runs: Mapping[str, Run]) -> dict[str, str]:
-    return {f"{ROLE}{name}": run.digest for name, run in runs.items()}
-
-
-def folders(runs: Mapping[str, Run]) -> dict[str, str]:
-    return {f"{ROLE}{name}": str(run.path) for name, run in runs.items()}

@@ -1,5 +1,6 @@
 """What an evaluation is of, a run or any model's folder -> the model, and the held-out text that it is asked about."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
@@ -8,18 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from llm.config import Accelerator, DataConfig, DataKind, EvaluateStage, EvaluationConfig, Packing, as_recorded
-from llm.data import Corpus, open_corpus
+from llm.data import (
+    Corpus,
+    Manifest,
+    MixedRows,
+    TokenRows,
+    available_cores,
+    open_corpus,
+    open_parts,
+    read_manifest,
+    write_shards,
+)
+from llm.data.mixed_shards import parts_of
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run import Model, Run, base_of, digest_of, find_model, is_foreign, log, sha256_of
-from llm.stage._held_out import digest_of_sources, open_sources
 
+Sources = dict[str, tuple[Path, Manifest]]  # part of a mixture -> its shards and what is in them; "": all of it
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
 
 WAY_TO_TEMPLATE = "Mark the answers in its chat_template.jinja, or give data=text."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Evaluated:
     """A model, and what is known that it has not learned from: text, conversations, or both."""
 
     model: Model
@@ -42,7 +54,7 @@ class Subject:
         if self.shards:
             found["shards"] = self.shards.digest
         if self.texts:
-            found["text"] = digest_of_sources(self.texts)
+            found["text"] = _digest_of_sources(self.texts)
         if self.model.run and (base := self.model.run.record["identity"]["parents"].get("base")):
             found["base"] = base
         if self.conversations:
@@ -55,7 +67,7 @@ class Subject:
         return ({"stage": run.stage, "key": run.key} if run else {"folder": str(self.model.path)}) | known
 
 
-def find_subject(config: EvaluateStage) -> Subject:
+def find_evaluated(config: EvaluateStage) -> Evaluated:
     """What config.run names, with its files checked, and the text and conversations to ask it about.
 
     Raises:
@@ -69,18 +81,18 @@ def find_subject(config: EvaluateStage) -> Subject:
     shards, length = _own_text(model.run) if model.run else (None, 0)
     text = data if data and data.kind is not DataKind.conversations else None
     chats = data if data and not text else _tuned_on(model.run)
-    subject = Subject(
+    evaluated = Evaluated(
         model=model,
         shards=None if text else shards,
         sequence_length=text.sequence_length if text else length,
         text=text,
-        texts=open_sources(text) if text else {},
+        texts=_open_sources(text) if text else {},
         chats=chats,
         conversations=open_corpus(chats) if chats else None,
     )
-    _check(config, subject)
+    _check(config, evaluated)
     model.check()
-    return subject
+    return evaluated
 
 
 def task_parents(config: EvaluationConfig) -> dict[str, str]:
@@ -89,6 +101,58 @@ def task_parents(config: EvaluationConfig) -> dict[str, str]:
         return {}
     files = [path for path in sorted(Path(config.task_path).rglob("*")) if path.suffix in TASK_SUFFIXES]
     return {"tasks": digest_of([[str(path.relative_to(config.task_path)), sha256_of(path)] for path in files])}
+
+
+def _open_sources(config: DataConfig) -> dict[str, Corpus]:
+    """The corpus of each part of a mixture, or the one that there is; nothing is read yet."""
+    return open_parts(config) if config.is_mixture else {"": open_corpus(config)}
+
+
+def _digest_of_sources(corpora: Mapping[str, Corpus]) -> str:
+    """SHA-256 over all that is read."""
+    return digest_of({name: corpus.digest() for name, corpus in corpora.items()})
+
+
+def held_out_of_shards(shards: Run) -> Sources:
+    """What a shards run held out, each file checked.
+
+    Raises:
+        DamagedError: one is missing or is not what it was.
+    """
+    runs = parts_of(shards) or {"": shards}
+    return {name: (run.path / "shards", read_manifest(run.path / "shards")) for name, run in runs.items()}
+
+
+def held_out_of_text(
+    corpora: Mapping[str, Corpus], tokenizer_folder: Path, folder: Path, *, num_workers: int | None
+) -> Sources:
+    """The held-out documents of each corpus, encoded into `folder` by the tokenizer in `tokenizer_folder`.
+
+    Raises:
+        DataError: there is none, a record cannot be used, or its text would be read as a special token.
+    """
+    sources: Sources = {}
+    for name, corpus in corpora.items():
+        place = folder / (name or "shards")
+        manifest = write_shards(
+            corpus,
+            tokenizer_folder,
+            place,
+            made_from=corpus.digest(),
+            num_workers=num_workers or available_cores(),
+            splits=("held_out",),
+        )
+        sources[name] = (place, manifest)
+    return sources
+
+
+def rows_of(sources: Sources, *, sequence_length: int) -> TokenRows | MixedRows:
+    """The held-out documents in rows, as training validates: end to end, cut where a row is full."""
+    rows = {
+        name: TokenRows(folder, manifest, manifest.held_out, sequence_length=sequence_length)
+        for name, (folder, manifest) in sources.items()
+    }
+    return rows[""] if "" in rows else MixedRows(rows)
 
 
 def _check_folder(config: EvaluateStage, model: Model) -> None:
@@ -138,9 +202,9 @@ def _is_there(path: str) -> bool:
     return Path(path).exists() or bool(glob(path))
 
 
-def _check(config: EvaluateStage, subject: Subject) -> None:
+def _check(config: EvaluateStage, evaluated: Evaluated) -> None:
     """Refuse, before any work, what cannot be asked."""
-    asked, model = config.evaluation, subject.model
+    asked, model = config.evaluation, evaluated.model
     if not asked.tokens_to_write(model.positions) < model.positions:
         raise ConfigError(
             f"evaluation.max_new_tokens={asked.max_new_tokens} is out of range: prompt and text share "
@@ -154,10 +218,10 @@ def _check(config: EvaluateStage, subject: Subject) -> None:
     _check_tasks(asked)
     if asked.accelerator is Accelerator.gpu:
         _require_gpu()
-    if model.run is None and subject.chats is not None:
+    if model.run is None and evaluated.chats is not None:
         _require_template(model.tokenizer)
-    if model.run and subject.conversations and subject.chats is not config.data:
-        _require_same(model.run, subject.conversations, subject.chats)
+    if model.run and evaluated.conversations and evaluated.chats is not config.data:
+        _require_same(model.run, evaluated.conversations, evaluated.chats)
     if model.run and config.data is not None:
         _warn_of_shares(model.run, config.data)
 

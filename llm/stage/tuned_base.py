@@ -40,13 +40,13 @@ def check_against_base(config: FinetuneStage, base: Model) -> None:
     if not base.run or config.lora.target_modules:
         from llm.model import expert_tensors, targets  # takes seconds: only where there is something to check
 
-        model = outline(base)
+        model = outline_of(base)
         _check_targets(config, base, targets(model))
         _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])
     _check_length(config, base)
 
 
-def outline(base: Model) -> "PreTrainedModel":
+def outline_of(base: Model) -> "PreTrainedModel":
     """The base's model without its weights.
 
     Raises:
