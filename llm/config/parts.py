@@ -50,12 +50,14 @@ def _part(name: str, typed: Any, mixture: DictConfig) -> PartConfig:
             raise ConfigError(explain_unknown_key(typed_key, PartConfig, f"{key}."))
     use = typed.get("use")
     choice = _choice(key, use, held_out_share=mixture.held_out_share)
+    inherited = {"cleaning": mixture.cleaning, "bad_records": mixture.bad_records}
     try:
-        inherited = {"cleaning": mixture.cleaning, "bad_records": mixture.bad_records}
-        merged = OmegaConf.merge(OmegaConf.structured(PartConfig), inherited, choice, typed)
-        part = OmegaConf.to_object(merged)
+        places = OmegaConf.create({"data": {"parts": {name: OmegaConf.structured(PartConfig)}}})  # for errors to name
+        for settings in (inherited, choice, typed):
+            OmegaConf.update(places, key, settings)
+        part = OmegaConf.to_object(OmegaConf.select(places, key))
     except OmegaConfBaseException as error:
-        raise ConfigError(_placed(explain(error), key)) from error
+        raise ConfigError(explain(error)) from error
     except ConfigError as error:
         raise ConfigError(in_keys_of_part(str(error), name)) from error
     assert isinstance(part, PartConfig)
@@ -67,16 +69,6 @@ def in_keys_of_part(line: str, name: str) -> str:
     keys = "|".join(_KNOWN)
     line = re.sub(rf"(?<![^\s(])data\.(?=(?:{keys})\b)", f"data.parts.{name}.", line)
     return re.sub(r"(?<![^\s(])data=", f"data.parts.{name}.use=", line)
-
-
-def _placed(line: str, key: str) -> str:
-    """A line about a key of a part with the whole key."""
-    unknown = re.match(r"unknown key ([\w.]+)\. Did you mean ([\w.]+)\?", line)
-    if unknown:
-        return f"unknown key {key}.{unknown[1]}. Did you mean {key}.{unknown[2]}?"
-    if line.startswith("unknown key "):
-        return line.replace("unknown key ", f"unknown key {key}.", 1)
-    return f"{key}.{line}"
 
 
 def _choice(key: str, use: Any, *, held_out_share: float) -> dict[str, Any]:

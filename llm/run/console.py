@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
@@ -40,15 +40,8 @@ class _Stderr:
         with suppress(OSError):
             self._now.flush()
 
-    def isatty(self) -> bool:
-        return self._now.isatty()
-
-    def fileno(self) -> int:
-        return self._now.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self._now.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now, name)
 
 
 @contextmanager
@@ -111,19 +104,10 @@ def log_to(path: Path) -> Iterator[None]:
     log.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _log_warning
+            warnings.showwarning = lambda message, category, filename, lineno, *_: log.warning(
+                "%s:%d: %s: %s", filename, lineno, category.__name__, message
+            )
             yield
     finally:
         log.removeHandler(handler)
         handler.close()
-
-
-def _log_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: object = None,
-) -> None:
-    log.warning("%s:%d: %s: %s", filename, lineno, category.__name__, message)

@@ -45,79 +45,72 @@ def whole_folder(path: Path) -> Iterator[Path]:
     renames leaves none, never a part of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        with naming(path, temporary):
-            with os_errors():
-                yield temporary
-            for file in sorted(temporary.rglob("*")):
-                give_usual_mode(file)
-                sync_folder(file) if file.is_dir() else sync_file(file)
-            sync_folder(temporary)
+    with _temporary_folder(path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}"), path) as temporary:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            give_usual_mode(file)
+            sync_file(file)
+        sync_folder(temporary)
         earlier = path.with_name(f"{TEMPORARY}earlier-{path.name}-{os.getpid()}")
         if path.exists():
             path.rename(earlier)
         temporary.rename(path)
         sync_folder(path.parent)
         shutil.rmtree(earlier, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files are moved to `folder`, each whole, when the block ends well."""
-    temporary = folder / f"{TEMPORARY}files-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        with naming(folder, temporary):
-            with os_errors():
-                yield temporary
-            for file in sorted(temporary.iterdir()):
-                sync_file(file)
-                file.replace(folder / file.name)
+    with _temporary_folder(folder / f"{TEMPORARY}files-{os.getpid()}", folder) as temporary:
+        yield temporary
+        for file in sorted(temporary.iterdir()):
+            sync_file(file)
+            file.replace(folder / file.name)
         sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def os_errors() -> Iterator[None]:
-    """Have what libraries in Rust (safetensors, tokenizers) say of a full disk and the like come as an OSError."""
+def _temporary_folder(temporary: Path, path: Path) -> Iterator[Path]:
+    """An empty folder while the block runs, whose files are to have names in `path`."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            number = int(found[1])
-            raise OSError(number, os.strerror(number)) from error
-        raise
+        with naming(path, temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None, *, num_bytes: int | None = None) -> Iterator[None]:
     """Have an error of a write say where, by the name that the file is to have, and of a full disk what is needed.
 
-    What is written may lie under a `temporary` name, and come to so many bytes at least.
+    What is written may lie under a `temporary` name, and come to so many bytes at least. What libraries in Rust
+    (safetensors, tokenizers) say of a full disk and the like comes as an OSError too.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        if (number := _error_number(error)) is None:
             raise
-        said = str(error.filename or path).replace(str(temporary or path), str(path))
-        reason = error.strerror or os.strerror(error.errno)
-        if error.errno in FULL and ROOM not in reason:
+        said = str(getattr(error, "filename", None) or path).replace(str(temporary or path), str(path))
+        reason = getattr(error, "strerror", None) or os.strerror(number)
+        if number in FULL and ROOM not in reason:
             written = _size(temporary or path)
             room = written + shutil.disk_usage(path.parent).free
             takes = f"more than the {_readable(room)} that are free"
             if num_bytes is not None and num_bytes > room:
                 takes = f"{_readable(num_bytes)}, and {_readable(room)} are free"
             reason = f"{reason}: it takes {takes}. {ROOM}"
-        raise OSError(error.errno, reason, said) from error
+        raise OSError(number, reason, said) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _size(path: Path) -> int:

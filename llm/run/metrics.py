@@ -71,21 +71,15 @@ def read_metrics(path: Path) -> list[Record]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")  # not splitlines: Korean text may hold U+2028 and the like
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError:
-        number = next(number for number, line in enumerate(lines, 1) if not _is_json(line))
-        raise DamagedError(f"{path}:{number}: this is no JSON. Run with reuse=never to make it again.") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise DamagedError(f"{path}:{number}: this is no JSON. Run with reuse=never to make it again.") from None
+    return records
 
 
 def history(records: list[Record], metric: str) -> list[tuple[int, float]]:
     """(step, value) of each record that has the metric."""
     return [(record["step"], record[metric]) for record in records if metric in record]
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -116,19 +116,18 @@ def _heartbeat(path: Path) -> Iterator[None]:
     has_ended = Event()
 
     def beat() -> None:
-        failing = False
-        while not has_ended.wait(RETRY_SECONDS if failing else BEAT_SECONDS):
+        fault: Exception | None = None
+        while not has_ended.wait(RETRY_SECONDS if fault else BEAT_SECONDS):
+            before, fault = fault, None
             try:
                 _end_if_taken_over(path, me)
                 os.utime(path)
             except (OSError, ValueError) as error:
-                if not failing:
-                    log.warning("%s: no heartbeat for now (%s); after a minute another host may take over", path, error)
-                failing = True
-            else:
-                if failing:
-                    log.warning("%s: the heartbeat is back", path)
-                failing = False
+                fault = error
+            if fault and not before:
+                log.warning("%s: no heartbeat for now (%s); after a minute another host may take over", path, fault)
+            if before and not fault:
+                log.warning("%s: the heartbeat is back", path)
 
     thread = Thread(target=beat, daemon=True)
     thread.start()

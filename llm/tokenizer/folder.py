@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from llm.config import TokenizerConfig
 from llm.errors import DamagedError, first_line, is_panic
 from llm.run import digest_of, opening, write_text
-from llm.run.files import naming, os_errors
+from llm.run.files import naming
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def save_with_roles(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
     wrapped.chat_template = CHAT_TEMPLATE
     path, content = folder / "tokenizer.json", tokenizer.to_str(pretty=True)
-    with naming(path, num_bytes=len(content.encode())), os_errors():
+    with naming(path, num_bytes=len(content.encode())):
         wrapped.save_pretrained(folder)
     write_text(path, content)  # transformers had added a post-processor
     write_text(folder / DIGEST_FILE, digest(folder) + "\n")
