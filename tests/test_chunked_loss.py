@@ -168,12 +168,7 @@ def test_logits_that_are_scaled_or_capped_keep_their_loss_by_chunks(
     assert loss._head(model) is None
 
 
-def test_a_scale_of_one_is_none() -> None:
-    model = AutoModelForCausalLM.from_config(CohereConfig(**SHAPE, logit_scale=1.0))
-    assert loss._head(model) is model.get_output_embeddings()
-
-
-@pytest.mark.parametrize("change", [*loss.AFTER_THE_HEAD, "output_router_logits"])
+@pytest.mark.parametrize("change", ["final_logit_softcapping", "output_router_logits"])
 def test_a_head_that_is_not_all_of_the_logits_is_not_taken_by_itself(change: str) -> None:
     model = model_of(Architecture.llama)
     assert loss._head(model) is model.lm_head

@@ -19,7 +19,7 @@ from llm.errors import UnequalError
 from llm.export import export_adapter, export_model, try_out, write_tokenizer
 from llm.export.proof import Written, differences, require_close, require_same_text, write
 from llm.export.weights import read_back
-from llm.model.targets import linear_layers
+from llm.model import targets
 from llm.tokenizer import Special
 
 MOST = 64
@@ -60,7 +60,7 @@ def trained_adapter(base: Any, architecture: str, *, new_ids: list[int], tied: b
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=4,
-        target_modules=linear_layers(base),
+        target_modules=targets(base),
         fan_in_fan_out=architecture == "gpt2",
         **new,
         **method,

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from llm.config import Architecture, LoraConfig, ModelConfig
 from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
@@ -27,9 +25,9 @@ PLAIN = [[*range(16)]] * 3
 FUSED = ("ttukttak::document_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
-def model_of(architecture: Architecture, *, dropout: float = 0.0, lora: bool = False, **settings: Any) -> Any:
+def model_of(architecture: str, *, dropout: float = 0.0, lora: bool = False, **settings: Any) -> Any:
     torch.manual_seed(0)
-    grouped = {"num_key_value_heads": 1} if architecture is Architecture.llama else {}
+    grouped = {"num_key_value_heads": 1} if architecture == Architecture.llama else {}
     config = ModelConfig(
         name="small",
         architecture=architecture,
@@ -142,6 +140,24 @@ def test_loss_and_gradients_are_those_of_the_masks_of_transformers(
     with Seen() as seen:
         theirs = gradients(model, batch)
     assert FUSED[0] not in seen.names
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("model_type", sorted(attention.KNOWN))
+def test_every_known_model_has_its_own_loss_and_gradients(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"sliding_window": None} if model_type == "mistral" else {}
+    model, batch = model_of(model_type, extra=extra), batch_of(PACKED)
+    plain = attention.KNOWN
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+    with Seen() as seen:
+        ours = gradients(model, batch)
+    assert (FUSED[0] in seen.names) is (model_type != "gemma3_text")  # most of whose layers have a window
+    assert seen.names.count("aten::_log_softmax") == 8  # 48 tokens, 6 at a time
+    for module in (attention, loss):
+        monkeypatch.setattr(module, "KNOWN", plain - {model_type})
+    with Seen() as seen:
+        theirs = gradients(model, batch)
+    assert FUSED[0] not in seen.names and seen.names.count("aten::_log_softmax") == 1
     assert_close(ours, theirs)
 
 

@@ -25,7 +25,6 @@ from llm.model import (
     padding_of,
     require_isolation,
     save,
-    take_plain_paths_where_needed,
 )
 from llm.model.loss import IGNORED, Passes
 from llm.run import Run, load, read_metrics
@@ -149,7 +148,6 @@ def test_a_compiled_loss_is_that_without_padding(chunked: bool, monkeypatch: pyt
 def test_what_is_asked_of_a_model_before_it_trains_is_answered_with_padding_too() -> None:
     model = model_of(Architecture.llama)
     require_isolation(model, vocab_size=VOCAB, architecture="llama")
-    assert take_plain_paths_where_needed(model, vocab_size=VOCAB) == []
 
 
 def test_nothing_is_padded_where_the_vocabulary_is_a_multiple() -> None:

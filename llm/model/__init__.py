@@ -5,11 +5,9 @@ pretrained.py a folder that is there already -> its config and digest, checked; 
 loading.py    a folder -> its config, its model, an adapter; nothing that it brings is run
 build.py      config -> a model with random weights; a folder -> the model in it
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
-targets.py    a model -> what adapters can be put on
 vocabulary.py a model and new tokens -> the model with a row for each; padding of the vocabulary
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
-paths.py      the quicker ways to a model's loss, where they give its loss
 isolation.py  documents that share a row do not see each other
 drawing.py    scores -> the next token, each row drawn by its own seed
 generation.py prompts -> text, piece by piece or many at once
@@ -21,11 +19,9 @@ from llm.model.build import begin, build, count_base_parameters, count_parameter
 from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
 from llm.model.isolation import require_isolation
 from llm.model.loading import load_adapter, new_model, open_config, open_model
-from llm.model.lora import add_lora, merge, save_adapter
+from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
-from llm.model.paths import take_plain_paths_where_needed
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
-from llm.model.targets import expert_tensors, targets
 from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 
 __all__ = [
@@ -66,7 +62,6 @@ __all__ = [
     "save",
     "save_adapter",
     "stream",
-    "take_plain_paths_where_needed",
     "targets",
     "unpad",
     "unpadded",

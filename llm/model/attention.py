@@ -18,7 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "ttukttak_documents"  # among the attention functions of transformers
-PARTS_BY_MASKS = "ttukttak_parts_by_masks"  # of a model: True where its own masks alone part documents rightly
+# Models whose loss by our attention and by chunks is theirs, as tests/test_fast_path.py compares. Another one may scale
+# its logits, cap its scores or hide tokens in ways that are not known here, and is trained as transformers has it.
+KNOWN = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe"})
 LEAST_BOUNDS = 64  # places for bounds are a power of two, so that batches give torch.compile few shapes to see
 CAPABILITY_OF_VARLEN = 8  # the first major compute capability that flash attention has kernels for
 
@@ -43,12 +45,12 @@ def document_bounds(position_ids: torch.Tensor) -> torch.Tensor | None:
 
 @contextmanager
 def attention_within_documents(model: nn.Module, *, device: torch.device) -> Iterator[bool]:
-    """Whether the model takes bounds within the block: where it cannot, it goes on parting documents by a mask.
+    """Whether the model takes bounds within the block: where it does not, it goes on parting documents by a mask.
 
     Only calls that bring bounds may run in it. Outside, as in generation, a model is as transformers made it.
     """
     config = getattr(model, "config", None)
-    if config is None or getattr(model, PARTS_BY_MASKS, False) or not _can_part(config, device=device):
+    if config is None or not _can_part(config, device=device):
         yield False
         return
     before = config._attn_implementation
@@ -60,10 +62,11 @@ def attention_within_documents(model: nn.Module, *, device: torch.device) -> Ite
 
 
 def _can_part(config: Any, *, device: torch.device) -> bool:
-    """Whether the kernels have what a model asks for: they know no dropout, no windows, and on a GPU no fp32."""
+    """Whether the kernels have what a model asks for: they know no dropout, windows or caps, and on a GPU no fp32."""
     dropout = max(getattr(config, name, None) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
     windows = getattr(config, "sliding_window", None) is not None and _only_layer_type(config) != "full_attention"
-    if config._attn_implementation != "sdpa" or dropout or windows:
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if config.model_type not in KNOWN or config._attn_implementation != "sdpa" or dropout or windows or is_capped:
         return False
     if device.type == "cuda":
         half = torch.is_autocast_enabled("cuda") or config.dtype in (torch.bfloat16, torch.float16)

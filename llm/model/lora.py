@@ -5,11 +5,12 @@ from pathlib import Path
 
 import peft
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from llm.config import LoraConfig, Method
+from llm.config import ALL_LINEAR, LoraConfig, Method
 from llm.model.loading import without_known_warnings
-from llm.model.targets import has_transposed_weights, split_targets
 
 ADAPTER = "default"  # PEFT's name for the only one
 
@@ -19,7 +20,7 @@ def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequen
 
     The rows of `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
     """
-    layers, tensors = split_targets(base, config.target_modules)
+    layers, tensors = _split_targets(base, config.target_modules)
     settings = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         r=config.rank,
@@ -27,7 +28,7 @@ def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequen
         lora_dropout=config.dropout,
         target_modules=layers,
         target_parameters=tensors or None,
-        fan_in_fan_out=has_transposed_weights(base, layers),
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in _linear_layers(base)),  # GPT-2's are (inputs, outputs)
         use_rslora=config.method is Method.rslora,
         use_dora=config.method is Method.dora,
         init_lora_weights="pissa" if config.method is Method.pissa else True,
@@ -65,6 +66,39 @@ def merge(model: peft.PeftModel) -> PreTrainedModel:
     It is the base itself that is changed. In fp32 its logits are those of `model` to about 1e-5.
     """
     return model.merge_and_unload(safe_merge=True)
+
+
+def targets(model: PreTrainedModel) -> list[str]:
+    """What can be named in lora.target_modules for a model: each linear layer but the head, and tensors of experts."""
+    layers, tensors = _split_targets(model, [ALL_LINEAR])
+    return list(dict.fromkeys([*layers, *(name.rpartition(".")[2] for name in tensors)]))
+
+
+def expert_tensors(model: PreTrainedModel) -> list[str]:
+    """The names of the tensors (experts, outputs, inputs) of mixtures, such as mlp.experts.down_proj, each once."""
+    places = (
+        name.rpartition(".experts.")
+        for name, tensor in model.named_parameters()
+        if ".experts." in name and tensor.ndim == 3
+    )
+    return list(dict.fromkeys(f"{before.rpartition('.')[2]}.experts.{last}" for before, _, last in places))
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[nn.Module, str]:
+    """Each linear layer -> the last part of its name; without the head, which may be the embeddings too."""
+    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
+    named = model.named_modules()
+    return {part: name.rpartition(".")[2] for name, part in named if isinstance(part, kinds) and part is not head}
+
+
+def _split_targets(model: PreTrainedModel, wanted: list[str] | None) -> tuple[list[str], list[str]]:
+    """(the names of layers, of expert tensors) that `wanted` means; None means every linear layer."""
+    layers, tensors = list(dict.fromkeys(_linear_layers(model).values())), expert_tensors(model)
+    if wanted is None:
+        return layers, []
+    if ALL_LINEAR in wanted:
+        return layers, tensors
+    return [name for name in layers if name in wanted], [name for name in tensors if name.rpartition(".")[2] in wanted]
 
 
 def _embeddings(base: PreTrainedModel, new_token_ids: Sequence[int]) -> dict[str, list[int]] | None:

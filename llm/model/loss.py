@@ -18,21 +18,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from llm.model.attention import attention_within_documents, document_bounds
+from llm.model.attention import KNOWN, attention_within_documents, document_bounds
 from llm.model.vocabulary import unpadded
 
 IGNORED = -100  # torch's default: such labels cost nothing
-WITH_ALL_LOGITS = "ttukttak_with_all_logits"  # of a model: True where its head alone does not make its logits
 CHUNK_LOGITS = 2**26  # at most, at once: 256 MB in fp32
 # On a CPU 8 MB: a tensor that its caches hold, and that glibc keeps, where each page of one of 32 MB is asked for anew
 # at each step. Of large vocabularies the tokens count, for each chunk reads the whole head.
 CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS = 2**21, 128
-# What configs call that which is done to logits after the head; 1 leaves them as they are. The trial at the start would
-# not show a cap on a model without training, whose first logits are too small for it.
-AFTER_THE_HEAD = (
-    *("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),  # gemma2 and others
-    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +127,18 @@ def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 def _head(model: nn.Module) -> Any:
-    """The layer that makes logits, where nothing else does: no bias, no cap or scale, no loss of a router beside them.
+    """The layer that makes logits, where nothing else does: no bias, no cap, no loss of a router beside them.
 
     Or PEFT's, of which rows of new tokens are trained; its `weight` has them in their places. None where there is no
-    such layer, and where parameters are sharded, which only a call of the whole model gathers.
+    such layer or the model is none of KNOWN, and where parameters are sharded, which only a call of the whole gathers.
     """
     causal = _without_adapters(model)
-    if getattr(model, WITH_ALL_LOGITS, False):
-        return None
     config = getattr(causal, "config", None)
-    is_changed = any(getattr(config, name, None) not in (None, 1) for name in AFTER_THE_HEAD)
-    if is_changed or getattr(config, "output_router_logits", False) or hasattr(model, "unshard"):
+    if getattr(config, "model_type", None) not in KNOWN or hasattr(model, "unshard"):
         return None
-    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
+    if getattr(config, "final_logit_softcapping", None) is not None or getattr(config, "output_router_logits", False):
+        return None
+    head = causal.get_output_embeddings()
     layer = head.original_module if isinstance(head, TrainableTokensWrapper) else head
     return head if type(layer) is nn.Linear and layer.bias is None else None
 

@@ -3,10 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -15,6 +13,7 @@ from llm.config import ModelConfig
 from llm.errors import ConfigError
 from llm.model.architectures import settings_of
 from llm.model.loading import check_weights, open_config, open_model
+from llm.model.vocabulary import take_rows
 from llm.run import CONFIG, digest_of, folder_of, log, opening, read_json, sha256_of, weight_files
 
 KEY = "model.path"
@@ -101,7 +100,7 @@ def check_tokenizer(config: ModelConfig, folder: Path, tokenizer_folder: Path) -
 
 
 def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
-    """The model of config.path in fp32, with embeddings for every token; new ones are drawn from torch's generator.
+    """The model of config.path in fp32, with embeddings for every token; new ones are the mean of the old.
 
     Raises:
         ConfigError: there are fewer embeddings than tokens.
@@ -120,35 +119,16 @@ def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: 
     return model
 
 
-@torch.no_grad()
 def _take_tokenizer(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
-    """Give each token of another tokenizer the embedding of the token of the same text, else one that is drawn.
-
-    A new one is drawn from a normal distribution of the mean and spread, column by column, of all that there were: so
-    no new token stands out at the start (Hewitt 2021, "Initializing new word embeddings").
-    """
-    tokens = tokenizer.tokens_of(tokenizer_folder)
+    """Give each token of another tokenizer the embedding of the token of the same text, where there is one."""
+    tokens, rows = tokenizer.tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
     known = tokenizer.tokens_of(folder) if (folder / "tokenizer.json").is_file() else dict(tokens)
-    old_layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    is_tied = old_layers[0].weight is old_layers[1].weight
-    old = [layer.weight.clone() for layer in old_layers[: 1 if is_tied else 2]]
-    old_bias = getattr(old_layers[1], "bias", None)
-    pairs = [(number, known[text]) for text, number in tokens.items() if known.get(text, len(old[0])) < len(old[0])]
-    new_ids, old_ids = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
-    model.resize_token_embeddings(len(tokens), mean_resizing=False)
-    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for before, layer in zip(old, layers, strict=False):
-        spread, mean = torch.std_mean(before, dim=0)
-        layer.weight.copy_(mean + spread * torch.randn(len(tokens), before.shape[1]))
-        layer.weight[new_ids] = before[old_ids]
-    if isinstance(old_bias, nn.Parameter):
-        layers[1].bias.fill_(old_bias.mean())
-        layers[1].bias[new_ids] = old_bias[old_ids]
+    kept = {number: known[text] for text, number in tokens.items() if known.get(text, rows) < rows}
+    take_rows(model, len(tokens), kept)
     log.info(
-        "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, drawn from the "
-        "mean and spread of the old",
+        "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, the mean of those",
         len(tokens),
-        len(old[0]),
-        len(pairs),
-        len(tokens) - len(pairs),
+        rows,
+        len(kept),
+        len(tokens) - len(kept),
     )

@@ -4,7 +4,7 @@ Kernels of GPUs want sizes that divide by 64 or 128, and a vocabulary is what it
 with rows for tokens that there are not. They begin at zero and stay there, for the loss leaves their logits out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,29 +14,26 @@ from transformers import PreTrainedModel
 UNPADDED = "ttukttak_unpadded_vocabulary"  # of a model with padding: its rows without
 
 
-@torch.no_grad()
 def grow(model: PreTrainedModel, vocab_size: int, new_ids: Sequence[int]) -> None:
-    """Give the embeddings, and the head where it is not tied to them, `vocab_size` rows at least; in place.
+    """Give the embeddings `vocab_size` rows at least, those of `new_ids` by the rule of `take_rows`; in place."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if new_ids:
+        take_rows(model, max(rows, vocab_size), {row: row for row in range(rows) if row not in set(new_ids)})
 
-    The rows of `new_ids` become the mean of the old ones, which foretells a new token neither more nor less than the
-    others are (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+
+@torch.no_grad()
+def take_rows(model: PreTrainedModel, vocab_size: int, kept: Mapping[int, int]) -> None:
+    """Give the embeddings, and the head where it is not tied to them, `vocab_size` rows; in place.
+
+    Row n is what row kept[n] was. Any other is the mean of the rows that are kept, which predicts a new token neither
+    more nor less than the others are (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
     """
-    words = model.get_input_embeddings()
-    if vocab_size > words.weight.shape[0]:
-        model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        words = model.get_input_embeddings()
-    head = model.get_output_embeddings()
-    ends = [words] if head is None or head.weight is words.weight else [words, head]
-    for end in ends:
-        _fill(end.weight, new_ids)
-        if isinstance(bias := getattr(end, "bias", None), torch.Tensor):
-            _fill(bias, new_ids)
-
-
-def _fill(rows: torch.Tensor, new_ids: Sequence[int]) -> None:
-    is_old = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    is_old[list(new_ids)] = False
-    rows[list(new_ids)] = rows[is_old].float().mean(dim=0).to(rows.dtype)
+    new, old = list(kept), list(kept.values())
+    before = [tensor.clone() for tensor in _with_a_row_a_token(model)]
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    for tensor, values in zip(_with_a_row_a_token(model), before, strict=True):
+        tensor[:] = (values[old] if old else values).float().mean(dim=0).to(tensor.dtype)
+        tensor[new] = values[old]
 
 
 @torch.no_grad()

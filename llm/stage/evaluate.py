@@ -138,8 +138,6 @@ def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
     vocabulary = tokenizer.load(folder)
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
         raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
-    for path in models.take_plain_paths_where_needed(loaded, vocab_size=tokens):
-        log.info("%s: %s is not for this model, which is scored the plain way", model.name, path)
     models.require_isolation(loaded, vocab_size=tokens, architecture=loaded.config.model_type)
     on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
     return Scorer(

@@ -145,8 +145,6 @@ def _train(
     if config.data.packing is Packing.best_fit:
         models.require_isolation(loaded, vocab_size=vocab_size, architecture=loaded.config.model_type)
     model = _tuned(loaded, config, base, new_ids)
-    for path in models.take_plain_paths_where_needed(model, vocab_size=vocab_size):
-        log.info("%s: %s is not for this model, which is tuned the plain way", loaded.config.model_type, path)
     is_full = config.lora.method is Method.full
     results = train(
         run,

@@ -142,8 +142,6 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
     torch.manual_seed(config.seed)
     model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
     models.require_isolation(model, vocab_size=vocab_size, architecture=model.config.model_type)
-    for path in models.take_plain_paths_where_needed(model, vocab_size=vocab_size):
-        log.info("%s: %s is not for this model, which is trained the plain way", model.config.model_type, path)
     log.info("%s: %.2f million parameters", config.model.label, models.count_parameters(model) / 1e6)
     log.info(
         "%d training rows of %d tokens (data.packing=%s), %.1f %% of them padding or the end of a document",
