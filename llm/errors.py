@@ -149,13 +149,4 @@ def _end_where_it_tells_a_secret(error: BaseException) -> None:
 
 def tracebacks_wanted() -> bool:
     """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1" and _OURS not in os.environ
-
-
-def have_hydra_raise() -> None:
-    """Have Hydra raise what it would print, here and in child processes, without that counting as the user's wish."""
-    if not tracebacks_wanted():
-        os.environ |= {"HYDRA_FULL_ERROR": "1", _OURS: "1"}
-
-
-_OURS = "TTUKTTAK_SETS_HYDRA_FULL_ERROR"
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -22,7 +22,8 @@ from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, aliases, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.choices import data_presets
-from llm.config.compose import refuse_computed, refuse_targets
+from llm.config.command import refuse_targets
+from llm.config.compose import refuse_computed
 from llm.config.explain import explain
 from llm.config.fields import HOW, ROWS, check_settings, setting
 from llm.errors import ConfigError

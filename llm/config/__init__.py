@@ -9,10 +9,6 @@ from llm.config.compose import (
     composed,
     data_config,
     from_hydra,
-    is_sweep,
-    job_errors,
-    job_overrides,
-    run_hydra,
 )
 from llm.config.data import BadRecords, DataConfig, DataKind, DataSource, Overlong, Packing, PartConfig
 from llm.config.documents import CleaningConfig, CleaningLevel, FileFormat, LayoutConfig, RepeatedTurns, Shape, is_path
@@ -115,12 +111,8 @@ __all__ = [
     "from_hydra",
     "identity_settings",
     "is_path",
-    "is_sweep",
-    "job_errors",
-    "job_overrides",
     "ladder_overrides",
     "readable",
-    "run_hydra",
     "to_paste",
     "with_number",
 ]

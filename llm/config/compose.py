@@ -1,31 +1,22 @@
 """Hydra's composed config -> the stage's dataclass, or one line that says which key is wrong and what was meant."""
 
-import re
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from traceback import walk_tb
 from typing import Any, TypeVar
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from yaml import YAMLError
 
-from llm.config.aliases import check_aliases
-from llm.config.choices import composing, searchpath
+from llm.config.choices import composing
 from llm.config.data import DataConfig
 from llm.config.explain import explain, explain_missing_value, explain_unknown_key
 from llm.config.overrides import readable
 from llm.config.parts import with_parts
 from llm.config.stages import STAGES
 from llm.config.training import BUDGETS
-from llm.errors import ConfigError, fail, have_hydra_raise, one_line_errors, tracebacks_wanted
+from llm.errors import ConfigError
 
 Config = TypeVar("Config")
 COMPUTED = {  # a setting -> those that it is computed from, where one of them is set
@@ -44,7 +35,7 @@ def from_hydra(cfg: DictConfig) -> Any:
         raise ConfigError(f"no stage is chosen. Set stage to one of {', '.join(STAGES)}.")
     try:
         _reject_unknown_keys(cfg)
-        refuse_computed(cfg, job_overrides() if HydraConfig.initialized() else [])
+        refuse_computed(cfg, list(map(str, HydraConfig.get().overrides.task)) if HydraConfig.initialized() else [])
         cfg = with_parts(cfg)
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(explain_missing_value(missing[0]))
@@ -95,52 +86,6 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
     return made
 
 
-def run_hydra(main: Callable[[], Any]) -> None:
-    """Call a function that hydra.main wraps; what is no bug ends in one line and its exit code.
-
-    HYDRA_FULL_ERROR=1 shows the traceback instead.
-    """
-    have_hydra_raise()
-    sys.argv[1:] = map(readable, sys.argv[1:])
-    with one_line_errors():
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as train.py has it while it imports
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        check_aliases(sys.argv[1:])
-        refuse_targets(sys.argv[1:])
-        try:
-            main()
-        except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RuntimeError) as error:
-            if tracebacks_wanted() or _was_raised_in_a_job(error):
-                raise
-            if isinstance(error, RuntimeError) and not _is_about_a_plugin(error):
-                raise
-            fail(explain(error), ConfigError.exit_code)
-
-
-def refuse_targets(words: Sequence[str]) -> None:
-    """Refuse a class that is typed as what Hydra is to call: what runs is chosen by its name.
-
-    Raises:
-        ConfigError: an override sets a `_target_`, alone or in a dict.
-    """
-    for word in words:
-        if re.search(r"(^[+~]*|[.{,]\s*)_target_\s*([=:]|$)", word):
-            raise ConfigError(
-                f"{word}: no override says which code runs. Leave _target_ out; hydra/launcher and hydra/sweeper are "
-                "chosen by name."
-            )
-
-
-def _was_raised_in_a_job(error: BaseException) -> bool:
-    """Whether Hydra had composed the config and called our function: a ValueError is a bug then, not a bad config."""
-    return any(frame.f_code.co_name == "run_job" for frame, _ in walk_tb(error.__traceback__))
-
-
-def _is_about_a_plugin(error: RuntimeError) -> bool:
-    """Whether Hydra itself raised it: a file names a class that is no launcher or sweeper."""
-    return [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)][-1:] == ["_instantiate"]
-
-
 def _reject_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Hydra checks `key=value` against the schema but lets `+key=value` add any key; refuse those too."""
     schema: Any = OmegaConf.get_type(cfg)
@@ -168,18 +113,3 @@ def refuse_computed(cfg: DictConfig, overrides: list[str]) -> None:
                     f"{computed}={typed[computed]} is not used: it is computed from {source}={value}. Set {source}="
                     f"null, or leave {computed} out."
                 )
-
-
-def job_errors() -> AbstractContextManager[None]:
-    """One line for what is no bug: said here in a single run, and by the sweeper at a sweep's end."""
-    return nullcontext() if is_sweep() else one_line_errors()
-
-
-def is_sweep() -> bool:
-    """Whether this process runs one job of a multirun after the other."""
-    return HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def job_overrides() -> list[str]:
-    """The overrides of the job that runs here, those of its place in a sweep included, for another process."""
-    return [str(override) for override in HydraConfig.get().overrides.task] + searchpath()

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm.errors import LaunchError, StoppedError, tracebacks_wanted
+from llm.errors import LaunchError, StoppedError
 from llm.run.console import log, start_logging
 from llm.run.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank
 from llm.run.runs import Run, load
@@ -127,17 +127,18 @@ def needs_launch(devices: int) -> bool:
 
 
 def _shared_environment(devices: int) -> dict[str, str]:
-    environment = dict(os.environ)
-    if not tracebacks_wanted():
-        environment.pop("HYDRA_FULL_ERROR", None)  # set by run_hydra for this process alone
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    return environment | {
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(devices),
-        "LOCAL_WORLD_SIZE": str(devices),
-        "MASTER_ADDR": LOOPBACK,
-        "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
-    }
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // devices))}
+    return (
+        threads
+        | os.environ
+        | {
+            "GROUP_RANK": "0",
+            "WORLD_SIZE": str(devices),
+            "LOCAL_WORLD_SIZE": str(devices),
+            "MASTER_ADDR": LOOPBACK,
+            "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
+        }
+    )
 
 
 def _free_port() -> int:
