@@ -3,6 +3,8 @@
 import os
 import re
 
+from llm.environment import variables
+
 MASK = "***"
 LEAST_LENGTH = 8  # of a variable's value: a shorter one stands by chance in words
 
@@ -46,7 +48,7 @@ def as_recorded_text(text: str) -> str:
     """A setting as a file may have it that is read back: ${oc.env:NAME} for what the environment has, else ***."""
     if without_secrets(text) == text:
         return text
-    for name, value in os.environ.items():
+    for name, value in variables().items():
         if value == text:
             return f"${{oc.env:{name}}}"
     for name, value in _of_environment():
@@ -66,7 +68,7 @@ def _of_environment() -> list[tuple[str, str]]:
     """(name, value) of the variables that are named like credentials, the longest first; not of a file of them."""
     found = [
         (name, value)
-        for name, value in os.environ.items()
+        for name, value in variables().items()
         if len(value) >= LEAST_LENGTH
         and SECRET_NAME.search(name)
         and not (os.sep in value and os.path.exists(value))  # GOOGLE_APPLICATION_CREDENTIALS

@@ -1,6 +1,5 @@
 """What can go wrong that is no bug, and its exit code: the user gets one line on stderr instead of a traceback."""
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from llm.credentials import without_secrets
+from llm.environment import is_agents, is_launched, tracebacks_wanted
 
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -91,17 +91,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent
-
-
-def is_agents() -> bool:
-    """Whether `wandb agent` started this process, which then is one trial of a W&B sweep."""
-    return bool(os.environ.get(AGENTS_SWEEP))
-
-
 def stop_exit_code() -> int:
     """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
-    return 0 if is_agents() and "RANK" not in os.environ else StoppedError.exit_code
+    return 0 if is_agents() and not is_launched() else StoppedError.exit_code
 
 
 @contextmanager
@@ -145,8 +137,3 @@ def _end_where_it_tells_a_secret(error: BaseException) -> None:
         with suppress(OSError):
             print(kept, end="", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
-
-
-def tracebacks_wanted() -> bool:
-    """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    *("credentials", "errors", "config", "run", "tokenizer", "data", "model", "optimizer", "logger", "trainer"),
+    *(
+        "environment",
+        "credentials",
+        "errors",
+        "config",
+        "run",
+        "tokenizer",
+        "data",
+        "model",
+        "optimizer",
+        "logger",
+        "trainer",
+    ),
     *("evaluation", "export", "stage", "tool"),
 ]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")

@@ -685,12 +685,6 @@ def test_rank_and_launch_come_from_the_launcher(environment, rank, launch, monke
     assert (process_rank(), launch_id()) == (rank, launch)
 
 
-def test_a_launch_without_an_id_of_its_own_is_refused(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(ConfigError, match=r"Add --standalone or --rdzv-id to torch.distributed.run"):
-        launch_id()
-
-
 # Finding
 
 

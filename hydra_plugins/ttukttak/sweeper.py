@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.config.choices import searchpath
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, is_agents, say_error, tracebacks_wanted
+from llm.environment import is_agents, tracebacks_wanted
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
 from llm.sweep.space import Dimension
 
 

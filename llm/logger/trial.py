@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from llm.errors import AGENTS_SWEEP
+from llm.environment import AGENTS_SWEEP
 
 
 @dataclass(frozen=True)

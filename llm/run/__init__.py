@@ -6,11 +6,11 @@ outputs/<stage>/<name>-<key>/    key: first 8 hex digits of the hash of what det
   log.txt  metrics.jsonl         and what the stage makes
 """
 
+from llm.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.announcing import SweepJob, sweep_job
 from llm.run.console import console, log, log_to, start_logging
 from llm.run.devices import require_devices, with_precision
 from llm.run.earlier import forget_earlier
-from llm.run.environment import ask_for_another_launch, is_on_slurm, launch_id, of_srun, process_rank
 from llm.run.files import (
     TEMPORARY,
     clear_temporaries,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.run.environment import LAUNCH_FOLDER, MADE, process_rank
+from llm.environment import LAUNCH_FOLDER, MADE, process_rank
 from llm.run.files import write_json, write_text
 
 JOB_FOLDER, ANNOUNCED, VARYING = "TTUKTTAK_JOB", "run", "varying.json"

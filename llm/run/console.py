@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 from llm.credentials import without_secrets
-from llm.run.environment import process_rank
+from llm.environment import process_rank
 
 log = logging.getLogger("llm")
 

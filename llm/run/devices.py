@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm.config import Accelerator, Precision, TrainerConfig
+from llm.environment import is_launched, launch_id, launch_size
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.environment import is_launched, launch_size
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16
 CPU_INFO = Path("/proc/cpuinfo")
@@ -87,6 +87,8 @@ def _require_launch(config: TrainerConfig) -> None:
             f"this launch has {size} processes, but trainer.devices={config.devices} on trainer.num_nodes="
             f"{config.num_nodes} takes {config.world_size}. Make them the same."
         )
+    if size is not None and size > 1 and launch_id() is None:
+        raise ConfigError("this launch has no id of its own. Add --standalone or --rdzv-id to torch.distributed.run.")
 
 
 def _require_gpus(config: TrainerConfig) -> None:

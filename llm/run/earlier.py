@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm.environment import command_id
 from llm.errors import StoppedError
 from llm.run.console import log
-from llm.run.environment import command_id
 from llm.run.files import remove
 from llm.run.owner import LOCK, OWNER
 from llm.run.runs import read_record

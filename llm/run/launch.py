@@ -21,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from llm.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank
 from llm.errors import LaunchError, StoppedError
 from llm.run.console import log, start_logging
-from llm.run.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 

@@ -12,11 +12,11 @@ import yaml
 
 from llm.config import Reuse
 from llm.credentials import without_secrets
+from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
-from llm.run.environment import command_id, launch_id, may_go_on, process_rank
 from llm.run.files import clear_temporaries, write_text
 from llm.run.identity import KEY_DIGITS, Plan, differences
 from llm.run.manifest import check_metrics, list_files

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from llm.config import Precision, TrainerConfig
+from llm.environment import launch_id, process_rank
 from llm.run.console import log, start_logging
 from llm.run.devices import fast_precision, with_precision
-from llm.run.environment import launch_id, process_rank
 from llm.run.identity import Plan
 from llm.run.making import begins_anew, place_of, record_in
 from llm.run.waiting import looks

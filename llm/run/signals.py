@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llm.environment import is_on_slurm
 from llm.errors import StoppedError, say_error
-from llm.run.environment import is_on_slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llm.environment import process_rank
 from llm.errors import LaunchError
-from llm.run.environment import process_rank
 from llm.run.owner import WAIT_SECONDS, is_owned
 
 IDLE_SECONDS = 600.0  # without an owner: rank zero makes another run than this one waits for, or none

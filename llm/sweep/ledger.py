@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from llm.config import StageConfig
 from llm.credentials import without_secrets
+from llm.environment import COMMAND
 from llm.errors import ConfigError, DamagedError
 from llm.run.announcing import ANNOUNCED, JOB_FOLDER, tell_job
-from llm.run.environment import COMMAND
 from llm.run.files import TEMPORARY, digest_of, write_json
 from llm.run.owner import is_owned, owned
 from llm.run.record import now

@@ -1,13 +1,17 @@
-"""What the environment says: which process of a launch this is."""
+"""What the environment says: which process of a launch this is, who started it, and what the user wishes."""
 
 import os
 from pathlib import Path
 
-from llm.errors import ConfigError
-
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
 ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
+AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
+
+
+def variables() -> dict[str, str]:
+    """All of it, for a process that is started with it."""
+    return dict(os.environ)
 
 
 def process_rank() -> int:
@@ -35,9 +39,7 @@ def launch_size() -> int | None:
 
 def launch_id() -> str | None:
     """What the processes of one distributed launch share, and another launch of the same run does not."""
-    if os.environ.get("TORCHELASTIC_RUN_ID") == "none":  # torch's default, the same for every launch
-        raise ConfigError("this launch has no id of its own. Add --standalone or --rdzv-id to torch.distributed.run.")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":  # torch's default, the same for every launch
         return f"{os.environ['TORCHELASTIC_RUN_ID']}:{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if _is_one_of_srun():
         step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ['SLURM_STEP_ID']}"
@@ -74,3 +76,13 @@ def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
     if folder := os.environ.get(LAUNCH_FOLDER):
         (Path(folder) / ANOTHER_LAUNCH).touch()
+
+
+def is_agents() -> bool:
+    """Whether `wandb agent` started this process, which then is one trial of a W&B sweep."""
+    return bool(os.environ.get(AGENTS_SWEEP))
+
+
+def tracebacks_wanted() -> bool:
+    """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
