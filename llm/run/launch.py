@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank
+from llm.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank, variables
 from llm.errors import LaunchError, StoppedError
 from llm.run.console import log, start_logging
 from llm.run.runs import Run, load
@@ -127,18 +127,14 @@ def needs_launch(devices: int) -> bool:
 
 
 def _shared_environment(devices: int) -> dict[str, str]:
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // devices))}
-    return (
-        threads
-        | os.environ
-        | {
-            "GROUP_RANK": "0",
-            "WORLD_SIZE": str(devices),
-            "LOCAL_WORLD_SIZE": str(devices),
-            "MASTER_ADDR": LOOPBACK,
-            "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
-        }
-    )
+    threads = max(1, (os.cpu_count() or 1) // devices)
+    return {"OMP_NUM_THREADS": str(threads), **variables()} | {
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": LOOPBACK,
+        "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
+    }
 
 
 def _free_port() -> int:
