@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal import utils as hydra_utils
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
@@ -22,7 +23,7 @@ from yaml import YAMLError
 
 from llm.config import STAGES, Alphabet, aliases, composed, from_hydra, identity_settings, readable, to_paste
 from llm.config.choices import data_presets
-from llm.config.command import refuse_targets
+from llm.config.command import refuse_targets, run_command
 from llm.config.compose import refuse_computed
 from llm.config.explain import explain
 from llm.config.fields import HOW, ROWS, check_settings, setting
@@ -501,6 +502,19 @@ def test_a_file_that_names_code_to_run_is_refused_in_one_line(tmp_path, text, li
 def test_the_values_of_a_sweep_can_be_typed_as_a_dict(tmp_path):
     ended = train("-m", "+hydra.sweeper.params={seed: '-1,-2'}", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (2, "error: seed=-1 is out of range. Set 0 or more.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "hydra/launcher=basic", "hydra/sweeper=basic"]])
+def test_a_bug_in_a_job_is_no_wrong_config_and_hydra_leaves_no_variable_behind(words, tmp_path, monkeypatch):
+    def bug(job):
+        raise ValueError(dict(os.environ) == before)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "stage=export", "run=x"])
+    monkeypatch.setattr(hydra_utils, "run_and_report", hydra_utils.run_and_report)
+    before = dict(os.environ)
+    with pytest.raises(ValueError, match="True"):
+        run_command(bug)
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path):

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,12 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.aliases import CONF
 from llm.config.data import DataConfig
 from llm.config.explain import explain
 from llm.config.overrides import as_value
 from llm.errors import ConfigError
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from llm.config.aliases import check_aliases
-from llm.config.choices import CONF, searchpath
+from llm.config.aliases import CONF, check_aliases
+from llm.config.choices import searchpath
 from llm.config.compose import from_hydra
 from llm.config.explain import explain
 from llm.config.overrides import readable

@@ -5,18 +5,15 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from llm.config import data, stages
+from llm.config.aliases import CONF
 from llm.config.overrides import to_paste
 from llm.config.stages import STAGES, StageConfig
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def explain(error: BaseException) -> str:
@@ -30,13 +27,15 @@ def explain(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         return " ".join(str(error).split())  # a paragraph, of which the first line is half a sentence
     message = str(error)
-    reason, key = _reason_and_key(error)
-    if known := _explain_known(message, reason, key):
+    inner = error.__cause__ or (error.__context__ if isinstance(error, HydraException) else None)
+    cause = inner if isinstance(inner, OmegaConfBaseException) else error
+    reason, key = re.sub(r"^In '[^']+': ", "", _first_line(cause)), getattr(cause, "full_key", None) or ""
+    if known := _explain_known(message, reason, key, getattr(cause, "object_type", None)):
         return _place(message) + known
     return f"{_place(message)}{key}: {reason}" if key else f"{_place(message)}{reason}"
 
 
-def explain_unknown_key(key: str, config: type, prefix: str = "") -> str:
+def explain_unknown_key(key: str, config: Any, prefix: str = "") -> str:
     """What to type in place of a key that a dataclass of the schema does not have."""
     known = [f.name for f in fields(config)]
     if issubclass(config, StageConfig):
@@ -58,13 +57,10 @@ def explain_missing_value(key: str) -> str:
     return f"{key} is missing. Set {key}=<{meanings.get(key, 'value')}>."
 
 
-def _explain_known(message: str, reason: str, key: str) -> str | None:
-    """The cases that users run into; None leaves Hydra's own words."""
-    if unknown := re.match(r"Key '([^']+)' not in '(\w+)'", reason):
-        config = getattr(stages, unknown[2], getattr(data, unknown[2], None))
-        if config is not None:
-            return explain_unknown_key(unknown[1], config, key[: -len(unknown[1])])
-        return f"unknown key {key}."
+def _explain_known(message: str, reason: str, key: str, config: Any) -> str | None:
+    """The cases that users run into, of which `config` has the key; None leaves Hydra's own words."""
+    if (unknown := re.match(r"Key '([^']+)' not in ", reason)) and is_dataclass(config):
+        return explain_unknown_key(unknown[1], config, key[: -len(unknown[1])])
     if addition := re.search(r"^To append to your config use (\+(\S+?)=.*)$", message, re.MULTILINE):
         return f"{addition[2]} is not there yet. Add it with {shlex.quote(addition[1])}"
     if group := re.search(r"Could not override '([^']+)'\. No match", message):
@@ -84,16 +80,6 @@ def _explain_known(message: str, reason: str, key: str) -> str | None:
     if re.search(r"field '\w+' is not Optional", reason):
         return f"{key} cannot be null. Give it a value, or leave it out."
     return None
-
-
-def _reason_and_key(error: BaseException) -> tuple[str, str]:
-    """OmegaConf's own line and the key that it is about: in the cause, or, for a YAML file, in the rest of the text."""
-    _, composing, rest = str(error).partition(" raised while composing config:\n")
-    if composing:
-        key = re.search(r"^\s*full_key: (\S*)$", rest, re.MULTILINE)
-        return rest.splitlines()[0], key[1] if key else ""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return re.sub(r"^In '[^']+': ", "", _first_line(cause)), getattr(cause, "full_key", None) or ""
 
 
 def _explain_unreadable(override: str) -> str:
