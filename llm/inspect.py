@@ -22,13 +22,11 @@ from llm.data.cleaning import Cleaner, as_json, as_table
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files
 from llm.data.leaks import LEAKED, N, Overlap, measure_overlap
-from llm.data.records import Conversation, Document, Fault
-from llm.data.sources.absent import explain_absent
-from llm.data.sources.places import find
-from llm.data.sources.presets import presets
-from llm.data.sources.survey import SAMPLED_RECORDS, survey
-from llm.data.sources.texts import examples, question_and_answer
+from llm.data.places import explain_absent, find
+from llm.data.records import Conversation, Document, Rejected
+from llm.data.sample import SAMPLED_RECORDS, presets, survey
 from llm.data.split import is_held_out, share_that_parts
+from llm.data.suggest import examples, question_and_answer
 from llm.errors import ConfigError, DataError, one_line_errors
 
 SAMPLES = 3
@@ -109,8 +107,8 @@ def diagnose(
     typed = list(map(readable, settings)) or ([] if name or fitting else longest)
     config = config_of(best, typed, path)
     records = list(found.records(config))
-    usable = [record for record in records if not isinstance(record, Fault)]
-    faults = [*found.faults, *(record for record in records if isinstance(record, Fault))]
+    usable = [record for record in records if not isinstance(record, Rejected)]
+    faults = [*found.rejected, *(record for record in records if isinstance(record, Rejected))]
     if not settings and found.is_all and len(records) < SAMPLED_RECORDS:
         typed += _share(usable, config)
     chats = [record for record in usable if isinstance(record, Conversation)]
@@ -142,9 +140,9 @@ def diagnose(
     )
 
 
-def _first_of_each(faults: Sequence[Fault]) -> list[str]:
+def _first_of_each(faults: Sequence[Rejected]) -> list[str]:
     firsts = {fault.reason: fault for fault in reversed(faults)}
-    return [f"{fault.origin}: {fault.reason}. {fault.fix}." for fault in firsts.values()]
+    return list(map(str, firsts.values()))
 
 
 def _samples(usable: Sequence[Document | Conversation]) -> list[dict[str, str]]:
@@ -195,7 +193,7 @@ def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> d
         if best.preset is None:
             raise ConfigError(f"--evaluation {evaluation}: no preset fits it. Give txt, or jsonl with text.")
         read = open_files(config_of(best.preset, best.settings, evaluation)).records()
-        measured[evaluation] = (record for record in read if not isinstance(record, Fault))
+        measured[evaluation] = (record for record in read if not isinstance(record, Rejected))
     return measure_overlap(corpus.records(held_out=False), measured)
 
 

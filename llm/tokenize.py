@@ -18,7 +18,7 @@ from llm import tokenizer as tokenizers
 from llm.compare import output_console, shown
 from llm.config import MODEL_STAGES, DataConfig, DataKind
 from llm.data.files import open_files
-from llm.data.records import Document, Fault
+from llm.data.records import Document, Rejected
 from llm.errors import ConfigError, DataError, one_line_errors
 from llm.run import Run, find_runs, own_folder, write_json, write_text
 from llm.tokenizer.fast import symbol_bytes
@@ -206,8 +206,8 @@ def texts(path: str) -> Iterator[str]:
     """All documents of the files that a path names."""
     files = open_files(DataConfig(name="text", kind=DataKind.text, path=path))
     for record in files.records():
-        if isinstance(record, Fault):
-            raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
+        if isinstance(record, Rejected) and record.fix:
+            raise DataError(str(record))
         if isinstance(record, Document):
             yield record.text
 

@@ -32,6 +32,10 @@ def parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
     return target.getvalue()
 
 
+def zst(data: bytes) -> bytes:
+    return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
+
+
 def zip_bytes(files: dict[str, bytes], *, cp949: bool = False) -> bytes:
     """A zip; with names in cp949 and without the UTF-8 flag, as Korean Windows writes them."""
     target = io.BytesIO()

@@ -14,7 +14,7 @@ from llm.config import LayoutConfig, Overlong, Packing
 from llm.data import Conversation, MicroBatch, conversation_rows, encode_conversations, padding_share, show_trained
 from llm.data.conversations import Encoded
 from llm.data.rows import IGNORED
-from llm.data.sources.layouts import conversation
+from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError
 from llm.tokenizer import (
     TEMPLATES,

@@ -20,7 +20,7 @@ from llm.config import DataConfig, DataKind, as_recorded, from_hydra
 from llm.credentials import as_recorded_text, secret_in, without_secrets
 from llm.data import open_corpus
 from llm.data.files import open_files
-from llm.data.records import Fault
+from llm.data.records import Rejected
 from llm.errors import ConfigError, one_line_errors
 from llm.sweep.space import Dimension
 from tests.korean import documents
@@ -205,7 +205,7 @@ def test_a_fault_behind_a_url_is_told_without_its_password(raised: Exception, mo
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda _: (system, url))
     files = open_files(DataConfig(name="text", kind=DataKind.text, path=url))
     (fault,) = files.records()
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, Rejected)
     assert fault.origin == "http://me:***@127.0.0.1/x.jsonl"
     assert "a-word" not in f"{fault.reason} {fault.fix}"
 

@@ -10,7 +10,7 @@ from llm.config import DataConfig
 from llm.config.data import BadRecords, DataKind
 from llm.data import Conversation, Corpus, Document, open_corpus
 from llm.data.files import open_files
-from llm.data.records import Fault
+from llm.data.records import Rejected
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
 from tests.korean import documents
@@ -26,7 +26,7 @@ def both_sides(corpus: Corpus) -> list[Document | Conversation]:
     return [record for held_out in (False, True) for record in corpus.records(held_out=held_out)]
 
 
-def read(path: Path, kind: DataKind = TEXT, **settings: object) -> list[Document | Conversation | Fault]:
+def read(path: Path, kind: DataKind = TEXT, **settings: object) -> list[Document | Conversation | Rejected]:
     return list(open_files(config(path, kind, **settings)).records())
 
 
@@ -188,7 +188,7 @@ def test_a_bad_record_is_dropped_and_counted_once_and_nothing_else_is_lost(
     (tmp_path / f"2{suffix}").write_bytes(second)
     if not content:
         (tmp_path / name).write_bytes(content)
-    reasons = [record.reason for record in read(tmp_path, kind) if isinstance(record, Fault)]
+    reasons = [record.reason for record in read(tmp_path, kind) if isinstance(record, Rejected)]
     assert len(reasons) == 1
 
     corpus = open_corpus(config(tmp_path, kind, bad_records=BadRecords.drop))
@@ -205,7 +205,7 @@ def test_a_paragraph_with_a_bad_line_is_dropped_whole(tmp_path: Path) -> None:
     path.write_bytes("첫 글\n\n앞 줄\n".encode() + "나쁜 줄\n또 나쁜 줄\n".encode("cp949") + "뒤 줄\n\n끝 글".encode())
     first, bad, last = read(path)
     assert (first, last) == (Document("첫 글", f"{path}:1"), Document("끝 글", f"{path}:8"))
-    assert isinstance(bad, Fault) and bad.origin == f"{path}:4"
+    assert isinstance(bad, Rejected) and bad.origin == f"{path}:4"
 
 
 def test_a_source_with_nothing_but_bad_records_is_refused(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from llm.config import CleaningConfig, LayoutConfig
 from llm.data.files import open_files
-from llm.data.records import Fault
-from llm.data.sources.presets import presets
+from llm.data.records import Record, Rejected
+from llm.data.sample import presets
 from llm.inspect import diagnose
 from tests.korean import documents
 from tests.published import SETS, VARIANTS, is_json, write_set
@@ -19,16 +19,21 @@ def test_every_preset_has_a_set_to_be_tested_by() -> None:
 
 
 def records_of(name: str, folder: Path) -> list[str]:
-    """The reason of a fault, the text of a document, the turns of a conversation."""
+    """The reason of what is wrong, the text of a document, the turns of a conversation."""
+    return [r.reason if isinstance(r, Rejected) else str(getattr(r, "messages", r.text)) for r in read(name, folder)]
+
+
+def read(name: str, folder: Path) -> list[Record]:
+    """All but what the preset leaves out."""
     records = open_files(replace(presets()[name], path=str(folder))).records()
-    return [r.reason if isinstance(r, Fault) else str(getattr(r, "messages", r.text)) for r in records]
+    return [record for record in records if not isinstance(record, Rejected) or record.fix]
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_a_preset_reads_its_set(tmp_path: Path, name: str) -> None:
     texts = write_set(name, tmp_path)
-    records = list(open_files(replace(presets()[name], path=str(tmp_path))).records())
-    assert [record.reason if isinstance(record, Fault) else record.text for record in records] == texts
+    records = read(name, tmp_path)
+    assert [record.reason if isinstance(record, Rejected) else record.text for record in records] == texts
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
@@ -69,7 +74,7 @@ def test_a_preset_of_a_set_in_three_lines_reads_it(tmp_path: Path) -> None:
     lines = "name: mine\nkind: text\ntext_field: items[].body.ko\n"
     assert len(lines.splitlines()) == 3
     records = open_files(preset(yaml.safe_load(lines), path=str(tmp_path))).records()
-    assert [record.text for record in records if not isinstance(record, Fault)] == ["가\n나"]
+    assert [record.text for record in records if not isinstance(record, Rejected)] == ["가\n나"]
 
 
 DOCS = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -95,7 +100,7 @@ def test_the_documented_example_and_commands_work(tmp_path: Path, capsys: pytest
         '{"articles": [{"paragraphs": [{"body": "가"}, {"body": "나"}]}]}', encoding="utf-8"
     )
     records = open_files(preset(yaml.safe_load(example), path=str(tmp_path / "a.json"))).records()
-    assert [record.text for record in records if not isinstance(record, Fault)] == ["가\n나"]
+    assert [record.text for record in records if not isinstance(record, Rejected)] == ["가\n나"]
 
     (commands,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
     (tmp_path / "set").mkdir()

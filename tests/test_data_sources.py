@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,19 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from llm.config import CleaningConfig, DataConfig, FileFormat, LayoutConfig
 from llm.config.data import BadRecords, DataKind
 from llm.data.corpus import open_corpus
-from llm.data.files import HIDDEN, Files, open_files
-from llm.data.records import Document, Fault
-from llm.data.sources.encodings import detect
-from llm.data.sources.fields import first, values
-from llm.data.sources.lines import HEAD
+from llm.data.decoding import HEAD, detect
+from llm.data.files import Files, open_files
+from llm.data.places import HIDDEN, OF_SYSTEM
+from llm.data.records import Document, Rejected
+from llm.data.values import first, values
 from llm.errors import ConfigError
 from llm.inspect import diagnose
 from tests.korean import documents
-from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes
+from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes, zst
 
 TEXTS = documents(30, seed=7)
 ENCODINGS = ["utf-8", "utf-8-sig", "cp949", "utf-16", "utf-16-le", "utf-16-be"]
@@ -41,8 +41,12 @@ def config(path: Path | str, **settings: Any) -> DataConfig:
 def read(path: Path | str, **settings: Any) -> tuple[list[str], Files]:
     files = open_files(config(path, **settings))
     records = list(files.records())
-    assert not [record for record in records if isinstance(record, Fault)]
+    assert not [record for record in records if isinstance(record, Rejected) and record.fix]
     return [record.text for record in records if isinstance(record, Document)], files
+
+
+def left_out(files: Files) -> dict[str, int]:
+    return Counter(record.reason for record in files.records() if isinstance(record, Rejected))
 
 
 def table(delimiter: str) -> str:
@@ -78,13 +82,13 @@ PACKS: dict[str, Callable[[str, bytes], bytes]] = {
     "{}.gz": lambda _, data: gzip.compress(data),
     "{}.bz2": lambda _, data: bz2.compress(data),
     "{}.xz": lambda _, data: lzma.compress(data),
-    "{}.zst": lambda _, data: zstandard.compress(data),
+    "{}.zst": lambda _, data: zst(data),
     "a.zip": lambda name, data: zip_bytes({f"안/{name}": data}, cp949=not data.startswith(b"PK")),
     "a.tar": lambda name, data: tar_bytes({f"안/{name}": data}),
     "a.tar.gz": lambda name, data: tar_bytes({f"안/{name}": data}, "w:gz"),
     "a.tar.bz2": lambda name, data: tar_bytes({f"안/{name}": data}, "w:bz2"),
     "a.tgz": lambda name, data: tar_bytes({f"안/{name}": data}, "w:gz"),
-    "a.tar.zst": lambda name, data: zstandard.compress(tar_bytes({f"안/{name}": data})),
+    "a.tar.zst": lambda name, data: zst(tar_bytes({f"안/{name}": data})),
     "겹.zip": lambda name, data: zip_bytes({"속.tar": tar_bytes({f"{name}.gz": gzip.compress(data)})}),
 }
 
@@ -95,7 +99,7 @@ def test_every_encoding_is_found_and_gives_the_same_documents(tmp_path: Path, na
     (tmp_path / name).write_bytes(TEXT_FORMATS[name].encode(encoding))
     texts, files = read(tmp_path / name)
     assert texts == TEXTS
-    assert files.reading.encodings == {encoding: 1}
+    assert files.encodings == {encoding: 1}
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -106,7 +110,6 @@ def test_every_format_is_read_inside_every_archive(tmp_path: Path, name: str, pa
     path.write_bytes(PACKS[pack](name, data))
     texts, files = read(path)
     assert texts == TEXTS
-    assert files.reading.members == 1
     first_one = next(iter(files.records()))
     inner = {"{}": "", "겹.zip": f"!속.tar!{name}.gz"}.get(pack, "" if "{}" in pack else f"!안/{name}")
     assert first_one.origin.startswith(f"{path}{inner}{'[0]' if name in TABLES or name == '글.json' else ':'}")
@@ -137,7 +140,7 @@ def test_korean_that_comes_after_a_long_stretch_of_ascii_is_still_found_to_be_cp
     (tmp_path / "a.txt").write_bytes("\n\n".join(texts).encode("cp949"))
     found, files = read(tmp_path / "a.txt")
     assert found == texts
-    assert files.reading.encodings == {"cp949": 1}
+    assert files.encodings == {"cp949": 1}
 
 
 @pytest.mark.parametrize(
@@ -194,8 +197,8 @@ def test_what_is_hidden_in_a_folder_or_an_archive_is_no_data_and_counted(
         (folder / name).write_bytes(data)
     texts, read_files = read(folder)
     assert texts == ["가", "나"]
-    left = "files that an operating system left" if packed and Path(hidden).name[:2] in (".D", "._") else HIDDEN
-    assert read_files.reading.skipped == {left: 1}
+    left = OF_SYSTEM if packed and Path(hidden).name[:2] in (".D", "._") else HIDDEN
+    assert left_out(read_files) == {left: 1}
     found = diagnose(str(folder))
     assert (found.usable, found.formats) == (2, {"txt": 2, "hidden": 1})
 
@@ -224,7 +227,7 @@ def test_records_without_what_a_layout_requires_are_counted(tmp_path: Path) -> N
     )
     texts, files = read(tmp_path, layout=LayoutConfig(require="lang"))
     assert texts == ["가", "다"]
-    assert files.reading.skipped == {"records without lang (data.layout.require)": 1}
+    assert left_out(files) == {"records without lang (data.layout.require)": 1}
 
 
 def test_only_the_named_files_are_read(tmp_path: Path) -> None:
@@ -282,17 +285,19 @@ def test_rows_of_one_group_are_one_document(tmp_path: Path) -> None:
         Document("첫 줄 둘째 줄", f"{tmp_path}/a.tsv:1"),
         Document('"따옴표로 끝', f"{tmp_path}/a.tsv:3"),
     ]
-    sizes = [record.size for record in records]
-    assert sum(sizes) == (tmp_path / "a.tsv").stat().st_size
 
 
 def test_a_row_that_is_of_no_group_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("가\t첫 줄\n\t\n", encoding="utf-8")
     layout = LayoutConfig(header=False, group="2")
-    faults = [r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Fault)]
-    assert faults[0] == Fault(f"{tmp_path}/a.tsv:1", 'field "2" is missing', "It has: 0, 1. Set data.layout.group")
+    faults = [
+        r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Rejected)
+    ]
+    assert faults[0] == Rejected(f"{tmp_path}/a.tsv:1", 'field "2" is missing', "It has: 0, 1. Set data.layout.group")
     layout = LayoutConfig(header=False, group="0", group_pattern=r"(\d)")
-    faults = [r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Fault)]
+    faults = [
+        r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Rejected)
+    ]
     assert faults[0].reason == 'field "0" does not match the group pattern'
 
 
@@ -393,7 +398,7 @@ def memory() -> Iterator[Any]:
 def test_a_url_of_any_kind_that_fsspec_knows_is_read(memory: Any) -> None:
     texts, files = read("memory://set")
     assert texts == ["하나", "둘"]
-    assert files.reading.skipped == {"files of another suffix (.md)": 1}
+    assert left_out(files) == {"files of another suffix (.md)": 1}
     assert read("memory://set/*.jsonl")[0] == ["둘"]
     assert read("memory://set/가.zip")[0] == ["하나"]
     assert next(iter(open_files(config("memory://set/가.zip")).records())).origin == "memory:///set/가.zip!안.txt:1"
@@ -406,7 +411,7 @@ def test_what_a_protocol_raises_while_it_is_read_is_a_fault(memory: Any, monkeyp
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.seek", fail)
     (fault,) = open_files(config("memory://set/가.zip")).records()
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, Rejected)
     assert (fault.origin, fault.reason) == ("memory:///set/가.zip", "cannot be read from its URL")
     assert "no range requests" in fault.fix and "\n" not in fault.fix
 
@@ -462,10 +467,9 @@ def test_two_passes_give_identical_records(tmp_path: Path) -> None:
 def test_a_name_in_a_zip_is_repaired_from_what_korean_windows_wrote(tmp_path: Path, name: str) -> None:
     korean = name not in ("café.txt", "日本.txt")
     (tmp_path / "a.zip").write_bytes(zip_bytes({name: b"x"}, cp949=korean))
-    files = open_files(config(tmp_path / "a.zip"))
-    (record,) = files.records()
+    (record,) = open_files(config(tmp_path / "a.zip")).records()
     assert record.origin == f"{tmp_path}/a.zip!{name}:1"
-    assert files.reading.repaired_names == korean
+    assert diagnose(str(tmp_path / "a.zip")).repaired_names == [f"{tmp_path}/a.zip!{name}"] * korean
 
 
 # One JSON value, or one on each line
@@ -494,7 +498,7 @@ def test_what_is_parsed_decides_whether_a_file_is_one_value_or_has_one_on_each_l
 ) -> None:
     data, records, expected = JSON_FILES[case]
     (tmp_path / f"a{suffix}").write_bytes(data)
-    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", whole)
+    monkeypatch.setattr("llm.data.parse.WHOLE_JSON", whole)
     found = open_files(config(tmp_path, layout=LayoutConfig(records=records))).records()
     place = f"{tmp_path}/a{suffix}"
     shown = [r.origin.removeprefix(place) + " " + getattr(r, "text", getattr(r, "reason", "")) for r in found]
@@ -507,14 +511,14 @@ def test_a_first_line_that_is_too_long_costs_no_other(
 ) -> None:
     (tmp_path / "a.json").write_bytes(b'{"text": "' + b"a" * 500 + b'"}\n' + others)
     for name, value in {
-        "formats.WHOLE_JSON": 100,
-        "formats.MAX_JSON": 300,
-        "formats.MAX_LINE": 100,
-        "lines.MAX_LINE": 100,
+        "parse.WHOLE_JSON": 100,
+        "parse.MAX_JSON": 300,
+        "parse.MAX_LINE": 100,
+        "decoding.MAX_LINE": 100,
     }.items():
-        monkeypatch.setattr(f"llm.data.sources.{name}", value)
+        monkeypatch.setattr(f"llm.data.{name}", value)
     first, *kept = open_files(config(tmp_path)).records()
-    assert isinstance(first, Fault) and first.reason == "longer than 0 MiB"
+    assert isinstance(first, Rejected) and first.reason == "longer than 0 MiB"
     assert ("Part it into documents" if others else "Say where its records are") in first.fix
     assert [record.text for record in kept if isinstance(record, Document)] == ["가", "나"][: len(others.splitlines())]
 
@@ -524,7 +528,7 @@ def test_one_value_in_a_stream_with_a_wrong_checksum_is_kept_and_the_damage_said
     (tmp_path / "a.json.gz").write_bytes(packed[:-8] + b"\x00\x01\x02\x03" + packed[-4:])
     record, fault = open_files(config(tmp_path)).records()
     assert isinstance(record, Document) and record.text == "가"
-    assert isinstance(fault, Fault) and fault.reason == "is damaged or cut"
+    assert isinstance(fault, Rejected) and fault.reason == "is damaged or cut"
 
 
 # A json file that is too large to be read whole
@@ -548,19 +552,19 @@ def test_read_in_pieces_it_gives_what_it_gives_read_whole(
     (tmp_path / "a.json").write_bytes(json.dumps(value, **settings).encode(encoding))
     files = open_files(config(tmp_path, layout=LayoutConfig(records=records)))
     whole = list(files.records())
-    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 300)
-    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 64)
+    monkeypatch.setattr("llm.data.parse.WHOLE_JSON", 300)
+    monkeypatch.setattr("llm.data.large_json.BUFFER", 64)
     assert list(files.records()) == whole == [Document(text, f"{tmp_path}/a.json[{n}]") for n, text in enumerate(TEXTS)]
 
 
 @pytest.mark.parametrize(
     ("rest", "reason", "fix"),
     [
-        ('{"text": }]', "not JSON", r"The records before it are read; .*unallowed token"),
-        ('{"text": "\\ud83d"}]', "holds half a character (a lone surrogate)", "Repair it"),
-        ('{"text": "\\ude00\\ud83d"}]', "holds half a character (a lone surrogate)", "Repair it"),
-        ('{"text": "' + "가" * 3000 + '"}]', "longer than 0 MiB", "Say where the records are"),
-        ('{"text": "', "not JSON", r"premature EOF"),
+        ('{"text": }]', "not JSON", r"The records before it are read; .*Expecting value"),
+        ('{"text": "\\ud83d"}]', "text holds half a character (a lone surrogate)", "Repair it"),
+        ('{"text": "\\ude00\\ud83d"}]', "text holds half a character (a lone surrogate)", "Repair it"),
+        ('{"text": "' + "가" * 12_000 + '"}]', "longer than 0 MiB", "Say where the records are"),
+        ('{"text": "', "not JSON", "Unterminated string"),
     ],
 )
 def test_read_in_pieces_what_is_before_a_fault_is_kept(
@@ -568,14 +572,14 @@ def test_read_in_pieces_what_is_before_a_fault_is_kept(
 ) -> None:
     import re
 
-    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 300)
-    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 64)
-    monkeypatch.setattr("llm.data.sources.large_json.MAX_RECORD", 5000)
+    monkeypatch.setattr("llm.data.parse.WHOLE_JSON", 300)
+    monkeypatch.setattr("llm.data.large_json.BUFFER", 64)
+    monkeypatch.setattr("llm.data.large_json.MAX_RECORD", 5000)
     good = json.dumps([{"text": text} for text in TEXTS], ensure_ascii=False)[:-1]
     (tmp_path / "a.json").write_text(f"{good}, {rest}", encoding="utf-8")
     *kept, fault = open_files(config(tmp_path)).records()
     assert [record.text for record in kept if isinstance(record, Document)] == TEXTS
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, Rejected)
     assert (fault.origin, fault.reason) == (f"{tmp_path}/a.json[30]", reason)
     assert re.search(fix, fault.fix)
 
@@ -585,16 +589,16 @@ def test_read_in_pieces_whole_characters_and_backslashes_are_no_half_ones(
 ) -> None:
     texts = [f"{'x' * n}😀 \\ud83d \\\\ 끝" for n in range(40)]  # at every place of the buffer
     (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]), encoding="utf-8")
-    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 10)
-    monkeypatch.setattr("llm.data.sources.large_json.BUFFER", 32)
+    monkeypatch.setattr("llm.data.parse.WHOLE_JSON", 10)
+    monkeypatch.setattr("llm.data.large_json.BUFFER", 32)
     assert read(tmp_path)[0] == texts
 
 
 def test_read_in_pieces_a_path_that_finds_nothing_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": {"text": "가" * 100}}), encoding="utf-8")
-    monkeypatch.setattr("llm.data.sources.formats.WHOLE_JSON", 10)
+    monkeypatch.setattr("llm.data.parse.WHOLE_JSON", 10)
     (fault,) = open_files(config(tmp_path, layout=LayoutConfig(records="items[]"))).records()
-    assert isinstance(fault, Fault) and (fault.origin, fault.reason) == (
+    assert isinstance(fault, Rejected) and (fault.origin, fault.reason) == (
         f"{tmp_path}/a.json",
         "items[] finds no record",
     )

@@ -183,7 +183,7 @@ def test_of_a_large_json_file_the_beginning_says_where_its_records_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.json").write_bytes(OWN["nested.json"])
-    monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 5000)
+    monkeypatch.setattr("llm.data.sample.SAMPLED_BYTES", 5000)
     found = diagnose(str(tmp_path / "a.json"))
     assert found.settings == ['data.text_field="body.본문"', 'data.layout.records="data[]"']
     assert 5 < found.usable < 60
@@ -300,7 +300,7 @@ def test_a_table_in_an_archive_and_a_json_file_larger_than_the_sample_are_sample
     texts = documents(200)
     big = {"documents": [{"id": "1", "text": [[{"index": 0, "sentence": text}]]} for text in texts]}
     (tmp_path / "b.json").write_text(json.dumps(big, ensure_ascii=False), encoding="utf-8")
-    monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 20_000)
+    monkeypatch.setattr("llm.data.sample.SAMPLED_BYTES", 20_000)
     found = diagnose(str(tmp_path / "b.json"))
     assert (found.preset, found.faults) == ("aihub_document_summary", {})
     assert 20 < found.usable < 100
@@ -310,7 +310,7 @@ def test_json_lines_named_json_that_are_larger_than_the_sample_are_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.json").write_bytes(lines(*({"text": text} for text in documents(200))))
-    monkeypatch.setattr("llm.data.sources.survey.SAMPLED_JSON", 20_000)
+    monkeypatch.setattr("llm.data.sample.SAMPLED_BYTES", 20_000)
     found = diagnose(str(tmp_path / "a.json"))
     assert (found.preset, found.faults) == ("text", {}) and 20 < found.usable <= 100
 

@@ -11,8 +11,8 @@ import pytest
 from llm.config import DataConfig
 from llm.config.data import BadRecords, DataKind, DataSource
 from llm.data import Conversation, Document, korean_law, open_corpus
-from llm.data.korean_law import PACKAGE, Questions, Statutes, answer_text, question_text, statute_articles, statute_text
-from llm.data.records import Fault
+from llm.data.korean_law import PACKAGE, answer_text, question_text, questions, statute_articles, statute_text, statutes
+from llm.data.records import Rejected
 from llm.errors import ConfigError
 
 needs_package = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="card-legal-data is not installed")
@@ -171,10 +171,10 @@ def test_pairs_that_cannot_be_learnt_from_are_faults(tmp_path: Path, monkeypatch
         content = json.dumps({"question": question, "answer": answer})
         (folder / f"{number}.json").write_text(content, encoding="utf-8")
     monkeypatch.setattr(korean_law, "_package_root", lambda: tmp_path)
-    found = list(Questions().records())
+    found = list(questions().records())
     turns = [[m["content"] for m in record.messages] for record in found if isinstance(record, Conversation)]
     assert turns == [["되는지", "됩니다."], ["되는지", "안 됩니다."]]
-    assert [(record.origin, record.reason) for record in found if isinstance(record, Fault)] == [
+    assert [(record.origin, record.reason) for record in found if isinstance(record, Rejected)] == [
         ("fsc/opinions/1.json:1", "the same pair came before"),
         ("fsc/opinions/3.json:1", "the answer is somewhere else"),
         ("fsc/opinions/4.json:1", "the answer is somewhere else"),
@@ -198,7 +198,7 @@ def test_without_the_package_the_way_out_is_one_line(monkeypatch: pytest.MonkeyP
 
 @needs_package
 def test_the_statutes_are_clean() -> None:
-    documents = [record for record in Statutes().records() if isinstance(record, Document)]
+    documents = [record for record in statutes().records() if isinstance(record, Document)]
     assert 20_000 < len(documents) < 40_000
     assert 25e6 < sum(len(document.text.encode()) for document in documents) < 35e6
     dirt = re.compile(r"<개정|<신설|<br|&lt;|&gt;|&amp;|^\s|\s$|  |[│┃┌]|^---|^\|", re.MULTILINE)
@@ -208,9 +208,9 @@ def test_the_statutes_are_clean() -> None:
 
 @needs_package
 def test_the_questions_are_clean_and_each_pair_is_there_once() -> None:
-    records = list(Questions().records())
+    records = list(questions().records())
     pairs = [tuple(m["content"] for m in r.messages) for r in records if isinstance(r, Conversation)]
-    reasons = Counter(record.reason for record in records if isinstance(record, Fault))
+    reasons = Counter(record.reason for record in records if isinstance(record, Rejected))
     assert len(set(pairs)) == len(pairs) > 4000
     assert sum(len(question) <= 300 and len(answer) <= 400 for question, answer in pairs) > 2400
     assert set(reasons) == {
@@ -238,5 +238,5 @@ def test_what_the_package_drops_is_counted_the_same_on_both_sides() -> None:
         kept += len(list(corpus.records(held_out=held_out)))
         counts.append(dict(corpus.dropped))
     assert counts[0] == counts[1]
-    assert kept + sum(counts[0].values()) == len(list(Questions().records()))
+    assert kept + sum(counts[0].values()) == len(list(questions().records()))
     assert corpus.rights is not None and "Article 7" in corpus.rights

@@ -9,9 +9,9 @@ import pytest
 
 from llm.config import BadRecords, DataConfig, DataKind, LayoutConfig, RepeatedTurns, Shape
 from llm.data import Conversation, open_corpus
-from llm.data.records import Fault
-from llm.data.sources.layouts import conversation
-from llm.data.sources.presets import presets
+from llm.data.records import Rejected
+from llm.data.sample import presets
+from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError
 from llm.inspect import diagnose, show
 from tests.korean import sentences
@@ -24,7 +24,7 @@ def turns(*said: str) -> list[dict[str, str]]:
     return [{"role": ROLE[text[0]], "content": text[2:]} for text in said]
 
 
-def read(record: dict[str, Any], **layout: Any) -> Conversation | Fault:
+def read(record: dict[str, Any], **layout: Any) -> Conversation | Rejected:
     return conversation(record, "a.jsonl:1", LayoutConfig(**layout))
 
 
@@ -90,7 +90,7 @@ def test_a_shape_that_is_asked_for_leaves_no_other(
 ) -> None:
     found = read(record, shape=wanted)
     assert isinstance(found, Conversation) is (shape == wanted.name)
-    if isinstance(found, Fault):
+    if isinstance(found, Rejected):
         assert found.reason == "fields are missing"
 
 
@@ -106,7 +106,7 @@ def test_usual_names_of_roles_are_repaired_and_said(name: str, other: str) -> No
 @pytest.mark.parametrize("role", ["tool", "function", "sys", "", 3, None])
 def test_a_role_that_no_rule_knows_is_refused_with_the_way_out(role: Any) -> None:
     found = read({"messages": [{"role": role, "content": "뭐?"}, {"role": "assistant", "content": "응"}]})
-    assert isinstance(found, Fault)
+    assert isinstance(found, Rejected)
     assert found.reason == f"role {role!r} is unknown"
     assert found.fix.endswith(
         "or add it: '+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
@@ -127,7 +127,7 @@ def test_turns_of_one_role_in_a_row_are_one_or_refused() -> None:
     assert found.messages == turns("u 하나\n둘", "a 셋\n넷")
     assert found.repairs == tuple(f"turns of {role} one after the other made one" for role in ("user", "assistant"))
     refused = read(record, repeated_turns=RepeatedTurns.refuse)
-    assert isinstance(refused, Fault)
+    assert isinstance(refused, Rejected)
     assert refused.reason == "turns are user, user, assistant, assistant"
 
 
@@ -145,7 +145,7 @@ def test_turns_of_one_role_in_a_row_are_one_or_refused() -> None:
 )
 def test_turns_out_of_order_and_empty_ones_are_refused(said: list[str], reason: str) -> None:
     found = read({"messages": turns(*said)})
-    assert isinstance(found, Fault)
+    assert isinstance(found, Rejected)
     assert found.reason == reason
 
 
@@ -158,7 +158,7 @@ def test_ones_own_marks_tell_turns_apart() -> None:
 
 def test_text_without_marks_is_refused_with_an_example() -> None:
     found = read({"text": "그냥 글. 질문: 중간"}, shape=Shape.tagged)
-    assert isinstance(found, Fault)
+    assert isinstance(found, Rejected)
     assert found.fix.startswith(
         "A record needs text with marks such as ### 질문: ... ### 답변: ... in text; its text has"
     )

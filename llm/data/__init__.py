@@ -1,8 +1,9 @@
 """Raw text and conversations -> documents, shards of token ids, and the rows that a training step takes.
 
 corpus.py        config -> documents or conversations, each with its origin, what was dropped, and a digest
-files.py         files of any format, in archives or not
-sources/         how files are found, opened, decoded and taken apart, and the presets of known sets
+files.py         the files of a path, of any format, in archives or not; it names the modules that do it
+sample.py        the first records of what lies at a path, and which choice of conf/data reads them
+suggest.py       the settings that read the longest text of a record
 cleaning/        documents repaired, masked and dropped by configured steps, with an account of every byte
 quarantine.py    what was left out, with origin and reason
 leaks.py         how much of the held-out text stands in the training text

@@ -9,10 +9,10 @@ from typing import Any
 
 from llm.config import BadRecords, DataConfig, DataSource
 from llm.data.cleaning import Cleaner, Dropped, as_json
-from llm.data.files import open_files
-from llm.data.korean_law import Questions, Statutes
+from llm.data.files import Files, open_files
+from llm.data.korean_law import questions, statutes
 from llm.data.quarantine import Quarantine
-from llm.data.records import Conversation, Document, Fault, Source
+from llm.data.records import Conversation, Document, Rejected, Source
 from llm.data.split import is_held_out, share_that_parts
 from llm.errors import DataError
 from llm.run import log, write_json
@@ -27,6 +27,7 @@ class Corpus:
         self._config = config
         self._source = source
         self.dropped: Counter[str] = Counter()  # reason -> records, in the last pass that ended
+        self.passed_over: Counter[str] = Counter()  # reason -> what the config leaves out, in that pass
         self.cleaning: dict[str, Any] = {}  # what each cleaning step did, in that pass
         self.shapes: Counter[str] = Counter()  # shape -> conversations, in that pass
         self.repairs: Counter[str] = Counter()  # what was put right -> conversations
@@ -59,13 +60,17 @@ class Corpus:
 
     def _read(self, *, sides: tuple[bool, ...]) -> Iterator[tuple[bool, Document | Conversation]]:
         dropped: Counter[str] = Counter()
+        passed_over: Counter[str] = Counter()
         seen: Counter[bool] = Counter()
         shapes: Counter[str] = Counter()
         repairs: Counter[str] = Counter()
         cleaner = Cleaner(self._config.cleaning)
         with closing(Quarantine(self._left_out)) as quarantine:
             for record in self._cleaned(cleaner):
-                if isinstance(record, Fault | Dropped):
+                if isinstance(record, Rejected) and record.fix is None:
+                    passed_over[record.reason] += 1
+                    continue
+                if isinstance(record, Rejected | Dropped):
                     dropped[_named(record)] += 1
                     quarantine.add(record)
                     continue
@@ -81,17 +86,17 @@ class Corpus:
                     raise DataError(self._explain_none(seen.total(), dropped.total(), held_out=side))
             cleaner.check()
             quarantine.keep()
-        self.dropped, self.cleaning = dropped, as_json(cleaner)
+        self.dropped, self.passed_over, self.cleaning = dropped, passed_over, as_json(cleaner)
         self.shapes, self.repairs = shapes, repairs
         if self._left_out is not None and self.cleaning:
             write_json(self._left_out / "cleaning.json", self.cleaning)
 
-    def _cleaned(self, cleaner: Cleaner) -> Iterator[Document | Conversation | Dropped | Fault]:
+    def _cleaned(self, cleaner: Cleaner) -> Iterator[Document | Conversation | Dropped | Rejected]:
         for record in self._source.records():
-            if not isinstance(record, Fault):
+            if not isinstance(record, Rejected):
                 yield cleaner.clean(record)
-            elif self._config.bad_records is BadRecords.refuse:
-                raise DataError(f"{record.origin}: {record.reason}. {record.fix}.")
+            elif record.fix is not None and self._config.bad_records is BadRecords.refuse:
+                raise DataError(str(record))
             else:
                 yield record
 
@@ -112,19 +117,18 @@ class Corpus:
 
     def say_dropped(self) -> dict[str, int]:
         """Log what the last pass dropped and what it did not read, and return the number of records by reason."""
-        reading = getattr(self._source, "reading", None)
-        if reading is not None:
-            for reason, times in reading.skipped.most_common():
-                log.warning("data=%s: left out %d %s", self._config.name, times, reason)
-            if unusual := {name: times for name, times in reading.encodings.items() if name not in ("utf-8", "ascii")}:
-                log.info("data=%s: files in other encodings than utf-8: %s", self._config.name, unusual)
+        for reason, times in self.passed_over.most_common():
+            log.warning("data=%s: left out %d %s", self._config.name, times, reason)
+        encodings = self._source.encodings if isinstance(self._source, Files) else {}
+        if unusual := {name: times for name, times in encodings.items() if name not in ("utf-8", "ascii")}:
+            log.info("data=%s: files in other encodings than utf-8: %s", self._config.name, unusual)
         if shapes := {shape: times for shape, times in self.shapes.most_common() if shape}:
             log.info("data=%s: conversations by the shape of their records: %s", self._config.name, shapes)
         for what, times in self.repairs.most_common():
             log.info("data=%s: %d conversations: %s", self._config.name, times, what)
         for reason, times in self.dropped.most_common():
             log.warning("data=%s: dropped %d records: %s", self._config.name, times, reason)
-        return dict(self.dropped) | (dict(reading.skipped) if reading is not None else {})
+        return dict(self.dropped) | dict(self.passed_over)
 
     def _explain_none(self, total: int, dropped: int, *, held_out: bool) -> str:
         where = self._config.path or f"data={self._config.name}"
@@ -144,8 +148,8 @@ class Corpus:
         )
 
 
-def _named(left_out: Fault | Dropped) -> str:
-    if isinstance(left_out, Fault):
+def _named(left_out: Rejected | Dropped) -> str:
+    if isinstance(left_out, Rejected):
         return left_out.reason
     return f"cleaning, {left_out.step}: {left_out.reason}"
 
@@ -157,7 +161,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         ConfigError: the path has no such file, or the package is not installed.
     """
     if config.source is DataSource.korean_law:
-        return Corpus(config, Statutes())
+        return Corpus(config, statutes())
     if config.source is DataSource.korean_law_qa:
-        return Corpus(config, Questions())
+        return Corpus(config, questions())
     return Corpus(config, open_files(config))

@@ -1,28 +1,26 @@
-"""The user's files of any format, plain or in archives -> documents or conversations, and what was left out."""
+"""The user's files of any format, plain or in archives -> documents or conversations, and what is left out.
 
+places.py     a path, folder, glob or URL -> files
+archives.py   a file -> its members
+parse.py      a member -> records as it has them (decoding.py: bytes -> text; large_json.py: a JSON value by its items)
+layout.py     such a record -> a document, or by turns.py a conversation
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import file_digest
 from pathlib import PurePosixPath
 
 from llm.config import DataConfig, DataKind, FileFormat, Shape
-from llm.data.records import Fault, Record
-from llm.data.sources.absent import explain_absent
-from llm.data.sources.archives import Member, damage, damages, is_archive, members
-from llm.data.sources.formats import FORMATS, Reading, format_of, raw_records, suffixes
-from llm.data.sources.layouts import columns, to_records
-from llm.data.sources.places import File, Hidden, Place, Unreadable, find, is_hidden
-from llm.errors import ConfigError
+from llm.data.archives import Member, is_archive, members
+from llm.data.layout import columns, to_records
+from llm.data.parse import FORMATS, Parsed, format_of, parse
+from llm.data.places import OF_SYSTEM, File, Place, explain_absent, find, left_by_system, name_of
+from llm.data.records import Record, Rejected
+from llm.data.streams import UnreadableError
+from llm.errors import ConfigError, DataError
 from llm.run import composed, digest_of
-
-HIDDEN = "hidden files or folders, such as .ipynb_checkpoints"
-
-
-def _formats(config: DataConfig) -> set[FileFormat]:
-    """What is read: of conversations text files only where turns are known to be told apart by marks."""
-    if config.kind is DataKind.text or config.layout.shape is Shape.tagged:
-        return set(FORMATS.values())
-    return set(FORMATS.values()) - {FileFormat.txt}
 
 
 class Files:
@@ -32,48 +30,40 @@ class Files:
 
     def __init__(self, config: DataConfig, places: list[Place]) -> None:
         self._config = config
-        self.reading = Reading()  # of the last pass, and while it goes on
         self.places = places
+        self.encodings: Counter[str] = Counter()  # -> files, of the last pass, and while it goes on
 
     def digest(self) -> str:
         """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter."""
-        read = [place for place in self.places if not isinstance(place, Hidden) and not self.leaves_out(place.name)]
-        return digest_of(list(map(_digest, read)))
+        return digest_of(
+            [
+                _digest(place) if isinstance(place, File) else [place.reason, ""]
+                for place in self.places
+                if (isinstance(place, File) or place.fix) and not self.leaves_out(name_of(place))
+            ]
+        )
 
     def records(self) -> Iterator[Record]:
-        self.reading = Reading()
+        self.encodings.clear()
         for place in self.places:
-            if isinstance(place, Hidden):
-                self.reading.skipped[HIDDEN] += 1
-            elif isinstance(place, File):
-                for member in members(place):
-                    yield from [member] if isinstance(member, Fault) else self.read(member)
-            else:
-                yield Fault(place.name, place.reason, place.fix)
+            for member in members(place) if isinstance(place, File) else [place]:
+                yield from [member] if isinstance(member, Rejected) else to_records(self.parse(member), self._config)
 
-    def read(self, member: Member) -> Iterator[Record]:
-        """The records of one member; nothing but a count, if it is not what the config asks for."""
-        if reason := self.leaves_out(member.name) or (HIDDEN if member.is_packed and is_hidden(member.name) else None):
-            self.reading.skipped[reason] += 1
-            return
-        self.reading.members += 1
-        self.reading.repaired_names += member.repaired
-        if member.size == 0:
-            yield Fault(f"{member.origin}:1", "the file is empty", "Remove it, or give another data.path")
-            return
+    def parse(self, member: Member) -> Iterator[Parsed]:
+        """The records of a member as it has them; none, if it is not what the config asks for."""
         file_format = format_of(member.name, self._config.layout)
-        assert file_format is not None  # else it is left out
-        raws = raw_records(member, file_format, self._config.layout, columns(self._config), self.reading)
-        try:
-            yield from to_records(raws, self._config, self.reading)
-        except damages() as error:
-            yield damage(error, member.origin)
+        if reason := self.leaves_out(member.name):
+            yield Rejected(member.origin, reason)
+        elif member.size == 0:
+            yield Rejected(f"{member.origin}:1", "the file is empty", "Remove it, or give another data.path")
+        elif file_format is not None:
+            yield from parse(member, file_format, self._config.layout, columns(self._config), self.encodings)
 
     def leaves_out(self, name: str) -> str | None:
         """Why a file or member is not read; None if it is."""
         layout, file = self._config.layout, PurePosixPath(composed(name.replace("\\", "/")))
-        if any(part.startswith("._") or part in ("__MACOSX", ".DS_Store", "Thumbs.db") for part in file.parts):
-            return "files that an operating system left"
+        if left_by_system(name):
+            return OF_SYSTEM
         if is_archive(file.name):
             return None
         if layout.files and not any(_matches(file, pattern) for pattern in layout.files):
@@ -96,41 +86,46 @@ def open_files(config: DataConfig) -> Files:
     return Files(config, places)
 
 
+def _formats(config: DataConfig) -> set[FileFormat]:
+    """What is read: of conversations text files only where turns are known to be told apart by marks."""
+    if config.kind is DataKind.text or config.layout.shape is Shape.tagged:
+        return set(FORMATS.values())
+    return set(FORMATS.values()) - {FileFormat.txt}
+
+
 def _matches(file: PurePosixPath, pattern: str) -> bool:
     """A pattern without a slash is of the name alone."""
     pattern = composed(pattern)
     return fnmatch(str(file), pattern if "/" not in pattern else f"*{pattern}") or fnmatch(file.name, pattern)
 
 
-def _digest(place: File | Unreadable) -> list[str]:
-    if not isinstance(place, File):
-        return [place.reason, ""]
-    suffixes_of = [suffix.lower() for suffix in PurePosixPath(place.name).suffixes]
-    with place.open() as file:
-        sha256 = file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every file of ours has readinto
-    return [*suffixes_of[-2 if is_archive(place.name) else -1 :], sha256]
+def _digest(file: File) -> list[str]:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(file.name).suffixes]
+    try:
+        with file.open() as stream:
+            sha256 = file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # all of ours have readinto
+    except UnreadableError as error:
+        raise DataError(str(error.at(file.name))) from error
+    return [*suffixes[-2 if is_archive(file.name) else -1 :], sha256]
 
 
 def _check(places: list[Place], config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
-    wanted = " or ".join(suffixes(_formats(config)))
-    places = [place for place in places if not isinstance(place, Hidden)]
-    readable = [place for place in places if _is_wanted(place.name, config)]
-    if places and all(".xml" in PurePosixPath(place.name).suffixes for place in places):
+    formats = _formats(config)
+    wanted = " or ".join(suffix for suffix, file_format in FORMATS.items() if file_format in formats)
+    names = [name_of(place) for place in places if isinstance(place, File) or place.fix]
+    readable = [name for name in names if is_archive(name) or format_of(name, config.layout) in formats]
+    if names and all(".xml" in PurePosixPath(name).suffixes for name in names):
         raise ConfigError(
-            f"data.path={config.path}: {places[0].name} is XML, which is not read. Of a Wikipedia give its parquet "
+            f"data.path={config.path}: {names[0]} is XML, which is not read. Of a Wikipedia give its parquet "
             "from the hub, its CirrusSearch dump (json), or what WikiExtractor --json makes of the XML."
         )
-    if not places and (reason := explain_absent(str(config.path), "data.path")):
+    if not names and (reason := explain_absent(str(config.path), "data.path")):
         raise ConfigError(reason)
-    if not places or (not readable and len(places) > 1):
+    if not names or (not readable and len(names) > 1):
         raise ConfigError(f"data.path={config.path}: no {wanted} is there. Give a file, a folder or a quoted glob.")
     if not readable:
         raise ConfigError(
-            f"data.path={config.path}: {places[0].name} is not {wanted}, which is what data={config.kind.value} reads. "
+            f"data.path={config.path}: {names[0]} is not {wanted}, which is what data={config.kind.value} reads. "
             "Convert it, or say what it is with data.layout.format."
         )
-
-
-def _is_wanted(name: str, config: DataConfig) -> bool:
-    return is_archive(name) or format_of(name, config.layout) in _formats(config)

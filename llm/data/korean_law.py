@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
 
 from llm.config import LayoutConfig
-from llm.data.records import Conversation, Document, Fault
-from llm.data.sources.layouts import conversation
+from llm.data.records import Document, Record, Rejected
+from llm.data.turns import conversation
 from llm.errors import ConfigError
 from llm.run import digest_of, sha256_of
 
@@ -52,59 +52,56 @@ _CUT_UP = re.compile(r"^[ \xa0]*(?:[.,)」｣’”]|[□☐ㅇ◦]\s*\n)", re.M
 _ELSEWHERE = re.compile(r"[^\n]{0,30}(?:이유|내용|첨부|파일)[^\n]{0,16}(?:참조|참고|확인|같음)[^\n]{0,14}")
 
 
-class Statutes:
+class LawPackage:
+    """Files of the package that match these patterns, and the records of each."""
+
+    rights: str | None = RIGHTS
+
+    def __init__(self, patterns: Sequence[str], read: Callable[[Iterator[tuple[str, str]]], Iterator[Record]]) -> None:
+        self._root = _package_root()
+        self._patterns, self._read = patterns, read
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return sorted(path for pattern in self._patterns for path in self._root.glob(pattern))
+
+    def digest(self) -> str:
+        """SHA-256 over all files."""
+        return digest_of([sha256_of(path) for path in self._paths])
+
+    def records(self) -> Iterator[Record]:
+        return self._read((str(path.relative_to(self._root)), path.read_text(encoding="utf-8")) for path in self._paths)
+
+
+def statutes() -> LawPackage:
     """Statutes and regulations, one document an article, without amendment notes, markup and tables."""
-
-    rights: str | None = RIGHTS
-
-    def __init__(self) -> None:
-        self._root = _package_root()
-
-    @cached_property
-    def _paths(self) -> list[Path]:
-        return sorted((self._root / "law_api").rglob("*.md"))
-
-    def digest(self) -> str:
-        """SHA-256 over all files."""
-        return digest_of([sha256_of(path) for path in self._paths])
-
-    def records(self) -> Iterator[Document | Conversation | Fault]:
-        for path in self._paths:
-            markdown = path.read_text(encoding="utf-8")
-            yield from statute_articles(markdown, str(path.relative_to(self._root)))
+    return LawPackage(["law_api/**/*.md"], _articles)
 
 
-class Questions:
+def questions() -> LawPackage:
     """Questions to the Financial Services Commission and its answers, each pair once."""
+    return LawPackage(["fsc/law_interpretations/*.json", "fsc/opinions/*.json"], _pairs)
 
-    rights: str | None = RIGHTS
 
-    def __init__(self) -> None:
-        self._root = _package_root()
+def _articles(files: Iterator[tuple[str, str]]) -> Iterator[Record]:
+    for name, markdown in files:
+        yield from statute_articles(markdown, name)
 
-    @cached_property
-    def _paths(self) -> list[Path]:
-        folders = (self._root / "fsc" / name for name in ("law_interpretations", "opinions"))
-        return sorted(path for folder in folders for path in folder.glob("*.json"))
 
-    def digest(self) -> str:
-        """SHA-256 over all files."""
-        return digest_of([sha256_of(path) for path in self._paths])
-
-    def records(self) -> Iterator[Document | Conversation | Fault]:
-        seen: set[tuple[str, str]] = set()
-        for path in self._paths:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            question = question_text(str(record.get("question") or ""))
-            answer = answer_text(str(record.get("answer") or ""))
-            origin = f"{path.relative_to(self._root)}:1"
-            if _ELSEWHERE.fullmatch(answer):
-                yield Fault(origin, "the answer is somewhere else", "Set data.bad_records=drop")
-            elif (question, answer) in seen and question and answer:
-                yield Fault(origin, "the same pair came before", "Set data.bad_records=drop")
-            else:
-                seen.add((question, answer))
-                yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
+def _pairs(files: Iterator[tuple[str, str]]) -> Iterator[Record]:
+    seen: set[tuple[str, str]] = set()
+    for name, content in files:
+        record = json.loads(content)
+        question = question_text(str(record.get("question") or ""))
+        answer = answer_text(str(record.get("answer") or ""))
+        origin = f"{name}:1"
+        if _ELSEWHERE.fullmatch(answer):
+            yield Rejected(origin, "the answer is somewhere else", "Set data.bad_records=drop")
+        elif (question, answer) in seen and question and answer:
+            yield Rejected(origin, "the same pair came before", "Set data.bad_records=drop")
+        else:
+            seen.add((question, answer))
+            yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
 
 
 def statute_articles(markdown: str, name: str) -> Iterator[Document]:

@@ -2,11 +2,12 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from llm.data.cleaning import Dropped
-from llm.data.records import Fault
+from llm.data.records import Rejected
 from llm.run.files import TEMPORARY, sync_folder
 
 CHARACTERS = 2000  # of a text that are kept: enough to judge, not a second corpus
@@ -19,7 +20,7 @@ class Quarantine:
         self._path = folder / "quarantine.jsonl" if folder is not None else None
         self._file: IO[str] | None = None
 
-    def add(self, left_out: Fault | Dropped) -> None:
+    def add(self, left_out: Rejected | Dropped) -> None:
         if self._path is None:
             return
         if self._file is None:
@@ -49,9 +50,9 @@ class Quarantine:
         return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
 
 
-def _line(left_out: Fault | Dropped) -> dict[str, str]:
-    if isinstance(left_out, Fault):
-        return {"origin": left_out.origin, "reason": left_out.reason, "fix": left_out.fix}
+def _line(left_out: Rejected | Dropped) -> dict[str, str | None]:
+    if isinstance(left_out, Rejected):
+        return asdict(left_out)
     record = left_out.record
     text = record.text[:CHARACTERS]
     return {"origin": record.origin, "reason": left_out.reason, "step": left_out.step, "text": text}

@@ -1,4 +1,4 @@
-"""What every source gives: documents and conversations with their origin, or the fault of a record.
+"""What every source gives: documents and conversations with their origin, or what is left out and why.
 
 An origin is file:line; in an archive file!member:line; of a table or a list in one JSON value, which have no lines of
 their own, file[index of the record]. It reads file alone where the whole of it is meant.
@@ -15,7 +15,6 @@ class Document:
 
     text: str
     origin: str
-    size: int = field(default=0, compare=False)  # bytes that it takes in its file, where that has lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,6 @@ class Conversation:
 
     messages: list[dict[str, str]]
     origin: str
-    size: int = field(default=0, compare=False)
     shape: str = field(default="", compare=False)  # that its record has: messages, pairs or tagged
     repairs: tuple[str, ...] = field(default=(), compare=False)  # what was put right, a few words each
 
@@ -35,16 +33,22 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A record that cannot be used: refused or dropped and counted, as the config says."""
+class Rejected:
+    """A record, a member or a file that is left out.
+
+    With a fix it is wrong, and data.bad_records says whether it is refused or dropped; without one the config leaves it
+    out, as it does files of another suffix, and it is counted.
+    """
 
     origin: str
-    reason: str  # a few words: what dropped records are counted by
-    fix: str  # what to do about it
-    size: int = field(default=0, compare=False)
+    reason: str  # a few words: what is left out is counted by them
+    fix: str | None = None  # what to do about it
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}. {self.fix}."
 
 
-Record = Document | Conversation | Fault
+Record = Document | Conversation | Rejected
 
 
 class Source(Protocol):
@@ -56,6 +60,6 @@ class Source(Protocol):
         """SHA-256 over all that is read."""
         ...
 
-    def records(self) -> Iterator[Document | Conversation | Fault]:
+    def records(self) -> Iterator[Record]:
         """Every record in a fixed order."""
         ...

@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from llm.config import as_value, is_path
-from llm.data.sources.fields import values
+from llm.data.values import values
 
 DEEPEST = 12  # levels of a record that are looked into
 FEW = 10  # files; where there are fewer, the items of a list inside are the records

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-_EACH = "[]"
+EACH = "[]"
 
 
 def values(record: Any, path: str) -> list[Any]:
@@ -22,7 +22,7 @@ def values(record: Any, path: str) -> list[Any]:
     best: list[Any] = []
     for choice in path.split("|"):
         as_it_stands = isinstance(record, dict) and choice in record
-        found = [record[choice]] if as_it_stands else list(_follow(record, _steps(choice)))
+        found = [record[choice]] if as_it_stands else list(follow(record, steps(choice)))
         if any(value is not None and value != "" for value in found):
             return found
         best = best or found
@@ -36,23 +36,25 @@ def first(record: Any, path: str) -> Any:
 
 def head(path: str) -> list[str]:
     """The top-level keys that a path can begin with, or be."""
-    return [path, *(key for choice in path.split("|") for key in (choice, _steps(choice)[0]))]
+    return [path, *(key for choice in path.split("|") for key in (choice, steps(choice)[0]))]
 
 
 @lru_cache(maxsize=256)
-def _steps(choice: str) -> list[str]:
-    steps: list[str] = []
+def steps(choice: str) -> list[str]:
+    """The keys of a path without alternatives, and EACH where the items of a list are meant."""
+    found: list[str] = []
     for part in choice.split("."):
         key = part.rstrip("[]")
-        steps += [key, *[_EACH] * part.count(_EACH)]
-    return steps
+        found += [key, *[EACH] * part.count(EACH)]
+    return found
 
 
-def _follow(value: Any, steps: list[str]) -> Iterator[Any]:
-    if not steps:
+def follow(value: Any, path: list[str]) -> Iterator[Any]:
+    """What the steps of a path lead to."""
+    if not path:
         yield value
-    elif steps[0] == _EACH:
+    elif path[0] == EACH:
         for item in value if isinstance(value, list) else [value]:
-            yield from _follow(item, steps[1:])
-    elif isinstance(value, dict) and steps[0] in value:
-        yield from _follow(value[steps[0]], steps[1:])
+            yield from follow(item, path[1:])
+    elif isinstance(value, dict) and path[0] in value:
+        yield from follow(value[path[0]], path[1:])

@@ -1,4 +1,4 @@
-"""A record and its layout -> which shape its turns have, and the turns as (role as written, text) before any check.
+"""A record of instruction data and its layout -> a conversation, or which rule it breaks.
 
 messages   a list of turns: messages/role/content as OpenAI has them, conversations/from/value as ShareGPT
 pairs      instruction, input and output as Alpaca has them, question and answer, Q and A, 질문 and 답변
@@ -8,11 +8,14 @@ A layout that names columns is taken at its word; else the usual names are looke
 """
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm.config import LayoutConfig, Shape
-from llm.data.sources.fields import first, values
+from llm.config import LayoutConfig, RepeatedTurns, Shape
+from llm.data.records import Conversation, Rejected
+from llm.data.suggest import question_and_answer
+from llm.data.values import first, values
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "대화")
 ROLE = ("role", "from", "speaker", "author", "화자")
@@ -53,25 +56,94 @@ class Turn:
     text: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The turns of a record, and how they were found."""
-
-    shape: Shape
-    turns: list[Turn] | None  # None: what stands there is no list of role and content
+class NoTurnsError(Exception):
+    """What stands where turns should is no list of role and content."""
 
 
-def turns_of(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> Found | None:
-    """The turns of a record; None where it has the keys of no shape that the layout allows."""
-    layout = with_usual_names(record, layout)
+def conversation(
+    record: dict[str, Any], origin: str, layout: LayoutConfig, *, text_field: str = "text"
+) -> Conversation | Rejected:
+    """A record of any shape that the layout allows as a conversation; else what is wrong with it.
+
+    The rules: a role's name is one of the known (`NAMES`, `layout.roles`), else the record is rejected; of two turns of
+    one role in a row one is made; the system comes first, then user and assistant take turns, and the last turn is the
+    assistant's; no turn is empty.
+    """
+    try:
+        shape, turns = _turns_of(record, with_usual_names(record, layout), text_field)
+    except NoTurnsError:
+        example = f'{{"{layout.role}": "user", "{layout.content}": "..."}}'
+        fix = f"Write {layout.messages} as [{example}, {example.replace('user', 'assistant')}]"
+        return Rejected(origin, "messages are not a list of role and content", fix)
+    if turns is None:
+        return Rejected(origin, "fields are missing", _needs(record, layout, text_field))
+    messages: list[dict[str, str]] = []
+    repairs: dict[str, None] = {}  # each once, in order
+    for turn in turns:
+        role = role_of(turn.role, layout)
+        if role is None:
+            known = ", ".join([*layout.roles, *ROLES])
+            own = "'+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
+            fix = f"Use {known} or another usual name, or add it: {own}"
+            return Rejected(origin, f"role {turn.role!r} is unknown"[:80], fix)
+        if fault := text_fault(turn.text, {"user": "question", "assistant": "answer"}.get(role, role)):
+            return Rejected(origin, *fault)
+        if turn.role not in ROLES and turn.role not in layout.roles:
+            repairs[f"role {turn.role} read as {role}"[:80]] = None
+        if messages and messages[-1]["role"] == role and layout.repeated_turns is RepeatedTurns.merge:
+            repairs[f"turns of {role} one after the other made one"] = None
+            messages[-1]["content"] += "\n" + turn.text.strip()
+        else:
+            messages.append({"role": role, "content": turn.text.strip()})
+    order = [message["role"] for message in messages]
+    order = order[1:] if order[:1] == ["system"] else order
+    if not order or order != ["user", "assistant"] * (len(order) // 2):
+        fix = "After an optional system turn, user and assistant must take turns, and the last must be the assistant's"
+        return Rejected(origin, f"turns are {', '.join(order) or 'none'}"[:80], fix)
+    return Conversation(messages, origin, shape.name, tuple(repairs))
+
+
+def text_fault(text: Any, what: str) -> tuple[str, str] | None:
+    """(what is wrong with a text, what to do about it)."""
+    if not isinstance(text, str):
+        return f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record"
+    if not text.strip():
+        return f"{what} is empty", "Remove the record, or set data.bad_records=drop"
+    if len(text) < 8 and text.strip().lower() == "nan":  # what pandas writes for an empty cell
+        return f"{what} is nan", "Remove the record, or set data.bad_records=drop"
+    if "\0" in text:
+        return f"{what} holds a NUL", "Convert it to UTF-8, or set data.bad_records=drop"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{what} holds half a character (a lone surrogate)", "Repair it, or set data.bad_records=drop"
+    return None
+
+
+def _needs(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> str:
+    """What a record without turns should have."""
+    has = ", ".join(map(str, record))[:200] or "nothing"
+    if layout.shape is Shape.tagged:
+        lacks = f"its {text_field} has no such marks" if text_field in record else f"it has: {has}"
+        return f"A record needs text with marks such as ### 질문: ... ### 답변: ... in {text_field}; {lacks}"
+    pair = f"{layout.question} and {layout.answer}"
+    needs = {Shape.messages: layout.messages, Shape.pairs: pair}.get(layout.shape, f"{layout.messages}, or {pair}")
+    own = question_and_answer([record]) or "+data.map={question: <column>, answer: <column>}"
+    return f"A record needs {needs}, or your own: {shlex.quote(own)}; this one has: {has}"
+
+
+def _turns_of(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> tuple[Shape, list[Turn] | None]:
+    """(shape, the turns of a record); None where it has the keys of no shape that the layout allows.
+
+    Raises:
+        NoTurnsError: it has the keys, but no turns there.
+    """
     for shape, read in ((Shape.messages, _messages), (Shape.pairs, _pairs)):
         if layout.shape in (Shape.auto, shape) and (turns := read(record, layout)) is not None:
-            return Found(shape, None if turns is _NO_TURNS else [*_system(record, layout), *turns])
+            return shape, [*_system(record, layout), *turns]
     text = first(record, text_field)
-    if layout.shape in (Shape.auto, Shape.tagged) and isinstance(text, str):
-        tagged = split_tagged(text, layout.tags)
-        return None if tagged is None else Found(Shape.tagged, tagged)
-    return None
+    is_tagged = layout.shape in (Shape.auto, Shape.tagged) and isinstance(text, str)
+    return Shape.tagged, split_tagged(text, layout.tags) if is_tagged else None
 
 
 def with_usual_names(record: dict[str, Any], layout: LayoutConfig) -> LayoutConfig:
@@ -126,11 +198,11 @@ def _messages(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None
     listed = found[0] if len(found) == 1 else found
     role, content = layout.role, layout.content
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
-        return _NO_TURNS
+        raise NoTurnsError
     if (role, content) == ("role", "content") and listed:
         role, content = _first_key(listed[0], ROLE) or role, _first_key(listed[0], CONTENT) or content
     if not all(role in turn for turn in listed):
-        return _NO_TURNS
+        raise NoTurnsError
     return [Turn(turn[role], first(turn, content)) for turn in listed]
 
 
@@ -144,7 +216,7 @@ def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
         asked = f"{asked.strip()}\n\n{more.strip()}"
     earlier = record.get(HISTORY) or []
     if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
-        return _NO_TURNS
+        raise NoTurnsError
     said = [Turn(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
     return [*said, Turn("user", asked), Turn("assistant", answer[0])]
 
@@ -189,6 +261,3 @@ def _of(tags: dict[str, str]) -> re.Pattern[str]:
 
 def _first_key(record: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in record), None)
-
-
-_NO_TURNS: list[Turn] = []  # by identity: what stands where turns should is none
