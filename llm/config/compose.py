@@ -15,14 +15,9 @@ from llm.config.explain import explain, explain_missing_value, explain_unknown_k
 from llm.config.overrides import readable
 from llm.config.parts import with_parts
 from llm.config.stages import STAGES
-from llm.config.training import BUDGETS
 from llm.errors import ConfigError
 
 Config = TypeVar("Config")
-COMPUTED = {  # a setting -> those that it is computed from, where one of them is set
-    "data.batch_size": ("data.batch_tokens",),
-    "trainer.max_steps": tuple(f"trainer.{key}" for key in BUDGETS),
-}
 
 
 def from_hydra(cfg: DictConfig) -> Any:
@@ -105,11 +100,13 @@ def refuse_computed(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         ConfigError: there is one, and it would have been left unused.
     """
-    typed = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
-    for computed, sources in COMPUTED.items():
-        for source in sources:
-            if computed in typed and (value := OmegaConf.select(cfg, source)) is not None:
+    for typed, _, value in (override.lstrip("+").partition("=") for override in overrides):
+        group, _, name = typed.rpartition(".")
+        schema: Any = OmegaConf.get_type(cfg, group) if group and OmegaConf.select(cfg, group) is not None else None
+        known = {f.name: f for f in fields(schema)} if is_dataclass(schema) else {}
+        for source in known[name].metadata.get("computed_from", ()) if name in known else ():
+            if (other := OmegaConf.select(cfg, f"{group}.{source}")) is not None:
                 raise ConfigError(
-                    f"{computed}={typed[computed]} is not used: it is computed from {source}={value}. Set {source}="
-                    f"null, or leave {computed} out."
+                    f"{typed}={value} is not used: it is computed from {group}.{source}={other}. Set {group}.{source}="
+                    f"null, or leave {typed} out."
                 )

@@ -95,7 +95,8 @@ class DataConfig:
     bad_records: BadRecords = setting(BadRecords.refuse, TEXT)
     num_workers: int | None = setting(None, HOW, at_least=1)  # processes that encode text; None: one for each core
     sequence_length: int = setting(256, LENGTH, at_least=2)  # tokens per row
-    batch_size: int = setting(32, ROWS, at_least=1)  # rows per optimizer step, over all devices
+    # rows per optimizer step, over all devices
+    batch_size: int = setting(32, ROWS, at_least=1, computed_from=("batch_tokens",))
     batch_tokens: int | None = setting(None, HOW)  # in place of batch_size, which is computed from it
     packing: Packing = setting(Packing.auto, ROWS)
     map: dict[str, str] = setting({}, HOW)  # your columns: {question: 질의, answer: 응답}

@@ -1,11 +1,13 @@
 """One line for each setting: its default, its range and whose result it changes; and the check of all of them."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from operator import ge, gt, le, lt
 from typing import Any, TypeVar
 
@@ -50,6 +52,8 @@ def setting(
     is_file: bool = False,
     only_where_set: bool = False,
     is_public: bool = False,
+    only_with: tuple[str, tuple[Enum, ...]] | None = None,
+    computed_from: tuple[str, ...] = (),
 ) -> T:
     """The field of a config: all that a setting is by itself. What it has to do with others is for __post_init__.
 
@@ -59,11 +63,15 @@ def setting(
     It is in the identity of every stage that has it, unless it is about HOW, or about what a group is taken `without`.
     With `only_where_set` null is no key of the identity, so that runs which are older than the setting keep theirs.
     What is public is written down as it is, so that it may hold no credential: all of the identity is.
+
+    `only_with` names another setting of the group and its choices that use this one: with any other it is left out,
+    which is said, so that a grid over the choices can have it. It is `computed_from` settings of the group, where one
+    of them is not null: then nobody may type it.
     """
     said = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "aspect": aspect}
     metadata: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     metadata |= {"fault": fault, "is_file": is_file, "only_where_set": only_where_set}
-    metadata |= {"without": without, "is_public": is_public}
+    metadata |= {"without": without, "is_public": is_public, "only_with": only_with, "computed_from": computed_from}
     if type(default).__hash__ is None:  # a list, a dict or a config, of which every config has its own
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -83,6 +91,8 @@ def check_settings(config: Any, place: str = "") -> None:
             raise ConfigError(f"{key}={shown(value)} {fault}")
         elif value is not None and f.metadata.get("is_file"):
             setattr(config, f.name, os.path.expanduser(value))
+        if f.metadata.get("only_with"):
+            _leave_out_unused(config, f, place)
 
 
 def _fault(f: Field[Any], value: Any) -> str | None:
@@ -94,11 +104,26 @@ def _fault(f: Field[Any], value: Any) -> str | None:
     return f.metadata["fault"](value) if f.metadata.get("fault") else None
 
 
+def _leave_out_unused(config: Any, f: Field[Any], place: str) -> None:
+    (other, choices), value, default = f.metadata["only_with"], getattr(config, f.name), _default(f)
+    if (chosen := getattr(config, other)) not in choices and value != default:
+        _say_once(f"{place}.{f.name}={shown(value)} is not used with {place}.{other}={shown(chosen)}, and is left out")
+        setattr(config, f.name, default)
+
+
+@cache
+def _say_once(line: str) -> None:
+    logging.getLogger("llm").warning(line)
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
 def refuse_unused(config: Any, place: str, keys: Iterable[str], why: str) -> None:
     """Refuse settings that another one leaves unused, where they are not their defaults; `why` ends the sentence."""
     for f in fields(config):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in keys and (value := getattr(config, f.name)) != default:
+        if f.name in keys and (value := getattr(config, f.name)) != _default(f):
             raise ConfigError(f"{place}.{f.name}={shown(value)} {why}")
 
 

@@ -142,6 +142,11 @@ class Schedule(Enum):
     constant = "constant"  # the peak to the end
 
 
+OF_MUON = ("algorithm", (Algorithm.muon,))
+OF_WSD = ("schedule", (Schedule.wsd,))
+OF_DECAYS = ("schedule", (Schedule.cosine, Schedule.linear, Schedule.wsd))
+
+
 class DecayShape(Enum):
     one_minus_sqrt = "one_minus_sqrt"  # better than a line: Haegele et al. 2024, arXiv:2405.18392
     linear = "linear"
@@ -153,12 +158,13 @@ class OptimizerConfig:
 
     algorithm: Algorithm = Algorithm.adamw
     learning_rate: float = setting(1e-3, above=0)  # peak, reached after warmup
-    muon_learning_rate: float | None = setting(None, above=0)  # of Muon's matrices, in AdamW's units; None: as above
-    muon_momentum: float = setting(0.95, at_least=0, below=1)
+    # of Muon's matrices, in AdamW's units; None: as above
+    muon_learning_rate: float | None = setting(None, above=0, only_with=OF_MUON)
+    muon_momentum: float = setting(0.95, at_least=0, below=1, only_with=OF_MUON)
     schedule: Schedule = Schedule.cosine
-    decay_share: float = setting(0.2, above=0, at_most=1)  # of trainer.max_steps, for schedule=wsd
-    decay_shape: DecayShape = DecayShape.one_minus_sqrt  # for schedule=wsd
-    min_learning_rate_ratio: float = setting(0.1, at_least=0, at_most=1)
+    decay_share: float = setting(0.2, above=0, at_most=1, only_with=OF_WSD)  # of trainer.max_steps
+    decay_shape: DecayShape = setting(DecayShape.one_minus_sqrt, only_with=OF_WSD)
+    min_learning_rate_ratio: float = setting(0.1, at_least=0, at_most=1, only_with=OF_DECAYS)
     warmup_steps: int = setting(100, at_least=0)
     weight_decay: float = setting(0.1, at_least=0, at_most=1)  # of matrices; not of biases, norms and embeddings
     beta1: float = setting(0.9, at_least=0, below=1)
@@ -167,23 +173,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "optimizer")
-        if self.algorithm is not Algorithm.muon:
-            self._refuse("algorithm", "optimizer=muon", "muon_learning_rate", "muon_momentum")
-        if self.schedule is not Schedule.wsd:
-            self._refuse("schedule", "optimizer.schedule=wsd", "decay_share", "decay_shape")
-        if self.schedule is Schedule.constant:
-            self._refuse("schedule", "another schedule", "min_learning_rate_ratio")
 
-    def _refuse(self, choice: str, instead: str, *unused: str) -> None:
-        why = f"is not used by optimizer.{choice}={getattr(self, choice).name}. Choose {instead}, or leave it out."
-        refuse_unused(self, "optimizer", unused, why)
+
+BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """How long, on what, and how often to look."""
 
-    max_steps: int = setting(1000, at_least=1)  # optimizer steps
+    max_steps: int = setting(1000, at_least=1, computed_from=BUDGETS)  # optimizer steps
     max_bytes: int | None = setting(None, HOW, at_least=1)  # in place of max_steps, which is computed from it: raw
     max_tokens: int | None = setting(None, HOW, at_least=1)  # text, or tokens, or FLOPs, that a pretraining is fed;
     max_flops: float | None = setting(None, HOW, at_least=1)  # one of the three
@@ -228,9 +227,6 @@ class TrainerConfig:
     def world_size(self) -> int:
         """Devices of all nodes: as many processes share a step's rows out."""
         return self.devices * self.num_nodes
-
-
-BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,9 +1,9 @@
 """The schema of a tuning: which weights of a base are trained, and in which precision the rest is held."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 
-from llm.config.fields import check_settings, refuse_unused, setting
+from llm.config.fields import check_settings, setting
 from llm.errors import ConfigError
 
 ALL_LINEAR = "all-linear"  # of lora.target_modules: every linear layer that the model itself has
@@ -18,6 +18,9 @@ class Method(Enum):
     full = "full"  # no adapter: every weight
 
 
+OF_ADAPTERS = ("method", tuple(method for method in Method if method is not Method.full))
+
+
 class WeightPrecision(Enum):
     fp32 = "float32"
     bf16 = "bfloat16"
@@ -28,23 +31,20 @@ class LoraConfig:
     """Low-rank adapters on the linear layers of a frozen base, or every weight of it."""
 
     method: Method = Method.lora
-    rank: int = setting(8, at_least=1)
-    alpha: int = setting(16, at_least=1)  # the update is scaled by alpha / rank
-    dropout: float = setting(0.0, at_least=0, below=1)
-    target_modules: list[str] | None = None  # None: every linear layer but the head; or [all-linear]
-    base_precision: WeightPrecision = WeightPrecision.fp32  # of the frozen weights while training
-    precision: WeightPrecision = WeightPrecision.fp32  # of the adapter's weights, and so of their moments
+    rank: int = setting(8, at_least=1, only_with=OF_ADAPTERS)
+    alpha: int = setting(16, at_least=1, only_with=OF_ADAPTERS)  # the update is scaled by alpha / rank
+    dropout: float = setting(0.0, at_least=0, below=1, only_with=OF_ADAPTERS)
+    # None: every linear layer but the head; or [all-linear]
+    target_modules: list[str] | None = setting(None, only_with=OF_ADAPTERS)
+    # of the frozen weights while training; those of qlora have 4 bits, and pissa takes matrices apart, of whose rest
+    # bf16 would round
+    base_precision: WeightPrecision = setting(
+        WeightPrecision.fp32, only_with=("method", (Method.lora, Method.rslora, Method.dora))
+    )
+    # of the adapter's weights, and so of their moments
+    precision: WeightPrecision = setting(WeightPrecision.fp32, only_with=OF_ADAPTERS)
 
     def __post_init__(self) -> None:
         check_settings(self, "lora")
         if self.target_modules == []:
             raise ConfigError("lora.target_modules is empty. Name layers, or set it to null for every linear layer.")
-        if self.method is Method.full:
-            self._refuse("every weight is trained, in fp32", *(f.name for f in fields(self) if f.name != "method"))
-        if self.method is Method.qlora:
-            self._refuse("the base is held in 4 bits", "base_precision")
-        if self.method is Method.pissa:
-            self._refuse("it takes matrices apart, and bf16 would round what is left of them", "base_precision")
-
-    def _refuse(self, why: str, *unused: str) -> None:
-        refuse_unused(self, "lora", unused, f"is not for lora.method={self.method.name}: {why}. Leave it out.")
