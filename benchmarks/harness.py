@@ -62,7 +62,7 @@ def train_by_fit(
                 ),
                 seed=seed,
                 folder=Path(scratch),
-                logger=RunLogger(None),
+                logger=RunLogger(),
                 sample=list,
                 label="benchmark",
             )

@@ -83,17 +83,14 @@ class Measured:
 
 
 class Turns:
-    """Makes a logger wait after each block of records for the next turn, and tells what the block took."""
+    """Makes a training wait after each block of records for the next turn, and tells what the block took."""
 
-    def __init__(self, logger: Any, pipe: Connection, block_records: int) -> None:
-        self._logger, self._pipe, self._block = logger, pipe, block_records
+    def __init__(self, pipe: Connection, block_records: int) -> None:
+        self._pipe, self._block = pipe, block_records
         self._records, self._began, self._cpu_began = 0, 0.0, 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._logger, name)
-
-    def log(self, record: dict[str, Any]) -> None:
-        self._logger.log(record)
+    def take(self, record: dict[str, Any]) -> None:
+        """Called with each record that was written."""
         if "train/loss" not in record:
             return
         self._records += 1
@@ -120,19 +117,25 @@ def train(
             os.dup2(file.fileno(), descriptor)
     import llm.logger
     from llm.stage import run_stage
+    from llm.trainer.journal import Journal
 
     open_logger, took = llm.logger.open_logger, {}
+    write, turns = Journal.write, Turns(pipe, block_records)
+
+    def write_by_turns(journal: Journal, record: dict[str, Any]) -> None:
+        write(journal, record)
+        turns.take(record)
 
     @contextmanager
-    def by_turns(settings: Any, run: Any, *, outputs: Path) -> Iterator[Any]:
+    def timed(settings: Any, run: Any, *, outputs: Path) -> Iterator[Any]:
         began = time.perf_counter()
         with open_logger(settings, run, outputs=outputs) as logger:
             took["start"] = time.perf_counter() - began
-            yield Turns(logger, pipe, block_records)
+            yield logger
             began = time.perf_counter()
         took["end"] = time.perf_counter() - began
 
-    llm.logger.open_logger = by_turns
+    llm.logger.open_logger, Journal.write = timed, write_by_turns
     run_stage(config)
     pipe.send((took["start"], took["end"]))
 

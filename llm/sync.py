@@ -1,28 +1,31 @@
-"""Segments under outputs/wandb that W&B has not got -> uploaded, the oldest first, each once.
+"""Runs under outputs that W&B has not got whole -> shown there as they would have been live, from their own files.
 
 python -m llm.sync [--outputs outputs] [--project P] [--entity E] [--dry-run]
 
-A torn file is uploaded as far as it is whole; what no segment has, as wandb's helper process was killed, is taken from
-the run's metrics.jsonl. Interrupted, the same command goes on.
+W&B is asked how many lines of each run's metrics.jsonl it has; the rest, the samples, the summary and the artifacts
+are logged. Interrupted, the same command goes on; typed again, it uploads nothing.
 """
 
 import argparse
-import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from llm.config import LoggerConfig, WandbMode
-from llm.errors import ConfigError, DamagedError, UserError, one_line_errors
-from llm.logger import WANDB, Segment, cut_torn, id_of, read_segment, replay, run_folders
-from llm.run import Run, candidates, log, metrics_of, start_logging
+from llm.config import LoggerConfig
+from llm.errors import ConfigError, DamagedError, StoppedError, UserError, first_line, one_line_errors
+from llm.logger.described import Description, describe, kept_description
+from llm.logger.live import kill_service
+from llm.logger.opening import begin
+from llm.logger.view import View
+from llm.run import SAMPLES, Run, candidates, check_metrics, log, metrics_of, start_logging
 from llm.run.owner import is_owned
 
-LOGIN_TIMEOUT_SECONDS = 10
+ANSWER_SECONDS = 10
+START_SECONDS, UPLOAD_SECONDS = 60, 600  # of one run
+RUNS_A_PAGE = 200
 
 
 class UploadError(UserError):
@@ -31,203 +34,137 @@ class UploadError(UserError):
     exit_code = 74
 
 
-@dataclass
-class Waiting:
-    """What there is to be done, and what was left alone."""
+@dataclass(frozen=True)
+class Shown:
+    """A run that W&B is to show, and how."""
 
-    segments: list[Segment] = field(default_factory=list)  # to be uploaded, the oldest first
-    superseded: list[Segment] = field(default_factory=list)  # a later start of the run has sent what they have
-    incomplete: list[Run] = field(default_factory=list)  # metrics.jsonl has records that no segment has
-    num_synced: int = 0
-    num_running: int = 0
+    run: Run
+    config: LoggerConfig
+    description: Description
+    num_records: int
 
+    @property
+    def project(self) -> str:
+        return "/".join(filter(None, (self.config.entity, self.config.project)))
 
-def look(outputs: Path) -> Waiting:
-    """What waits under outputs/wandb."""
-    runs = {id_of(run): run for run in candidates(outputs)}
-    running = {run_id for run_id, run in runs.items() if is_owned(run.path)}
-    every = [read_segment(path) for folder in run_folders(outputs) for path in folder.glob("run-*.wandb")]
-    waiting, of_run = Waiting(), defaultdict[str, list[Segment]](list)
-    for segment in every:
-        of_run[segment.run_id].append(segment)
-    for segment in every:
-        if segment.folder_id in running:
-            waiting.num_running += 1
-        elif segment.is_synced:
-            waiting.num_synced += 1
-        elif _is_superseded(segment, of_run[segment.run_id]):
-            waiting.superseded.append(segment)
-        else:
-            waiting.segments.append(segment)
-    waiting.incomplete = [
-        runs[run_id]
-        for run_id, segments in of_run.items()
-        if run_id in runs and run_id not in running and _lacks_records(runs[run_id], segments)
-    ]
-    return waiting
+    def is_whole(self, there: Any | None) -> bool:
+        """Whether W&B has everything, by what it says of the run of this id."""
+        if there is None or there.historyLineCount < self.num_records:
+            return False
+        return there.state == "finished" or not self.run.is_done
 
 
-def sync(outputs: Path, *, project: str | None, entity: str | None) -> int:
-    """Upload what waits; the number of segments.
+def find(outputs: Path, *, project: str | None = None, entity: str | None = None) -> tuple[list[Shown], int]:
+    """(what W&B is to have, the number of runs that are being made), in its own project or the one that is given."""
+    found, num_running = [], 0
+    for run in candidates(outputs):
+        try:
+            if shown := _shown(run, project, entity):
+                is_running = is_owned(run.path)
+                num_running += is_running
+                found += [] if is_running else [shown]
+        except (DamagedError, OSError) as error:
+            log.warning("left out: %s", error)
+    return found, num_running
+
+
+def _shown(run: Run, project: str | None, entity: str | None) -> Shown | None:
+    """None of a run that was made without W&B, or on the way of another stage, or that began no W&B run.
 
     Raises:
-        UploadError: there is no login, or the server does not take it.
+        DamagedError: its metrics or its samples are not what they were.
+        OSError: it has no config.yaml.
     """
-    with _service(outputs.absolute()) as upload:
-        before = look(outputs)
-        for segment in before.superseded:
-            segment.marker.touch()
-        for segment in (each for each in before.segments if each.is_torn):
-            cut_torn(segment)
-            log.info("%s was torn: its whole records are kept, the file as it was is *.torn", segment.path)
-        for run in before.incomplete:
-            _complete(run, outputs)
-        segments = look(outputs).segments
-        for number, segment in enumerate(segments):
-            _upload_one(segment, upload, project=project, entity=entity, place=f"{number + 1} of {len(segments)}")
-    return len(segments)
-
-
-def _is_superseded(segment: Segment, of_run: list[Segment]) -> bool:
-    """Whether a later start was online and ended well: it has sent every record that the server lacked."""
-    return any(each.is_online and each.is_synced for each in of_run[of_run.index(segment) + 1 :])
-
-
-def _lacks_records(run: Run, segments: list[Segment]) -> bool:
-    """Whether metrics.jsonl has records that no segment has."""
-    steps = {step for segment in segments for step in segment.steps}
-    try:
-        return len(metrics_of(run)) > max(steps, default=-1) + 1
-    except DamagedError as error:
-        log.warning("what W&B's files may lack of it is not added: %s", error)
-        return False
-
-
-def _complete(run: Run, outputs: Path) -> None:
-    """Write a segment of what the others lack, as a start that goes on with the run would."""
-    settings = dict(run.config.get("logger") or {})
+    settings = run.config.get("logger") or {"mode": "disabled"}
+    kept = kept_description(run)
+    if settings["mode"] == "disabled" or not (kept or run.is_done):
+        return None
     known = {key: settings[key] for key in ("project", "entity", "group", "tags") if key in settings}
-    replay(LoggerConfig(**known, mode=WandbMode.offline), run, outputs=outputs)
-    log.info("%s: what W&B's files lacked of its metrics.jsonl was added", run.path)
+    config = LoggerConfig(**known)
+    config = replace(config, project=project or config.project, entity=entity or config.entity)
+    check_metrics(run, SAMPLES)
+    return Shown(run, config, kept or describe(config, run), len(metrics_of(run)))
 
 
-def _upload_one(segment: Segment, upload: "Upload", *, project: str | None, entity: str | None, place: str) -> None:
-    troubles = upload(segment.path, project or "", entity or "")
-    if troubles or not segment.is_synced:
-        segment.marker.unlink(missing_ok=True)
-        raise UploadError(
-            f"{segment.path.parent} could not be uploaded ({troubles or 'no reason is known'}), nor those after it. "
-            f"It was {place}; the same command goes on from there."
-        )
-    log.info("uploaded %s: %s, %d records", place, segment.run_id, len(segment.steps))
-
-
-Upload = Callable[[Path, str, str], str]  # (file, project, entity) -> what went wrong, or nothing
-
-
-class _Troubles(logging.Handler):
-    """Keeps the first thing that wandb complains of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.first = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.first = self.first or record.getMessage().strip().partition("\n")[0]
-
-
-@contextmanager
-def _service(outputs: Path) -> Iterator[Upload]:
-    """wandb's own uploader, after a login that the server took.
+def missing(found: list[Shown]) -> list[Shown]:
+    """Those that W&B has not got whole.
 
     Raises:
-        UploadError: there is none.
+        UploadError: there is no login, or W&B does not say what it has.
     """
     import wandb
-    from wandb.cli import beta_sync  # what `wandb sync` calls; a process for each segment would take seconds each
 
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_TIMEOUT_SECONDS))
-    troubles, wandb_log = _Troubles(), logging.getLogger("wandb")
-    wandb_log.propagate = False
-    wandb_log.addHandler(troubles)
+    logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(ANSWER_SECONDS))
+    by_project = defaultdict[str, list[str]](list)
+    for each in found:
+        by_project[each.project].append(each.description.id)
     try:
-        _log_in(outputs)
-
-        def upload(path: Path, project: str, entity: str) -> str:
-            troubles.first, before = "", _log_sizes(outputs)
-            beta_sync.sync(
-                [path],
-                live=False,
-                entity=entity,
-                project=project,
-                run_id="",
-                job_type="",
-                replace_tags="",
-                dry_run=False,
-                skip_confirmation=True,
-                skip_synced=False,
-                skip_online=False,
-                verbose=False,
-                parallelism=1,
-            )
-            return troubles.first or _logged_error(outputs, path, before)
-
-        yield upload
-    finally:
-        wandb_log.removeHandler(troubles)
-        with suppress(Exception):
-            wandb.teardown()
-
-
-def _log_sizes(outputs: Path) -> dict[Path, int]:
-    """The logs that wandb's uploader writes, and how long they are."""
-    return {path: path.stat().st_size for path in (outputs / WANDB / "logs").glob("debug-sync*.log")}
-
-
-def _logged_error(outputs: Path, path: Path, before: dict[Path, int]) -> str:
-    """What ended the upload of a file, by what the logs have got since; empty if nothing did.
-
-    wandb marks a file as synced and says nothing where the server refuses its records (seen with 0.31.0).
-    """
-    for log_file in _log_sizes(outputs):
-        with log_file.open("rb") as file:
-            file.seek(before.get(log_file, 0))
-            lines = file.read().splitlines()
-        for line in lines:
-            with suppress(ValueError):
-                said: dict[str, str] = json.loads(line)
-                is_of_file = Path(said.get("sync_path", "")).absolute() == path.absolute()
-                if is_of_file and said["level"].startswith("ERROR") and "fatal error" in said["msg"]:
-                    return said["msg"].rpartition("failed to upload: ")[2].partition(" url=")[0]
-    return ""
-
-
-def _log_in(outputs: Path) -> None:
-    import wandb
-
-    try:
-        settings = wandb.setup(wandb.Settings(silent=True, root_dir=str(outputs))).settings
-        is_in = wandb.login(prompt=False, verify=True, timeout=LOGIN_TIMEOUT_SECONDS)
+        if not wandb.login(prompt=False, verify=True, timeout=ANSWER_SECONDS):
+            raise UploadError("there is no login to W&B. Nothing was uploaded. Log in: wandb login")
+        api, there = wandb.Api(timeout=ANSWER_SECONDS), dict[tuple[str, str], Any]()
+        for project, ids in by_project.items():
+            there |= {(project, each.id): each for each in _runs(api, project, ids)}
+    except UploadError:
+        raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UploadError(f"{settings.base_url} takes no login ({reason.rstrip('.')}). Nothing was uploaded.") from None
-    if not is_in:
-        raise UploadError("there is no login to W&B. Nothing was uploaded. Log in: wandb login")
+        reason = first_line(error).rstrip(".")
+        raise UploadError(f"W&B does not say what it has ({reason}). Nothing was uploaded.") from None
+    return [each for each in found if not each.is_whole(there.get((each.project, each.description.id)))]
 
 
-def _say(waiting: Waiting) -> None:
-    for segment in waiting.segments:
-        note = ", torn" if segment.is_torn else ""
-        log.info("waits: %s (%d records%s)", segment.path.parent, len(segment.steps), note)
-    for run in waiting.incomplete:
-        log.info("waits: records of %s that are in its metrics.jsonl alone", run.path)
+def _runs(api: Any, project: str, ids: list[str]) -> list[Any]:
+    """What W&B has of these ids; nothing where nothing was ever logged to the project."""
+    try:
+        return list(api.runs(project, {"name": {"$in": ids}}, per_page=RUNS_A_PAGE))  # an id is a name there
+    except ValueError as error:
+        if "Could not find project" in str(error):
+            return []
+        raise
 
 
-def _counts(waiting: Waiting) -> str:
-    return (
-        f"{waiting.num_synced} were uploaded before, {len(waiting.superseded)} have nothing that a later start did not "
-        f"send, {waiting.num_running} are of runs that are being made"
-    )
+def upload(shown: Shown, outputs: Path) -> None:
+    """Show a run in W&B, or complete what that has of it; this machine's load and command line are no part of it.
+
+    Raises:
+        UploadError: the server does not take it.
+    """
+    run = shown.run
+    failed = 1 if run.state == "failed" else StoppedError.exit_code
+    try:
+        wandb_run = begin(
+            *(shown.config, run, shown.description),
+            outputs=outputs,
+            mode="online",
+            x_disable_stats=True,
+            x_disable_meta=True,
+            init_timeout=START_SECONDS,
+            finish_timeout=UPLOAD_SECONDS,
+        )
+        view = View(wandb_run, run)
+        view.link_parents()
+        view.catch_up()
+        view.end(run.results, exit_code=0 if run.is_done else failed)
+    except Exception as error:
+        kill_service()
+        raise UploadError(first_line(error).rstrip(".")) from None
+
+
+def sync(waiting: list[Shown], outputs: Path) -> None:
+    """Upload what waits, the oldest first.
+
+    Raises:
+        UploadError: the server does not take one; those after it are not tried.
+    """
+    for number, each in enumerate(waiting, 1):
+        try:
+            upload(each, outputs)
+        except UploadError as error:
+            raise UploadError(
+                f"{each.run.path} could not be uploaded ({error}), nor those after it. It was {number} of "
+                f"{len(waiting)}; the same command goes on from there."
+            ) from None
+        log.info("uploaded %d of %d: %s, %d records", number, len(waiting), each.description.id, each.num_records)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -235,21 +172,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the runs are (default: outputs)")
     parser.add_argument("--project", help="upload to this project, not to the one of each run")
     parser.add_argument("--entity", help="upload to this user or team")
-    parser.add_argument("--dry-run", action="store_true", help="say what waits, and upload nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what W&B lacks, and upload nothing")
     chosen = parser.parse_args(arguments)
     start_logging()
     with one_line_errors():
         if not chosen.outputs.is_dir():
             raise ConfigError(f"--outputs={chosen.outputs} is no folder. Give the one that the runs are in.")
-        waiting = look(chosen.outputs)
+        found, num_running = find(chosen.outputs, project=chosen.project, entity=chosen.entity)
+        waiting = missing(found) if found else []
         if chosen.dry_run:
-            _say(waiting)
-            log.info("%d segments wait; %s", len(waiting.segments), _counts(waiting))
-            return
-        num_uploaded = 0
-        if waiting.segments or waiting.incomplete:
-            num_uploaded = sync(chosen.outputs, project=chosen.project, entity=chosen.entity)
-        log.info("%d segments uploaded; %s", num_uploaded, _counts(waiting))
+            for each in waiting:
+                log.info("waits: %s (%d records)", each.run.path, each.num_records)
+        else:
+            sync(waiting, chosen.outputs)
+        log.info(
+            "%d runs %s; W&B had %d whole, %d are being made",
+            *(len(waiting), "wait" if chosen.dry_run else "uploaded", len(found) - len(waiting), num_running),
+        )
 
 
 if __name__ == "__main__":

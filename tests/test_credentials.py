@@ -300,7 +300,7 @@ def test_no_credential_of_a_command_reaches_a_file_wandb_or_the_terminal(url: st
         assert done.returncode == 0, done.stderr
         assert told(tmp_path, server, done) == []
         uploaded = sync(server, tmp_path / "outputs", "--outputs", ".")
-        assert "1 segments uploaded" in uploaded.stderr
+        assert "1 runs uploaded" in uploaded.stderr
         assert told(tmp_path, server, uploaded) == []
         ((_, of_run),) = server.runs.items()
         assert [of_run["groupName"], of_run["tags"]] == ["***", ["***", "a-***", "*** ***"]]
@@ -314,12 +314,12 @@ from pathlib import Path
 from llm.config import LoggerConfig, WandbMode
 from llm.logger import open_logger, opening
 from llm.run import Run
-opening.START_TIMEOUT_SECONDS = 90
+opening.START_SECONDS = 90
 outputs = Path(sys.argv[1])
 config = LoggerConfig(mode=WandbMode.online, group=sys.argv[2], tags=sys.argv[3:])
 run = Run(outputs / "pretrain" / "first-0123abcd", {"stage": "pretrain", "name": "first"})
 with open_logger(config, run, outputs=outputs) as logger:
-    logger.log({"tokens": 1, "train/loss": 2.0})
+    logger.follow()
 assert sys.argv[2] == config.group
 """
 

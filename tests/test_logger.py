@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import wandb
 import yaml
 
 from llm.config import LoggerConfig, WandbMode
-from llm.logger import RunLogger, open_logger
-from llm.logger.view import wait_until_idle
+from llm.logger import RunLogger, live, open_logger
+from llm.logger.view import View
 from llm.run import Run
+from tests.patience import PATIENCE
 
 CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny", "num_layers": 3}, "data": {"path": None}}
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -42,7 +44,13 @@ def run_of(outputs: Path, name: str = "first-0123abcd", stage: str = "pretrain")
     folder = outputs / stage / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    write(folder, "metrics", [{"step": 1, "tokens": 5, "train/loss": 2.0}])
     return Run(folder, {"stage": stage, "name": name.split("-")[0]})
+
+
+def write(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def inspected(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -71,7 +79,7 @@ def test_without_a_login_wandb_is_offline_and_one_line_says_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1, "tokens": 5, "train/loss": 2.0})
+        logger.follow()
     (folder,) = wandb_folders(tmp_path)
     assert said(caplog) == [
         f"wandb is offline, for no login was found (wandb login changes that): {folder}. Upload: python -m llm.sync"
@@ -106,7 +114,7 @@ def test_online_without_a_server_falls_back_to_offline(
 
     monkeypatch.setattr(wandb, "init", refuse_online)
     with open_logger(LoggerConfig(mode=WandbMode.online), run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1, "tokens": 5})
+        logger.follow()
     (line,) = said(caplog)
     assert line.startswith("wandb is offline, for it could not start online (no server): /")
     assert inspected(wandb_folders(tmp_path)[0])["history"]
@@ -124,7 +132,7 @@ def test_auto_does_as_wandb_mode_says(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", chosen)
     with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1, "tokens": 5})
+        logger.follow()
     assert said(caplog)[0].startswith(line)
     assert len(wandb_folders(tmp_path)) == (chosen == "offline")
 
@@ -146,7 +154,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_a_run(
 
     monkeypatch.setattr(wandb, "init", fail)
     with open_logger(LoggerConfig(mode=WandbMode.offline), run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1, "tokens": 5})
+        logger.follow()
     assert said(caplog) == ["wandb could not start (no space); the run goes on without it"]
 
 
@@ -157,8 +165,7 @@ from llm.config import LoggerConfig, WandbMode
 from llm.logger import open_logger
 from llm.run import Run
 with open_logger(LoggerConfig(mode=WandbMode.disabled), Run(Path("x"), {}), outputs=Path("outputs")) as logger:
-    logger.log({"step": 1})
-    logger.log_samples([{"step": 1}])
+    logger.follow()
     logger.summarize({"a": 1})
 print("wandb" in sys.modules, Path("outputs").exists())
 """
@@ -179,7 +186,7 @@ def test_disabled_imports_no_wandb_and_writes_nothing(tmp_path: Path) -> None:
 def test_ranks_above_zero_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with open_logger(LoggerConfig(), run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1})
+        logger.follow()
     assert not (tmp_path / "wandb").exists()
 
 
@@ -191,15 +198,16 @@ OFFLINE = LoggerConfig(mode=WandbMode.offline, project="blog", tags=["first", "k
 
 def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Path) -> None:
     metrics = [{"step": s, "tokens": 10 * s, "seconds": 0.5, "train/loss": 3.0 / s} for s in (1, 2, 3)]
-    with open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path) as logger:
-        for record in metrics[:2]:
-            logger.log(record)
-        logger.log_samples([{"step": 3, "prompt": "대한민국은", "text": " 민주공화국이다"}])
-        logger.log(metrics[2])
+    metrics += [{"step": 3, "tokens": 30, "seconds": 0.6, "val/loss": 2.0}]
+    run = run_of(tmp_path)
+    write(run.path, "metrics", metrics)
+    write(run.path, "samples", [{"step": 3, "prompt": "대한민국은", "text": " 민주공화국이다"}])
+    with open_logger(OFFLINE, run, outputs=tmp_path) as logger:
+        logger.follow()
         logger.summarize({"val/bits_per_byte": 1.5})
     records = inspected(wandb_folders(tmp_path)[0])
     logged = [without_internal(record["item"]) for record in records["history"]]
-    samples = {name for name in logged[2] if name.split(".")[0] == "samples"}
+    samples = {name for name in logged[3] if name.split(".")[0] == "samples"}
     assert samples  # with the record of their validation
     assert [{name: value for name, value in line.items() if name not in samples} for line in logged] == metrics
     tables = [*wandb_folders(tmp_path)[0].glob("files/media/table/*.json")]
@@ -209,7 +217,7 @@ def test_a_wandb_run_holds_the_records_the_samples_and_the_results(tmp_path: Pat
             "data": [[3, "대한민국은", " 민주공화국이다"]],
         }
     assert len(tables) == 2  # that of the validation, and the one over time
-    assert {"val/bits_per_byte": 1.5} in [record.get("update") for record in records["summary"]]
+    assert 1.5 in [record.get("update", {}).get("val/bits_per_byte") for record in records["summary"]]
     assert records["exit"][0].get("exit_code", 0) == 0
 
 
@@ -219,15 +227,15 @@ def without_internal(item: dict[str, Any]) -> dict[str, Any]:
 
 def test_tokens_are_the_x_axis(tmp_path: Path) -> None:
     with open_logger(OFFLINE, run_of(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 1, "tokens": 5, "train/loss": 1.0})
+        logger.follow()
     metrics = inspected(wandb_folders(tmp_path)[0])["metric"]
     assert any(metric.get("glob_name") == "*" and metric.get("step_metric") == "tokens" for metric in metrics)
 
 
 def test_two_runs_of_one_process_are_two_wandb_runs_with_their_config(tmp_path: Path) -> None:
-    for number, (stage, name) in enumerate([("pretrain", "first-01234567"), ("finetune", "second-89abcdef")]):
+    for stage, name in (("pretrain", "first-01234567"), ("finetune", "second-89abcdef")):
         with open_logger(OFFLINE, run_of(tmp_path, name, stage), outputs=tmp_path) as logger:
-            logger.log({"step": number, "tokens": number})
+            logger.follow()
     described = []
     for folder in wandb_folders(tmp_path):
         records = inspected(folder)
@@ -261,45 +269,36 @@ def test_a_run_that_failed_is_marked_as_failed(tmp_path: Path) -> None:
 class Broken:
     """A W&B run that fails at whatever it is asked for."""
 
-    summary = property(lambda self: self.log())
-    dir, id, offline = "wandb/run-1/files", "1", False
-
-    def __init__(self) -> None:
-        self.calls = 0
+    offline, step = True, 0
 
     def log(self, *_: Any, **__: Any) -> Any:
-        self.calls += 1
         raise ConnectionError("the server is gone")
 
-    def finish(self, **_: Any) -> None:
-        self.log()
+    finish = property(lambda self: self.log())
+    summary = property(lambda self: self.log())
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        lambda logger: logger.log({"step": 1}),
-        lambda logger: logger.log_samples([{"step": 1, "prompt": "가", "text": "나"}]),
-        lambda logger: logger.summarize({"val/loss": 1.0}),
-    ],
-    ids=["log", "log_samples", "summarize"],
-)
-def test_what_wandb_raises_is_said_once_and_stops_nothing(action: Any, caplog: pytest.LogCaptureFixture) -> None:
-    broken = Broken()
-    logger = RunLogger(broken)
-    for _ in range(3):
-        action(logger)
-    assert wait_until_idle(logger, 5)
-    action(logger)
+def test_what_wandb_raises_is_said_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FOLLOW_SECONDS", 0.01)
+    logger = RunLogger(View(Broken(), run_of(tmp_path)))
+    logger.follow()
+    deadline = time.monotonic() + PATIENCE
+    while not said(caplog) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    logger.summarize({"val/loss": 1.0})
+    logger.finish(exit_code=0)
     assert said(caplog) == [
         "wandb: the server is gone; the run goes on without it, metrics.jsonl has everything. Upload it later: "
         "python -m llm.sync"
     ]
-    assert broken.calls == 1
 
 
-def test_an_end_that_wandb_does_not_reach_names_what_is_left_to_upload(caplog: pytest.LogCaptureFixture) -> None:
-    logger = RunLogger(Broken())
+def test_an_end_that_wandb_does_not_reach_names_what_is_left_to_upload(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = RunLogger(View(Broken(), run_of(tmp_path)))
     logger.finish(exit_code=0)
     logger.finish(exit_code=0)
     assert said(caplog) == ["wandb did not get everything (the server is gone). Upload the rest: python -m llm.sync"]
@@ -311,76 +310,32 @@ def test_a_wandb_run_that_broke_does_not_take_the_records_of_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(wandb.Run, "log", Broken().log)
         with open_logger(OFFLINE, run_of(tmp_path, "first-01234567"), outputs=tmp_path) as logger:
-            logger.log({"step": 1, "tokens": 1})
+            logger.follow()
     with open_logger(OFFLINE, run_of(tmp_path, "second-01234567"), outputs=tmp_path) as logger:
-        logger.log({"step": 2, "tokens": 2})
+        logger.follow()
     found = {
         folder.name.partition("-pretrain-")[2]: [
             without_internal(r["item"]) for r in inspected(folder).get("history", [])
         ]
         for folder in wandb_folders(tmp_path)
     }
-    assert found == {"first-01234567": [], "second-01234567": [{"step": 2, "tokens": 2}]}
+    assert found == {"first-01234567": [], "second-01234567": [{"step": 1, "tokens": 5, "train/loss": 2.0}]}
 
 
 # Going on after a stop
 
-ATTEMPT = """
-import json, os, signal, sys, time
-from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
-from llm.logger import open_logger
-from llm.run import Run
-folder, outputs = Path(sys.argv[1]), Path(sys.argv[2])
-first, last, how = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-run = Run(folder, {"stage": "pretrain", "name": "first"})
-records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(last)]
-with open_logger(LoggerConfig(mode=WandbMode.offline), run, outputs=outputs) as logger:
-    logger.go_on(records[:first])
-    for record in records[first:]:
-        logger.log(record)
-    if how != "end":
-        time.sleep(float(how))  # a second or so, and what was logged is on the disk
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
 
-
-def attempt(run: Run, outputs: Path, first: int, last: int, how: str) -> None:
-    """A process that has `first` records from a checkpoint, writes up to `last`, and is killed, or ends."""
-    command = [sys.executable, "-c", ATTEMPT, str(run.path), str(outputs), str(first), str(last), how]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=how == "end", capture_output=True)
-
-
-def logged_steps(outputs: Path) -> list[tuple[int, int]]:
-    """(W&B's step, tokens) of every record in every segment, in the order of a sync."""
-    rows = [record["item"] for folder in wandb_folders(outputs) for record in inspected(folder).get("history", [])]
-    return [(row["_step"], row["tokens"]) for row in rows]
-
-
-@pytest.mark.parametrize("how", ["0", "2.5"], ids=["at once", "later"])
-def test_offline_segments_of_a_killed_run_have_no_gap_and_no_repetition(how: str, tmp_path: Path) -> None:
+def test_what_wandb_has_from_an_earlier_start_is_not_sent_again_nor_its_samples(tmp_path: Path) -> None:
+    sent: list[tuple[dict[str, Any], int]] = []
+    members = {"offline": False, "step": 2, "log": lambda self, record, *, step, commit: sent.append((record, step))}
     run = run_of(tmp_path)
-    attempt(run, tmp_path, 0, 40, how)  # killed after 40 records, of which a checkpoint has 25
-    attempt(run, tmp_path, 25, 60, how)  # and again, before it had a checkpoint of its own
-    attempt(run, tmp_path, 25, 70, "end")
-    assert logged_steps(tmp_path) == [(number, 10 * number) for number in range(70)]
-    ids = {record["run_id"] for folder in wandb_folders(tmp_path) for record in inspected(folder).get("run", [])}
-    assert ids == {"pretrain-first-0123abcd"}
-    assert len(wandb_folders(tmp_path)) == 3
-
-
-def test_records_that_wandb_has_are_not_sent_again_nor_their_samples() -> None:
-    calls: list[tuple[dict[str, Any], int]] = []
-    wandb_run = type("Run", (), {"log": lambda self, record, *, step, commit: calls.append((record, step))})()
-    logger = RunLogger(wandb_run, sent=3)
-    logger.go_on([{"tokens": 0}, {"tokens": 1}])
-    logger.log_samples([{"step": 2, "prompt": "가", "text": "나"}])
-    logger.log({"tokens": 2})
-    logger.log({"tokens": 3})
-    assert wait_until_idle(logger, 5)
-    assert calls == [({"tokens": 3}, 3)]
-    calls.clear()
-    logger = RunLogger(wandb_run, sent=1)
-    logger.go_on([{"tokens": 0}, {"tokens": 1}, {"tokens": 2}])
-    assert wait_until_idle(logger, 5)
-    assert calls == [({"tokens": 1}, 1), ({"tokens": 2}, 2)]
+    view = View(type("Run", (), members)(), run)
+    write(run.path, "samples", [{"step": 1, "prompt": "가", "text": "나"}])
+    write(run.path, "metrics", records := [{"step": step, "tokens": step, "val/loss": 1.0} for step in range(4)])
+    view.catch_up()
+    view.catch_up()
+    assert sent == [(records[2], 2), (records[3], 3)]
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tokens": 4}\n{"step": 5,')  # the last is still being written
+    view.catch_up()
+    assert sent[2:] == [({"step": 4, "tokens": 4}, 4)]

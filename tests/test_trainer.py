@@ -132,7 +132,7 @@ def task(
         trainer=TrainerConfig(accelerator=Accelerator.cpu, max_steps=max_steps, **settings),
         seed=7,
         folder=folder,
-        logger=RunLogger(None),
+        logger=RunLogger(),
         sample=sample,
         label="test",
     )

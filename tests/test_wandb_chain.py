@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from korean import documents
 
-from llm.logger import numbers
+from llm.logger.described import numbers
 from llm.run import Run, load
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment

@@ -1,7 +1,5 @@
 """The real W&B client against a server on loopback: what it has after kills, a sync, and a server that fails."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +14,9 @@ from tests.wandb_attempts import (
     RUN_ID,
     attempt,
     begin_run,
-    environment,
     expected,
-    segments,
     steps_and_tokens,
+    sync,
 )
 from tests.wandb_server import WandbServer
 
@@ -60,22 +57,13 @@ def test_an_online_run_that_was_killed_goes_on_without_gap_or_repetition(
     assert list(server.runs) == [RUN_ID]
 
 
-def test_offline_segments_of_a_killed_run_sync_as_one_run(server: WandbServer, outputs: Path) -> None:
+def test_a_run_that_was_killed_offline_syncs_as_one(server: WandbServer, outputs: Path) -> None:
     attempt(server, outputs, 0, 40, "2.5", mode="offline")
     attempt(server, outputs, 25, 70, mode="offline")
     assert server.runs == {}
     sync(server, outputs)
     assert steps_and_tokens(server.history(RUN_ID)) == expected(70)
     assert list(server.runs) == [RUN_ID]
-
-
-def sync(server: WandbServer, outputs: Path) -> None:
-    """Upload every segment, the oldest first, as the log tells a user to."""
-    for segment in segments(outputs):
-        command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(segment)]
-        subprocess.run(
-            command, cwd=outputs, env=environment(server, outputs), check=True, capture_output=True, timeout=PATIENCE
-        )
 
 
 def hang(_asked: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +10,22 @@ import pytest
 import wandb
 import yaml
 
-from llm.config import LoggerConfig
+from llm.config import LoggerConfig, WandbMode
 from llm.errors import DivergedError
-from llm.logger import open_logger, watching
-from llm.logger.described import first, tag
-from llm.run import Run
+from llm.logger import open_logger
+from llm.logger.described import tag
+from llm.run import Run, load
 from llm.run.announcing import JOB_FOLDER, tell_job
-from tests.patience import PATIENCE
+from llm.sync import find, upload
 from tests.wandb_server import WandbServer
 
 RUN_ID = "finetune-first-0123abcd"
-CONFIG = {"stage": "finetune", "data": {"path": None}, "optimizer": {"name": "adamw", "learning_rate": 0.01}}
+CONFIG = {
+    "stage": "finetune",
+    "logger": {"mode": "auto"},
+    "data": {"path": None},
+    "optimizer": {"name": "adamw", "learning_rate": 0.01},
+}
 
 
 @pytest.fixture
@@ -32,7 +36,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCa
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setattr(logging.getLogger("llm"), "propagate", True)
     caplog.set_level(logging.INFO, "llm")
-    monkeypatch.setattr(watching.StopWatch.__init__, "__defaults__", (0.2,))
     wandb.teardown()
     with WandbServer() as server:
         for name, value in server.environment.items():
@@ -44,7 +47,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCa
 def made(outputs: Path, stage: str, folder: str, file: str, **parents: Run) -> Run:
     """A run that has left one file."""
     path = outputs / stage / "first-0123abcd"
-    (path / folder).mkdir(parents=True)
+    (path / folder).mkdir(parents=True, exist_ok=True)
     (path / folder / file).write_text(f"{stage}: 가나다", encoding="utf-8")
     (path / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     folders = {name: str(run.path) for name, run in parents.items()}
@@ -61,20 +64,27 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "llm"]
 
 
-def test_a_job_of_a_sweep_has_its_group_its_tags_and_its_swept_keys_first(
+def test_a_job_of_a_sweep_has_its_group_and_its_tags_after_a_sync_too(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = tmp_path / "outputs" / "sweeps" / "rates-89abcdef" / "jobs" / "0000"
     job.mkdir(parents=True)
     tell_job(job, ["optimizer.learning_rate=0.01", "name=first"])
     monkeypatch.setenv(JOB_FOLDER, str(job))
-    with open_logger(LoggerConfig(tags=["mine"]), tuned(tmp_path / "outputs"), outputs=tmp_path / "outputs"):
-        pass
-    there = server.runs[RUN_ID]
-    assert (there["groupName"], there["jobType"]) == ("rates-89abcdef", "finetune")
-    assert there["tags"] == ["mine", "optimizer.learning_rate=0.01"]
-    assert list(first(CONFIG, ["optimizer.learning_rate"])) == ["optimizer", "stage", "data"]
-    assert list(first(CONFIG, ["optimizer.learning_rate"])["optimizer"]) == ["learning_rate", "name"]
+    outputs = tmp_path / "outputs"
+    for mode in ("auto", "offline"):
+        server.runs.clear()
+        tuned(outputs)
+        run = load(outputs / "finetune/first-0123abcd")
+        with open_logger(LoggerConfig(mode=WandbMode[mode], tags=["mine"]), run, outputs=outputs):
+            pass
+        if mode == "offline":
+            monkeypatch.delenv(JOB_FOLDER)
+            [shown] = [each for each in find(outputs)[0] if each.run.stage == "finetune"]
+            upload(shown, outputs)
+        there = server.runs[RUN_ID]
+        assert (there["groupName"], there["jobType"]) == ("rates-89abcdef", "finetune")
+        assert there["tags"] == ["mine", "optimizer.learning_rate=0.01"]
 
 
 def test_a_tag_keeps_to_the_64_characters_that_wandb_takes() -> None:
@@ -102,10 +112,12 @@ def test_a_table_of_samples_uploads_each_sample_once_and_all_of_them_at_the_end(
     server: WandbServer, tmp_path: Path
 ) -> None:
     samples = [{"step": step, "prompt": "대한", "text": f"민국 {step}"} for step in range(12)]
-    with open_logger(LoggerConfig(), tuned(tmp_path), outputs=tmp_path) as logger:
-        for step in range(12):
-            logger.log_samples(samples[: step + 1])
-            logger.log({"step": step, "tokens": step})
+    run = tuned(tmp_path)
+    (run.path / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples), encoding="utf-8")
+    records = [{"step": step, "tokens": step, "val/loss": 1.0} for step in range(12)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    with open_logger(LoggerConfig(), run, outputs=tmp_path) as logger:
+        logger.follow()
         logger.summarize({"val/loss": 1.0})
     tables = [json.loads(body)["data"] for path, body in server.uploaded.items() if "/media/table/samples_" in path]
     rows = [[each["step"], each["prompt"], each["text"]] for each in samples]
@@ -122,37 +134,13 @@ def test_a_run_that_diverges_is_told_of_once(server: WandbServer, tmp_path: Path
     assert server.exit_code(RUN_ID) == 70
 
 
-def test_a_run_is_stopped_by_a_tag_which_is_taken_off(
+def test_a_server_that_refuses_midway_is_told_of_once(
     server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped: list[str] = []
-    with open_logger(LoggerConfig(), tuned(tmp_path), outputs=tmp_path) as logger:
-        logger.on_stop(stopped.append)
-        wait_for(lambda: server.asked.count("Run") > 1)
-        server.runs[RUN_ID]["tags"] = ["mine", "stop"]
-        wait_for(lambda: bool(stopped))
-    assert stopped == ["the tag stop in W&B"]
-    assert server.runs[RUN_ID]["tags"] == ["mine"]
-    assert said(caplog)[-1] == "the tag stop in W&B asks the run to stop: it saves, and ends"
-
-
-def test_a_server_that_refuses_midway_is_told_of_once_and_nothing_is_marked(
-    server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with open_logger(LoggerConfig(), tuned(tmp_path), outputs=tmp_path) as logger:
-        logger.log({"step": 0, "tokens": 0})
+    run = tuned(tmp_path)
+    with open_logger(LoggerConfig(), run, outputs=tmp_path) as logger:
         server.fault = lambda asked: 401 if asked.endswith("file_stream") else None
-        logger.log({"step": 1, "tokens": 1})
-    told = [line for line in said(caplog) if "the server takes nothing any more" in line]
-    assert told == [
-        "wandb: the server takes nothing any more (401 Unauthorized); the run goes on. Upload what it lacks later: "
-        "python -m llm.sync"
-    ]
-    assert not [*(tmp_path / "wandb").glob("*/*.synced")]
-
-
-def wait_for(condition, seconds: float = PATIENCE) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens": 1}\n', encoding="utf-8")
+        logger.follow()
+    told = [line for line in said(caplog) if "python -m llm.sync" in line]
+    assert told == ["wandb did not get everything (the server refused records). Upload the rest: python -m llm.sync"]

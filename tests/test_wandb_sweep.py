@@ -15,9 +15,7 @@ from hydra import compose, initialize_config_dir
 from korean import documents
 
 from llm.config import LoggerConfig, from_hydra
-from llm.logger import id_of
-from llm.logger.described import description
-from llm.logger.trial import agents_trial
+from llm.logger.described import describe, keep_description, kept_description, trial_run_id
 from llm.run import Run, load, read_metrics
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
@@ -166,14 +164,18 @@ def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.Mon
     run.path.mkdir(parents=True)
     (run.path / "config.yaml").write_text("seed: 1\nmodel: {name: a, num_layers: 2}\n", encoding="utf-8")
     monkeypatch.setenv("WANDB_RUN_ID", "abc")  # alone it says nothing of a sweep
-    assert (agents_trial(), id_of(run)) == (None, "pretrain-first-0123abcd")
+    assert (trial_run_id(), describe(LoggerConfig(), run).id) == (None, "pretrain-first-0123abcd")
     parameters = {"wandb_version": 1, "model": {"desc": None, "value": "a"}, "seed": {"value": 1}}
     (tmp_path / "config.yaml").write_text(json.dumps(parameters), encoding="utf-8")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "config.yaml"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "rates")
-    assert id_of(run) == "abc"
-    said = description(LoggerConfig(), run)
-    assert (said["group"], said["tags"], said["config"]) == (
+    keep_description(run, describe(LoggerConfig(), run))
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    kept = kept_description(run)  # as llm.sync finds it, which is no trial
+    assert kept
+    said = kept.arguments(run)
+    assert (said["id"], said["group"], said["tags"], said["config"]) == (
+        "abc",
         "rates",
         ["model=a", "seed=1"],
         {"seed": 1, "model.name": "a", "model.num_layers": 2},

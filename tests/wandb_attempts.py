@@ -14,7 +14,8 @@ from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]
 RUN_ID = "pretrain-first-0123abcd"
-CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny"}}
+CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny"}, "logger": {"mode": "auto"}}
+RESULTS = {"val/bits_per_byte": 1.25}
 FINISH_SECONDS = 4  # the limit of the tests; llm.logger's own is a minute
 
 # argv: outputs, records that a checkpoint has, records at the end, how it ends, logger.mode, seconds to finish in.
@@ -23,20 +24,21 @@ ATTEMPT = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from llm.config import LoggerConfig, WandbMode
-from llm.logger import open_logger
-from llm.run import Run
+from llm.logger import live, open_logger
+from llm.run import MetricsLog, Run
 outputs, first, last, how, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 run = Run(outputs / "pretrain" / "first-0123abcd", {"stage": "pretrain", "name": "first"})
 records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(last)]
-import llm.logger.view
-llm.logger.view.FINISH_TIMEOUT_SECONDS = int(sys.argv[6])
+live.FINISH_SECONDS = int(sys.argv[6])
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 began = time.monotonic()
 with open_logger(LoggerConfig(mode=WandbMode(mode), group="a sweep"), run, outputs=outputs) as logger:
     started = time.monotonic()
-    logger.go_on(records[:first])
+    kept = "".join(json.dumps(record) + "\\n" for record in records[:first])
+    file = MetricsLog(run.path / "metrics.jsonl", size=len(kept))
+    logger.follow()
     for record in records[first:]:
-        logger.log(record)
+        file.append(record)
         time.sleep(0.01)
     logged = time.monotonic()
     if how != "end":
@@ -48,15 +50,13 @@ print(json.dumps({"start": started - began, "log": logged - started, "finish": e
 """
 
 
-def begin_run(outputs: Path, *, is_done: bool = False) -> Path:
+def begin_run(outputs: Path, *, status: str = "done") -> Path:
     """Make the folder of the run RUN_ID, as far as W&B is told of it; gives `outputs`."""
     folder = outputs / "pretrain" / "first-0123abcd"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    if is_done:
-        record = {"stage": "pretrain", "name": "first", "key": "0123abcd", "status": "done"}
-        text = json.dumps(record | {"results": {"val/loss": 2.5}})
-        (folder / "run.json").write_text(text, encoding="utf-8")
+    record = {"stage": "pretrain", "name": "first", "key": "0123abcd", "status": status, "results": RESULTS}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return outputs
 
 
@@ -92,11 +92,6 @@ def steps_and_tokens(history: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 def expected(records: int) -> list[tuple[int, int]]:
     return [(number, 10 * number) for number in range(records)]
-
-
-def segments(outputs: Path) -> list[Path]:
-    """Of the oldest first."""
-    return sorted(path for path in (outputs / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink())
 
 
 def sync(server: WandbServer, outputs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

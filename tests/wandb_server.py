@@ -124,6 +124,7 @@ class WandbServer:
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": self._create_files,
             "Run": self._public_run,
+            "Runs": self._public_runs,
             "RunStoppedStatus": lambda _: {"project": {"run": {"stopped": self.stop_button}}},
             "NotifyScriptableRunAlert": self._alert,
             "OrganizationCoreWeaveOrganizationID": lambda _: {
@@ -199,18 +200,32 @@ class WandbServer:
 
     def _public_run(self, variables: dict[str, Any]) -> dict[str, Any]:
         run_id = variables["name"]
-        if run_id not in self.runs:
-            return {"project": {"run": None}}
-        run = self._bucket(run_id) | {
+        return {"project": {"run": self._public(run_id) if run_id in self.runs else None}}
+
+    def _public_runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Those of a project whose ids are asked for, a page at a time."""
+        asked = json.loads(variables["filters"])["name"]["$in"]
+        there = [run_id for run_id, run in self.runs.items() if run.get("project") == variables["project"]]
+        if not there:
+            return {"project": None}
+        found = [run_id for run_id in there if run_id in asked]
+        begin = int(variables.get("cursor") or 0)
+        end = begin + variables["perPage"]
+        edges = [{"node": self._public(run_id), "cursor": str(end)} for run_id in found[begin:end]]
+        page = {"endCursor": str(end), "hasNextPage": end < len(found)}
+        runs = {"edges": edges, "pageInfo": page}
+        return {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": runs}}
+
+    def _public(self, run_id: str) -> dict[str, Any]:
+        return self._bucket(run_id) | {
             "projectId": "1",
             "tags": self.runs[run_id].get("tags", []),
-            "state": "running" if self.exit_code(run_id) is None else "finished",
+            "state": {None: "running", 0: "finished"}.get(self.exit_code(run_id), "failed"),
             "summaryMetrics": json.dumps(self.summary(run_id)),
             "systemMetrics": "{}",
             "historyKeys": {"lastStep": len(self._lines(run_id, "wandb-history.jsonl")) - 1, "keys": {}},
             "user": {"name": "me", "username": "me"},
         }
-        return {"project": {"run": run}}
 
     def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append(variables)

@@ -1,26 +1,17 @@
-"""Metrics and samples -> Weights & Biases, online when it can log in, else offline; a view of metrics.jsonl.
+"""Metrics, samples and results -> Weights & Biases, online when it can log in, else offline.
 
-Nothing that W&B does can stop or slow a run: what is logged goes through a queue to a thread of its own.
+W&B shows what a run's folder has, metrics.jsonl above all: of a run that is being made as it grows, and once more, by
+`python -m llm.sync`, where it has not got all of it. Nothing that W&B does can stop or slow a run.
+
+described.py     group, tags, config and id of the W&B run
+lineage.py       what a run was made from and what it made, as artifacts
+view.py          what W&B is given of a run's files
+live.py          the thread that does so while a run is made
+stopping.py      the tag and the button that stop a run
+opening.py       online, offline or disabled; and the W&B run
 """
 
-from llm.logger.described import numbers
-from llm.logger.opening import id_of, open_logger
-from llm.logger.replaying import replay, show_trial
-from llm.logger.segments import WANDB, Segment, cut_torn, read_segment, run_folders, segments_of
-from llm.logger.view import FINISH_TIMEOUT_SECONDS, RunLogger
+from llm.logger.live import RunLogger
+from llm.logger.opening import open_logger, show_trial
 
-__all__ = [
-    "FINISH_TIMEOUT_SECONDS",
-    "WANDB",
-    "RunLogger",
-    "Segment",
-    "cut_torn",
-    "id_of",
-    "numbers",
-    "open_logger",
-    "read_segment",
-    "replay",
-    "run_folders",
-    "segments_of",
-    "show_trial",
-]
+__all__ = ["RunLogger", "open_logger", "show_trial"]

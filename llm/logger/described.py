@@ -1,32 +1,84 @@
-"""A run -> what W&B shows of it beside its metrics: group, tags, the order of its config, and how it is named."""
+"""A run -> what W&B shows of it beside its metrics: id, group, tags and config."""
 
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from llm.config import LoggerConfig
 from llm.credentials import without_secrets
-from llm.logger.trial import agents_trial
+from llm.environment import AGENTS_SWEEP, is_agents
 from llm.run import Run, sweep_job
+from llm.run.files import write_json
+from llm.run.manifest import WANDB_NOTE
 
 TAG_CHARACTERS = 64  # W&B takes no longer tag
 BY_CHARACTER = "lost_characters"  # of a tokenizer: a number for each character of its text
 
 
-def description(config: LoggerConfig, run: Run) -> dict[str, Any]:
-    """The arguments of wandb.init that say what a run is; those of a job of a sweep say what it tries."""
-    job, trial = sweep_job(), agents_trial()
-    varying: dict[str, Any] = trial.parameters if trial else job.varying if job else {}
-    sweep = trial.sweep if trial else job.sweep if job else None
+@dataclass(frozen=True)
+class Description:
+    """Kept in the run's folder: a sync has not the environment of a sweep's job."""
+
+    id: str
+    group: str
+    tags: list[str]
+    parameters: list[str]  # keys and groups that an agent's sweep tries
+
+    def arguments(self, run: Run) -> dict[str, Any]:
+        """Those of wandb.init that say what the run is."""
+        return {
+            "id": self.id,
+            "name": run.path.name,
+            "group": self.group,
+            "job_type": run.stage,
+            "tags": self.tags,
+            "config": beside_parameters(run.config, self.parameters),
+        }
+
+
+def describe(config: LoggerConfig, run: Run) -> Description:
+    """Of a run that this process makes, which may be a job of a sweep or a trial of `wandb agent`."""
+    trial_id, job = trial_run_id(), sweep_job()
+    varying: dict[str, Any] = _trial_parameters() if trial_id else job.varying if job else {}
+    sweep = os.environ[AGENTS_SWEEP] if trial_id else job.sweep if job else None
     tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
-    return {
-        "name": run.path.name,
-        "group": without_secrets(config.group or sweep or run.stage),
-        "job_type": run.stage,
-        "tags": list(dict.fromkeys(map(without_secrets, tags))),
-        "config": first(beside_parameters(run.config, trial.parameters if trial else {}), list(varying)),
-    }
+    return Description(
+        id=trial_id or f"{run.stage}-{run.path.name}",
+        group=without_secrets(config.group or sweep or run.stage),
+        tags=list(dict.fromkeys(map(without_secrets, tags))),
+        parameters=list(varying) if trial_id else [],
+    )
 
 
-def beside_parameters(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def keep_description(run: Run, description: Description) -> None:
+    write_json(run.path / WANDB_NOTE, asdict(description))
+
+
+def kept_description(run: Run) -> Description | None:
+    """What W&B was told of the run; None if it was not, or by another version."""
+    try:
+        return Description(**json.loads((run.path / WANDB_NOTE).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def trial_run_id() -> str | None:
+    """The id by which a sweep of W&B finds the metric of its trial, where `wandb agent` started this process."""
+    return os.environ.get("WANDB_RUN_ID") if is_agents() else None
+
+
+def _trial_parameters() -> dict[str, Any]:
+    """From the file that wandb reads too; empty where there is none, as under an agent of a function."""
+    path = Path(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.devnull)
+    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return {key: entry["value"] for key, entry in (given or {}).items() if isinstance(entry, dict) and "value" in entry}
+
+
+def beside_parameters(config: dict[str, Any], parameters: list[str]) -> dict[str, Any]:
     """The config with the settings of each group that is a parameter of an agent's sweep under dotted keys.
 
     The group's own name is the parameter's in W&B, which keeps it to the choice: gpt2_tiny, not what that is.
@@ -53,15 +105,3 @@ def tag(key: str, value: str) -> str:
         if len(text := f"{name}={value}") <= TAG_CHARACTERS:
             return text
     return text[: TAG_CHARACTERS - 1] + "…"
-
-
-def first(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """The config with these dotted keys, and the groups that they are in, before the others."""
-    nested: dict[str, list[str]] = {}
-    for key in keys:
-        head, _, rest = key.partition(".")
-        if head in config:
-            nested.setdefault(head, []).extend([rest] if rest else [])
-    ordered = {head: config[head] for head in nested} | config
-    inner = {head: first(config[head], rests) for head, rests in nested.items() if isinstance(config[head], dict)}
-    return ordered | inner

@@ -1,236 +1,116 @@
-"""What a run logs -> its W&B run, by way of a queue: the caller never waits, whatever W&B does."""
+"""A run's files -> its W&B run, all at once or as they grow."""
 
-import threading
+import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from llm.logger.described import numbers
 from llm.logger.lineage import artifact_of, parents_of
-from llm.logger.watching import StopWatch, refusal
-from llm.run import Run, log
+from llm.run import METRICS, SAMPLES, Run
+from llm.run.metrics import Record
 
-FINISH_TIMEOUT_SECONDS = 45  # for what is still to be uploaded; the rest stays on the disk
-MOST_WAITING = 20_000  # records that W&B has not taken: it takes none any more, and memory is not for them
-TABLE_OF = {
-    "tokenizer": "tokenizer report",
-    "shards": "shards",
-    "evaluate": "evaluation",
-}  # results that are a table too
-
-Action = Callable[[Any], object]
+ANSWER_SECONDS = 5  # for what the server is asked
+TABLE_OF = {"tokenizer": "tokenizer report", "shards": "shards", "evaluate": "evaluation"}  # results that are a table
 
 
-class RunLogger:
-    """One W&B run for one run folder; does nothing where logging is disabled. Nothing that W&B does can stop a run."""
+class View:
+    """What a W&B run is given of a run's folder; each line of metrics.jsonl is a step there, with `tokens` as x axis.
 
-    def __init__(self, wandb_run: Any | None, *, run: Run | None = None, sent: int = 0) -> None:
-        self._run, self._of, self._sent = wandb_run, run, sent  # `sent` records W&B has from earlier attempts
-        self._next = 0  # the line of metrics.jsonl that comes next, which is W&B's step
-        self._results: dict[str, float] = {}
-        self._samples: list[dict[str, Any]] = []  # so far, those of earlier attempts too
-        self._is_refused = False
-        self._watch: StopWatch | None = None
-        self._queue: SimpleQueue[Action | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="wandb-view", daemon=True)
-        if wandb_run is not None:
-            self._thread.start()
+    Samples are a table beside the record of their validation, which is written after them. All of them are one table
+    at the end: a table that grows is uploaded anew each time. Nor is W&B's log_mode="INCREMENTAL" for it, for each part
+    of such a table names all that came before.
+    """
 
-    def go_on(self, records: list[dict[str, Any]]) -> None:
-        """Begin after these lines of metrics.jsonl; those that W&B did not get, as its process was killed, are sent."""
-        for record in records:
-            self.log(record)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Send the next record of metrics.jsonl, unless W&B has it; `tokens` is the x axis."""
-        step = self._next
-        self._next += 1
-        if step >= self._sent:
-            self._put(lambda run: run.log(record, step=step, commit=True))
-
-    def log_samples(self, samples: list[dict[str, Any]]) -> None:
-        """Send what is new of the run's samples so far, as a table, with the record that comes next.
-
-        All of them are one table at the end: a table that grows is uploaded anew each time. Nor is W&B's
-        log_mode="INCREMENTAL" for it, for each part of such a table names all that came before.
-        """
-        new, self._samples = samples[len(self._samples) :], samples
-        step = self._next
-        if new and step >= self._sent:
-            self._put(lambda run: run.log({"samples": _table_of(new)}, step=step, commit=False))
-
-    def summarize(self, results: dict[str, Any]) -> None:
-        """Set the run's summary: what a table of runs shows. Of a tokenizer or an evaluation it is a table too."""
-        self._put(lambda run: run.summary.update(results))
-        self._results = numbers(results)
-        if self._of and (name := TABLE_OF.get(self._of.stage)):
-            rows = [{"measure": key, "value": value} for key, value in self._results.items()]
-            self._put(lambda run: run.summary.update({name: _table_of(rows)}))
-        if samples := self._samples:
-            self._put(lambda run: run.summary.update({"samples_over_time": _table_of(samples)}))
-
-    def alert(self, title: str, text: str) -> None:
-        """Have W&B tell the people who asked to be told."""
-        self._put(lambda run: run.alert(title=title, text=text, level="ERROR"))
+    def __init__(self, wandb_run: Any, run: Run) -> None:
+        self.wandb_run, self._run = wandb_run, run
+        self._metrics, self._samples = _Lines(run.path / METRICS), _Lines(run.path / SAMPLES)
+        self._all_samples: list[Record] = []
+        self._num_tabled = 0  # samples that are in a table
+        self._next_step = 0
+        self._sent = 0 if wandb_run.offline else wandb_run.step  # steps that W&B has from earlier starts
 
     def link_parents(self) -> None:
-        """Say what this run is made from, as artifacts; its summary has what its tokenizer does to text."""
-        if self._of is None:
-            return
-        for parent in parents_of(self._of):
-            measured = numbers(parent.record.get("results") or {})
-            self._put(partial(_log_artifact, parent, measured, is_input=True))
+        """Say what the run is made from, as artifacts; its summary has what its tokenizer does to text."""
+        for parent in parents_of(self._run):
+            measured = numbers(parent.results)
+            self._log_artifact(parent, measured, is_input=True)
             if parent.stage == "tokenizer":
-                self._put(partial(_summarize_parent, measured))
+                self.wandb_run.summary.update({f"tokenizer/{name}": value for name, value in measured.items()})
 
-    def link_made(self) -> None:
-        """Say what this run has made, as an artifact."""
-        if (made := self._of) is not None:
-            self._put(partial(_log_artifact, made, self._results, is_input=False))
+    def catch_up(self) -> None:
+        """Send what the files have got since the last time, but for what W&B has."""
+        records = self._metrics.read()
+        self._all_samples += self._samples.read()
+        for record in records:
+            tables = self._table_beside(record)
+            if self._next_step >= self._sent:
+                self.wandb_run.log(record | tables, step=self._next_step, commit=True)
+            self._next_step += 1
 
-    def on_stop(self, action: Callable[[str], None]) -> None:
-        """Call `action` with who asked, once somebody stops the run in W&B: by its button, or by the tag `stop`."""
-        if self._run is not None and self._watch is not None:
-            self._watch.on_stop(action)
+    def _table_beside(self, record: Record) -> dict[str, Any]:
+        new = [each for each in self._all_samples[self._num_tabled :] if each["step"] <= record["step"]]
+        if "val/loss" not in record or not new:
+            return {}
+        self._num_tabled += len(new)
+        return {"samples": _table(new)}
 
-    def watch(self, watch: StopWatch) -> None:
-        """Have this watch tell of a wish to stop."""
-        self._watch = watch
+    def end(self, results: dict[str, Any], *, exit_code: int, alert: str = "") -> None:
+        """Set the summary, say what the run has made, and end the W&B run.
 
-    def refuse(self, reason: str) -> None:
-        """Take note that the server takes nothing any more."""
-        if not self._is_refused:
-            self._is_refused = True
-            log.warning(
-                "wandb: the server takes nothing any more (%s); the run goes on. Upload what it lacks later: "
-                "python -m llm.sync",
-                reason,
-            )
+        Raises:
+            OSError: the server has not got everything.
+        """
+        measured = numbers(results)
+        summary = {key: value for key, value in results.items() if not isinstance(value, dict)} | measured
+        if results and (name := TABLE_OF.get(self._run.stage)):
+            summary[name] = _table([{"measure": key, "value": value} for key, value in measured.items()])
+        if results and self._all_samples:
+            summary["samples_over_time"] = _table(self._all_samples)
+        self.wandb_run.summary.update(summary)
+        if exit_code == 0:
+            self._log_artifact(self._run, measured, is_input=False)
+        if alert:  # of the people who asked to be told
+            self.wandb_run.alert(title="The run diverged", text=alert, level="ERROR")
+        self.wandb_run.finish(exit_code=exit_code)
+        if not self.wandb_run.offline:
+            _require_end(self.wandb_run.path)
 
-    def finish(self, *, exit_code: int) -> None:
-        """End the W&B run, and every thread that it has."""
-        if self._watch is not None:
-            self._watch.end()
-        if not self._thread.is_alive():
-            return
-        self._put(lambda run: self._finish(run, exit_code))
-        self._queue.put(None)
-        self._thread.join(FINISH_TIMEOUT_SECONDS + 5)
-        if self._thread.is_alive():
-            self._run = None
-            log.warning("wandb does not answer; it is ended. Upload what it lacks: python -m llm.sync")
-            kill_service()
-            self._thread.join(1)
-
-    def _put(self, action: Action) -> None:
-        if self._run is None:
-            return
-        if self._queue.qsize() >= MOST_WAITING:
-            threading.Thread(target=self._give_up, args=("it does not take what is logged",), daemon=True).start()
-            return
-        self._queue.put(action)
-
-    def _work(self) -> None:
-        """What the thread does: one action after the other."""
-        while (action := self._queue.get()) is not None:
-            run = self._run
-            if run is None:
-                continue
-            try:
-                action(run)
-            except Exception as error:  # whatever W&B raises, the run goes on; metrics.jsonl has it all
-                self._give_up(first_line(error))
-
-    def _give_up(self, reason: str) -> None:
-        if self._run is None:
-            return
-        self._run = None
-        log.warning(
-            "wandb: %s; the run goes on without it, metrics.jsonl has everything. Upload it later: python -m llm.sync",
-            reason,
-        )
-        with suppress(Empty):
-            while (action := self._queue.get_nowait()) is not None:
-                del action
-            self._queue.put(None)
-        kill_service()
-
-    def _finish(self, run: Any, exit_code: int) -> None:
-        folder, run_id, is_online = Path(run.dir).parent, run.id, not run.offline
-        try:
-            run.finish(exit_code=exit_code)
-        except Exception as error:  # as in _work
-            if self._run is None:  # ended by finish(), which has said so
-                return
-            self._run = None
-            log.warning(
-                "wandb did not get everything (%s). Upload the rest: python -m llm.sync", first_line(error).rstrip(".")
-            )
-            kill_service()
-            return
-        self._run = None
-        if is_online and (reason := refusal(run)):
-            self.refuse(reason)
-        if is_online and not self._is_refused:
-            (folder / f"run-{run_id}.wandb.synced").touch()  # as wandb sync does it: there is nothing left to upload
+    def _log_artifact(self, run: Run, results: dict[str, float], *, is_input: bool) -> None:
+        """Not use_artifact: it is for online runs alone, and waits for the server."""
+        if artifact := artifact_of(run, results):
+            self.wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=is_input)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+class _Lines:
+    """The lines of a JSON-lines file that grows, each once, and none before it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> list[Record]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + end)
+        return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
-def kill_service() -> None:
-    """End wandb's helper process at once, so that nothing waits for it, the process's own end included.
-
-    What it has written stays. There is no public way: teardown() waits for it.
-    """
-    with suppress(Exception):
-        from wandb.sdk import wandb_setup
-
-        connection: Any = wandb_setup.singleton()._connection
-        if connection is not None and connection._proc is not None:
-            connection._proc._process.kill()
-            connection._proc._process.wait(1)
-    teardown = threading.Thread(target=_teardown, daemon=True)  # it raises, as it cannot say goodbye; or it waits
-    teardown.start()
-    teardown.join(2)
-
-
-def _teardown() -> None:
+def _require_end(path: str) -> None:
+    """Have the server say that the run has ended: finish() raises nothing where it refused the records (0.31.0)."""
     import wandb
 
-    with suppress(Exception):
-        wandb.teardown()
+    for _ in range(3):
+        if wandb.Api(timeout=ANSWER_SECONDS).run(path).state != "running":
+            return
+        time.sleep(1)
+    raise OSError("the server refused records")
 
 
-def _table_of(rows: list[dict[str, Any]]) -> Any:
+def _table(rows: list[Record]) -> Any:
     import wandb
 
     columns = list(rows[0])
     return wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
-
-
-def _summarize_parent(measured: dict[str, float], wandb_run: Any) -> None:
-    wandb_run.summary.update({f"tokenizer/{name}": value for name, value in measured.items()})
-
-
-def _log_artifact(run: Run, results: dict[str, float], wandb_run: Any, *, is_input: bool) -> None:
-    """Not use_artifact: it is for online runs alone, and waits for the server."""
-    if artifact := artifact_of(run, results):
-        wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=is_input)
-
-
-def wait_until_idle(logger: RunLogger, seconds: float) -> bool:
-    """Whether W&B has taken all that was logged, within so long."""
-    done = threading.Event()
-    logger._queue.put(lambda _: done.set())
-    deadline = time.monotonic() + seconds
-    while not done.wait(0.01):
-        if time.monotonic() > deadline or logger._run is None:
-            return logger._run is None
-    return True

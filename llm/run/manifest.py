@@ -11,7 +11,8 @@ from llm.run.metrics import METRICS, Record, read_metrics
 from llm.run.owner import LOCK, OWNER
 from llm.run.runs import Run
 
-LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER)
+WANDB_NOTE = ".wandb.json"  # what W&B was told of the run, which changes where a later start goes on with it
+LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER, WANDB_NOTE)
 WITH_OWN_MANIFESTS = "checkpoints"
 
 

@@ -134,9 +134,8 @@ def _do(work: Work, run: Run) -> Outcome:
     outcome = work.do(run)
     logger = getattr(work.plan.config, "logger", None)
     if logger is not None and not work.logs:
-        from llm.logger import numbers, open_logger
+        from llm.logger import open_logger
 
-        texts = {key: value for key, value in outcome.results.items() if isinstance(value, str)}
         with open_logger(logger, run, outputs=Path(work.plan.config.outputs)) as opened:
-            opened.summarize(texts | numbers(outcome.results))
+            opened.summarize(outcome.results)
     return outcome

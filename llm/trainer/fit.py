@@ -94,7 +94,6 @@ def fit(task: Fit) -> None:
             100 * steps / warmup,
         )
     stop, journal = StopFlag(), Journal(task.folder, task.logger)
-    task.logger.on_stop(stop.raise_flag)
     with warnings.catch_warnings(), on_signal(stop.raise_flag), closing(journal):
         _ignore_known_warnings()
         while not _attempt(task, stop, journal):

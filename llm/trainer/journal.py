@@ -1,10 +1,10 @@
-"""What a run writes down as it goes: metrics.jsonl, samples.jsonl, and the logger as a view of both."""
+"""What a run writes down as it goes: metrics.jsonl and samples.jsonl, which the logger shows."""
 
 from pathlib import Path
 from typing import Any
 
 from llm.logger import RunLogger
-from llm.run import MetricsLog, process_rank, read_metrics
+from llm.run import MetricsLog, process_rank
 
 
 class Journal:
@@ -21,20 +21,18 @@ class Journal:
             sizes = sizes or {"metrics": 0, "samples": 0}
             self._metrics = MetricsLog(self._folder / "metrics.jsonl", size=sizes["metrics"])
             self._samples = MetricsLog(self._folder / "samples.jsonl", size=sizes["samples"])
-            self._logger.go_on(read_metrics(self._folder / "metrics.jsonl"))
+            self._logger.follow()
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record of metrics."""
         if self._metrics:
             self._metrics.append(record)
-            self._logger.log(record)
 
     def write_samples(self, samples: list[dict[str, Any]]) -> None:
         """Write texts that the model made, each with its step and prompt; the record of their validation comes next."""
         if self._samples:
             for sample in samples:
                 self._samples.append(sample)
-            self._logger.log_samples(read_metrics(self._folder / "samples.jsonl"))
 
     def sizes(self) -> dict[str, int]:
         """Bytes written so far: what a checkpoint keeps."""
