@@ -1,6 +1,8 @@
 """What the environment says: which process of a launch this is, who started it, and what the user wishes."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
@@ -86,3 +88,36 @@ def is_agents() -> bool:
 def tracebacks_wanted() -> bool:
     """Whether the user asked for tracebacks, as Hydra lets them: HYDRA_FULL_ERROR=1."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def visible_gpus() -> str | None:
+    """The GPUs that processes started here may use, as CUDA reads them; None: all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def tokenizes_in_parallel() -> bool:
+    """Whether the tokenizers library is to use every core."""
+    return os.environ.get("TOKENIZERS_PARALLELISM") != "false"
+
+
+def python_path(first: str) -> str:
+    """Where Python is to look for modules: in a folder before all others."""
+    return os.pathsep.join([first, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def set_variables(variables: Mapping[str, str], *, only: bool = False) -> None:
+    """Have libraries, and processes that are started here, find these; `only` takes all others away."""
+    if only:
+        os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextmanager
+def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """The same while the block runs."""
+    before = dict(os.environ)
+    set_variables(variables)
+    try:
+        yield
+    finally:
+        set_variables(before, only=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array
+from llm.environment import set_variables
 from llm.errors import DataError, WorkerError
 from llm.tokenizer import batch_encoder, load, lost_bytes, special
 
@@ -184,7 +185,7 @@ _encoder: Encoder  # of a worker process: loaded once, when it starts
 
 def _start_worker(folder: Path) -> None:
     global _encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    set_variables({"TOKENIZERS_PARALLELISM": "false"})  # one core a worker
     for number in (
         signal.SIGINT,
         signal.SIGUSR1,

@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from llm.environment import set_variables, variables, with_variables
 from llm.run.launch import PR_SET_PDEATHSIG, TRAIN
 from llm.stage import stage_named
 
@@ -42,17 +43,13 @@ def _ensure_server(threads: str) -> None:
     A signal to the whole process group, as from a terminal that closes, is for this process: the server outlives it,
     for with it the jobs would end before they have saved.
     """
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in FOR_THE_DRIVER}  # which a new process keeps
     try:
-        multiprocessing.forkserver.ensure_running()
+        with with_variables({"OMP_NUM_THREADS": threads}):
+            multiprocessing.forkserver.ensure_running()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def ask_server(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
@@ -87,7 +84,7 @@ class JobProcess:
                 str(TRAIN),
                 overrides,
                 str(folder / "console.log"),
-                dict(os.environ) | environment,
+                variables() | environment,
                 multiprocessing.get_start_method(),
             ),
         )
@@ -153,8 +150,7 @@ def _run(train: str, overrides: list[str], console: str, environment: dict[str, 
     for number in FOR_THE_DRIVER:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     multiprocessing.set_start_method(start_method, force=True)  # what train.py has by itself
-    os.environ.clear()
-    os.environ.update(environment)
+    set_variables(environment, only=True)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [os.path.relpath(train), *overrides, "hydra.mode=RUN"]

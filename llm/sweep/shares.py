@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm.config import Accelerator, EvaluationConfig, PoolConfig, StageConfig, TrainerConfig
+from llm.environment import visible_gpus
 from llm.errors import ConfigError
 from llm.run import log
 
@@ -111,7 +112,7 @@ def present_gpus() -> list[str]:
 
     A process that has used CUDA cannot fork others that do.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = visible_gpus()
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from llm.environment import tokenizes_in_parallel
 from llm.run import log
 
 Encoder = Callable[[list[str]], list[list[int]]]
@@ -112,7 +113,7 @@ def _with_tiktoken(tokenizer: Tokenizer) -> Encoder:
         special_tokens={},
     )
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
-    threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
+    threads = (os.cpu_count() or 1) if tokenizes_in_parallel() else 1
     return lambda texts: encoding.encode_ordinary_batch([normalize(text) for text in texts], num_threads=threads)
 
 

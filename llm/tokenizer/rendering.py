@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llm.environment import python_path, variables
+
 SECONDS = 2.0  # of the processor's time, so that a busy machine refuses nothing: ours take milliseconds
 SECONDS_EACH = 0.05  # beside, for each conversation of a batch
 WAIT_SECONDS = 60.0  # by the clock, for a process that does nothing
@@ -100,13 +102,12 @@ class Helper:
         if self._process is not None:
             return
         root = str(Path(__file__).parents[2])
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**variables(), "PYTHONPATH": python_path(root)},
         )
         self._read(START_SECONDS, most=100, late="its process did not start")
 
