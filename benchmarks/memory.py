@@ -21,10 +21,10 @@ import yaml
 from rich.table import Table
 
 from benchmarks.harness import begin_peak, status_bytes, train_by_fit
-from llm.compare import output_console
 from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
+from llm.run.tables import output_console
 from llm.tokenizer import Special
 
 ROOT = Path(__file__).parents[1]

@@ -15,12 +15,12 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from llm import tokenizer as tokenizers
-from llm.compare import output_console, shown
 from llm.config import MODEL_STAGES, DataConfig, DataKind
 from llm.data.files import open_files
 from llm.data.records import Document, Rejected
 from llm.errors import ConfigError, DataError, one_line_errors
 from llm.run import Run, find_runs, own_folder, write_json, write_text
+from llm.run.tables import output_console, shown
 from llm.tokenizer.fast import symbol_bytes
 from llm.tokenizer.training import unknown_token
 

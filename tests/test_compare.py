@@ -10,11 +10,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from llm import compare as tool
 from llm import demo
-from llm.compare import Comparison, compare, shown, tables, varying
+from llm.compare.command import main
+from llm.compare.entries import Entry
+from llm.compare.ranking import Ranking, rank
+from llm.compare.settings import varying
 from llm.run import find_runs, load
 from llm.run.manifest import list_files
+from llm.run.tables import TextTable, shown
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
 
@@ -87,8 +90,13 @@ def one_spaced(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def cells(comparison: Comparison) -> dict[str, list[str]]:
-    return {column: [row[i] for row in comparison.rows] for i, column in enumerate(comparison.columns)}
+def compare(outputs: Path, named: str) -> Ranking:
+    return rank([Entry(run) for run in find_runs(str(outputs), named)])
+
+
+def cells(ranking: Ranking) -> dict[str, list[str]]:
+    table = ranking.table
+    return {column: [row[i] for row in table.rows] for i, column in enumerate(table.columns)}
 
 
 # What is compared
@@ -96,7 +104,7 @@ def cells(comparison: Comparison) -> dict[str, list[str]]:
 
 def test_the_best_run_comes_first_with_only_what_differs_and_what_came_out(tmp_path: Path) -> None:
     write_sweep(tmp_path)
-    assert cells(compare(find_runs(str(tmp_path), "a"))) == {
+    assert cells(compare(tmp_path, "a")) == {
         "run": ["a-00000002", "a-00000001", "a-00000003"],
         "stage": ["pretrain"] * 3,
         "state": ["done", "done", "failed"],
@@ -120,14 +128,14 @@ def test_runs_without_bits_per_byte_are_ranked_by_their_loss_after_those_with(tm
         "00000005": {"val/loss": 9.0, "val/bits_per_byte": 3.0},
     }.items():
         write_run(tmp_path, f"pretrain/a-{key}", results=results)
-    ranked = [name[-1] for name in cells(compare(find_runs(str(tmp_path), "a")))["run"]]
+    ranked = [name[-1] for name in cells(compare(tmp_path, "a"))["run"]]
     assert ranked == ["5", "4", "3", "1", "2"]
 
 
 def test_a_run_that_nobody_is_at_is_unfinished_and_shows_what_it_measured(tmp_path: Path) -> None:
     metrics = [{"step": 3, "tokens": 30, "seconds": 2.0, "train/loss": 7.0}]
     write_run(tmp_path, "pretrain/a-00000001", metrics=metrics, status="running")
-    assert cells(compare(find_runs(str(tmp_path), "a"))) == {
+    assert cells(compare(tmp_path, "a")) == {
         "run": ["a-00000001"],
         "stage": ["pretrain"],
         "state": ["unfinished"],
@@ -141,7 +149,7 @@ def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
     write_run(
         tmp_path, "shards/a-00000001", results={"dtype": "uint16", "bos_id": 0, "vocab_size": 9, "train": {"a": 1}}
     )
-    assert compare(find_runs(str(tmp_path), "a")).columns == ["run", "stage", "state", "vocab_size", "seconds"]
+    assert compare(tmp_path, "a").table.columns == ["run", "stage", "state", "vocab_size", "seconds"]
 
 
 @pytest.mark.parametrize(
@@ -183,10 +191,10 @@ def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) 
     write_run(tmp_path, "pretrain/a-00000001", config={"data": {"source": "files", "path": "a"}}, results=results)
     write_run(tmp_path, "finetune/a-00000002", config={"data": {"source": "files", "path": "b"}}, results=results)
     write_run(tmp_path, "tokenizer/a-00000003", config={"data": {"source": "korean_law", "path": None}})
-    assert compare(find_runs(str(tmp_path), "a")).notes == [
+    assert compare(tmp_path, "a").notes == [
         "They were not measured on the same held-out text (stage, data.path differ): ranks mean little."
     ]
-    assert compare(find_runs(str(tmp_path), "pretrain/*")).notes == []
+    assert compare(tmp_path, "pretrain/*").notes == []
 
 
 @pytest.mark.parametrize(("group", "key"), [("layout", "files"), ("cleaning", "level")])
@@ -196,7 +204,7 @@ def test_ranks_over_text_that_was_read_or_cleaned_otherwise_come_with_a_warning(
     for number, value in enumerate(("one", "two"), 1):
         config = {"data": {"path": "a", group: {key: value}}}
         write_run(tmp_path, f"pretrain/a-0000000{number}", config=config, results={"val/bits_per_byte": 1.0})
-    assert compare(find_runs(str(tmp_path), "a")).notes == [
+    assert compare(tmp_path, "a").notes == [
         f"They were not measured on the same held-out text (data.{group}.{key} differ): ranks mean little."
     ]
 
@@ -223,7 +231,7 @@ def test_runs_are_found_by_name_folder_or_glob(tmp_path: Path, given: str, expec
 
 def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
-    tool.main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
+    main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
     (names,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("┃ run")]
     assert names.count("a-00000001") == 1
 
@@ -241,7 +249,7 @@ def test_a_missing_run_is_one_line_with_what_there_is(
     write_sweep(tmp_path)
     outputs = tmp_path / folder
     with pytest.raises(SystemExit) as stop:
-        tool.main(["b", "--outputs", str(outputs)])
+        main(["b", "--outputs", str(outputs)])
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", f"error: there is no run b under {outputs}/. {message}\n")
 
@@ -252,7 +260,7 @@ def test_a_missing_run_is_one_line_with_what_there_is(
 def test_few_columns_give_a_row_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for key, loss in (("00000001", 2.0), ("00000002", 1.0)):
         write_run(tmp_path, f"pretrain/a-{key}", results={"val/loss": loss})
-    tool.main(["a", "--outputs", str(tmp_path)])
+    main(["a", "--outputs", str(tmp_path)])
     lines = one_spaced(capsys.readouterr().out)
     assert [line for line in lines if line.startswith(("┃", "│"))] == [
         "┃ run ┃ stage ┃ state ┃ val/loss ┃ seconds ┃",
@@ -268,7 +276,7 @@ def test_many_columns_give_a_column_for_each_run_and_a_pipe_folds_nothing(
         write_run(
             tmp_path, f"pretrain/{LONG}-0000000{key}", config=config(key), results={"val/loss": key, "a": 1, "b": 2}
         )
-    tool.main(["pretrain/*", "--outputs", str(tmp_path)])
+    main(["pretrain/*", "--outputs", str(tmp_path)])
     lines = one_spaced(capsys.readouterr().out)
     assert lines[1] == " ".join(["┃ run", *(f"┃ {LONG}-0000000{key}" for key in range(6)), "┃"])
     assert lines[5] == "│ optimizer.learning_rate │ 0 │ 1 │ 2 │ 3 │ 4 │ 5 │"
@@ -279,9 +287,9 @@ def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys(
     key = "trainer.validate_every_steps"
     columns = ["run", key, "b", "c", "d", "e", "f"]
     rows = [[f"{LONG}-{i}", f"{i}0000.5", *"bcdef"] for i in range(5)]
-    console = Console(width=width)
+    console = Console(width=width, force_terminal=True, color_system=None, no_color=True)
     with console.capture() as capture:
-        for table in tables(Comparison(columns, rows, []), width=width):
+        for table in TextTable(columns, rows).drawn(console):
             console.print(table)
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= width
@@ -291,7 +299,9 @@ def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys(
 
 
 def test_compare_and_demo_import_no_torch() -> None:
-    code = "import sys, llm.compare, llm.demo; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, llm.compare.command, llm.demo; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

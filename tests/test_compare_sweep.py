@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from test_compare import write_run
 
-from llm.compare import main, page_at_end
-from llm.compare.curves import thinned
-from llm.compare.effects import marginal_effect
+from llm.compare.at_end import page_at_end
+from llm.compare.command import main
+from llm.compare.effects import effect_of, estimate, t_quantile
+from llm.compare.figures import thinned
 from llm.compare.page import as_script
-from llm.compare.statistics import estimate, t_quantile
 from llm.errors import StoppedError
 from llm.run import log
 from tests.browser import chromium, needs_chromium
 
 HOSTILE = "<script>alert('이름')</script>"
+NAME = "<img src=x onerror=document.title=1>"  # of runs: an element that would do something if it were one
 RATES = {"0.001": (1.5, 1.7), "0.01": (1.3, 1.2)}  # learning rate -> bits per byte of seeds 0 and 1
 
 
@@ -44,7 +45,7 @@ def sweep(tmp_path: Path) -> Path:
             ]
             run = write_run(
                 outputs,
-                f"pretrain/rate-0000000{number}",
+                f"pretrain/rate{NAME}-0000000{number}",
                 config={"stage": "pretrain", "seed": seed, "optimizer": {"learning_rate": float(rate)}},
                 results={"val/bits_per_byte": value, "parameters": 1000},
                 metrics=metrics,
@@ -83,13 +84,13 @@ def test_an_interval_is_a_hand_worked_one() -> None:
 
 def test_an_effect_is_measured_within_blocks_of_what_else_is_alike() -> None:
     columns = {"rate": ["1", "2", "1", "2", "1"], "size": ["a", "a", "b", "b", "c"]}
-    found = marginal_effect("rate", columns, [10.0, 12.0, 20.0, 26.0, 99.0])
+    found = effect_of("rate", columns, [10.0, 12.0, 20.0, 26.0, 99.0])
     assert found is not None and found.num_blocks == 2  # c has one rate alone
     low, high = found.levels
     assert (low.value, low.mean.mean, high.mean.mean) == ("1", 43.0, 19.0)
     assert low.effect is not None and high.effect is not None
     assert (low.effect.mean, high.effect.mean) == (-2.0, 2.0)  # of -1 and -3, of 1 and 3
-    assert marginal_effect("size", {"size": ["a", "a"]}, [1.0, 2.0]) is None
+    assert effect_of("size", {"size": ["a", "a"]}, [1.0, 2.0]) is None
 
 
 def test_a_thinned_curve_keeps_its_ends_and_its_spikes() -> None:
@@ -101,8 +102,9 @@ def test_a_thinned_curve_keeps_its_ends_and_its_spikes() -> None:
 
 
 def test_no_text_ends_the_script_that_holds_it() -> None:
-    assert "</script" not in as_script({"name": "</script><script>alert(1)</script>"})
-    assert json.loads(as_script({"name": "</script>\u2028"})) == {"name": "</script>\u2028"}
+    figure = json.dumps("</script><script>alert(1)</script>\u2028", ensure_ascii=False)
+    assert "</script" not in as_script({"name": figure})
+    assert json.loads(as_script({"name": figure})) == {"name": json.loads(figure)}
 
 
 # The terminal and Markdown
@@ -218,19 +220,21 @@ def test_the_page_asks_nothing_of_the_network_and_escapes_what_runs_wrote(sweep:
     compared(sweep, "--html", str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 8_000_000
-    assert HOSTILE not in page and "&lt;script&gt;alert(&#x27;이름&#x27;)" in page
-    assert re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page[: page.index('id="data"')]) is None
+    assert HOSTILE not in page and NAME not in page and "&lt;script&gt;alert(&#x27;이름&#x27;)" in page
+    assert re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page[: page.index('id="figures"')]) is None
 
 
 @needs_chromium
-def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: Path) -> None:
+def test_the_page_shows_every_figure_and_marks_choices_in_them(sweep: Path, tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
     from selenium.webdriver.support.wait import WebDriverWait
 
     compared(sweep, "--html", str(tmp_path / "page.html"))
     with chromium() as driver:
         driver.get((tmp_path / "page.html").as_uri())
-        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#tokens .main-svg"))
+        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#curves .main-svg"))
         assert driver.get_log("browser") == []  # no error, and nothing that the page's policy has refused
         buttons = [each.get_attribute("data-title") for each in driver.find_elements(By.CSS_SELECTOR, ".modebar-btn")]
         assert "Download plot as a PNG" in " ".join(map(str, buttons))
@@ -239,15 +243,26 @@ def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: 
         assert [row.find_elements(By.CSS_SELECTOR, "td")[1].text for row in rows] == ["1", "2", "3"]
         assert "diverged: " + HOSTILE in rows[2].text
         drawn = {plot.get_attribute("id") for plot in driver.find_elements(By.CSS_SELECTOR, ".plot:has(.main-svg)")}
-        assert {"tokens", "compute", "effect-0"} <= drawn
-        assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .scatterlayer .trace")) == 4  # a line for each run
-        rows[0].click()
-        assert driver.find_element(By.ID, "following").text != ""
-        driver.find_element(By.CSS_SELECTOR, "#ranked thead th:nth-child(6) button").click()  # by the metric
-        order = [row.get_attribute("data-choice") for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")]
-        driver.find_element(By.CSS_SELECTOR, "#ranked thead th:nth-child(6) button").click()  # the other way
-        turned = [row.get_attribute("data-choice") for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr")]
-        assert (order, turned) == (["0", "1", "2"], ["1", "0", "2"])  # what was not measured stays last
+        assert {"curves", "effect-0"} <= drawn
+        lines = "#curves .scatterlayer .trace"
+        assert len(driver.find_elements(By.CSS_SELECTOR, lines)) == 4  # a line for each run
+        marks = driver.find_elements(By.CSS_SELECTOR, "#ranked input")
+        marks[0].send_keys(Keys.SPACE)
+        opacities = [each.value_of_css_property("opacity") for each in driver.find_elements(By.CSS_SELECTOR, lines)]
+        assert sorted(opacities) == ["0.06", "0.06", "1", "1"]
+        driver.execute_script("Plotly.Fx.hover('curves', [{curveNumber: 0, pointNumber: 1}])")
+        assert NAME in driver.find_element(By.CSS_SELECTOR, "#curves .hovertext").text
+        assert driver.title == "rates-12345678: runs compared"
+        view = Select(driver.find_element(By.ID, "view"))
+        view.select_by_visible_text("bits per byte of held-out text against FLOPs")
+        assert driver.find_element(By.CSS_SELECTOR, "#curves .xtitle").text == "FLOPs"
+        by_metric = driver.find_element(By.CSS_SELECTOR, "#ranked thead th:nth-child(3) button")
+        by_metric.click()
+        ranks = "#ranked tbody td:nth-child(2)"
+        order = [cell.text for cell in driver.find_elements(By.CSS_SELECTOR, ranks)]
+        by_metric.click()  # the other way
+        turned = [cell.text for cell in driver.find_elements(By.CSS_SELECTOR, ranks)]
+        assert (order, turned) == (["1", "2", "3"], ["2", "1", "3"])  # what was not measured stays last
         driver.find_element(By.ID, "theme").click()
         assert driver.find_element(By.TAG_NAME, "html").get_attribute("data-theme") == "dark"
         assert driver.get_log("browser") == []
@@ -255,3 +270,13 @@ def test_the_page_shows_every_figure_and_follows_a_click(sweep: Path, tmp_path: 
         field.send_keys("failed")
         shown = [row for row in driver.find_elements(By.CSS_SELECTOR, "#ranked tbody tr") if row.is_displayed()]
         assert len(shown) == 1 and "failed" in shown[0].text
+
+
+@needs_chromium
+def test_on_a_phone_only_tables_are_wider_than_the_screen(sweep: Path, tmp_path: Path) -> None:
+    compared(sweep, "--html", str(tmp_path / "page.html"))
+    with chromium() as driver:
+        phone = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        driver.get((tmp_path / "page.html").as_uri())
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 360

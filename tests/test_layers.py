@@ -52,6 +52,12 @@ def test_imports_point_one_way(path):
     assert not wrong
 
 
+def test_no_two_parts_import_each_other():
+    parts = {(path.relative_to(ROOT / "llm").parts[0].removesuffix(".py"), name.split(".")[1])
+             for path in FILES for name in imports(path) if name.startswith("llm.")}  # fmt: skip
+    assert not [(one, other) for one, other in parts if one < other and (other, one) in parts]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_config_imports_hydra(path):
     if path.is_relative_to(ROOT / "llm" / "config"):

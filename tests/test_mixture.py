@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm.compare import compare
+from llm.compare.entries import Entry
+from llm.compare.ranking import rank
 from llm.config import DataKind, PartConfig, ShardsStage, identity_settings
 from llm.data import MixedRows, TokenRows, TrainingBatches, open_corpus, open_texts, read_manifest, share_out
 from llm.data.mixed_shards import parts_of
@@ -314,7 +315,7 @@ def test_a_mixture_trains_and_measures_each_part(outputs: Path, caplog: pytest.L
     assert made.results["val/bits_per_byte"] == pytest.approx(sum(nats.values()) / math.log(2) / text, rel=1e-5)
     last = [record for record in read_metrics(made.path / "metrics.jsonl") if "val/loss" in record][-1]
     assert last["val/loss/small"] == made.results["val/loss/small"]
-    assert "val/bits_per_byte/small" in compare([made]).columns
+    assert "val/bits_per_byte/small" in rank([Entry(made)]).table.columns
     assert "small: " in caplog.text and "in 4 steps each is seen" in caplog.text
 
 
@@ -334,7 +335,7 @@ def test_another_weight_makes_no_other_shards_of_the_parts(outputs: Path) -> Non
     assert first.key != second.key
     ours, theirs = (parts_of(made.parent("shards")) for made in (first, second))
     assert {name: run.path for name, run in ours.items()} == {name: run.path for name, run in theirs.items()}
-    notes = compare([first, second]).notes
+    notes = rank([Entry(first), Entry(second)]).notes
     assert notes == []  # both are measured on the same text
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llm import compare, verify
+from llm import verify
 from llm.chat import command as chat
+from llm.compare.command import main as compare
 from llm.run import load
 from llm.sync import find
 from tests.korean import documents
@@ -55,7 +56,7 @@ def test_everything_reads_and_goes_on_with_outputs_elsewhere(
 
     chat.main(["first", "--outputs", str(outputs), "--prompt", "누구인가요?", "--max-new-tokens", "4"])
     chat.main([str(tuned / "adapter"), "--prompt", "누구인가요?", "--max-new-tokens", "4"])
-    compare.main(["pretrain/*", "finetune/*", "--outputs", str(outputs), "--html", "page.html"])
+    compare(["pretrain/*", "finetune/*", "--outputs", str(outputs), "--html", "page.html"])
     assert find(outputs) == ([], 0)  # they were made with logger=local
 
     before = {path: path.stat().st_mtime_ns for path in outputs.glob("*/*/run.json")}

@@ -92,8 +92,7 @@ def test_every_stage_can_be_swept_by_every_launcher(folder_of_all, stage, launch
         shown = [line.strip("│").split("│") for line in ended.stdout.splitlines() if "│ val/bits_per_byte" in line]
         best_first = sorted(run["results"]["val/bits_per_byte"] for run in made)
         assert [[float(cell) for cell in cells[1:]] for cells in shown] == [[round(best, 4) for best in best_first]]
-    if stage != "pretrain":  # which is ranked by its tokenizers
-        assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made)
+    assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made) or stage == "pretrain"  # of which seeds
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -114,7 +113,7 @@ def test_a_job_without_memory_fails_alone_and_the_same_command_runs_it_alone_aga
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: model.intermediate_size=900000000000: out_of_memory: ")
     assert "console.log)" in line
-    assert ended.stdout.count("│ char_bpe") == 2  # ranked all the same
+    assert ended.stdout.count("│ done") == 2  # ranked all the same
     assert len(records(tmp_path, "tokenizer")) == len(records(tmp_path, "shards")) == 1
     again = sweep(tmp_path, *words)
     assert again.returncode == 3

@@ -1,7 +1,8 @@
 """A sweep's overrides -> its jobs, every one checked before the first one runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
-from llm.config import StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
+from llm.config import Reuse, StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.config.choices import searchpath
 from llm.environment import is_agents, tracebacks_wanted
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
@@ -83,7 +84,7 @@ class CheckedSweeper(Sweeper):
             returns = self.launcher.launch_checked(numbered, configs)
         else:
             returns = list(self.launcher.launch(complete, initial_job_idx=0))
-        show_ranking(configs, returns)
+        show_ranking(configs, returns, has_ledger=isinstance(self.launcher, CheckedLauncher))
         report_failures(jobs, returns)
         return returns
 
@@ -142,13 +143,20 @@ def dimension(override: Override) -> Dimension:
     return Dimension(key=key, choices=tuple(map(str, override.sweep_iterator(transformer=Transformer.encode))))
 
 
-def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn]) -> None:
+def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *, has_ledger: bool) -> None:
     """Print how the runs of a sweep compare that are done, if all are of one stage."""
     done = [config for config, returned in zip(configs, returns, strict=True) if returned.status is JobStatus.COMPLETED]
-    if len(configs) > 1 and len({config.stage for config in configs}) == 1 and done:
-        from llm.ranking import show_sweep  # imports what composing does not need
+    if len(configs) < 2 or len({config.stage for config in configs}) > 1 or not done:
+        return
+    from llm.compare.at_end import print_ranked  # imports what composing does not need
+    from llm.compare.entries import Entry, read_sweep
+    from llm.sweep.finding import Finder
 
-        show_sweep(done)
+    if has_ledger:
+        print_ranked(read_sweep(Path(returns[0].working_dir).parents[1]))
+    else:
+        finder = Finder()
+        print_ranked([Entry(finder.find(replace(config, reuse=Reuse.require))) for config in done])
 
 
 def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""python -m llm.compare <runs or sweep>."""
+"""python -m llm.compare."""
 
 from llm.compare.command import main
 

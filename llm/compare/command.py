@@ -3,13 +3,11 @@
 import argparse
 from pathlib import Path
 
-from llm.compare.finding import find_entries
-from llm.compare.page import write_page
-from llm.compare.report import report_of
-from llm.compare.tables import output_console
-from llm.compare.text import markdown, print_report
+from llm.compare.entries import find_entries
+from llm.compare.show import markdown, print_report, report_of
 from llm.errors import one_line_errors
 from llm.run import start_logging, write_text
+from llm.run.tables import output_console
 
 ABOUT = "Compare runs: a table of what differs in their configs and what came out, the best first."
 
@@ -27,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
             keys=arguments.key,
         )
         if arguments.html:
+            from llm.compare.page import write_page  # imports plotly
+
             size = write_page(report, Path(arguments.html))
             print(f"{arguments.html}: {size / 1e6:.1f} MB, complete in itself: open it in a browser")
         if arguments.markdown == "-":

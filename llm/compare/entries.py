@@ -1,19 +1,42 @@
-"""A run, or a job of a sweep that may have left none yet -> what it is, how it stands, and what came out."""
+"""What a user names -> what is compared: runs, and jobs of a sweep that may have left none yet."""
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm.errors import DamagedError
-from llm.run import Run, check_files, check_metrics, history, log, metrics_of
+from llm.errors import ConfigError, DamagedError
+from llm.run import Run, find_runs, history, load, log, metrics_of, read_json
+from llm.run.announcing import ANNOUNCED
 from llm.run.owner import is_owned
-from llm.sweep.ledger import JobRecord
 
-RANKED_BY = ("val/bits_per_byte", "val/loss")  # lower is better
-METRICS = (*RANKED_BY, "train/loss", "tokens", "seconds")  # what a run that is not done has to show
+SWEEPS = "sweeps"  # under outputs
+LOSSES = ("val/bits_per_byte", "val/loss")  # what is ranked by; lower is better
+MEASURED = (*LOSSES, "train/loss", "tokens", "seconds")  # what a run that is not done has to show
 NOT_RESULTS = ("bos_id", "eos_id")
+OF_TOKENIZER = ("vocab_size", "lost_bytes_share", "lossless_documents")
+TEXT_READ = "megabytes_of_text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job of a sweep, as its folder tells."""
+
+    folder: Path
+    number: int
+    overrides: list[str]
+    state: str = "waiting"
+    run: str | None = None  # its run's folder, as the sweep saw it
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def error(self) -> str:
+        """Why its last attempt failed: the kind, and one line; empty if it did not."""
+        last = self.attempts[-1] if self.attempts else {}
+        kind = last.get("kind")
+        return ": ".join(filter(None, [kind, last.get("message")])) if kind not in (None, "done") else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +44,7 @@ class Entry:
     """What is compared: a run, a job of a sweep, or a job with its run."""
 
     run: Run | None
-    job: JobRecord | None = None
-    job_folder: Path | None = None
+    job: Job | None = None
 
     @property
     def name(self) -> str:
@@ -31,7 +53,7 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        found = self.run.path if self.run else self.job_folder
+        found = self.run.path if self.run else self.job.folder if self.job else None
         assert found is not None
         return found
 
@@ -52,16 +74,13 @@ class Entry:
             state = self.run.state
             return "stopped" if state == "unfinished" and "stopped" in self.run.record else state
         assert self.job is not None
-        if self.job.state == "running" and not (self.job_folder and is_owned(self.job_folder)):
-            return "unfinished"
-        return self.job.state
+        return "unfinished" if self.job.state == "running" and not is_owned(self.job.folder) else self.job.state
 
     @property
     def error(self) -> str:
-        """Why it failed: the kind, and one line; empty if it did not."""
-        last = self.job.attempts[-1] if self.job and self.job.attempts else None
-        if self.state == "failed" and last is not None and last.kind not in (None, "done"):
-            return f"{last.kind}: {last.message}" if last.message else str(last.kind)
+        """Why it failed, in one line; empty if it did not."""
+        if self.state == "failed" and self.job and self.job.error:
+            return self.job.error
         return str(self.run.record.get("error", "")) if self.run else ""
 
     @cached_property
@@ -77,12 +96,39 @@ class Entry:
 
     @cached_property
     def outcome(self) -> dict[str, float]:
-        """What came out, in numbers; empty before anything did."""
-        try:
-            return outcome(self.run) if self.run else {}
-        except DamagedError as error:
-            log.warning("left out what it measured: %s", error)
+        """What came out, in numbers: the results of a finished run, else the last that it measured."""
+        if self.run is None:
             return {}
+        if not self.run.is_done:
+            records = self.lines("metrics.jsonl")
+            by_part = sorted({n for r in records for n in r if n.startswith(tuple(f"{loss}/" for loss in LOSSES))})
+            return {name: found[-1][1] for name in (*MEASURED, *by_part) if (found := history(records, name))}
+        numbers = {k: v for k, v in self.run.results.items() if isinstance(v, int | float) and k not in NOT_RESULTS}
+        ranked_by = {name: numbers[name] for name in LOSSES if name in numbers}
+        return ranked_by | numbers | {"seconds": self.run.record["seconds"]}
+
+    @cached_property
+    def tokenizer_outcome(self) -> dict[str, float]:
+        """What a pretraining's tokenizer did to its text; empty of another run, or where the tokenizer's is gone."""
+        if self.run is None or self.run.stage != "pretrain":
+            return {}
+        try:
+            of = self.run.parent("tokenizer").results
+            text = self.run.parent("shards").results["train"] if "shards" in self.run.places else {}
+        except (KeyError, OSError, ValueError):
+            return {}
+        found = {name: of[name] for name in OF_TOKENIZER if name in of}
+        if text.get("tokens") and "tokens" in self.outcome:  # at the bytes that a token of the training text spells
+            found[TEXT_READ] = self.outcome["tokens"] * text["raw_bytes"] / text["tokens"] / 1e6
+        return found
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What the run wrote line by line into a file: its metrics, or its samples; none where that is damaged."""
+        try:
+            return metrics_of(self.run, name) if self.run else []
+        except DamagedError as error:
+            log.warning("left out: %s", error)
+            return []
 
     @property
     def command(self) -> str:
@@ -96,35 +142,133 @@ class Entry:
             return f"python {shlex.join(['train.py', *words[1:]])}"
         return recorded
 
-    def verify(self) -> None:
-        """Refuse a finished run whose config is not what its record says; of metrics that are not, say so.
 
-        Raises:
-            DamagedError: its config is not.
-        """
-        if self.run is None or not self.run.is_done:
-            return
-        check_files(self.run, under="config.yaml")
-        try:
-            check_metrics(self.run)
-        except DamagedError as error:  # the figures of the tables are those of its record, which is whole
-            log.warning("%s", error)
+@dataclass(frozen=True)
+class Found:
+    """What is compared, and if it is one sweep, which."""
 
-    def parent_result(self, parent: str, name: str) -> float | None:
-        """A number among the results of the run that this one was made from; None if that is gone."""
-        try:
-            value = self.run.parent(parent).results.get(name) if self.run else None
-        except (KeyError, OSError, ValueError):
+    entries: list[Entry]
+    sweep: Path | None = None
+    num_repeated: int = 0  # that stood for a run that was there already
+
+    def objective(self) -> tuple[str, bool] | None:
+        """(the metric, whether the highest is the best) that a search is for first, once a run has measured it."""
+        said = _read_if_there(self.sweep / "search.json") if self.sweep else {}
+        if not said or not any(said["objectives"][0] in entry.outcome for entry in self.entries):
             return None
-        return value if isinstance(value, int | float) else None
+        return said["objectives"][0], said["directions"][0] == "maximize"
 
 
-def outcome(run: Run) -> dict[str, float]:
-    """What came out, in numbers: the results of a finished run, else the last that it measured."""
-    if not run.is_done:
-        metrics = metrics_of(run)
-        by_part = sorted({n for record in metrics for n in record if n.startswith(tuple(f"{m}/" for m in RANKED_BY))})
-        return {name: values[-1][1] for name in (*METRICS, *by_part) if (values := history(metrics, name))}
-    numbers = {key: value for key, value in run.results.items() if isinstance(value, int | float)}
-    ranking = {name: numbers[name] for name in RANKED_BY if name in numbers}
-    return ranking | {k: v for k, v in numbers.items() if k not in NOT_RESULTS} | {"seconds": run.record["seconds"]}
+def find_entries(outputs: str, names: Sequence[str]) -> Found:
+    """All that the names mean, each run once.
+
+    Raises:
+        ConfigError: a name or a folder means nothing, or a sweep has no jobs.
+    """
+    found: list[Entry] = []
+    sweeps = []
+    for name in names:
+        entries, sweep = _meant(outputs, name)
+        found += entries
+        sweeps.append(sweep)
+    return once_each(found, sweep=sweeps[0] if len(sweeps) == 1 else None)
+
+
+def once_each(entries: Sequence[Entry], *, sweep: Path | None = None) -> Found:
+    """Of entries that share a run the first."""
+    once: dict[Path, Entry] = {}
+    for entry in entries:
+        once.setdefault(entry.path.resolve(), entry)
+    return Found(list(once.values()), sweep, len(entries) - len(once))
+
+
+def _meant(outputs: str, name: str) -> tuple[list[Entry], Path | None]:
+    """(the entries, the sweep if it is one) of a sweep's folder or name, of runs, or of a folder of runs.
+
+    Raises:
+        ConfigError: there is no such thing, or several sweeps have that name.
+    """
+    root, folder = Path(outputs) / SWEEPS, Path(name)
+    if sweep := next((place for place in (folder, root / name, Path(outputs) / name) if _is_sweep(place)), None):
+        return read_sweep(sweep), sweep
+    try:
+        return [Entry(run) for run in find_runs(outputs, name)], None
+    except ConfigError as error:
+        missing = str(error)
+    sweeps = sorted(path for path in root.glob("*") if path.is_dir())
+    named = [path for path in sweeps if path.name.rpartition("-")[0] == name]
+    if len(named) > 1:
+        listed = ", ".join(path.name for path in named)
+        raise ConfigError(f"{len(named)} sweeps are named {name}: {listed}. Give one of these.")
+    if named:
+        return read_sweep(named[0]), named[0]
+    if folder.is_dir():
+        return _runs_in(folder, outputs), None
+    raise ConfigError(f"{missing} Sweeps: {', '.join(path.name for path in sweeps[-20:])}." if sweeps else missing)
+
+
+def _is_sweep(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / "run.json").is_file():
+        return False
+    has_jobs = (folder / "sweep.json").is_file() or (folder / "jobs").is_dir()
+    return has_jobs or folder.resolve().parent.name == SWEEPS
+
+
+def _runs_in(folder: Path, outputs: str) -> list[Entry]:
+    """The runs in a folder, or in the folders of it."""
+    entries = []
+    for path in sorted({path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/run.json")}):
+        try:
+            entries.append(Entry(load(path)))
+        except DamagedError as error:
+            log.warning("left out: %s", error)
+    if not entries:
+        raise ConfigError(
+            f"{folder} holds no run and no sweep: neither run.json nor jobs/. Give a run's folder, outputs/pretrain, "
+            f"or a sweep's folder under {outputs}/{SWEEPS}."
+        )
+    return entries
+
+
+def read_sweep(folder: Path) -> list[Entry]:
+    """Every job of a sweep in their order, those that nobody has begun too.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    sweep = _read_if_there(folder / "sweep.json")
+    listed = {number: {"overrides": overrides} for number, overrides in enumerate(sweep.get("jobs", []))}
+    for path in folder.glob("jobs/*/job.json"):
+        try:
+            said = read_json(path)
+            listed[said["number"]] = {k: said[k] for k in ("overrides", "state", "run", "attempts")}
+        except (DamagedError, KeyError) as error:
+            log.warning("left out: %s (%s)", path, error)
+    if not listed:
+        again = f" Start it: python {sweep['command']}." if "command" in sweep else " Start it, or give another."
+        raise ConfigError(f"{folder} is a sweep without jobs: there is nothing to compare.{again}")
+    jobs = [Job(folder=folder / "jobs" / f"{n:04d}", number=n, **said) for n, said in sorted(listed.items())]
+    return [Entry(_run_of(job), job) for job in jobs]
+
+
+def _run_of(job: Job) -> Run | None:
+    """The run of a job, in the folder that its sweep named, or that it has announced: seen from here, or beside it."""
+    named = job.run
+    if named is None and (job.folder / ANNOUNCED).is_file():
+        named = "".join((job.folder / ANNOUNCED).read_text(encoding="utf-8").split("\n")[1:2])
+    if not named:
+        return None
+    beside = job.folder.resolve().parents[3] / Path(named).parent.name / Path(named).name
+    for folder in (beside, Path(named)):
+        try:
+            return load(folder)
+        except ConfigError:  # not here
+            continue
+        except DamagedError as error:
+            log.warning("left out what it measured: %s", error)
+            break
+    return None
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from llm.compare import output_console
 from llm.config import StageConfig
 from llm.dry_run.survey import Job, survey
 from llm.run import log
+from llm.run.tables import output_console
 
 PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
 

@@ -44,17 +44,6 @@ class _Stderr:
         return getattr(self._now, name)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Say nothing while the block runs: what it looks up has been said before."""
-    was_disabled, was_quiet = log.disabled, console().quiet
-    log.disabled = console().quiet = True
-    try:
-        yield
-    finally:
-        log.disabled, console().quiet = was_disabled, was_quiet
-
-
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         console().print(self.format(record), markup=False)

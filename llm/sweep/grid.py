@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm.compare import page_at_end
+from llm.compare.at_end import page_at_end
 from llm.config import PoolConfig, SlurmConfig, StageConfig
 from llm.errors import LaunchError
 from llm.sweep.board import Board

@@ -17,11 +17,12 @@ from statistics import fmean
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from llm.compare import output_console, page_at_end
+from llm.compare.at_end import page_at_end
 from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig, TrainerConfig
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, DamagedError, LaunchError, StoppedError, UserError
 from llm.run import history, read_metrics
 from llm.run.signals import on_signal
+from llm.run.tables import output_console
 from llm.sweep.board import Board
 from llm.sweep.driver import LOOK_SECONDS, Standing
 from llm.sweep.ending import Ending, may_retry
