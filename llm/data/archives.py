@@ -52,7 +52,6 @@ class Member:
     open: Callable[[], BinaryIO]  # what it gives raises UnreadableError where it cannot be read
     seekable: bool = True
     repaired: bool = False  # whether the name was in cp949
-    is_cut: bool = False  # of a sample: its beginning alone
 
 
 def members(file: File) -> Iterator[Member | Rejected]:
@@ -89,40 +88,45 @@ def _inside(member: Member, depth: int) -> Iterator[Member | Rejected]:
     else:
         try:
             if name.endswith(".zip"):
-                yield from _in_zip(member, depth)
+                yield from _packed(_in_zip(member), depth)
             elif name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-                yield from _in_tar(member, depth)
+                yield from _packed(_in_tar(member), depth)
             else:
                 yield from _inside(_unpacked(member), depth - 1)
         except (UnreadableError, *_OF_LISTS) as error:
             yield unreadable(error).at(member.origin)
 
 
-def _in_zip(member: Member, depth: int) -> Iterator[Member | Rejected]:
+def _packed(found: Iterator[Member | Rejected], depth: int) -> Iterator[Member | Rejected]:
+    """What the members of an archive are, or hold in their turn."""
+    seen: set[str] = set()
+    for each in found:
+        if isinstance(each, Rejected):
+            yield each
+        elif wrong := _wrong_name(each.name, seen):
+            yield Rejected(each.origin, *wrong)
+        elif reason := no_data(each.name):
+            yield Rejected(each.origin, reason)
+        else:
+            yield from _inside(each, depth - 1)
+
+
+def _in_zip(member: Member) -> Iterator[Member | Rejected]:
     with seekable(member) as stream, zipfile.ZipFile(stream) as archive:
         infos = [info for info in archive.infolist() if not info.is_dir()]
         if sum(info.file_size for info in infos) > _plausible(member.size):
             raise implausible()
-        seen: set[str] = set()
         for info in sorted(infos, key=lambda info: info.header_offset):
             name, repaired = _zip_name(info)
             origin = f"{member.origin}!{name}"
-            if wrong := _wrong_name(name, seen) or _wrong_method(info):
-                yield Rejected(origin, *wrong)
-                continue
 
             def open_member(info: zipfile.ZipInfo = info) -> BinaryIO:
                 return open_stream(lambda: archive.open(info), limit=_plausible(info.compress_size))
 
-            yield from _packed(Member(name, origin, info.file_size, open_member, repaired=repaired), depth)
-
-
-def _packed(member: Member, depth: int) -> Iterator[Member | Rejected]:
-    """What an archive's member is, or holds."""
-    if reason := no_data(member.name):
-        yield Rejected(member.origin, reason)
-    else:
-        yield from _inside(member, depth - 1)
+            if wrong := _wrong_method(info):
+                yield Rejected(origin, *wrong)
+            else:
+                yield Member(name, origin, info.file_size, open_member, repaired=repaired)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
@@ -149,29 +153,22 @@ def _wrong_method(info: zipfile.ZipInfo) -> tuple[str, str] | None:
     return None
 
 
-def _in_tar(member: Member, depth: int) -> Iterator[Member | Rejected]:
+def _in_tar(member: Member) -> Iterator[Member | Rejected]:
     if not member.name.lower().endswith(".tar"):
         member = _unpacked(member)
-    seen: set[str] = set()
     mode: Any = "r:" if member.seekable else "r|"
     with member.open() as stream, tarfile.open(fileobj=stream, mode=mode, bufsize=BUFFER) as archive:
         for info in archive:
             name, repaired = _tar_name(info.name)
             origin = f"{member.origin}!{name}"
-            if info.isdir():
-                continue
-            if not info.isfile():
-                yield Rejected(origin, "is a link or a device in a tar", "Give data.path=<what it points to>")
-                continue
-            if wrong := _wrong_name(name, seen):
-                yield Rejected(origin, *wrong)
-                continue
 
             def open_member(info: tarfile.TarInfo = info) -> BinaryIO:
                 return open_stream(lambda: archive.extractfile(info))
 
-            found = Member(name, origin, info.size, open_member, seekable=member.seekable, repaired=repaired)
-            yield from _packed(found, depth)
+            if info.isfile():
+                yield Member(name, origin, info.size, open_member, seekable=member.seekable, repaired=repaired)
+            elif not info.isdir():
+                yield Rejected(origin, "is a link or a device in a tar", "Give data.path=<what it points to>")
             archive.members = []  # type: ignore[attr-defined]  # else it keeps the header of each for ever
 
 

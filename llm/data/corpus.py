@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from llm.config import BadRecords, DataConfig, DataSource
 from llm.data.cleaning import Cleaner, Dropped, as_json
 from llm.data.files import Files, open_files
 from llm.data.korean_law import questions, statutes
-from llm.data.quarantine import Quarantine
+from llm.data.quarantine import quarantine
 from llm.data.records import Conversation, Document, Rejected, Source
 from llm.data.split import is_held_out, share_that_parts
 from llm.errors import DataError
@@ -65,14 +64,14 @@ class Corpus:
         shapes: Counter[str] = Counter()
         repairs: Counter[str] = Counter()
         cleaner = Cleaner(self._config.cleaning)
-        with closing(Quarantine(self._left_out)) as quarantine:
+        with quarantine(self._left_out) as leave_out:
             for record in self._cleaned(cleaner):
                 if isinstance(record, Rejected) and record.fix is None:
                     passed_over[record.reason] += 1
                     continue
                 if isinstance(record, Rejected | Dropped):
                     dropped[_named(record)] += 1
-                    quarantine.add(record)
+                    leave_out(record)
                     continue
                 side = is_held_out(record.text, self._config.held_out_share)
                 seen[side] += 1
@@ -85,7 +84,6 @@ class Corpus:
                 if not seen[side]:
                     raise DataError(self._explain_none(seen.total(), dropped.total(), held_out=side))
             cleaner.check()
-            quarantine.keep()
         self.dropped, self.passed_over, self.cleaning = dropped, passed_over, as_json(cleaner)
         self.shapes, self.repairs = shapes, repairs
         if self._left_out is not None and self.cleaning:

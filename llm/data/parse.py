@@ -68,20 +68,19 @@ def parse(
         with member.open() as stream:
             text = Text(stream, member.origin)
             try:
-                yield from _of_text(text, member, file_format, layout)
+                yield from _of_text(text, member.origin, file_format, layout)
             finally:
                 encodings[text.encoding or "ascii"] += 1
     except UnreadableError as error:
         yield error.at(member.origin)
 
 
-def _of_text(text: Text, member: Member, file_format: FileFormat, layout: LayoutConfig) -> Iterator[Parsed]:
-    origin = member.origin
+def _of_text(text: Text, origin: str, file_format: FileFormat, layout: LayoutConfig) -> Iterator[Parsed]:
     if file_format is FileFormat.txt:
         return _paragraphs(text, origin)
     if file_format in (FileFormat.csv, FileFormat.tsv):
         return _csv_rows(text, origin, file_format, layout)
-    return _json(text, origin, layout, is_cut=member.is_cut)
+    return _json(text, origin, layout)
 
 
 def _paragraphs(text: Text, origin: str) -> Iterator[Document | Rejected]:
@@ -111,7 +110,7 @@ def _paragraph(lines: list[Line], size: int, origin: str) -> Document | Rejected
 # JSON
 
 
-def _json(text: Text, origin: str, layout: LayoutConfig, *, is_cut: bool) -> Iterator[Raw | Rejected]:
+def _json(text: Text, origin: str, layout: LayoutConfig) -> Iterator[Raw | Rejected]:
     """The one value of a file; or the values on its lines, if the first line has one and others follow it.
 
     A first value that is broken is a bad line of many where the lines after it are objects, and else a bad file.
@@ -122,7 +121,7 @@ def _json(text: Text, origin: str, layout: LayoutConfig, *, is_cut: bool) -> Ite
         yield from _json_lines(text, origin)
         return
     head = text.peek(WHOLE_JSON + 1)
-    if len(head) <= WHOLE_JSON and not is_cut:
+    if len(head) <= WHOLE_JSON:
         if head.strip():
             yield _file(first if is_value else _value(text, text.read(len(head) + 1), origin), origin)
         text.read_on()

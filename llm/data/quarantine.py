@@ -2,52 +2,40 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 from llm.data.cleaning import Dropped
 from llm.data.records import Rejected
-from llm.run.files import TEMPORARY, sync_folder
+from llm.run.files import TEMPORARY, sync_file, sync_folder
 
 CHARACTERS = 2000  # of a text that are kept: enough to judge, not a second corpus
 
 
-class Quarantine:
-    """The records that one pass left out, nowhere if there is no folder; only a pass that ends leaves a file."""
+@contextmanager
+def quarantine(folder: Path | None) -> Iterator[Callable[[Rejected | Dropped], object]]:
+    """What takes each record that one pass leaves out, to nowhere if there is no folder.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder / "quarantine.jsonl" if folder is not None else None
-        self._file: IO[str] | None = None
-
-    def add(self, left_out: Rejected | Dropped) -> None:
-        if self._path is None:
-            return
-        if self._file is None:
-            self._file = self._temporary(self._path).open("w", encoding="utf-8")
-        self._file.write(json.dumps(_line(left_out), ensure_ascii=False) + "\n")
-
-    def keep(self) -> None:
-        """Give the file its name; of a pass that left nothing out there is none."""
-        if self._path is None:
-            return
-        if self._file is None:
-            self._path.unlink(missing_ok=True)
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary(self._path).replace(self._path)
-        sync_folder(self._path.parent)
-        self._file = None
-
-    def close(self) -> None:
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            self._temporary(self._path).unlink(missing_ok=True)
-
-    def _temporary(self, path: Path) -> Path:
-        return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    Only a pass that ends leaves a file, and of one that left nothing out there is none.
+    """
+    if folder is None:
+        yield lambda _: None
+        return
+    path = folder / "quarantine.jsonl"
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield lambda left_out: file.write(json.dumps(_line(left_out), ensure_ascii=False) + "\n")
+        if temporary.stat().st_size:
+            sync_file(temporary)
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+        sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _line(left_out: Rejected | Dropped) -> dict[str, str | None]:

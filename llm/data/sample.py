@@ -46,6 +46,7 @@ class Sample:
     """A member with its first bytes, or of a table its first rows."""
 
     member: Member
+    is_all: bool  # whether it has no more bytes
     rows: list[Parsed] | None = None
     _parsed: dict[Any, list[Parsed]] = field(default_factory=dict)
 
@@ -54,12 +55,10 @@ class Sample:
         file_format = format_of(self.member.name, layout)
         if self.rows is not None or file_format is None:
             return self.rows or []
-        key = (file_format, layout.header, layout.delimiter, layout.records if self.member.is_cut else None)
+        key = (file_format, layout.header, layout.delimiter)
         if key not in self._parsed:
-            found = list(islice(parse(self.member, file_format, layout, [], Counter()), SAMPLED_RECORDS))
-            if self.member.is_cut and found and isinstance(found[-1], Rejected):
-                del found[-1]  # where it was cut
-            self._parsed[key] = found
+            found = parse(self.member, file_format, layout, [], Counter())
+            self._parsed[key] = list(islice(found, SAMPLED_RECORDS))
         return self._parsed[key]
 
     def raws(self, layout: LayoutConfig) -> Iterator[Parsed]:
@@ -86,14 +85,8 @@ class Survey:
         usual = LayoutConfig()
         raws = [raw for sample in self.samples for raw in sample.raws(usual) if isinstance(raw, Raw)]
         found = [raw.value for raw in raws]
-        if found:
-            found = found[:: max(1, len(found) // SAMPLED_RECORDS)]
-            return found, overrides(found, are_files=all(raw.is_file for raw in raws))
-        for sample in self.samples:
-            if place := _place_inside(sample.member):
-                found = [r.value for r in sample.raws(LayoutConfig(records=place)) if isinstance(r, Raw)]
-                return found, overrides(found, are_files=False, place=place)
-        return [], []
+        found = found[:: max(1, len(found) // SAMPLED_RECORDS)]
+        return found, overrides(found, are_files=all(raw.is_file for raw in raws))
 
     def fitting(self) -> list[tuple[str, float]]:
         """(preset, share of the sampled records that it makes something of), the best first."""
@@ -127,7 +120,7 @@ def survey(places: list[Place]) -> Survey:
                 found.rejected.append(error.at(member.origin))
         if index == max(wanted, default=-1) or read > SAMPLED_IN_ALL:
             break
-    found.is_all = len(found.samples) == len(known) and not any(sample.member.is_cut for sample in found.samples)
+    found.is_all = len(found.samples) == len(known) and all(sample.is_all for sample in found.samples)
     return found
 
 
@@ -166,36 +159,37 @@ def _sample(member: Member, encodings: Counter[str]) -> Sample:
     assert file_format is not None  # it was chosen for it
     if file_format in TABLES:
         rows = parse(member, file_format, LayoutConfig(), [], encodings)
-        return Sample(replace(member, size=0), list(islice(rows, SAMPLED_RECORDS)))
+        return Sample(replace(member, size=0), True, list(islice(rows, SAMPLED_RECORDS)))
     with member.open() as stream:
         data = stream.read(SAMPLED_BYTES + 1)
-    is_cut = len(data) > SAMPLED_BYTES
-    if is_cut:
+    is_all = len(data) <= SAMPLED_BYTES
+    if not is_all:
         data = data[: data.rfind(b"\n", 0, SAMPLED_BYTES) + 1] or data[:SAMPLED_BYTES]
-    encodings[detect(data, at_end=not is_cut) or "ascii"] += 1
-    return Sample(replace(member, open=lambda: io.BytesIO(data), size=len(data), is_cut=is_cut))
+    encodings[detect(data, at_end=is_all) or "ascii"] += 1
+    sample = Sample(replace(member, open=lambda: io.BytesIO(data), size=len(data)), is_all)
+    if not is_all and file_format in JSON and all(isinstance(each, Rejected) for each in sample.parsed(LayoutConfig())):
+        closed = _closed(Text(io.BytesIO(data), member.origin).peek(len(data)))
+        return Sample(replace(member, open=lambda: io.BytesIO(closed), size=len(data)), is_all)
+    return sample
 
 
-def _place_inside(member: Member) -> str | None:
-    """Where the first object of a list is, in a json file of which the beginning was read."""
-    if not member.is_cut or format_of(member.name, LayoutConfig()) not in JSON:
-        return None
-    with member.open() as stream:
-        text = Text(stream, member.origin)
-        found = text.decode(text.peek(SAMPLED_BYTES))
-    steps: list[str] = []  # to the object or list that is open
-    key = ""
-    for name, sign in re.findall(r'"((?:[^"\\]|\\.)*)"(?=\s*:)|"(?:[^"\\]|\\.)*"|([{}\[\]])', found):
-        if sign and sign in "}]":
-            del steps[-1:]
-        elif sign:
-            steps.append(f"{key}[]" if sign == "[" else key)
-            if sign == "{" and "[]" in "".join(steps):
-                return ".".join(filter(None, steps)).replace(".[]", "[]")
-            key = ""
-        elif name:
-            key = name
-    return None
+def _closed(data: bytes) -> bytes:
+    """The beginning of a JSON text as a value of its own, by whole items of its outermost list if it has any."""
+    opened: list[bytes] = []
+    ends: dict[bool, tuple[int, bytes]] = {}  # whether an item of it ends there -> (the last such end, what closes it)
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|["\[\]{},]', data):
+        sign = token[0]
+        if sign == b'"':  # of a string that is cut
+            break
+        if sign in b"[{":
+            opened.append(b"]" if sign == b"[" else b"}")
+        elif sign in b"]}":
+            del opened[-1:]
+        elif sign == b",":
+            is_item = opened.count(b"]") == 1 and opened[-1] == b"]"
+            ends[is_item] = token.start(), b"".join(reversed(opened))
+    end, closing = ends.get(True) or ends.get(False) or (0, b"")
+    return data[:end] + closing
 
 
 def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float, int]:
