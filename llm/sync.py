@@ -96,6 +96,7 @@ def missing(found: list[Shown]) -> list[Shown]:
 
     logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(ANSWER_SECONDS))
+    wandb.setup(wandb.Settings(silent=True))
     by_project = defaultdict[str, list[str]](list)
     for each in found:
         by_project[each.project].append(each.description.id)
