@@ -7,7 +7,6 @@ from pathlib import Path
 
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
 ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
-AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
 
 
@@ -80,9 +79,20 @@ def ask_for_another_launch() -> None:
         (Path(folder) / ANOTHER_LAUNCH).touch()
 
 
-def is_agents() -> bool:
-    """Whether `wandb agent` started this process, which then is one trial of a W&B sweep."""
-    return bool(os.environ.get(AGENTS_SWEEP))
+def agents_sweep() -> str | None:
+    """The sweep of W&B that this process is one trial of: `wandb agent` started it."""
+    return os.environ.get("WANDB_SWEEP_ID") or None
+
+
+def agents_run_id() -> str | None:
+    """By which that sweep finds the trial's metric."""
+    return os.environ.get("WANDB_RUN_ID") if agents_sweep() else None
+
+
+def agents_parameters() -> Path | None:
+    """The file that has the trial's parameters."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    return Path(path) if path else None
 
 
 def tracebacks_wanted() -> bool:
@@ -110,6 +120,11 @@ def set_variables(variables: Mapping[str, str], *, only: bool = False) -> None:
     if only:
         os.environ.clear()
     os.environ.update(variables)
+
+
+def set_defaults(variables: Mapping[str, str]) -> None:
+    """Have libraries find these, unless the user says otherwise."""
+    set_variables({**variables, **os.environ})
 
 
 @contextmanager

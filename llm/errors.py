@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from llm.credentials import without_secrets
-from llm.environment import is_agents, is_launched, tracebacks_wanted
+from llm.environment import agents_sweep, is_launched, tracebacks_wanted
 
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -93,7 +93,7 @@ def first_line(error: BaseException) -> str:
 
 def stop_exit_code() -> int:
     """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
-    return 0 if is_agents() and not is_launched() else StoppedError.exit_code
+    return 0 if agents_sweep() and not is_launched() else StoppedError.exit_code
 
 
 @contextmanager
