@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import FinetuneStage, PretrainStage, TrainerConfig
+from llm.config import FinetuneStage, PretrainStage, Sampling, TrainerConfig
 from llm.run import Run, digest_of, history, process_rank, read_metrics, sha256_of, whole_folder
 
 if TYPE_CHECKING:
@@ -101,13 +101,12 @@ def _sampler(
     from llm import model as models
 
     loaded, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
-    sampling = models.Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
+    sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
 
     def sample() -> list[dict[str, str]]:
-        return [
-            {"prompt": prompt, "text": models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)}
-            for prompt, ids in prompts
-        ]
+        ids = [prompt for _, prompt in prompts]
+        answers = models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)
+        return [{"prompt": text, "text": answer.text} for (text, _), answer in zip(prompts, answers, strict=True)]
 
     return sample
 
