@@ -47,8 +47,6 @@ def train(
     from llm import trainer  # takes seconds, which a run that is already finished need not wait for
     from llm.logger import open_logger
 
-    if config.trainer.compile:
-        trainer.require_one_graph(model)
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
         trainer.fit(
             trainer.Fit(

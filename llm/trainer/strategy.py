@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from llm.config import Strategy, TrainerConfig
+from llm.config import Precision, Strategy, TrainerConfig
 from llm.errors import ConfigError
 from llm.run import launch_id, of_srun
 from llm.run.launch import LOOPBACK
@@ -39,6 +39,11 @@ def strategy_of(config: TrainerConfig) -> "ParallelStrategy | str":
 def is_shared_out(config: TrainerConfig) -> bool:
     """Whether no process has the whole model."""
     return config.world_size > 1 and config.strategy is Strategy.fsdp
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Where passes are in bf16: of forward alone, whose backward follows it; weights and losses stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.bf16)
 
 
 def environment() -> ClusterEnvironment:
