@@ -1,10 +1,12 @@
 """What the environment says: which process of a launch this is, who started it, and what the user wishes."""
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+JOB_FOLDER = "TTUKTTAK_JOB"  # where a job of a sweep tells it which run it is at, and what became of it
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
 ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
@@ -73,10 +75,38 @@ def _is_one_of_srun() -> bool:
     return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
+def job_folder() -> Path | None:
+    """Where this process tells the sweep whose job it is how that goes; None outside of one."""
+    return _folder(JOB_FOLDER)
+
+
+def launch_folder() -> Path | None:
+    """Where this process tells launch_ranks, if that started it, what it made."""
+    return _folder(LAUNCH_FOLDER)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(folder) if (folder := os.environ.get(name)) else None
+
+
 def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
-    if folder := os.environ.get(LAUNCH_FOLDER):
-        (Path(folder) / ANOTHER_LAUNCH).touch()
+    if folder := launch_folder():
+        (folder / ANOTHER_LAUNCH).touch()
+
+
+def slurm_job_id() -> str:
+    """The Slurm job that this process is in: of an element of an array too, which has a number of its own."""
+    return os.environ["SLURM_JOB_ID"]
+
+
+def slurm_array_index() -> int:
+    return int(os.environ["SLURM_ARRAY_TASK_ID"])
+
+
+def slurm_node() -> str:
+    """The name of this machine, as Slurm knows it."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def agents_sweep() -> str | None:

@@ -12,7 +12,6 @@ from slurm_commands import Commands, slurm
 from llm.config import STAGES, Accelerator, EvaluationConfig, RetryConfig, SlurmConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.run.announcing import Result, write_result
-from llm.sweep import slurm_job
 from llm.sweep.jobs import Attempt, Job, JobRecord
 from llm.sweep.slurm import Cluster, Request
 from llm.sweep.slurm_job import STOP, SlurmJob, idle_starts
@@ -382,4 +381,3 @@ def test_a_job_that_somebody_ends_is_not_put_back_into_the_queue(
     slurm.answer("scontrol", f"JobId=12 JobState={state} Reason=None\n")
     in_slurm(tmp_path).requeue()
     assert slurm.asked("scontrol")[1:] == asked
-    assert slurm_job.slurm_id() == "12"

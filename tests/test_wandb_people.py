@@ -11,11 +11,12 @@ import wandb
 import yaml
 
 from llm.config import LoggerConfig, WandbMode
+from llm.environment import JOB_FOLDER
 from llm.errors import DivergedError
 from llm.logger import open_logger
 from llm.logger.described import tag
 from llm.run import Run, load
-from llm.run.announcing import JOB, JOB_FOLDER
+from llm.run.announcing import JOB
 from llm.sync import find, upload
 from tests.wandb_server import WandbServer
 

@@ -4,7 +4,6 @@ And what the processes of launch_ranks tell the one that started them.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llm.credentials import without_secrets
-from llm.environment import LAUNCH_FOLDER, MADE, is_launched, process_rank
+from llm.environment import MADE, is_launched, job_folder, launch_folder, process_rank
 from llm.errors import LaunchError, first_line
 from llm.run.files import write_json, write_text
 from llm.run.runs import Run
 
-JOB_FOLDER, JOB, RESULT = "TTUKTTAK_JOB", "job.json", "result.json"
+JOB, RESULT = "job.json", "result.json"
 # As Python, torch on a device and on the host, and Rust say it
 OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b", re.I)
 
@@ -49,10 +48,10 @@ def announce(stage: str, folder: Path) -> None:
     """Tell who started this process which run it is at: a sweep, launch_ranks, both or neither."""
     if process_rank() > 0:
         return
-    if job := _job_folder():
+    if job := job_folder():
         write_result(job, Result(stage=stage, run=str(folder)))
-    if launch := os.environ.get(LAUNCH_FOLDER):
-        write_text(Path(launch) / MADE, str(folder))
+    if launch := launch_folder():
+        write_text(launch / MADE, str(folder))
 
 
 @contextmanager
@@ -60,13 +59,13 @@ def reporting() -> Iterator[Callable[[Run], None]]:
     """Tell the sweep, if one started this process, how the block ends; the function takes the run that is done."""
 
     def done(run: Run) -> None:
-        if (job := _job_folder()) and process_rank() == 0:
+        if (job := job_folder()) and process_rank() == 0:
             write_result(job, Result("done", stage=run.stage, run=str(run.path), objective=run.objective))
 
     try:
         yield done
     except BaseException as error:
-        if job := _job_folder():
+        if job := job_folder():
             _tell_error(job, error)
         raise
 
@@ -110,7 +109,7 @@ def write_result(job: Path, result: Result) -> None:
 
 def sweep_job() -> SweepJob | None:
     """The job of a sweep that this process is; None outside of one."""
-    if not (folder := _job_folder()):
+    if not (folder := job_folder()):
         return None
     try:
         overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
@@ -118,7 +117,3 @@ def sweep_job() -> SweepJob | None:
         overrides = []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return SweepJob(folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"})
-
-
-def _job_folder() -> Path | None:
-    return Path(folder) if (folder := os.environ.get(JOB_FOLDER)) else None

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from llm.config import RetryConfig, StageConfig
 from llm.credentials import without_secrets
-from llm.environment import COMMAND
+from llm.environment import COMMAND, JOB_FOLDER
 from llm.errors import ConfigError, DamagedError, DataError, DivergedError, StoppedError
-from llm.run.announcing import JOB, JOB_FOLDER, RESULT, Result, read_result
+from llm.run.announcing import JOB, RESULT, Result, read_result
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, write_json
 from llm.run.owner import is_owned, owned
 from llm.run.record import now

@@ -8,7 +8,6 @@ put back into the queue. A driver need not live for it.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from llm.config import RetryConfig, StageConfig
+from llm.environment import slurm_array_index, slurm_job_id, slurm_node, variables
 from llm.errors import StoppedError
 from llm.run import log, start_logging
 from llm.run.announcing import Result
@@ -77,7 +77,7 @@ class SlurmJob:
         code = ran.returncode  # the highest of all processes; of one that a signal ended, as a shell says it
         code = 128 - code if 128 < code < 128 + signal.NSIG else code
         ended = self.job.ending(code)
-        if ended.kind == "killed" and job_state(slurm_id()) not in ("RUNNING", "UNKNOWN"):
+        if ended.kind == "killed" and job_state(slurm_job_id()) not in ("RUNNING", "UNKNOWN"):
             ended = Result("stopped", f"{ended.message}, as Slurm ended the job")
         return code, ended
 
@@ -92,9 +92,9 @@ class SlurmJob:
 
     def environment(self) -> dict[str, str]:
         """Of those processes."""
-        host = LOOPBACK if self.nodes == 1 else node_address(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
+        host = LOOPBACK if self.nodes == 1 else node_address(slurm_node())
         return {
-            **os.environ,
+            **variables(),
             **self.job.environment(self.job.read()),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(_free_port()),
@@ -110,7 +110,7 @@ class SlurmJob:
 
     def requeue(self) -> None:
         """Back into the queue; not where somebody else ends the job or has done so, who could mean to cancel it."""
-        if job_state(slurm_id()) == "RUNNING" and not requeue(slurm_id()):
+        if job_state(slurm_job_id()) == "RUNNING" and not requeue(slurm_job_id()):
             log.warning("%s: Slurm does not requeue it. The same command submits it again", self.job.label)
 
 
@@ -123,11 +123,6 @@ def slurm_job(tasks: Path, index: int) -> SlurmJob:
     retries = RetryConfig(**launch.pop("retries"))
     del launch["gpus"]  # which Slurm gives
     return SlurmJob(job=made, retries=retries, **launch)
-
-
-def slurm_id() -> str:
-    """The id of the Slurm job that this process is in."""
-    return os.environ["SLURM_JOB_ID"]  # of an element of an array too, which has a number of its own
 
 
 def idle_starts(record: JobRecord) -> int:
@@ -165,4 +160,4 @@ def _free_port() -> int:
 if __name__ == "__main__":
     start_logging()
     live_through_signals()
-    sys.exit(slurm_job(Path(sys.argv[1]), int(os.environ["SLURM_ARRAY_TASK_ID"])).run())
+    sys.exit(slurm_job(Path(sys.argv[1]), slurm_array_index()).run())
