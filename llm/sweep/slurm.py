@@ -18,7 +18,7 @@ from llm.config import Accelerator, SlurmConfig, StageConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.run import log
 from llm.run.announcing import Result
-from llm.run.files import digest_of, write_json, write_text
+from llm.run.files import write_json, write_text
 from llm.run.launch import TRAIN
 from llm.run.record import now
 from llm.sweep.jobs import Attempt, Job, JobRecord
@@ -194,8 +194,11 @@ class Cluster:
         return self._queue
 
     def _comment(self, block: int) -> str:
-        """By which the queue tells the jobs of this folder from those of another one of the same name."""
-        return f"{digest_of(str(self._folder.resolve()))[:12]}-{block}"
+        """By which the queue tells the jobs of this sweep from those of another one of its name."""
+        path = _private(self._folder / "slurm") / "token"
+        if not path.exists():
+            write_text(path, uuid.uuid4().hex[:12])
+        return f"{path.read_text(encoding='utf-8')}-{block}"
 
     def _submit_array(self, request: Request, block: int, jobs: Sequence[Submitted]) -> None:
         settings, folder = self._settings, _private(self._folder / "slurm").absolute()
