@@ -100,6 +100,16 @@ def slurm_job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
+def complete_srun(loopback: str) -> None:
+    """Have Lightning find what srun leaves out: tasks a node, and on a single node its address.
+
+    It refuses srun --ntasks without --ntasks-per-node.
+    """
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes
+    set_defaults({"SLURM_NTASKS_PER_NODE": str(per_node)} | ({"MASTER_ADDR": loopback} if nodes == 1 else {}))
+
+
 def slurm_array_index() -> int:
     return int(os.environ["SLURM_ARRAY_TASK_ID"])
 
@@ -166,3 +176,8 @@ def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         set_variables(before, only=True)
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that the user chose."""
+    return os.environ.get("CXX")

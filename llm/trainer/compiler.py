@@ -1,12 +1,12 @@
 """trainer.compile -> the certainty that torch.compile has a compiler, and one line where it does not take a model."""
 
-import os
 import shutil
 from importlib.util import find_spec
 
 from torch._dynamo.exc import TorchDynamoException
 
 from llm.config import Accelerator, TrainerConfig
+from llm.environment import cxx_compiler
 from llm.errors import ConfigError
 
 COMPILERS = ("g++", "clang++")  # torch looks for these, and for $CXX
@@ -21,7 +21,7 @@ def require_compiler(config: TrainerConfig) -> None:
     """
     if not config.compile:
         return
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
+    if not any(shutil.which(name) for name in (cxx_compiler(), *COMPILERS) if name):
         raise ConfigError(
             "trainer.compile=true needs a C++ compiler, but there is no g++ or clang++. Install one, set the "
             "environment variable CXX to one, or set trainer.compile=false."

@@ -1,6 +1,5 @@
 """The devices of a run -> Lightning's strategy: one device, a copy of the model on each, or the model shared out."""
 
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from llm.config import Precision, Strategy, TrainerConfig
+from llm.environment import complete_srun
 from llm.errors import ConfigError
 from llm.run import launch_id, of_srun
 from llm.run.launch import LOOPBACK
@@ -52,11 +52,7 @@ def environment() -> ClusterEnvironment:
         return LightningEnvironment()
     if not of_srun():
         return TorchElasticEnvironment()
-    # Lightning refuses srun --ntasks without --ntasks-per-node; how many there are has been checked against the config.
-    per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
-    if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
-        os.environ.setdefault("MASTER_ADDR", LOOPBACK)
+    complete_srun(LOOPBACK)  # how many there are has been checked against the config
     slurm = SLURMEnvironment(auto_requeue=False)
     _require_address(slurm.main_address)
     return slurm
