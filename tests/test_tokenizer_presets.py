@@ -220,7 +220,7 @@ def test_a_stream_of_pieces_is_the_text_whatever_letters_come_one_by_one(folders
 @pytest.mark.parametrize("name", ALL)
 def test_a_stream_of_a_long_text_is_what_all_of_it_decodes_to(folders: dict[str, Path], name: str) -> None:
     tokenizer = load(folders[name])
-    for text in [*HARD_TEXTS, " ".join(sentences(30))]:
+    for text in [*HARD_TEXTS.values(), " ".join(sentences(30))]:
         prompt, *ids = tokenizer.encode("가 " + text, add_special_tokens=False).ids
         pieces = Detokenizer(tokenizer, [prompt])
         shown = "".join([*map(pieces.add, ids), pieces.rest()])
