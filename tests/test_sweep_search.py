@@ -259,10 +259,28 @@ if __name__ == "__main__":
 """
 
 
-def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: int) -> None:
+def driver_program(tmp_path: Path, settings: str, space: str) -> Path:
     program = tmp_path / "driver.py"
     names = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
     program.write_text(PROGRAM.format(**names, settings=settings, space=space))
+    return program
+
+
+def test_two_drivers_share_a_search_and_begin_no_more_points_than_are_asked_for(tmp_path):
+    program = driver_program(tmp_path, "replace(LOSS, trials=7)", "(X, N)")
+    command = [sys.executable, str(program)]
+    drivers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [driver.communicate(timeout=PATIENCE)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    study = open_study(replace(LOSS, trials=7), (X, N), [], tmp_path / "sweeps" / "search")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 7
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
+    assert [[attempt["kind"] for attempt in record["attempts"]] for record in records] == [["done"]] * 7
+    assert len({record["attempts"][0]["driver"] for record in records}) == 2
+
+
+def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: int) -> None:
+    program = driver_program(tmp_path, settings, space)
     for number in range(times):
         driver = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
         time.sleep(2.5 + 0.37 * (number % 7))
