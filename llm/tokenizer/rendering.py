@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llm.environment import python_path, variables
+
 SECONDS = 2.0  # of the processor's time, so that a busy machine refuses nothing: ours take milliseconds
 SECONDS_EACH = 0.05  # beside, for each conversation of a batch
 MEMORY = 512 * 2**20  # bytes beyond what it has when it is ready
@@ -99,13 +101,12 @@ class Helper:
         """The line that the process answers; empty where it died."""
         if self._process is None:
             root = str(Path(__file__).parents[2])
-            paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**variables(), "PYTHONPATH": python_path(root)},
                 encoding="utf-8",
             )
         assert self._process.stdin is not None and self._process.stdout is not None
