@@ -117,15 +117,14 @@ def train(
             os.dup2(file.fileno(), descriptor)
     import llm.logger
     from llm.stage import run_stage
-    from llm.trainer.recording import Recorder
+    from llm.trainer.journal import Journal
 
     open_logger, took = llm.logger.open_logger, {}
-    write, turns = Recorder.write, Turns(pipe, block_records)
+    write, turns = Journal.write, Turns(pipe, block_records)
 
-    def write_by_turns(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        record = write(*args, **kwargs)
+    def write_by_turns(journal: Journal, record: dict[str, Any]) -> None:
+        write(journal, record)
         turns.take(record)
-        return record
 
     @contextmanager
     def timed(settings: Any, run: Any, *, outputs: Path) -> Iterator[Any]:
@@ -136,7 +135,7 @@ def train(
             began = time.perf_counter()
         took["end"] = time.perf_counter() - began
 
-    llm.logger.open_logger, Recorder.write = timed, write_by_turns  # type: ignore[method-assign]
+    llm.logger.open_logger, Journal.write = timed, write_by_turns
     run_stage(config)
     pipe.send((took["start"], took["end"]))
 

@@ -19,41 +19,27 @@ QUESTION = "전자금융업자의 등록 요건은 무엇인가요?"
 
 def summary(base: Run, tuned: Run) -> Table:
     """The tokenizer, the model and the tuning, in numbers that are measured on held-out text."""
+    cut, model, tuning = base.parent("tokenizer").results, base.results, tuned.results
+    before, after = tuning["val/loss_before"], tuning["val/loss"]
+    bits = f"{model['val/bits_per_byte_before']:.3f} -> {model['val/bits_per_byte']:.3f}"
+    rows = (
+        ("tokenizer", "vocabulary", f"{cut['vocab_size']:,} tokens"),
+        ("", "lines that round-trip", f"{cut['exact_round_trip']:.2%} exactly, {cut['nfc_round_trip']:.2%} in NFC"),
+        ("", "tokens per eojeol", f"{cut['tokens_per_eojeol']:.2f}"),
+        ("model", "parameters", f"{model['parameters']:,}"),
+        ("", "tokens seen", f"{model['tokens']:,} at {model['tokens_per_second_median']:,.0f} tokens/s"),
+        ("", "validation loss", f"{model['val/loss_before']:.3f} -> {model['val/loss']:.3f} nats per token"),
+        ("", "bits per byte", bits),
+        ("", "unigram entropy", f"{model['unigram_bits_per_byte']:.3f} bits per byte (token counts alone)"),
+        ("tuning", "trained by LoRA", f"{tuning['trainable_parameters']:,} of {tuning['parameters']:,} parameters"),
+        ("", "held-out answer loss", f"{before:.3f} -> {after:.3f} ({after / before - 1:+.1%})"),
+    )
     table = Table(title="ttukttak demo, measured on held-out text", show_header=False, highlight=False)
-    for part, rows in (
-        ("tokenizer", _tokenizer_rows(base.parent("tokenizer").results)),
-        ("model", _model_rows(base.results)),
-        ("tuning", _tuning_rows(tuned.results)),
-    ):
-        for index, (name, value) in enumerate(rows.items()):
-            table.add_row("" if index else part, name, value, end_section=index == len(rows) - 1)
+    for part, name, value in rows:
+        if part and table.rows:
+            table.add_section()
+        table.add_row(part, name, value)
     return table
-
-
-def _tokenizer_rows(results: dict[str, Any]) -> dict[str, str]:
-    return {
-        "vocabulary": f"{results['vocab_size']:,} tokens",
-        "lines that round-trip": f"{results['exact_round_trip']:.2%} exactly, {results['nfc_round_trip']:.2%} in NFC",
-        "tokens per eojeol": f"{results['tokens_per_eojeol']:.2f}",
-    }
-
-
-def _model_rows(results: dict[str, Any]) -> dict[str, str]:
-    return {
-        "parameters": f"{results['parameters']:,}",
-        "tokens seen": f"{results['tokens']:,} at {results['tokens_per_second_median']:,.0f} tokens/s",
-        "validation loss": f"{results['val/loss_before']:.3f} -> {results['val/loss']:.3f} nats per token",
-        "bits per byte": f"{results['val/bits_per_byte_before']:.3f} -> {results['val/bits_per_byte']:.3f}",
-        "unigram entropy": f"{results['unigram_bits_per_byte']:.3f} bits per byte (token counts alone)",
-    }
-
-
-def _tuning_rows(results: dict[str, Any]) -> dict[str, str]:
-    before, after = results["val/loss_before"], results["val/loss"]
-    return {
-        "trained by LoRA": f"{results['trainable_parameters']:,} of {results['parameters']:,} parameters",
-        "held-out answer loss": f"{before:.3f} -> {after:.3f} ({after / before - 1:+.1%})",
-    }
 
 
 def samples(run: Run) -> list[dict[str, Any]]:

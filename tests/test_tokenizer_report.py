@@ -22,6 +22,7 @@ from llm.config import DataConfig, DataKind, Morphemes, TokenizerConfig, from_hy
 from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
 from llm.errors import ConfigError, DataError
 from llm.run import Run, log, start_logging
+from llm.stage import run_stage
 from llm.tokenizer import Taken, load, report, sample, save, train
 from llm.tokenizer.morphemes import MARK, analyser, marked
 from llm.tokenizer.report import lost_characters, renyi_efficiency
@@ -260,7 +261,7 @@ def run(tmp_path: Path, *overrides: str) -> Run:
     ]
     with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = from_hydra(hydra.compose("config", overrides=[*given, *overrides]))
-    made: Any = importlib.run_stage(config)
+    made: Any = run_stage(config)
     return made  # type: ignore[no-any-return]
 
 

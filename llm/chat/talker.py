@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.chat.settings import flag
-from llm.config import Sampling
+from llm.chat.settings import Settings, flag
 from llm.errors import ConfigError
 from llm.run import Model, log
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
-    from llm.model import Answer
+    from llm.model import Answer, Pace
 
 Message = dict[str, str]
 MOST_CHARACTERS_A_TOKEN = 64  # past that, a text is too long however it is cut: it need not be encoded to know
@@ -32,7 +31,7 @@ class Talker:
     positions: int  # tokens that prompt and answer may take together
 
     def encode(
-        self, messages: Sequence[Message], settings: Sampling, *, key: Callable[[str], str] = flag
+        self, messages: Sequence[Message], settings: Settings, *, key: Callable[[str], str] = flag
     ) -> tuple[list[int], int]:
         """(the token ids of a conversation up to where the answer begins, how many of its oldest turns are left out).
 
@@ -56,9 +55,7 @@ class Talker:
             )
         return ids, left_out
 
-    def answer(
-        self, messages: Sequence[Message], settings: Sampling, *, answer: "Answer | None" = None
-    ) -> Iterator[str]:
+    def answer(self, messages: Sequence[Message], settings: Settings, *, pace: "Pace | None" = None) -> Iterator[str]:
         """The answer to the last message, without the space that it begins with.
 
         Raises:
@@ -68,9 +65,9 @@ class Talker:
         if left_out:
             room = self.positions - settings.max_new_tokens
             log.info("the oldest %d turns are left out: a prompt may have %d tokens", left_out, room)
-        return self.stream(ids, settings, answer=answer)
+        return self.go_on(ids, settings, seed=turn_seed(messages, settings), pace=pace)
 
-    def stream(self, ids: list[int], settings: Sampling, *, answer: "Answer | None" = None) -> Iterator[str]:
+    def go_on(self, ids: list[int], settings: Settings, *, seed: int, pace: "Pace | None" = None) -> Iterator[str]:
         """What the model writes after a prompt that `encode` made."""
         from llm.model import stream
 
@@ -78,27 +75,25 @@ class Talker:
             self.model,
             ids,
             self.words,
-            sampling=settings,
+            sampling=settings.sampling(seed=seed),
             pad_id=self.special.pad_id,
             eos_ids=(self.special.eos_id,),
-            answer=answer,
+            pace=pace,
         )
         return _without_first_space(pieces)
 
-    def generate(
-        self, prompts: Sequence[list[int]], settings: Sampling, *, seeds: Sequence[int] | None = None
-    ) -> "list[Answer]":
+    def write(self, prompts: Sequence[list[int]], settings: Settings, *, seeds: Sequence[int]) -> "list[Answer]":
         """What the model writes after each of several prompts."""
-        from llm.model import generate
+        from llm.model import generate_batch
 
-        return generate(
+        return generate_batch(
             self.model,
             prompts,
             self.words,
-            sampling=settings,
+            sampling=settings.sampling(seed=0),
             pad_id=self.special.pad_id,
-            eos_ids=(self.special.eos_id,),
             seeds=seeds,
+            eos_ids=(self.special.eos_id,),
         )
 
     def _check(self, message: Message, room: int) -> None:
@@ -129,6 +124,11 @@ class Talker:
         return f" or set {key('max_new_tokens')}={left} or less" if left > 0 else ""
 
 
+def turn_seed(messages: Sequence[Message], settings: Settings) -> int:
+    """Each turn is drawn by numbers of its own."""
+    return settings.seed + sum(message["role"] == "user" for message in messages) - 1
+
+
 def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
     """An answer starts after a space."""
     has_begun = False
@@ -139,7 +139,7 @@ def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
                 has_begun = True
                 yield piece
     finally:
-        pieces.close()  # type: ignore[attr-defined]  # a generator
+        pieces.close()  # type: ignore[attr-defined]  # a generator: it ends the work beside it at once
 
 
 def open_talker(source: Model) -> Talker:

@@ -1,17 +1,19 @@
 """The shards of a mixture's parts -> what they come to together, in the proportions of an epoch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm.config import PartConfig, PretrainStage
-from llm.data.mixture import MixedRows, amounts, share_out
+from llm.config import Packing, PartConfig, PretrainStage
+from llm.data.mixture import MixedRows, amounts
 from llm.data.rows import TokenRows
 from llm.data.sharding import count_predicted, entropy_bits
-from llm.data.shards import read_manifest
+from llm.data.shards import Manifest, read_manifest
 from llm.run import Run, log
 
+Sources = dict[str, tuple[Path, Manifest]]  # part of a mixture -> its shards and what is in them; "": all of it
 ROLE = "shards."  # and a part's name: what a run calls the shards of a part
 MOST_EPOCHS = 4  # of repeated text, up to which it is worth nearly as much as new text (Muennighoff et al. 2023)
 
@@ -51,23 +53,25 @@ def totals(runs: Mapping[str, Run], parts: Mapping[str, PartConfig]) -> dict[str
     }
 
 
-def mixed_rows(config: PretrainStage, shards: Run) -> dict[str, MixedRows]:
-    """The rows of both splits; says what share each part has, and how often its text is seen.
+def sources_of(shards: Run) -> Sources:
+    """The shards of each part of a mixture, or those that there are, each file checked.
 
     Raises:
-        ConfigError: a cap leaves no row.
-        DamagedError: shards are damaged.
+        DamagedError: one is missing or is not what it was.
     """
-    length, packing = config.data.sequence_length, config.data.packing
-    train, held_out = {}, {}
-    for name, run in parts_of(shards).items():
-        folder = run.path / "shards"
-        manifest = read_manifest(folder)
-        train[name] = TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=packing)
-        held_out[name] = TokenRows(folder, manifest, manifest.held_out, sequence_length=length)
-    rows = {"train": MixedRows(train), "held_out": MixedRows(held_out)}
-    share_out(rows["train"], config.data.parts)
-    return rows
+    runs = parts_of(shards) or {"": shards}
+    return {name: (run.path / "shards", read_manifest(run.path / "shards")) for name, run in runs.items()}
+
+
+def rows_of(
+    sources: Sources, split: str, *, sequence_length: int, packing: Packing = Packing.concatenate
+) -> TokenRows | MixedRows:
+    """The documents of a split, train or held_out, in rows."""
+    rows = {
+        name: TokenRows(folder, manifest, getattr(manifest, split), sequence_length=sequence_length, packing=packing)
+        for name, (folder, manifest) in sources.items()
+    }
+    return rows[""] if "" in rows else MixedRows(rows)
 
 
 def say_epochs(config: PretrainStage, rows: MixedRows) -> dict[str, float]:

@@ -5,13 +5,14 @@ The text is what the run itself held out, so that none of it was learned from, o
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import Accelerator, EvaluateStage, Sampling
+from llm.config import Accelerator, EvaluateStage
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -21,6 +22,7 @@ from llm.data import (
     corpus_notes,
     encode_conversations,
 )
+from llm.data.mixed_shards import Sources, rows_of, sources_of
 from llm.errors import ConfigError, DataError, DivergedError
 from llm.run import (
     TEMPORARY,
@@ -38,19 +40,12 @@ from llm.run import (
 )
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
-from llm.stage.evaluated import (
-    Evaluated,
-    Sources,
-    find_evaluated,
-    held_out_of_shards,
-    held_out_of_text,
-    rows_of,
-    task_parents,
-)
+from llm.stage.evaluated import Evaluated, find_evaluated, held_out_of_text, task_parents
 from llm.stage.report import MEASURED, flat, table
+from llm.stage.training import prompts_of
 
 if TYPE_CHECKING:
-    from llm.evaluation import Probe, Scorer
+    from llm.evaluation import Scorer
     from llm.trainer import Evaluation
 
 PROBES = ("particles", "next_sentence", "word_order")
@@ -58,8 +53,7 @@ WRITTEN = (
     *("prompts", "left_out", "stop_rate", "stop_rate_low", "stop_rate_high", "tokens_mean"),
     *("repeated_4grams", "distinct_1", "distinct_2", "hangul_share", "broken_share", "empty_share"),
 )
-FORMAT_VERSION = 5
-WRITTEN_AT_ONCE = 20  # prompts
+FORMAT_VERSION = 4
 
 
 def plan(config: EvaluateStage, parents: Runs) -> Work:
@@ -97,35 +91,72 @@ def result_names(config: EvaluateStage) -> list[str]:
     return [*measured, *of_parts, "answers/conversations", "answers/dropped", *probes, *writing, *tasks]
 
 
-def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
-    from llm.evaluation import held_out_documents  # takes seconds
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What an evaluation asks: the model, ready to score, and the held-out text and conversations."""
 
+    run: Run
+    config: EvaluateStage
+    evaluated: Evaluated
+    tokenizer_folder: Path
+    scorer: "Scorer"
+    sources: Sources
+    documents: list[str]
+    conversations: list[Conversation]
+
+
+def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
-        folder = _tokenizer(evaluated.model, Path(scratch) / "tokenizer")
-        scorer = _open_scorer(config, evaluated.model, folder)
-        sources, notes = _sources(run, evaluated, folder, Path(scratch))
-        documents = held_out_documents(sources.values(), scorer.words, seed=config.seed)
-        conversations = _held_out_conversations(evaluated)
+        opened = _open(run, config, evaluated, Path(scratch))
         results = {
             "run": evaluated.note(),
             "seed": config.seed,
-            **({"text": _text(scorer, sources, evaluated, config)} if sources else {}),
-            **({"answers": _answers(scorer, evaluated, folder, conversations, config)} if evaluated.chats else {}),
-            **_probes(run, config, scorer, documents),
-            "writing": _write(
-                run, config, scorer, _prompts(evaluated, folder, scorer, documents, conversations, config)
-            ),
-            **_tasks(config, evaluated, folder, scorer),
+            **_text(opened),
+            **_answers(opened),
+            **_probes(opened),
+            "writing": _write(opened),
+            **_tasks(opened),
         }
     write_json(run.path / "results.json", results)
     objective = results["answers"]["loss"] if evaluated.chats else results.get("text", {}).get("bits_per_byte")
-    notes |= {"evaluated": results["run"]}
+    of_text = (
+        {"text": {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}} if evaluated.text else {}
+    )
+    notes = of_text | {"evaluated": results["run"]}
     return Outcome(results=flat(results), digest=digest_of(results), objective=objective, notes=notes)
 
 
-def _tokenizer(model: Model, target: Path) -> Path:
-    """The folder of the model's tokenizer: as our runs have it, whosever it is."""
-    return model.tokenizer if model.run else tokenizer.adopt(model.tokenizer, target, key=f"run={model.path}")
+def _open(run: Run, config: EvaluateStage, evaluated: Evaluated, scratch: Path) -> _Opened:
+    from llm.evaluation import held_out_documents  # takes seconds
+
+    model = evaluated.model
+    own = model.tokenizer  # as our runs have it, whosever it is
+    folder = own if model.run else tokenizer.adopt(own, scratch / "tokenizer", key=f"run={model.path}")
+    scorer = _open_scorer(config, model, folder)
+    sources: Sources = {}
+    if evaluated.shards:
+        sources = sources_of(evaluated.shards)
+    elif evaluated.text:
+        for corpus in evaluated.texts.values() if len(evaluated.texts) == 1 else ():
+            corpus.keep_left_out(run.path)
+        sources = held_out_of_text(evaluated.texts, folder, scratch, num_workers=evaluated.text.num_workers)
+    else:
+        log.warning(
+            "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
+            "data.path=<files> for them",
+            model.name,
+        )
+    records = evaluated.conversations.records(held_out=True) if evaluated.conversations else ()
+    return _Opened(
+        run=run,
+        config=config,
+        evaluated=evaluated,
+        tokenizer_folder=folder,
+        scorer=scorer,
+        sources=sources,
+        documents=held_out_documents(sources.values(), scorer.words, seed=config.seed),
+        conversations=[record for record in records if isinstance(record, Conversation)],
+    )
 
 
 def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
@@ -150,32 +181,17 @@ def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
     )
 
 
-def _sources(run: Run, evaluated: Evaluated, folder: Path, scratch: Path) -> tuple[Sources, dict[str, Any]]:
-    """(held-out text by part, what was left out of it); none of a evaluated of which no text is known."""
-    if evaluated.shards:
-        return held_out_of_shards(evaluated.shards), {}
-    if evaluated.text is None:
-        log.warning(
-            "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
-            "data.path=<files> for them",
-            evaluated.model.name,
-        )
-        return {}, {}
-    for corpus in evaluated.texts.values() if len(evaluated.texts) == 1 else ():
-        corpus.keep_left_out(run.path)
-    sources = held_out_of_text(evaluated.texts, folder, scratch, num_workers=evaluated.text.num_workers)
-    return sources, {"text": {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}}
-
-
-def _text(scorer: "Scorer", sources: Sources, evaluated: Evaluated, config: EvaluateStage) -> dict[str, Any]:
-    """Loss and bits per byte, of each part of a mixture too."""
-    rows = rows_of(sources, sequence_length=evaluated.sequence_length)
-    found = _loss(scorer, rows, config.evaluation.batch_tokens // rows.sequence_length)
-    of_parts = rows.parts if isinstance(rows, MixedRows) else {}
+def _text(opened: _Opened) -> dict[str, Any]:
+    """Loss and bits per byte, of each part of a mixture too; nothing where no text is known."""
+    if not opened.sources:
+        return {}
+    rows = rows_of(opened.sources, "held_out", sequence_length=opened.evaluated.sequence_length)
+    found = _loss(opened, rows, rows.sequence_length)
+    whole, of_parts = _numbers(found, rows), rows.parts if isinstance(rows, MixedRows) else {}
     parts = {name: _numbers(part, of_parts[name]) for name, part in found.parts.items()}
-    for name, part in {"text": _numbers(found, rows), **parts}.items():
+    for name, part in {"text": whole, **parts}.items():
         log.info("held-out %s: %.4f nats per token, %.4f bits per byte", name, part["loss"], part["bits_per_byte"])
-    return _numbers(found, rows) | ({"parts": parts} if parts else {})
+    return {"text": whole | ({"parts": parts} if parts else {})}
 
 
 def _numbers(found: "Evaluation", rows: Rows) -> dict[str, Any]:
@@ -183,134 +199,94 @@ def _numbers(found: "Evaluation", rows: Rows) -> dict[str, Any]:
     return measured | {"raw_bytes": rows.raw_bytes, "lost_bytes": rows.lost_bytes}
 
 
-def _probes(run: Run, config: EvaluateStage, scorer: "Scorer", documents: list[str]) -> dict[str, Any]:
+def _answers(opened: _Opened) -> dict[str, Any]:
+    """The loss of held-out answers; nothing where no conversations are known."""
+    if (chats := opened.evaluated.chats) is None:
+        return {}
+    length, conversations = chats.sequence_length, opened.conversations
+    chat = tokenizer.load_chat(opened.tokenizer_folder)
+    encoded, dropped = encode_conversations(conversations, chat, sequence_length=length, overlong=chats.overlong)
+    if not encoded:
+        raise DataError(f"data={chats.name}: no held-out conversation fits data.sequence_length={length}.")
+    for reason, times in dropped.items():
+        log.warning("%d held-out conversations left out or cut: %s", times, reason)
+    rows = ConversationRows(encoded, pad_id=opened.scorer.special.pad_id, sequence_length=length)
+    found = _loss(opened, rows, length)
+    log.info("held-out answers: %.4f nats per token", found.loss)
+    counts = {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
+    return {"answers": {"loss": found.loss, "bits_per_byte": found.bits_per_byte} | counts}
+
+
+def _loss(opened: _Opened, rows: Rows, sequence_length: int) -> "Evaluation":
+    """What training validates."""
+    from torch.utils.data import DataLoader
+
+    from llm import trainer
+
+    batch_size = max(1, opened.config.evaluation.batch_tokens // sequence_length)
+    edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
+    batches: Any = EvaluationBatches(rows.num_labels, batch_size=batch_size, edges=edges)
+    loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_same)  # type: ignore[arg-type]  # __getitems__
+    model = opened.scorer.model
+    found = trainer.evaluate(model, loader, rows, device=next(model.parameters()).device)
+    if not isfinite(found.loss):
+        raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
+    return found
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _probes(opened: _Opened) -> dict[str, Any]:
     from llm.evaluation import make_items, measure
 
-    items = make_items(documents, scorer, num_items=config.evaluation.num_items, seed=config.seed)
-    probes, asked = measure(items, scorer)
-    _write_lines(run.path / "probes.jsonl", asked)
-    if config.evaluation.num_items and documents:
-        _say(probes)
+    number, documents = opened.config.evaluation.num_items, opened.documents
+    items = make_items(documents, opened.scorer, num_items=number, seed=opened.config.seed)
+    probes, asked = measure(items, opened.scorer)
+    _write_lines(opened.run.path / "probes.jsonl", asked)
+    for name, probe in probes.items():
+        for reason, times in probe.left_out.items():
+            log.warning("%s: left out %d items: %s", name, times, reason)
+    if number and documents and (missing := [name for name in PROBES if name not in probes]):
+        log.warning("the held-out text has nothing to ask about for %s", ", ".join(missing))
     return {
         "probes": {name: probe.as_json() for name, probe in probes.items()},
         "items_sha256": digest_of([item.choices for item in items.asked]),  # two runs with one were asked the same
     }
 
 
-def _loss(scorer: "Scorer", rows: Rows, rows_at_once: int) -> "Evaluation":
-    """What training validates."""
-    from torch.utils.data import DataLoader
-
-    from llm import trainer
-
-    edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
-    batches: Any = EvaluationBatches(rows.num_labels, batch_size=max(1, rows_at_once), edges=edges)
-    loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]  # __getitems__
-    device = next(scorer.model.parameters()).device
-    found = trainer.evaluate(scorer.model, loader, rows, device=device)
-    if not isfinite(found.loss):
-        raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
-    return found
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _held_out_conversations(evaluated: Evaluated) -> list[Conversation]:
-    records = evaluated.conversations.records(held_out=True) if evaluated.conversations else ()
-    return [record for record in records if isinstance(record, Conversation)]
-
-
-def _answers(
-    scorer: "Scorer",
-    evaluated: Evaluated,
-    folder: Path,
-    conversations: list[Conversation],
-    config: EvaluateStage,
-) -> dict[str, Any]:
-    assert evaluated.chats is not None
-    length = evaluated.chats.sequence_length
-    chat = tokenizer.load_chat(folder)
-    encoded, dropped = encode_conversations(
-        conversations, chat, sequence_length=length, overlong=evaluated.chats.overlong
-    )
-    if not encoded:
-        raise DataError(f"data={evaluated.chats.name}: no held-out conversation fits data.sequence_length={length}.")
-    for reason, times in dropped.items():
-        log.warning("%d held-out conversations left out or cut: %s", times, reason)
-    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length)
-    found = _loss(scorer, rows, config.evaluation.batch_tokens // length)
-    log.info("held-out answers: %.4f nats per token", found.loss)
-    counts = {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
-    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte} | counts
-
-
-def _prompts(
-    evaluated: Evaluated,
-    folder: Path,
-    scorer: "Scorer",
-    documents: list[str],
-    conversations: list[Conversation],
-    config: EvaluateStage,
-) -> list[tuple[str, list[int]]]:
-    """What to go on from, with its token ids: held-out questions, or openings of held-out sentences."""
-    if not config.evaluation.num_prompts:
-        return []
-    if evaluated.chats:
-        return _questions(folder, conversations)
-    from llm.evaluation import openings
-
-    return [(text, scorer.encode(text)) for text in openings(documents, config.evaluation.num_prompts)]
-
-
-def _questions(folder: Path, conversations: list[Conversation]) -> list[tuple[str, list[int]]]:
-    chat = tokenizer.load_chat(folder)
-    questions = [conversation.messages[:-1] for conversation in conversations]
-    with tokenizer.Renderer(chat) as renderer:
-        ids = renderer.prompt_ids(questions)
-    return [(turns[-1]["content"], line) for turns, line in zip(questions, ids, strict=True)]
-
-
-def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tuple[str, list[int]]]) -> dict[str, Any]:
+def _write(opened: _Opened) -> dict[str, Any]:
     """Statistics of what the model writes after prompts."""
-    from llm.evaluation import Share, describe
-    from llm.model import generate
+    from llm.evaluation import Share, describe, write
 
-    settings = config.evaluation
+    settings, scorer = opened.config.evaluation, opened.scorer
     if not settings.num_prompts:
         return {}
     new_tokens = settings.tokens_to_write(scorer.positions)
-    room = scorer.positions - new_tokens
+    room, prompts = scorer.positions - new_tokens, _prompts(opened)
     fitting = [(shown, ids) for shown, ids in prompts if len(ids) <= room][: settings.num_prompts]
-    left_out = sum(len(ids) > room for _, ids in prompts)
-    if left_out:
+    if left_out := sum(len(ids) > room for _, ids in prompts):
         log.warning("%d prompts are longer than %d tokens and are left out", left_out, room)
     if not fitting:
         log.warning("no held-out text makes a prompt: the model writes nothing")
         return {"prompts": 0, "left_out": left_out}
-    written = generate(
+    written = write(
         scorer.model,
         [ids for _, ids in fitting],
         scorer.words,
-        sampling=Sampling(
-            max_new_tokens=new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=0,
-            repetition_penalty=1.0,
-            seed=config.seed,
-        ),
-        pad_id=scorer.special.pad_id,
-        eos_ids=[scorer.special.eos_id],
-        batch_size=WRITTEN_AT_ONCE,
+        scorer.special,
+        max_new_tokens=new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=opened.config.seed,
     )
     lines = [
-        {"prompt": shown, "text": each.text, "has_ended": each.end == "eos", "tokens": each.num_tokens}
+        {"prompt": shown, "text": each.text, "has_ended": each.has_ended, "tokens": each.num_tokens}
         for (shown, _), each in zip(fitting, written, strict=True)
     ]
-    _write_lines(run.path / "generations.jsonl", lines)
-    ended = Share(sum(each.end == "eos" for each in written), len(written))
+    _write_lines(opened.run.path / "generations.jsonl", lines)
+    ended = Share(sum(each.has_ended for each in written), len(written))
     return {
         "prompts": len(written),
         "left_out": left_out,
@@ -322,15 +298,26 @@ def _write(run: Run, config: EvaluateStage, scorer: "Scorer", prompts: list[tupl
     }
 
 
-def _tasks(config: EvaluateStage, evaluated: Evaluated, folder: Path, scorer: "Scorer") -> dict[str, Any]:
+def _prompts(opened: _Opened) -> list[tuple[str, list[int]]]:
+    """What to go on from, with its token ids: held-out questions, or openings of held-out sentences."""
+    if opened.evaluated.chats:
+        return prompts_of(opened.tokenizer_folder, [each.messages[:-1] for each in opened.conversations])
+    from llm.evaluation import openings
+
+    texts = openings(opened.documents, opened.config.evaluation.num_prompts)
+    return [(text, opened.scorer.encode(text)) for text in texts]
+
+
+def _tasks(opened: _Opened) -> dict[str, Any]:
     """The metrics of each task, and whether its questions were put by the chat template."""
+    config, folder = opened.config, opened.tokenizer_folder
     if not config.evaluation.tasks:
         return {"tasks": {}}
     from llm.evaluation.tasks import answer_tasks
 
-    has_chat = uses_chat_template(config, evaluated.model, folder)
+    has_chat = uses_chat_template(config, opened.evaluated.model, folder)
     log.info("tasks are asked %s the chat template (evaluation.chat_template)", "by" if has_chat else "without")
-    answered = answer_tasks(scorer, folder, config.evaluation, has_chat=has_chat, seed=config.seed)
+    answered = answer_tasks(opened.scorer, folder, config.evaluation, has_chat=has_chat, seed=config.seed)
     return {"tasks": answered, "tasks_chat_template": has_chat}
 
 
@@ -346,25 +333,6 @@ def uses_chat_template(config: EvaluateStage, model: Model, folder: Path) -> boo
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _say(probes: "dict[str, Probe]") -> None:
-    for name, probe in probes.items():
-        low, high = probe.share.interval
-        right, asked = probe.share.count, probe.share.of
-        log.info(
-            "%s: %d of %d right, %.1f to %.1f %%, chance %.0f %%",
-            name,
-            right,
-            asked,
-            100 * low,
-            100 * high,
-            100 * probe.chance,
-        )
-        for reason, times in probe.left_out.items():
-            log.warning("%s: left out %d items: %s", name, times, reason)
-    if missing := [name for name in PROBES if name not in probes]:
-        log.warning("the held-out text has nothing to ask about for %s", ", ".join(missing))
 
 
 def _show(made: Run, evaluated: Evaluated) -> None:

@@ -8,23 +8,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llm import tokenizer
 from llm.config import Accelerator, DataConfig, DataKind, EvaluateStage, EvaluationConfig, Packing, as_recorded
 from llm.data import (
     Corpus,
-    Manifest,
-    MixedRows,
-    TokenRows,
     available_cores,
     open_corpus,
     open_parts,
-    read_manifest,
     write_shards,
 )
-from llm.data.mixed_shards import parts_of
+from llm.data.mixed_shards import Sources
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run import Model, Run, base_of, digest_of, find_model, is_foreign, log, sha256_of
 
-Sources = dict[str, tuple[Path, Manifest]]  # part of a mixture -> its shards and what is in them; "": all of it
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
 
 WAY_TO_TEMPLATE = "Mark the answers in its chat_template.jinja, or give data=text."
@@ -113,16 +109,6 @@ def _digest_of_sources(corpora: Mapping[str, Corpus]) -> str:
     return digest_of({name: corpus.digest() for name, corpus in corpora.items()})
 
 
-def held_out_of_shards(shards: Run) -> Sources:
-    """What a shards run held out, each file checked.
-
-    Raises:
-        DamagedError: one is missing or is not what it was.
-    """
-    runs = parts_of(shards) or {"": shards}
-    return {name: (run.path / "shards", read_manifest(run.path / "shards")) for name, run in runs.items()}
-
-
 def held_out_of_text(
     corpora: Mapping[str, Corpus], tokenizer_folder: Path, folder: Path, *, num_workers: int | None
 ) -> Sources:
@@ -144,15 +130,6 @@ def held_out_of_text(
         )
         sources[name] = (place, manifest)
     return sources
-
-
-def rows_of(sources: Sources, *, sequence_length: int) -> TokenRows | MixedRows:
-    """The held-out documents in rows, as training validates: end to end, cut where a row is full."""
-    rows = {
-        name: TokenRows(folder, manifest, manifest.held_out, sequence_length=sequence_length)
-        for name, (folder, manifest) in sources.items()
-    }
-    return rows[""] if "" in rows else MixedRows(rows)
 
 
 def _check_folder(config: EvaluateStage, model: Model) -> None:
@@ -215,25 +192,22 @@ def _check(config: EvaluateStage, evaluated: Evaluated) -> None:
             f"data.sequence_length={config.data.sequence_length} is longer than {model.positions}, all that "
             f"{model.path.name} can read. Set data.sequence_length={model.positions} or less."
         )
-    _check_tasks(asked)
+    if asked.tasks and find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"evaluation.tasks={asked.tasks} are answered through lm-eval, which is not installed. Install the extra: "
+            "pip install -e '.[eval]', or leave evaluation.tasks out."
+        )
+    if asked.task_path is not None and not Path(asked.task_path).is_dir():
+        raise ConfigError(f"evaluation.task_path={asked.task_path} is no folder. Give the one with the task files.")
     if asked.accelerator is Accelerator.gpu:
         _require_gpu()
-    if model.run is None and evaluated.chats is not None:
-        _require_template(model.tokenizer)
+    if model.run is None and evaluated.chats is not None:  # its own template tells them
+        chat = tokenizer.load_chat(model.tokenizer)
+        tokenizer.check_template(chat, name=f"run={model.tokenizer}", way=WAY_TO_TEMPLATE)
     if model.run and evaluated.conversations and evaluated.chats is not config.data:
         _require_same(model.run, evaluated.conversations, evaluated.chats)
     if model.run and config.data is not None:
         _warn_of_shares(model.run, config.data)
-
-
-def _check_tasks(config: EvaluationConfig) -> None:
-    if config.tasks and find_spec("lm_eval") is None:
-        raise ConfigError(
-            f"evaluation.tasks={config.tasks} are answered through lm-eval, which is not installed. Install the extra: "
-            "pip install -e '.[eval]', or leave evaluation.tasks out."
-        )
-    if config.task_path is not None and not Path(config.task_path).is_dir():
-        raise ConfigError(f"evaluation.task_path={config.task_path} is no folder. Give the one with the task files.")
 
 
 def _require_same(run: Run, conversations: Corpus, chats: DataConfig | None) -> None:
@@ -257,13 +231,6 @@ def _warn_of_shares(run: Run, data: DataConfig) -> None:
             share,
             run.path.name,
         )
-
-
-def _require_template(folder: Path) -> None:
-    """The conversations of a folder are told by its own template."""
-    from llm import tokenizer
-
-    tokenizer.check_template(tokenizer.load_chat(folder), name=f"run={folder}", way=WAY_TO_TEMPLATE)
 
 
 def _require_gpu() -> None:

@@ -27,6 +27,7 @@ from llm.run import (
 )
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
+from llm.stage.training import prompts_of
 
 if TYPE_CHECKING:
     from llm.export import Trial
@@ -189,10 +190,8 @@ def _prompts(source: Run, folder: Path) -> list[list[int]]:
     if source.stage == "pretrain":
         loaded, begin = tokenizer.load(folder), tokenizer.special(folder).bos_id
         return [[begin, *loaded.encode(text, add_special_tokens=False).ids] for text in texts]
-    chat = tokenizer.load_chat(folder)
     asked = [[{"role": "user", "content": text}] for text in texts]
-    with tokenizer.Renderer(chat) as renderer:
-        return renderer.prompt_ids(asked)
+    return [ids for _, ids in prompts_of(folder, asked)]
 
 
 STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate, loads=("llm.model", "llm.export"))

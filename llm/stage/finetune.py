@@ -39,7 +39,7 @@ from llm.run import (
 )
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate, estimate_training
-from llm.stage.training import measured_names, model_digest, train
+from llm.stage.training import measured_names, model_digest, prompts_of, train
 from llm.stage.tuned_base import check_against_base, find_base, outline_of
 
 if TYPE_CHECKING:
@@ -183,29 +183,24 @@ def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
     """What is trained and what AdamW keeps of it, beside what full fine-tuning would."""
     from llm import model as models
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainable, total = models.count_parameters(model, trainable=True), models.count_parameters(model)
-    base = models.count_base_parameters(model)
-    log.info("%s: %d of %d parameters are trained (%.2f %%)", config.lora.method.value, trainable, total,
-             100 * trainable / total)  # fmt: skip
+    share = 100 * trainable / total
+    log.info("%s: %d of %d parameters are trained (%.2f %%)", config.lora.method.value, trainable, total, share)
     facts: dict[str, Any] = {"parameters": total, "trainable_parameters": trainable}
     if config.lora.method is Method.full:
         return facts
-    moments, of_full = 2 * sum(p.numel() * p.element_size() for p in trained), 2 * BYTES * base
-    log.info("AdamW keeps %s of them; in full fine-tuning it would keep %s (%.2f %%)", _megabytes(moments),
-             _megabytes(of_full), 100 * moments / of_full)  # fmt: skip
-    return facts | {"optimizer_bytes": moments, "optimizer_bytes_full": of_full, "model_bytes": BYTES * base}
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    of_full = BYTES * models.count_base_parameters(model)
+    kept = moments / 1e6, 2 * of_full / 1e6
+    log.info("AdamW keeps %.2f MB of them; in full fine-tuning it would keep %.2f MB", *kept)
+    return facts | {"optimizer_bytes": moments, "optimizer_bytes_full": 2 * of_full, "model_bytes": of_full}
 
 
 def _saved_sizes(adapter: Path, results: dict[str, Any]) -> dict[str, int]:
-    size, whole = (adapter / ADAPTER_FILES[0]).stat().st_size, results["model_bytes"]
-    log.info("the adapter takes %s; full fine-tuning would leave a model of %s (%.2f %%)", _megabytes(size),
-             _megabytes(whole), 100 * size / whole)  # fmt: skip
+    size = (adapter / ADAPTER_FILES[0]).stat().st_size
+    left = size / 1e6, results["model_bytes"] / 1e6
+    log.info("the adapter takes %.2f MB; full fine-tuning would leave a model of %.2f MB", *left)
     return {"adapter_bytes": size}
-
-
-def _megabytes(number: int) -> str:
-    return f"{number / 1e6:.2f} MB"
 
 
 def _adapter_digest(adapter: Path) -> str:
@@ -244,9 +239,7 @@ def _read(
         if split == "train":
             _say_rows(config, encoded, made, chat)
     questions = [c.messages[:-1] for c in sorted(conversations["held_out"], key=_is_long)[:SAMPLES]]
-    with tokenizer.Renderer(chat) as renderer:
-        ids = renderer.prompt_ids(questions)
-    return rows, [(q[-1]["content"], line) for q, line in zip(questions, ids, strict=True)], dropped
+    return rows, prompts_of(folder, questions), dropped
 
 
 def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ChatRows, chat: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from llm import tokenizer
 from llm.config import PretrainStage, ShardsStage
-from llm.data import MixedRows, TokenRows, read_manifest
-from llm.data.mixed_shards import mixed_rows, say_epochs
+from llm.data import MixedRows, share_out
+from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, log, settled_trainer, with_precision
 from llm.stage import Runs, Stage, Step, Work, step_of
@@ -178,14 +178,11 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
 
 def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
     """TokenRows, or MixedRows of a mixture, of both splits."""
-    if config.data.is_mixture:
-        return mixed_rows(config, shards)
-    folder, length = shards.path / "shards", config.data.sequence_length
-    manifest = read_manifest(folder)
-    return {
-        "train": TokenRows(folder, manifest, manifest.train, sequence_length=length, packing=config.data.packing),
-        "held_out": TokenRows(folder, manifest, manifest.held_out, sequence_length=length),
-    }
+    sources, length = sources_of(shards), config.data.sequence_length
+    train = rows_of(sources, "train", sequence_length=length, packing=config.data.packing)
+    if isinstance(train, MixedRows):
+        share_out(train, config.data.parts)
+    return {"train": train, "held_out": rows_of(sources, "held_out", sequence_length=length)}
 
 
 STAGE = Stage(

@@ -15,10 +15,9 @@ from llm.data import (
     count_copies,
     open_corpus,
     open_parts,
-    read_manifest,
     write_shards,
 )
-from llm.data.mixed_shards import ROLE, totals
+from llm.data.mixed_shards import ROLE, sources_of, totals
 from llm.run import Outcome, Plan, Run, check_files, digest_of, log
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_mixture, estimate_text
@@ -120,7 +119,7 @@ def _add_up(config: ShardsStage, parts: dict[str, Run]) -> Outcome:
             part["epochs"],
         )
     rights = dict.fromkeys(filter(None, (run.record["notes"]["rights"] for run in parts.values())))
-    opened = {name: (run.path / "shards", read_manifest(run.path / "shards")) for name, run in parts.items()}
+    opened = {name: sources_of(run)[""] for name, run in parts.items()}
     copies = {name: count_copies(own, list(opened.values())) for name, own in opened.items()}
     for name, found in copies.items():
         _say_copies(f"{name}: ", found)

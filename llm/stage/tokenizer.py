@@ -69,7 +69,6 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     corpus.keep_left_out(run.path)
     if config.tokenizer.path is None:
         trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
-        _say_without_merges(config.tokenizer, trained)
         with whole_files(run.path) as target:
             tokenizer.save(trained, config.tokenizer, target)
     else:
@@ -82,15 +81,15 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     loaded = tokenizer.load(run.path)
     report = tokenizer.report(loaded, texts, morphemes=tokenizer.installed_analyser())
     write_json(run.path / "report.json", asdict(report))
-    _say(config.tokenizer, report)
+    _say(config.tokenizer, loaded, report)
     results = asdict(report)
     _refuse_lossy(config.tokenizer, results)
-    notes |= {"llama_cpp": _say_llama_cpp(tokenizer.llama_cpp_form(loaded))}
+    notes |= {"llama_cpp": _llama_cpp(tokenizer.llama_cpp_form(loaded))}
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
 
 
-def _say_llama_cpp(form: tokenizer.LlamaCppForm | str) -> str:
-    """Say, while another can still be chosen, whether models with this one can go to llama.cpp; gives its name."""
+def _llama_cpp(form: tokenizer.LlamaCppForm | str) -> str:
+    """The name of its form in llama.cpp; said while another can still be chosen, as is why there is none."""
     if isinstance(form, str):
         log.info("models with this tokenizer cannot be written for llama.cpp (export.gguf): %s", form)
         return f"no: {form}"
@@ -133,41 +132,30 @@ def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Token
     }
 
 
-def _say_without_merges(config: TokenizerConfig, trained: Tokenizer) -> None:
-    taken = trained.get_vocab_size()
-    if taken >= config.vocab_size and not tokenizer.has_merges(trained, config):
-        log.warning(
-            "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
-            "tokens. Set tokenizer.vocab_size=%d or more",
-            config.vocab_size,
-            taken,
-            2 ** (3 * taken // 2).bit_length(),  # a power of two with at least half as many merges
-        )
-
-
-def _say(config: TokenizerConfig, report: tokenizer.Report) -> None:
+def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> None:
+    """What it is in a line, and a warning of each thing that another choice would mend."""
+    size = report.vocab_size
     log.info(
         "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact "
         "(%.2f %% in NFC), %.3f %% of bytes lost, %.1f MB encoded a second",
-        report.vocab_size,
-        report.tokens_per_eojeol,
-        report.bytes_per_token,
-        100 * report.exact_round_trip,
-        100 * report.nfc_round_trip,
-        100 * report.lost_bytes_share,
-        report.encode_megabytes_per_second,
+        *(size, report.tokens_per_eojeol, report.bytes_per_token, 100 * report.exact_round_trip),
+        *(100 * report.nfc_round_trip, 100 * report.lost_bytes_share, report.encode_megabytes_per_second),
     )
-    if config.path is None and report.vocab_size > config.vocab_size:
+    if config.path is None and size >= config.vocab_size and not tokenizer.has_merges(made, config):
+        log.warning(
+            "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
+            "tokens. Set tokenizer.vocab_size=%d or more",
+            *(config.vocab_size, size, 2 ** (3 * size // 2).bit_length()),  # at least half as many merges
+        )
+    if config.path is None and size > config.vocab_size:
         log.warning(
             "%d tokens are more than tokenizer.vocab_size=%d: the text has so many characters. Set "
             "tokenizer.limit_alphabet to keep fewer",
-            report.vocab_size,
-            config.vocab_size,
+            *(size, config.vocab_size),
         )
     if not report.is_lossless:
-        log.warning(
-            "this tokenizer is lossy; the first line that does not come back: %s", report.first_failing_line or "none"
-        )
+        line = report.first_failing_line or "none"
+        log.warning("this tokenizer is lossy; the first line that does not come back: %s", line)
 
 
 def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:
