@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_compare import write_run
 
-from llm.compare.at_end import page_at_end
+from llm.compare.at_end import page_at_end, print_ranked
 from llm.compare.command import main
 from llm.compare.effects import effect_of, estimate, t_quantile
+from llm.compare.entries import read_sweep
 from llm.compare.figures import thinned
 from llm.compare.page import as_script
 from llm.errors import StoppedError
@@ -211,6 +213,21 @@ def test_a_page_that_cannot_be_made_fails_no_sweep(
         pass
     assert f"{tmp_path}/compare.html is not written: ConfigError: " in caplog.text
     assert not (tmp_path / "compare.html").exists()
+
+
+@pytest.mark.parametrize("width", [80, 300])
+def test_a_terminal_gets_a_line_for_each_choice_of_a_sweep(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("llm.compare.at_end.output_console", lambda: console)
+    print_ranked(read_sweep(sweep))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [cells for cells in lines if cells]
+    if width == 80:
+        assert rows == [["1", "0.01", "2", "1.2500 ± 0.6353"], ["2", "0.001", "2", "1.6000 ± 1.2706"]]
+    else:
+        assert [cells[1:4] for cells in rows] == [["pretrain", "2 done", "0.01"], ["pretrain", "2 done", "0.001"]]
 
 
 # The page

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm.compare.entries import Entry, Found, once_each, read_sweep
-from llm.compare.show import print_ranking, ranking_of, report_of
+from llm.compare.show import Section, print_section, ranking_of, report_of
 from llm.errors import LaunchError, StoppedError
 from llm.run import log
 from llm.run.tables import output_console
@@ -38,10 +38,17 @@ def _write_page(folder: Path) -> None:
 
 
 def print_ranked(entries: Sequence[Entry]) -> None:
-    """Print how the runs of a sweep compare that are done; tuned models that were evaluated by their answers."""
+    """Print how the runs of a sweep compare that are done; tuned models that were evaluated by their answers.
+
+    Where a terminal is too narrow for all of it, what tells them apart stays, a line for each.
+    """
     done = once_each([entry for entry in entries if entry.is_done])
     has_answers = all(ANSWERS in entry.outcome for entry in done.entries)
     ranking = ranking_of(done, metric=ANSWERS if has_answers else None)
     if len(ranking.choices) > 1 and all(len(choice.entries) == 1 for choice in ranking.choices):
         ranking.notes.append("One seed each: a small difference can be chance. Sweep seed=0,1,2, too.")
-    print_ranking(ranking, output_console())
+    console = output_console()
+    table = ranking.table
+    if ranking.settings and not table.fits(console) and ranking.short_table.fits(console):
+        table = ranking.short_table
+    print_section(Section("", ranking.notes, table), console)

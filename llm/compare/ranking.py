@@ -1,6 +1,7 @@
 """Entries -> choices: those that differ in nothing but their seed are one, its results averaged; the best first."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,16 @@ class Ranking:
     @cached_property
     def results(self) -> list[str]:
         """What any of them measured: first what they are ranked by, last what tells their tokenizers apart."""
-        names = list(dict.fromkeys(name for choice in self.choices for name in choice.outcome))
-        own = dict.fromkeys(n for c in self.choices for e in c.measured for n in e.outcome)
-        alike = [n for n in names if len({str(c.outcome.get(n)) for c in self.choices if c.outcome}) == 1]
-        names = [name for name in names if name in own] + [n for n in names if n not in own and n not in alike]
-        return names if self.metric in (None, *LOSSES) else sorted(names, key=lambda name: name != self.metric)
+        names = list(dict.fromkeys(n for c in self.choices for entry in c.measured for n in entry.outcome))
+        if self.metric not in (None, *LOSSES):
+            names = sorted(names, key=lambda name: name != self.metric)
+        return [*names, *(name for name in self._of_tokenizers if name not in names)]
+
+    @cached_property
+    def _of_tokenizers(self) -> list[str]:
+        """What their tokenizers did, where that is not alike."""
+        names = dict.fromkeys(n for c in self.choices for entry in c.measured for n in entry.tokenizer_outcome)
+        return [n for n in names if len({str(c.outcome.get(n)) for c in self.choices if c.outcome}) > 1]
 
     @cached_property
     def table(self) -> TextTable:
@@ -110,6 +116,21 @@ class Ranking:
         if any(errors := [choice.error for choice in choices]):
             cells["error"] = [error or ABSENT for error in errors]
         return TextTable(list(cells), [list(row) for row in zip(*cells.values(), strict=True)])
+
+    @cached_property
+    def short_table(self) -> TextTable:
+        """What tells the choices apart, by their rank, and what they are ranked by; the heads of columns in pieces."""
+        told = {key.rpartition(".")[2] for key in self.settings}
+        kept = {
+            *map(shown_key, self.settings),
+            "seeds",
+            self.metric,
+            *(n for n in self._of_tokenizers if n not in told),
+        }
+        places = [place for place, name in enumerate(self.table.columns) if name in kept]
+        heads = [re.sub(r"(?<=[./_])", "\n", self.table.columns[place]) for place in places]
+        rows = [[str(rank), *(row[place] for place in places)] for rank, row in enumerate(self.table.rows, 1)]
+        return TextTable(["#", *heads], rows, heads_may_fold=True)
 
     @cached_property
     def together(self) -> dict[str, list[str]]:

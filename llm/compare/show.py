@@ -150,23 +150,18 @@ def shown_effect(value: Estimate | None) -> str:
 # The terminal
 
 
-def print_ranking(ranking: Ranking, console: Console) -> None:
-    """The ranked table, and what to know about it."""
-    _print(Section("", ranking.notes, ranking.table), console)
-
-
 def print_report(report: Report, console: Console) -> None:
     """The ranked table and, where there is any of it, effects, the best against its base, and what the best wrote."""
-    print_ranking(report.ranking, console)
+    print_section(Section("", report.ranking.notes, report.ranking.table), console)
     effects = effects_section(report) if report.effects else None
     for section in (effects, base_section(report), samples_section(report, MOST_SAMPLES["terminal"])):
         if section:
-            _print(section, console)
+            print_section(section, console)
     if report.ranking.metric and report.best.command:
-        _print(Section(f"The command that makes {report.best.name} again", [report.best.command]), console)
+        print_section(Section(f"The command that makes {report.best.name} again", [report.best.command]), console)
 
 
-def _print(section: Section, console: Console) -> None:
+def print_section(section: Section, console: Console) -> None:
     if section.title:
         console.print(Text(f"\n{section.title}", style="bold"))
     for drawn in section.table.drawn(console) if section.table else []:

@@ -19,17 +19,19 @@ class TextTable:
 
     columns: list[str]
     rows: list[list[str]]
+    heads_may_fold: bool = False  # where a terminal is too narrow for them beside each other
 
     def drawn(self, console: Console) -> list[Table]:
         """For a terminal: a line for each row where they fit, else a column for each, as many in a table as fit.
 
         A pipe has no width: with many columns it gets one table with a column for each row.
         """
-        width = console.width if console.is_terminal else None
-        if len(self.columns) <= MOST_COLUMNS or (width is not None and self._width <= width):
+        if len(self.columns) <= MOST_COLUMNS or self.fits(console):
             return [_table(self.columns, self.rows)]
         names, *others = self.columns
-        room = len(self.rows) if width is None else max(1, (width - max(map(cell_len, others))) // TURNED_WIDTH)
+        room = len(self.rows)
+        if console.is_terminal:
+            room = max(1, (console.width - max(map(cell_len, others))) // TURNED_WIDTH)
         blocks = [self.rows[start : start + room] for start in range(0, len(self.rows), room)]
         return [
             _table(
@@ -38,10 +40,11 @@ class TextTable:
             for block in blocks
         ]
 
-    @property
-    def _width(self) -> int:
-        columns = zip(self.columns, *self.rows, strict=True)
-        return sum(max(map(cell_len, column)) + 3 for column in columns) + 1
+    def fits(self, console: Console) -> bool:
+        """Whether a terminal is wide enough for a line for each row."""
+        columns = zip(*([] if self.heads_may_fold else [self.columns]), *self.rows, strict=True)
+        widths = [max(map(cell_len, column)) for column in columns]
+        return console.is_terminal and sum(widths) + 3 * len(widths) + 1 <= console.width
 
     def markdown(self) -> str:
         """As Markdown has it."""
