@@ -15,17 +15,20 @@ def run(job: Job) -> float | None:
         return None
     from llm.logger import show_trial
     from llm.run import require_devices, stop_on_signal
+    from llm.run.announcing import reporting
     from llm.run.launch import in_group, make_by_ranks, needs_launch
     from llm.stage import run_stage
 
-    if trainer := getattr(job.config, "trainer", None):
-        require_devices(trainer)
-    with stop_on_signal(is_last=job.is_alone), in_group():
+    trainer = getattr(job.config, "trainer", None)
+    with reporting() as report_done, stop_on_signal(is_last=job.is_alone), in_group():
+        if trainer:
+            require_devices(trainer)
         if trainer and needs_launch(trainer.devices):
             made = make_by_ranks(job.overrides, devices=trainer.devices)
         else:
             made = run_stage(job.config)
         show_trial(job.config, made)
+        report_done(made)
     return made.objective
 
 

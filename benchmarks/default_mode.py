@@ -110,7 +110,7 @@ def trained_by_trainer(steps: int, shape: Shape, precision: Precision, rows: Any
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(self.train_dataset)
 
-    places = [int(row) for micro_batch in order for row in micro_batch.rows]
+    places = [int(row) for (micro_batch,) in order for row in micro_batch.rows]
 
     def collate(taken: list[int]) -> dict[str, torch.Tensor]:
         batch = clock.take(taken)

@@ -114,10 +114,10 @@ def _times_of_a_row(rows: TokenRows, arguments: argparse.Namespace) -> tuple[tup
     reading, learning = [], []
     for number in range(arguments.rounds + 1):
         began = _now()
-        batch = next(stream)
+        (batch,) = next(stream)
         if number:  # the first step opens files, and finds memory for the gradients
             reading.append((_now() - began) / len(batch["input_ids"]))
-        one = {key: value[:1] for key, value in batch.items() if key != "num_labels"}
+        one = {key: batch[key][:1] for key in ("input_ids", "labels", "position_ids")}
         began = _now()
         next_token_nats(model, one).backward()
         if number:
@@ -148,7 +148,7 @@ def _tokens_per_second(rows: TokenRows, *, batch_size: int, num_workers: int) ->
     next(stream)
     labels, began = 0, time.perf_counter()
     for batch in stream:
-        labels += batch["num_labels"]
+        labels += batch[0]["num_labels"]
     return labels / (time.perf_counter() - began)
 
 
@@ -156,11 +156,13 @@ def _stream(rows: TokenRows, *, batch_size: int, num_workers: int) -> Any:
     """The batches of an epoch, as training takes them."""
     from torch.utils.data import DataLoader
 
+    from llm.trainer.loading import StepRows
+
     steps = len(rows) // batch_size
     batches: Any = TrainingBatches(
         rows.num_labels, batch_size=batch_size, micro_batch_size=batch_size, num_steps=steps, seed=0
     )
-    loader: Any = DataLoader(rows, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)
+    loader: Any = DataLoader(StepRows(rows), batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)
     return iter(loader)
 
 

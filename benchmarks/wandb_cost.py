@@ -117,14 +117,15 @@ def train(
             os.dup2(file.fileno(), descriptor)
     import llm.logger
     from llm.stage import run_stage
-    from llm.trainer.journal import Journal
+    from llm.trainer.recording import Recorder
 
     open_logger, took = llm.logger.open_logger, {}
-    write, turns = Journal.write, Turns(pipe, block_records)
+    write, turns = Recorder.write, Turns(pipe, block_records)
 
-    def write_by_turns(journal: Journal, record: dict[str, Any]) -> None:
-        write(journal, record)
+    def write_by_turns(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        record = write(*args, **kwargs)
         turns.take(record)
+        return record
 
     @contextmanager
     def timed(settings: Any, run: Any, *, outputs: Path) -> Iterator[Any]:
@@ -135,7 +136,7 @@ def train(
             began = time.perf_counter()
         took["end"] = time.perf_counter() - began
 
-    llm.logger.open_logger, Journal.write = timed, write_by_turns
+    llm.logger.open_logger, Recorder.write = timed, write_by_turns  # type: ignore[method-assign]
     run_stage(config)
     pipe.send((took["start"], took["end"]))
 

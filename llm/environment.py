@@ -1,13 +1,14 @@
 """What the environment says: which process of a launch this is, who started it, and what the user wishes."""
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+JOB_FOLDER = "TTUKTTAK_JOB"  # where a job of a sweep tells it which run it is at, and what became of it
 LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
 ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
-AGENTS_SWEEP = "WANDB_SWEEP_ID"  # set by wandb agent
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
 
 
@@ -74,15 +75,64 @@ def _is_one_of_srun() -> bool:
     return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
+def job_folder() -> Path | None:
+    """Where this process tells the sweep whose job it is how that goes; None outside of one."""
+    return _folder(JOB_FOLDER)
+
+
+def launch_folder() -> Path | None:
+    """Where this process tells launch_ranks, if that started it, what it made."""
+    return _folder(LAUNCH_FOLDER)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(folder) if (folder := os.environ.get(name)) else None
+
+
 def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
-    if folder := os.environ.get(LAUNCH_FOLDER):
-        (Path(folder) / ANOTHER_LAUNCH).touch()
+    if folder := launch_folder():
+        (folder / ANOTHER_LAUNCH).touch()
 
 
-def is_agents() -> bool:
-    """Whether `wandb agent` started this process, which then is one trial of a W&B sweep."""
-    return bool(os.environ.get(AGENTS_SWEEP))
+def slurm_job_id() -> str:
+    """The Slurm job that this process is in: of an element of an array too, which has a number of its own."""
+    return os.environ["SLURM_JOB_ID"]
+
+
+def complete_srun(loopback: str) -> None:
+    """Have Lightning find what srun leaves out: tasks a node, and on a single node its address.
+
+    It refuses srun --ntasks without --ntasks-per-node.
+    """
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes
+    set_defaults({"SLURM_NTASKS_PER_NODE": str(per_node)} | ({"MASTER_ADDR": loopback} if nodes == 1 else {}))
+
+
+def slurm_array_index() -> int:
+    return int(os.environ["SLURM_ARRAY_TASK_ID"])
+
+
+def slurm_node() -> str:
+    """The name of this machine, as Slurm knows it."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
+
+
+def agents_sweep() -> str | None:
+    """The sweep of W&B that this process is one trial of: `wandb agent` started it."""
+    return os.environ.get("WANDB_SWEEP_ID") or None
+
+
+def agents_run_id() -> str | None:
+    """By which that sweep finds the trial's metric."""
+    return os.environ.get("WANDB_RUN_ID") if agents_sweep() else None
+
+
+def agents_parameters() -> Path | None:
+    """The file that has the trial's parameters."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    return Path(path) if path else None
 
 
 def tracebacks_wanted() -> bool:
@@ -112,6 +162,11 @@ def set_variables(variables: Mapping[str, str], *, only: bool = False) -> None:
     os.environ.update(variables)
 
 
+def set_defaults(variables: Mapping[str, str]) -> None:
+    """Have libraries find these, unless the user says otherwise."""
+    set_variables({**variables, **os.environ})
+
+
 @contextmanager
 def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
     """The same while the block runs."""
@@ -121,3 +176,8 @@ def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         set_variables(before, only=True)
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that the user chose."""
+    return os.environ.get("CXX")

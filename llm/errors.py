@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from llm.credentials import without_secrets
-from llm.environment import is_agents, is_launched, tracebacks_wanted
+from llm.environment import agents_sweep, is_launched, tracebacks_wanted
 
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
@@ -17,22 +17,27 @@ class UserError(ValueError):
     """Something that the user can put right; the message says what was wrong, what was expected and how to fix it."""
 
     exit_code: int = 2
+    kind: str = "failed"  # what it is to a sweep, which tries some kinds again
 
 
 class ConfigError(UserError):
     """A setting, a choice or a run's name that cannot be: known before any work is done."""
+
+    kind = "config"
 
 
 class DataError(UserError):
     """The user's text or records are not what the config says; the message starts with file:line."""
 
     exit_code: int = 65  # EX_DATAERR in sysexits.h
+    kind = "data"
 
 
 class DivergedError(UserError):
     """The loss or the gradients stopped being finite."""
 
     exit_code: int = 70  # EX_SOFTWARE
+    kind = "diverged"
 
 
 class UnequalError(UserError):
@@ -50,9 +55,9 @@ class DamagedError(UserError):
 class LaunchError(UserError):
     """A process of a distributed launch failed."""
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int, kind: str = "failed") -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.kind = exit_code, kind
 
 
 class StorageError(UserError):
@@ -65,12 +70,14 @@ class ShortOfMemoryError(UserError):
     """The device has no memory for what a run would compute, however small its parts."""
 
     exit_code: int = 74
+    kind = "out_of_memory"
 
 
 class WorkerError(UserError):
     """A process that works for this one was killed; the same command goes on from what was saved."""
 
     exit_code = 74  # as EX_IOERR: the machine's fault, not the data's
+    kind = "killed"
 
 
 class StoppedError(BaseException):
@@ -80,6 +87,7 @@ class StoppedError(BaseException):
     """
 
     exit_code: int = 75  # EX_TEMPFAIL
+    kind: str = "stopped"
 
 
 def is_panic(error: BaseException) -> bool:
@@ -93,7 +101,7 @@ def first_line(error: BaseException) -> str:
 
 def stop_exit_code() -> int:
     """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
-    return 0 if is_agents() and not is_launched() else StoppedError.exit_code
+    return 0 if agents_sweep() and not is_launched() else StoppedError.exit_code
 
 
 @contextmanager

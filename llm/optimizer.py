@@ -67,23 +67,12 @@ _LEFT: dict[Schedule, Callable[[float], float]] = {
 }
 
 
-def takes_found_inf(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a `found_inf` above 0 has it leave the step out, as torch's GradScaler tells optimizers to.
-
-    Most of torch's do not look at it or refuse it, and a fused SGD then goes on from a momentum that was never filled.
-    """
-    is_adamw = isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
-    return is_adamw or isinstance(optimizer, MuonWithAdamW)
-
-
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Both as one optimizer, as Lightning and learning rate schedules take it; a step is left out as fused AdamW does.
+    """Both as one optimizer, as Lightning and learning rate schedules take it.
 
     Muon (Jordan et al. 2024) steps along a matrix's momentum with its singular values evened out; AdamW takes the rest.
     Parameters, state and groups are those of the two.
     """
-
-    found_inf: torch.Tensor | None = None  # above 0: leave this step out, without asking the device
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self._muon, self._adamw = muon, adamw
@@ -107,24 +96,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
-        self._adamw.step()
-        self._step_of_muon()
-        return loss
-
-    def _step_of_muon(self) -> None:
-        if self.found_inf is None:
-            self._muon.step()  # type: ignore[no-untyped-call]
-            return
-        changing = [p for group in self._muon.param_groups for p in group["params"] if p.grad is not None]
-        for parameter in changing:  # made here as Muon would make it, so that it can be put back
-            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
-        changing += [self.state[parameter]["momentum_buffer"] for parameter in changing]
-        before = [tensor.clone() for tensor in changing]
         self._muon.step()  # type: ignore[no-untyped-call]
-        left_out = self.found_inf > 0
-        for tensor, old in zip(changing, before, strict=True):
-            tensor.copy_(torch.where(left_out, old, tensor))
+        self._adamw.step()
+        return loss
 
 
 class Muon(torch.optim.Muon):

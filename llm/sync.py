@@ -8,13 +8,13 @@ are logged. Interrupted, the same command goes on; typed again, it uploads nothi
 
 import argparse
 import logging
-import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm.config import LoggerConfig
+from llm.environment import set_defaults
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, first_line, one_line_errors
 from llm.logger.described import Description, describe, kept_description
 from llm.logger.live import kill_service
@@ -95,7 +95,7 @@ def missing(found: list[Shown]) -> list[Shown]:
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(ANSWER_SECONDS))
+    set_defaults({"WANDB_HTTP_TIMEOUT": str(ANSWER_SECONDS)})
     wandb.setup(wandb.Settings(silent=True))
     by_project = defaultdict[str, list[str]](list)
     for each in found:

@@ -1,15 +1,16 @@
 """Tokenizers side by side: python -m llm.tokenize <run>... "문장" shows the pieces, --report what they measured."""
 
 import argparse
-import html
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
@@ -26,6 +27,7 @@ from llm.tokenizer.training import unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
 UNKNOWN_COLOUR = "#ff3b3b"
+PAGE_COLUMNS = 160  # characters of a line of the HTML page
 STAGES = ("tokenizer", *MODEL_STAGES)  # whose runs keep a tokenizer
 MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥", "\r": "␍"})  # white space that a reader can see
 NUMBERS = {
@@ -148,37 +150,10 @@ def _colour(number: int, piece: Piece) -> str:
 
 
 def page(named: list[Named], text: str) -> str:
-    """An HTML page by itself: the pieces of each tokenizer in colour, a token's id where the pointer rests."""
-    sections = [_section(one, text) for one in named]
-    return _PAGE.format(text=html.escape(text), sections="\n".join(sections))
-
-
-def _section(one: Named, text: str) -> str:
-    found = pieces(one.tokenizer, text)
-    spans = [
-        f'<span style="background:{_colour(number, piece)}" title="{piece.token_id}">{html.escape(piece.text)}</span>'
-        for number, piece in enumerate(found)
-    ]
-    missing = lost(one.tokenizer, text)
-    note = f" · lost: {html.escape(missing)}" if missing else ""
-    return f"<h2>{html.escape(one.name)}</h2><p>{len(found)} tokens{note}</p><p class=pieces>{''.join(spans)}</p>"
-
-
-_PAGE = """<!doctype html>
-<html lang="ko">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Tokenizers side by side</title>
-<style>
-body {{ font-family: sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; line-height: 1.7; color: #111; }}
-h2 {{ font-size: 1em; margin-bottom: 0; }}
-.pieces span {{ padding: 0.15em 0.05em; border-radius: 0.2em; white-space: pre-wrap; }}
-</style>
-<h1>Tokenizers side by side</h1>
-<blockquote>{text}</blockquote>
-{sections}
-</html>
-"""
+    """The same as an HTML page, coloured; it loads nothing."""
+    console = Console(record=True, file=StringIO(), width=PAGE_COLUMNS)
+    console.print(Text(text), table_of_pieces(named, text, coloured=True))
+    return console.export_html(inline_styles=True)
 
 
 # What they measured

@@ -109,7 +109,7 @@ def kill_rank(cluster: SlurmCluster) -> None:
 
 
 def kill_batch(cluster: SlurmCluster) -> None:
-    cluster.kill("submitit.core._submit")
+    cluster.kill("llm.sweep.slurm_job")
 
 
 def lose_node(cluster: SlurmCluster) -> None:

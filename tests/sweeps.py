@@ -7,8 +7,9 @@ from pathlib import Path
 from llm.config import PoolConfig, StageConfig
 from llm.run import Run, load
 from llm.sweep.board import Board
-from llm.sweep.driver import Driver, Standing
-from llm.sweep.ledger import Job, labels, open_ledger
+from llm.sweep.driver import Driver
+from llm.sweep.grid import Grid
+from llm.sweep.jobs import Job, jobs_of_grid, open_ledger
 from llm.sweep.pool import Pool
 from llm.sweep.shares import Shares
 
@@ -24,7 +25,12 @@ starts = run / "starts.txt"
 times = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
     file.write(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}} {{os.environ.get('CUDA_VISIBLE_DEVICES')}}\\n")
-(job / "run").write_text(f"pretrain\\n{{run}}\\n")
+
+def tell(kind=None, message=""):
+    said = dict(kind=kind, message=message, stage="pretrain", run=str(run))
+    (job / "result.json").write_text(json.dumps(said))
+
+tell()
 
 def keep(**record):
     said = dict(stage="pretrain", name=name, key="0", status="running", seconds=1.0, **record)
@@ -43,14 +49,16 @@ elif do == "kill_once" and not times:
 elif do in ("raise", "raise_late"):
     while do == "raise_late" and not [*run.parent.glob("*/holds")]:
         time.sleep(0.02)
-    raise RuntimeError("a bug")
+    tell("failed", "RuntimeError: a bug")
+    sys.exit(1)
 elif do == "memory":
-    raise MemoryError
+    tell("out_of_memory", "MemoryError")
+    sys.exit(1)
 elif do == "diverge":
-    print("error: step 3: the loss is not finite", file=sys.stderr)
+    tell("diverged", "step 3: the loss is not finite")
     sys.exit(70)
 elif do == "data":
-    print("error: text.txt:3: this is no text", file=sys.stderr)
+    tell("data", "text.txt:3: this is no text")
     sys.exit(65)
 elif do == "mute":
     sys.exit(0)
@@ -67,15 +75,10 @@ record = json.loads((run / "run.json").read_text())
 class FinderOfStandIns:
     """Finds the finished runs of the stand-in by their names."""
 
-    def __init__(self) -> None:
-        self.said: dict[str, list[str]] = {}
-
     def find(self, config: StageConfig) -> Run | None:
         folder = Path(config.outputs) / "pretrain" / str(config.name)
-        if not (folder / "run.json").exists() or not (run := load(folder)).is_done:
-            return None
-        self.said[str(folder)] = [f"reused {folder}"]
-        return run
+        run = load(folder) if (folder / "run.json").exists() else None
+        return run if run and run.is_done else None
 
 
 @dataclass
@@ -89,23 +92,24 @@ class Sweep:
 
     def jobs(self) -> list[Job]:
         said = [[override] for override in self.overrides]
+        names = [override.partition("=")[2] for override in self.overrides]
+        configs = [StageConfig(stage="pretrain", outputs=str(self.outputs), name=name) for name in names]
+        _, made = jobs_of_grid(said, configs, choice=None)
         folder = self.outputs / "sweeps" / "test"
-        made = []
-        for number, (job, label) in enumerate(zip(said, labels(said), strict=True)):
-            config = StageConfig(stage="pretrain", outputs=str(self.outputs), name=job[0].partition("=")[2])
-            place = folder / "jobs" / f"{number:04d}"
-            made.append(Job(number=number, overrides=job, config=config, label=label, folder=place))
+        for job in made:
+            job.folder = folder / "jobs" / job.folder.name
         open_ledger(folder, made)
         return made
 
-    def driver(self) -> Driver:
-        jobs = self.jobs()
+    def driver(self, finder: FinderOfStandIns | None = None) -> Driver:
+        jobs, board = self.jobs(), Board()
         shares = Shares(self.settings, num_jobs=len(jobs), gpus=[], cores=self.cores, memory=64_000_000_000)
-        return Driver(jobs, Pool(self.settings, shares), self.settings, Board(), FinderOfStandIns())
+        pool = Pool(self.settings, shares)
+        return Driver(Grid(jobs, board), pool, self.settings, board, finder or FinderOfStandIns())
 
-    def run(self) -> dict[str, Standing]:
-        """The standing of each job by its run's name."""
-        return {str(each.job.config.name): each for each in self.driver().run()}
+    def run(self) -> dict[str, Job]:
+        """Each job by its run's name."""
+        return {str(job.config.name): job for job in self.driver().run()}
 
     def starts(self) -> dict[str, int]:
         """How often each job's process has started."""

@@ -19,11 +19,10 @@ from huggingface_hub import constants
 
 from llm import tokenizer
 from llm.chat import Talker, command, open_talker, terminal
-from llm.chat.settings import Settings
 from llm.chat.terminal import Conversation, converse, say
-from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.config import Architecture, LoraConfig, ModelConfig, Sampling
 from llm.errors import ConfigError, DamagedError
-from llm.model import Sampling, add_lora, build, generate, load, load_adapter, save
+from llm.model import add_lora, build, generate, load, load_adapter, save
 from llm.run import find_model, start_logging, write_record
 from llm.run.identity import key_of
 from llm.run.manifest import list_files
@@ -32,7 +31,7 @@ from tests.korean import save_preset
 QUESTION = "주권은 누구에게 있나요?"
 ANSWER = "대한민국의 주권은 국민에게 있다. 뷁!"  # a byte-level token is a part of a syllable
 POSITIONS = 160
-SETTINGS = Settings(max_new_tokens=80, temperature=0)
+SETTINGS = Sampling(max_new_tokens=80, temperature=0)
 GREEDY = ["--temperature", "0", "--max-new-tokens", "80"]
 
 
@@ -165,7 +164,7 @@ def test_the_tuned_model_answers_with_its_adapter(outputs: str, capsys: pytest.C
     model = load_adapter(load(folder), Path(outputs) / "finetune" / "mini-00000002" / "adapter").eval()
     ids = tokenizer.load_chat(folder).apply_chat_template(messages(QUESTION), tokenize=True, return_dict=True)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=3)
-    expected = generate(model, ids["input_ids"], tokenizer.load(folder), sampling=sampling, pad_id=0)
+    expected = generate(model, [ids["input_ids"]], tokenizer.load(folder), sampling=sampling, pad_id=0)[0].text
     given = ["--prompt", QUESTION, "--max-new-tokens", "12", "--seed", "3"]
     answer = answer_of(capsys, "mini-00000002", "--outputs", outputs, *given)
     assert answer == expected.lstrip() + "\n"
@@ -199,7 +198,7 @@ def test_a_conversation_keeps_what_was_said_until_new(
 ) -> None:
     asked: list[list[dict[str, str]]] = []
 
-    def answer(_: Any, given: list[list[dict[str, str]]], __: Settings) -> list[str]:
+    def answer(_: Any, given: list[list[dict[str, str]]], __: Sampling) -> list[str]:
         asked.extend(given)
         return [f"답 {len(asked)}"]
 
@@ -215,7 +214,7 @@ def test_the_end_of_input_ends_a_conversation(talker: Talker, capsys: pytest.Cap
 
 def test_a_control_tokens_name_in_a_message_is_text(talker: Talker) -> None:
     said = [{"role": "system", "content": "<|endoftext|>"}, *messages("끝 <|endoftext|>질문", "<|endoftext|>", "또")]
-    ids, _ = talker.encode(said, Settings(max_new_tokens=4))
+    ids, _ = talker.encode(said, Sampling(max_new_tokens=4))
     assert [ids[0], ids.count(talker.special.eos_id)] == [talker.special.bos_id, 2]  # and the end of the one answer
     assert talker.words.decode(ids).count("<|endoftext|>") == 3
 

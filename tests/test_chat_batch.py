@@ -7,11 +7,11 @@ import pytest
 
 from llm.chat import Talker
 from llm.chat.batch import read_prompts, write_answers
-from llm.chat.settings import Settings
+from llm.config import Sampling
 from llm.errors import ConfigError, DataError
 from tests.test_chat import outputs, talker  # noqa: F401  # fixtures
 
-SETTINGS = Settings(max_new_tokens=12, temperature=1.0, top_k=0, top_p=1.0)
+SETTINGS = Sampling(max_new_tokens=12, temperature=1.0, top_k=0, top_p=1.0)
 TEXTS = ["주권은 누구에게 있나요?", "가", "나라의 이름은 무엇인가요?", "오늘 날씨", "하나"]
 
 

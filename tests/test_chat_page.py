@@ -20,14 +20,14 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 import uvicorn
 
 from llm.chat import server
-from llm.chat.settings import Settings
 from llm.chat.talker import Talker
+from llm.config import Sampling
 from llm.errors import ConfigError
 from tests.browser import chromium, keep_screenshot, needs_chromium
 from tests.patience import PATIENCE
 from tests.test_chat import ANSWER, QUESTION, outputs, talker  # noqa: F401  # fixtures
 
-SETTINGS = Settings(max_new_tokens=80, temperature=0)
+SETTINGS = Sampling(max_new_tokens=80, temperature=0)
 BROKEN_BEFORE = [{"role": role, "content": text} for role, text in zip(
     ("user", "assistant", "user"), ("가", "나\ud83d", "다"), strict=True)]  # fmt: skip
 
@@ -136,20 +136,20 @@ class Slow:
     def encode(self, *_: Any, **__: Any) -> tuple[list[int], int]:
         return [0], 0
 
-    def go_on(self, *_: Any, pace: Any, **__: Any) -> Iterator[str]:
+    def stream(self, *_: Any, answer: Any, **__: Any) -> Iterator[str]:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
             for place in itertools.count():
                 if place == self.most_pieces:
-                    pace.end = "eos"
+                    answer.end = "eos"
                     return
                 time.sleep(0.05)
                 self.made += 1
                 yield "말 "
         finally:
             self.at_once -= 1
-            pace.end = pace.end if place == self.most_pieces else "closed"
+            answer.end = answer.end if place == self.most_pieces else "closed"
 
 
 def test_two_requests_at_once_are_answered_one_after_the_other_and_two_models_side_by_side() -> None:

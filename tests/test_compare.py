@@ -12,9 +12,9 @@ from rich.console import Console
 
 from llm import demo
 from llm.compare.command import main
+from llm.compare.differing import varying
 from llm.compare.entries import Entry
 from llm.compare.ranking import Ranking, rank
-from llm.compare.settings import varying
 from llm.run import find_runs, load
 from llm.run.manifest import list_files
 from llm.run.tables import TextTable, shown

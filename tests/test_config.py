@@ -398,6 +398,11 @@ def test_a_choice_of_another_folder_is_one_of_data_and_of_a_part(way, overrides,
     assert shown in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("words", [["--config-path", "conf"], ["-cp", str(CONF)], ["--config-path=conf"]])
+def test_another_conf_is_looked_for_beside_train_py(words, tmp_path):
+    assert "learning_rate: 0.5" in train(*words, "optimizer.learning_rate=0.5", "--cfg", "job", cwd=tmp_path).stdout
+
+
 def test_a_choice_of_another_folder_is_one_of_the_jobs_of_a_sweep(elsewhere, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"글 {number}" for number in range(40)), encoding="utf-8")
     (elsewhere / "data" / "mine.yaml").write_text("name: mine\nkind: text\npath: a.txt\nheld_out_share: 0.5\n")

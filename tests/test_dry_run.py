@@ -31,10 +31,9 @@ from llm.errors import ConfigError
 from llm.run import Plan, find, start_logging, write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
 from llm.stage.estimate import parameters_by_part
-from llm.sweep.preview import points_ahead
 from llm.sweep.search import run_search
 from llm.sweep.space import Dimension
-from llm.sweep.study import choose, open_study, short
+from llm.sweep.study import choose, open_study, points_ahead, short
 from llm.tokenizer import Special
 from llm.trainer.rehearsal import Memory, rehearse
 from tests.korean import documents

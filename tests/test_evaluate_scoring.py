@@ -8,8 +8,7 @@ import torch
 from llm import model as models
 from llm import tokenizer
 from llm.config import Architecture, ModelConfig
-from llm.evaluation import Scorer, write
-from llm.evaluation.writing import _read
+from llm.evaluation import Scorer
 from tests.korean import save_preset, sentences
 
 POSITIONS = 64
@@ -73,38 +72,3 @@ def test_a_text_is_scored_after_bos_and_each_once(scorer: Scorer) -> None:
     for text in (first, second):
         ids = [scorer.special.bos_id, *scorer.words.encode(text).ids]
         assert found[text] == pytest.approx(alone(scorer, ids, 1)[0], rel=1e-5)
-
-
-def test_what_is_written_in_a_batch_is_what_is_written_alone(scorer: Scorer) -> None:
-    prompts = [scorer.encode(text)[: 3 + 4 * number] for number, text in enumerate(sentences(5))]
-    settings = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-    together = write(scorer.model, prompts, scorer.words, scorer.special, **settings)
-    for ids, found in zip(prompts, together, strict=True):
-        row = torch.tensor([ids])
-        for _ in range(12):
-            row = torch.cat([row, scorer.model(row).logits[:, -1:].argmax(-1)], 1)
-        new = row[0, len(ids) :].tolist()
-        assert found.has_ended == (scorer.special.eos_id in new)
-        if not found.has_ended:
-            assert (found.text, found.num_tokens) == (scorer.words.decode(new).rstrip("\ufffd"), 12)
-
-
-def test_a_draw_is_the_same_for_one_seed(scorer: Scorer) -> None:
-    prompts = [scorer.encode(text)[:5] for text in sentences(3)]
-    before = torch.random.get_rng_state()
-    drawn = [
-        write(scorer.model, prompts, scorer.words, scorer.special, max_new_tokens=8, temperature=1.0, top_p=0.9, seed=s)
-        for s in (1, 1, 2)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_a_text_ends_at_eos_and_half_a_character_counts_only_if_it_does(folder: Path) -> None:
-    words, special = tokenizer.load(folder), tokenizer.special(folder)
-    half = words.token_to_id("<0xED>")
-    ids = words.encode("우리는 학교에서").ids
-    ended = _read([*ids, half, special.eos_id, special.pad_id, *ids], words, special)
-    assert (ended.text, ended.num_tokens, ended.has_ended) == ("우리는 학교에서\ufffd", len(ids) + 2, True)
-    cut = _read([*ids, half], words, special)
-    assert (cut.text, cut.num_tokens, cut.has_ended) == ("우리는 학교에서", len(ids) + 1, False)

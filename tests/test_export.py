@@ -15,7 +15,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from llm.config import identity_settings
+from llm.config import Sampling, identity_settings
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.export.plot import loss_plot
 from llm.run import Run, load, write_record
@@ -81,17 +81,17 @@ def test_a_merged_model_loads_and_writes_in_transformers_alone(merged: Run, trai
     base, tuned = folder_of(trained, "pretrain"), folder_of(trained, "finetune")
     model = models.load_adapter(models.load(base / "model"), tuned / "adapter").eval()
     words = tokenizer.load(tuned / "adapter")
-    sampling = models.Sampling(max_new_tokens=8, repetition_penalty=1.0)
+    sampling = Sampling(max_new_tokens=8, repetition_penalty=1.0)
     turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
     chat = tokenizer.load_chat(tuned / "adapter")
     ids = list(chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
     assert said["prompt_ids"] == ids
-    ours = models.generate(model, ids, words, sampling=sampling, pad_id=1)
+    ours = models.generate(model, [ids], words, sampling=sampling, pad_id=1)[0].text
     assert said["text"] == said["pipeline"] == ours and len(said["ids"]) == 8
     begin = [tokenizer.special(tuned / "adapter").bos_id]
     assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids
-    sampling = models.Sampling(max_new_tokens=4, repetition_penalty=1.0)
-    assert said["plain"] == models.generate(model, said["plain_ids"], words, sampling=sampling, pad_id=1)
+    sampling = Sampling(max_new_tokens=4, repetition_penalty=1.0)
+    assert said["plain"] == models.generate(model, [said["plain_ids"]], words, sampling=sampling, pad_id=1)[0].text
 
 
 def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, trained: Path) -> None:

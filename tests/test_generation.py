@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from llm import tokenizer
-from llm.config import Alphabet, Architecture, ModelConfig
-from llm.model import Pace, Sampling, build, generate, generate_batch, stream
-from llm.model.drawing import RepetitionPenalty, RowDraw
+from llm.config import Alphabet, Architecture, ModelConfig, Sampling
+from llm.model import Answer, build, generate, stream
+from llm.model.generation import _draw_of, drawn, penalised
 from llm.tokenizer import Special
 from tests.korean import save_preset
 
@@ -59,9 +59,9 @@ def test_prompts_written_together_are_what_each_is_alone(
     model = model_of(architecture, pad_id=pad_id)
     prompts = encoded(words)
     assert len({len(ids) for ids in prompts}) > 2
-    together = generate_batch(model, prompts, words, sampling=sampling, pad_id=pad_id, seeds=SEEDS)
+    together = generate(model, prompts, words, sampling=sampling, pad_id=pad_id, seeds=SEEDS)
     alone = [
-        generate_batch(model, [ids], words, sampling=sampling, pad_id=pad_id, seeds=[seed])[0]
+        generate(model, [ids], words, sampling=sampling, pad_id=pad_id, seeds=[seed])[0]
         for ids, seed in zip(prompts, SEEDS, strict=True)
     ]
     assert together == alone
@@ -72,7 +72,7 @@ def test_a_row_is_written_as_a_loop_without_a_cache_writes_it(words: Tokenizer) 
     model = model_of(Architecture.llama)
     for prompt, answer in zip(
         encoded(words),
-        generate_batch(model, encoded(words), words, sampling=GREEDY, pad_id=1, seeds=SEEDS),
+        generate(model, encoded(words), words, sampling=GREEDY, pad_id=1, seeds=SEEDS),
         strict=True,
     ):
         ids = list(prompt)
@@ -85,29 +85,49 @@ def test_a_row_is_written_as_a_loop_without_a_cache_writes_it(words: Tokenizer) 
             if ids[-1] == 0:
                 break
         assert answer.num_tokens == len(ids) - len(prompt)
-        assert answer.text == words.decode(ids)[len(words.decode(prompt)) :]
+        text = words.decode(ids)[len(words.decode(prompt)) :]
+        assert answer.text == (text.rstrip("\ufffd") if answer.end == "length" else text)
 
 
 def test_draws_come_as_often_as_their_probability(words: Tokenizer) -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0])
-    draw = RowDraw([7, 8])
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     scores = probabilities.log().expand(2, -1)
-    drawn = torch.stack([draw(torch.empty(2, 0), scores).argmax(1) for _ in range(4000)])
+    chosen = torch.stack([drawn(scores, generators).argmax(1) for _ in range(4000)])
     for row in (0, 1):
-        shares = torch.bincount(drawn[:, row], minlength=5) / 4000
+        shares = torch.bincount(chosen[:, row], minlength=5) / 4000
         assert torch.allclose(shares, probabilities, atol=0.03)  # 4 standard deviations of a half
         assert shares[4] == 0
-    assert not torch.equal(drawn[:, 0], drawn[:, 1])
+    assert not torch.equal(chosen[:, 0], chosen[:, 1])
 
 
-def test_the_penalty_is_the_librarys_but_for_padding_and_the_end() -> None:
-    ids = torch.tensor([[0, 3, 4, 3], [9, 9, 0, 5]])  # the second row has two pads; 0 begins and ends a text
-    scores = torch.linspace(-2, 2, 20).reshape(2, 10)
-    found = RepetitionPenalty(1.5, [0, 2], [0])(ids, scores)
-    library = RepetitionPenaltyLogitsProcessor(1.5)
-    expected = torch.cat([library(ids[:1, 1:], scores[:1].clone()), library(ids[1:, 3:], scores[1:].clone())])
-    assert torch.equal(found, expected)
-    assert torch.equal(found[:, 0], scores[:, 0]) and found[1, 9] == scores[1, 9]
+def test_the_penalty_is_the_librarys() -> None:
+    ids, scores = torch.tensor([[3, 4, 3]]), torch.linspace(-2, 2, 10)[None]
+    seen = torch.zeros(1, 10, dtype=torch.bool).scatter_(1, ids, True)
+    expected = RepetitionPenaltyLogitsProcessor(1.5)(ids, scores.clone())
+    assert torch.equal(penalised(scores, seen, 1.5), expected)
+
+
+def test_the_length_of_a_neighbour_takes_no_token_from_an_answer(words: Tokenizer) -> None:
+    model = model_of(Architecture.gpt2)  # 64 positions
+    model.generation_config.eos_token_id = None
+    prompts, sampling = [[5] * 60, [5, 6], [7] * 40], Sampling(max_new_tokens=50)
+    together = generate(model, prompts, words, sampling=sampling, pad_id=1)
+    assert [answer.num_tokens for answer in together] == [32, 50, 32]
+    assert together == [generate(model, [ids], words, sampling=sampling, pad_id=1)[0] for ids in prompts]
+    assert together == generate(model, prompts, words, sampling=sampling, pad_id=1, batch_size=2)
+
+
+def test_one_seed_draws_one_text_of_a_prompt_and_independent_ones_of_others(words: Tokenizer) -> None:
+    model, prompts = model_of(Architecture.llama), encoded(words)
+    together = generate(model, prompts, words, sampling=DRAWN, pad_id=1)
+    for ids, answer in zip(prompts, together, strict=True):
+        assert "".join(stream(model, ids, words, sampling=DRAWN, pad_id=1)) == answer.text
+        again = generate(model, [ids], words, sampling=replace(DRAWN, seed=1), pad_id=1)
+        assert again != [answer] and again == generate(model, [ids], words, sampling=DRAWN, pad_id=1, seeds=[1])
+    flat = torch.zeros(2, 400)
+    first, second = (drawn(flat, [torch.Generator().manual_seed(_draw_of(0, ids))] * 2) for ids in prompts[:2])
+    assert abs(float(torch.corrcoef(torch.stack([first[0], second[0]]))[0, 1])) < 0.2
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -115,30 +135,30 @@ def test_a_stop_string_ends_the_text_before_it(words: Tokenizer, sampling: Sampl
     model = model_of(Architecture.llama)
     model.generation_config.eos_token_id = None
     prompt = encoded(words)[1]
-    whole = generate(model, prompt, words, sampling=sampling, pad_id=1)
+    whole = generate(model, [prompt], words, sampling=sampling, pad_id=1)[0].text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
     steps: list[int] = []
     model.register_forward_hook(lambda *_: steps.append(1))
     stopped = replace(sampling, stop=("없는 글", stop))
-    (answer,) = generate_batch(model, [prompt], words, sampling=stopped, pad_id=1, seeds=[sampling.seed])
+    (answer,) = generate(model, [prompt], words, sampling=stopped, pad_id=1, seeds=[sampling.seed])
     assert answer.text == whole[: whole.index(stop)] and answer.end == "stop"
     assert len(steps) == answer.num_tokens < 20
-    pace = Pace()
-    pieces = list(stream(model, prompt, words, sampling=stopped, pad_id=1, pace=pace))
+    pace = Answer()
+    pieces = list(stream(model, prompt, words, sampling=stopped, pad_id=1, answer=pace))
     assert "".join(pieces) == answer.text and pace.end == "stop"
 
 
 def test_the_pace_counts_the_tokens_and_says_how_it_ended(words: Tokenizer) -> None:
     model = model_of(Architecture.llama)
     prompt = encoded(words)[0]
-    pace = Pace()
-    text = "".join(stream(model, prompt, words, sampling=DRAWN, pad_id=1, pace=pace))
-    (answer,) = generate_batch(model, [prompt], words, sampling=DRAWN, pad_id=1, seeds=[DRAWN.seed])
+    pace = Answer()
+    text = "".join(stream(model, prompt, words, sampling=DRAWN, pad_id=1, answer=pace))
+    (answer,) = generate(model, [prompt], words, sampling=DRAWN, pad_id=1, seeds=[DRAWN.seed])
     assert (text, pace.num_tokens, pace.end) == (answer.text, answer.num_tokens, answer.end)
     assert pace.seconds_to_first is not None and pace.seconds_to_first > 0
     assert pace.tokens_per_second is not None and pace.tokens_per_second > 0
-    closed = Pace()
-    pieces = stream(model, prompt, words, sampling=DRAWN, pad_id=1, pace=closed)
+    closed = Answer()
+    pieces = stream(model, prompt, words, sampling=DRAWN, pad_id=1, answer=closed)
     next(pieces)
     pieces.close()
     assert closed.end == "closed"
@@ -147,9 +167,9 @@ def test_the_pace_counts_the_tokens_and_says_how_it_ended(words: Tokenizer) -> N
 def test_another_end_of_a_tokenizer_ends_a_text_too(words: Tokenizer) -> None:
     model = model_of(Architecture.llama)
     prompt = encoded(words)[1]
-    whole = generate_batch(model, [prompt], words, sampling=GREEDY, pad_id=1, seeds=[0])[0]
+    whole = generate(model, [prompt], words, sampling=GREEDY, pad_id=1, seeds=[0])[0]
     ids = [int(i) for i in words.encode(whole.text, add_special_tokens=False).ids]
-    (answer,) = generate_batch(model, [prompt], words, sampling=GREEDY, pad_id=1, seeds=[0], eos_ids=[ids[2]])
+    (answer,) = generate(model, [prompt], words, sampling=GREEDY, pad_id=1, seeds=[0], eos_ids=[ids[2]])
     assert answer.end == "eos" and answer.num_tokens < whole.num_tokens
 
 
@@ -160,5 +180,5 @@ def test_generation_reads_each_token_once(words: Tokenizer) -> None:
         lambda _module, _args, kwargs, _output: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     model.generation_config.eos_token_id = None
-    generate(model, encoded(words)[3], words, sampling=GREEDY, pad_id=1)
+    generate(model, [encoded(words)[3]], words, sampling=GREEDY, pad_id=1)
     assert widths == [len(encoded(words)[3]), *[1] * 19]  # the rest comes from the cache

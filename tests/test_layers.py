@@ -65,6 +65,13 @@ def test_only_config_imports_hydra(path):
     assert not [name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")]
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_environment_is_read_and_changed_in_one_module(path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert path == ROOT / "llm" / "environment.py" or not names & {"environ", "getenv", "putenv"}
+
+
 def test_composing_imports_nothing_heavy():
     code = f"import train, sys; print([name for name in {HEAVY} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

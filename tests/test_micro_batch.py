@@ -14,8 +14,7 @@ from llm.errors import ConfigError, ShortOfMemoryError
 from llm.run import log
 from llm.stage import run_stage
 from llm.trainer import fit
-from llm.trainer.memory import is_out_of_memory
-from llm.trainer.micro_batch import kept_size, smaller
+from llm.trainer.memory import is_out_of_memory, kept_size, smaller
 from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
 from tests.test_trainer import (
     ROUNDING,
@@ -24,7 +23,6 @@ from tests.test_trainer import (
     model_of,
     run_interrupted,
     same,
-    steps_kept,
     task,
     untimed,
     values,
@@ -132,22 +130,15 @@ def test_a_step_done_again_is_to_the_bit_what_a_stop_before_it_and_a_start_in_sm
 def test_a_run_goes_on_with_the_size_that_it_came_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = task(tmp_path, batch_size=ROWS, micro_batch_size=ROWS)
     short_of(short.model, most=4, from_step=3)
-    run_interrupted(short, 6, "signal", monkeypatch)  # after step 5: the one without memory was begun twice
+    run_interrupted(short, 5, "signal", monkeypatch)
     again = task(tmp_path, batch_size=ROWS, micro_batch_size=ROWS)
     passes = short_of(again.model, most=4)
     fit(again)
     assert passes == [4, 4] * 5
+    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"rows": 8, "asked": 8, "size": 4}
     assert kept_size(tmp_path, rows=8, asked=8) == 4
     assert kept_size(tmp_path, rows=8, asked=2) is None  # of another size that the user asks for,
     assert kept_size(tmp_path, rows=4, asked=8) is None  # and on other devices, what was found does not hold
-
-
-def test_the_state_is_saved_where_memory_ran_out(tmp_path: Path) -> None:
-    short = task(tmp_path, batch_size=ROWS, micro_batch_size=ROWS, checkpoint_every_steps=100, max_steps=5)
-    short_of(short.model, most=4, from_step=4)
-    fit(short)
-    assert steps_kept(tmp_path) == [3, 5]
-    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"rows": 8, "asked": 8, "size": 4}
 
 
 def test_a_row_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
@@ -210,21 +201,22 @@ def test_memory_that_runs_out_outside_a_step_is_one_line(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 @pytest.mark.parametrize(("most", "size"), [(100, 8), (7, 4), (1, 1)])
-def test_the_largest_size_that_fits_is_found_before_the_first_step(
-    precision: Precision, most: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_the_first_step_finds_the_size_where_all_rows_are_begun_with(
+    precision: Precision, most: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_module = sys.modules["llm.trainer.fit"]
-    monkeypatch.setattr(fit_module, "_is_tried", lambda _device: True)  # as a GPU is
-    tried = task(tmp_path, batch_size=ROWS, max_steps=2, precision=precision)
-    passes = short_of(tried.model, most=most)
-    fit(tried)
-    assert passes == [rows for rows in (8, 4, 2, 1) if rows >= size] + [size] * (ROWS // size) * 2
-    assert f"{size} rows go through the model at once, of the 8 of a step on a device (tried; trainer.micro" in said()
-    monkeypatch.setattr(fit_module, "_is_tried", lambda _device: False)
-    same_size = task(tmp_path / "same", batch_size=ROWS, max_steps=2, precision=precision, micro_batch_size=size)
+    """As on a GPU. The next ones begin with it, and what does not fit changes nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["llm.trainer.fit"], "micro_batch_size", lambda data, _config: data.batch_size)
+        short = task(tmp_path, batch_size=ROWS, held_out=1, max_steps=2, precision=precision)
+        passes = short_of(short.model, most=most)
+        fit(short)
+    assert passes == [rows for rows in (8, 4, 2) if rows > size] + [size] * (ROWS // size) * 2
+    same_size = task(
+        tmp_path / "same", batch_size=ROWS, held_out=1, max_steps=2, precision=precision, micro_batch_size=size
+    )
     fit(same_size)
-    assert untimed(tmp_path) == untimed(tmp_path / "same")  # trying changed nothing
-    assert same(weights(tried.model), weights(same_size.model))
+    assert untimed(tmp_path) == untimed(tmp_path / "same")
+    assert same(weights(short.model), weights(same_size.model))
 
 
 def test_more_devices_than_rows_are_refused(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_ranks_share_the_steps_of_a_mixture_and_a_resumed_run_goes_on_in_it(worl
         batches = TrainingBatches(num_labels, batch_size=8, micro_batch_size=4, num_steps=70, seed=3, rank=rank,
                                   world_size=world_size, shares=SHARES)  # fmt: skip
         batches.start_step = start
-        return [batch.rows.tolist() for batch in batches]
+        return [batch.rows.tolist() for step in batches for batch in step]
 
     together = [step for pair in zip(*(steps(rank) for rank in range(world_size)), strict=True) for step in pair]
     reference = mixed(np.arange(70 * 8), SHARES, seed=3)

@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llm import tokenizer
-from llm.config import Alphabet, Architecture, LoraConfig, ModelConfig
+from llm.config import Alphabet, Architecture, LoraConfig, ModelConfig, Sampling
 from llm.model import (
-    Sampling,
     add_lora,
     build,
     count_parameters,
@@ -315,48 +314,58 @@ def test_the_streamed_pieces_make_the_generated_text(
 ) -> None:
     model = talker(words, architecture)
     prompt = [0, *words.encode("나는 오늘").ids]
-    text = generate(model, prompt, words, sampling=sampling, pad_id=1)
+    text = generate(model, [prompt], words, sampling=sampling, pad_id=1)[0].text
     pieces = list(stream(model, prompt, words, sampling=sampling, pad_id=1))
     assert len(text) > 0
     assert "".join(pieces) == text
 
 
-def said(*tokens: int) -> SimpleNamespace:
-    """A model that continues every prompt with these tokens."""
+class Said:
+    """A model that continues every prompt with these tokens, and ends."""
 
-    def answer(*, input_ids: torch.Tensor, streamer: object = None, **_: object) -> torch.Tensor:
-        if streamer is not None:
-            for piece in (input_ids, *torch.tensor(tokens)[:, None]):
-                streamer.put(piece)
-        return torch.cat([input_ids, torch.tensor([tokens])], dim=1)
+    config, device = SimpleNamespace(max_position_embeddings=1000), torch.device("cpu")
+    generation_config = SimpleNamespace(eos_token_id=0)
 
-    return SimpleNamespace(
-        config=SimpleNamespace(max_position_embeddings=1000), device=torch.device("cpu"), generate=answer
-    )
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = [*tokens, 0]
+
+    def forward(self, *, input_ids: torch.Tensor, past_key_values: int | None, **_: object) -> SimpleNamespace:
+        place = past_key_values or 0
+        logits = torch.nn.functional.one_hot(torch.tensor([[self.tokens[place]]] * len(input_ids)), 3000)
+        return SimpleNamespace(logits=logits, past_key_values=place + 1)
+
+    __call__ = forward
 
 
 @pytest.mark.parametrize("text", ["뷁 햏", " 앞에 공백", "웃음 🙂 끝", "긴 글 大韓民國 支援이다", "첫 줄\n둘째 줄"])
 def test_the_stream_gives_whole_characters_of_byte_tokens(words: Tokenizer, text: str) -> None:
-    model = said(*words.encode(text, add_special_tokens=False).ids)
+    model = Said(*words.encode(text, add_special_tokens=False).ids)
     pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
     assert len(pieces) > 1
     assert not any("\ufffd" in piece for piece in pieces)
-    assert "".join(pieces) == generate(model, [0, 5], words, sampling=Sampling(), pad_id=1) == text
+    assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text == text
 
 
 def test_a_text_cut_inside_a_character_streams_as_it_is_generated(words: Tokenizer) -> None:
     cut = words.encode("햏 뷁", add_special_tokens=False).ids[:-1]
-    model = said(*cut)
+    model = Said(*cut)
     pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
-    assert "".join(pieces) == generate(model, [0, 5], words, sampling=Sampling(), pad_id=1)
+    assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text
+
+
+def test_half_a_character_counts_where_the_model_ends_and_not_where_it_is_cut(words: Tokenizer) -> None:
+    half = [*words.encode("우리는 학교에서", add_special_tokens=False).ids, words.token_to_id("<0xED>")]
+    for room, text, end in ((99, "우리는 학교에서\ufffd", "eos"), (len(half), "우리는 학교에서", "length")):
+        (answer,) = generate(Said(*half), [[0]], words, sampling=Sampling(max_new_tokens=room), pad_id=1)
+        assert (answer.text, answer.end, answer.num_tokens) == (text, end, len(half) + (end == "eos"))
 
 
 @pytest.mark.parametrize(("token", "text"), [("##서", "서"), ("나는", " 나는")])
 def test_a_continuation_starts_in_the_word_of_the_prompt_or_after_it(token: str, text: str, tmp_path: Path) -> None:
     blog = tokenizer.load(save_preset("blog", tmp_path, vocab_size=2000))
-    model = said(blog.token_to_id(token))
+    model = Said(blog.token_to_id(token))
     prompt = blog.encode("학교에").ids
-    assert generate(model, prompt, blog, sampling=Sampling(), pad_id=1) == text
+    assert generate(model, [prompt], blog, sampling=Sampling(), pad_id=1)[0].text == text
     assert list(stream(model, prompt, blog, sampling=Sampling(), pad_id=1)) == [text]
 
 
@@ -370,23 +379,23 @@ def test_a_stream_that_is_closed_ends_the_generation(words: Tokenizer) -> None:
     pieces.close()
     assert len(steps) < 63
     done = len(steps)
-    generate(model, [5], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
+    generate(model, [[5]], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
     assert len(steps) == done + 3  # nothing goes on beside it
 
 
 def test_an_error_while_streaming_reaches_the_reader(words: Tokenizer) -> None:
-    def fail(**_: object) -> None:
-        raise RuntimeError("no memory")
+    class Failing(Said):
+        def __call__(self, **_: object) -> None:
+            raise RuntimeError("no memory")
 
-    model = said(5)
-    model.generate = fail
+    model = Failing(5)
     with pytest.raises(RuntimeError, match="no memory"):
         list(stream(model, [0], words, sampling=Sampling(), pad_id=1))
 
 
 def drawn(words: Tokenizer, model: PreTrainedModel, seed: int) -> str:
     sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, seed=seed)
-    return generate(model, [0], words, sampling=sampling, pad_id=1)
+    return generate(model, [[0]], words, sampling=sampling, pad_id=1)[0].text
 
 
 def test_sampling_follows_its_seed(words: Tokenizer) -> None:
@@ -400,7 +409,7 @@ def test_sampling_leaves_the_global_random_numbers_alone(words: Tokenizer, read:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    made = read(model, [0], words, sampling=SAMPLINGS[1], pad_id=1)
+    made = read(model, [[0]] if read is generate else [0], words, sampling=SAMPLINGS[1], pad_id=1)
     if isinstance(made, Iterator):
         list(made)
     assert torch.equal(torch.rand(3), expected)
@@ -411,7 +420,7 @@ def test_a_prompt_longer_than_the_room_loses_its_beginning(words: Tokenizer, arc
     model = talker(words, architecture)  # 64 positions
     prompt = [2 + i % 300 for i in range(100)]
     sampling = Sampling(max_new_tokens=20)
-    whole, end = (generate(model, line, words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
+    whole, end = (generate(model, [line], words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
     assert whole == end
 
 
@@ -423,5 +432,5 @@ def test_more_tokens_than_there_are_positions_are_not_asked_for(words: Tokenizer
     model.register_forward_hook(
         lambda _module, _args, kwargs, _output: lengths.append(int(kwargs["position_ids"].max()) + 1), with_kwargs=True
     )
-    generate(model, [5, 6, 7], words, sampling=Sampling(max_new_tokens=200), pad_id=1)
+    generate(model, [[5, 6, 7]], words, sampling=Sampling(max_new_tokens=200), pad_id=1)
     assert max(lengths) == 63  # and the 64th token is made, but not read

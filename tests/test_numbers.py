@@ -14,10 +14,10 @@ from llm.config import OptimizerConfig, Precision, TrainerConfig
 from llm.errors import ConfigError
 from llm.run import log
 from llm.trainer import fit
+from llm.trainer.loading import TimedLoader
 from llm.trainer.memory import memory_in_use, resident_bytes
 from llm.trainer.progress import clock
 from llm.trainer.throughput import PEAKS, listed_peaks, peak_flops
-from llm.trainer.waiting import TimedLoader, waited_seconds
 from tests.test_trainer import RandomRows, metrics, quick_peak, task, values
 
 ROOT = Path(__file__).parents[1]
@@ -60,14 +60,10 @@ def test_a_loader_counts_the_seconds_that_it_is_waited_for() -> None:
 
     loader = TimedLoader(Numbers(), batch_size=None)
     assert [int(number) for number in loader] == [0, 1, 2, 3]
-    assert waited_seconds(loader) >= 0.08
+    assert loader.waited_seconds >= 0.08
     before = loader.waited_seconds
     time.sleep(0.05)
     assert loader.waited_seconds == before  # what happens between batches is no waiting
-
-
-def test_a_loader_without_a_clock_is_never_waited_for() -> None:
-    assert waited_seconds(torch.utils.data.DataLoader([1])) == 0.0  # type: ignore[arg-type]
 
 
 def test_the_share_of_waiting_is_that_of_slow_rows(tmp_path: Path) -> None:

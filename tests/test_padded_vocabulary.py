@@ -18,7 +18,7 @@ from llm.errors import ConfigError
 from llm.model import (
     build,
     count_parameters,
-    generate_batch,
+    generate,
     loss,
     next_token_loss,
     next_token_nats,
@@ -278,7 +278,7 @@ def test_a_text_is_written_as_without_padding(words: Tokenizer, sampling: Any) -
         last = model(torch.tensor(prompts[0])[None]).logits[0, -1]
         assert last[:400].max() < 0
         assert multiple is None or int(last.argmax()) >= 400
-        answers.append(generate_batch(model, prompts, words, sampling=sampling, pad_id=1, seeds=SEEDS))
+        answers.append(generate(model, prompts, words, sampling=sampling, pad_id=1, seeds=SEEDS))
     assert answers[0] == answers[1]
 
 

@@ -201,15 +201,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     whole = go_on(tmp_path / "whole", text, folder)
     saving = import_module("llm.trainer.saving")
-    original = saving.Saving.on_train_batch_end
+    original = saving.Saving.save_if_due
 
-    def fail_at_three(self: Any, trainer: Any, *rest: Any) -> None:
-        original(self, trainer, *rest)
+    def fail_at_three(self: Any, trainer: Any, **rest: Any) -> None:
+        original(self, trainer, **rest)
         if trainer.global_step == 3:
             raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saving, "on_train_batch_end", fail_at_three)
+        patch.setattr(saving.Saving, "save_if_due", fail_at_three)
         with pytest.raises(RuntimeError, match="stopped"):
             go_on(tmp_path, text, folder, "trainer.checkpoint_every_steps=2")
     resumed = go_on(tmp_path, text, folder, "trainer.checkpoint_every_steps=2")

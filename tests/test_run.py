@@ -879,8 +879,9 @@ def test_metrics_shorter_than_their_checkpoint_are_refused(tmp_path):
         MetricsLog(tmp_path / "m.jsonl", size=9)
 
 
-def test_a_damaged_line_of_metrics_is_named(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+@pytest.mark.parametrize("line", ['{"st', '{"step": [2\n3]}', ""])
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
+    (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(DamagedError, match=r"m\.jsonl:2: this is no JSON\. Run with reuse=never"):
         read_metrics(tmp_path / "m.jsonl")
 

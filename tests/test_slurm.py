@@ -2,17 +2,15 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from slurm_commands import Commands, slurm
 
 from llm.config import RetryConfig, SlurmConfig
-from llm.errors import ConfigError, DamagedError
+from llm.errors import ConfigError
 from llm.sweep import slurm_queue
 from llm.sweep.slurm_queue import QueuedJob
-from llm.sweep.slurm_submission import Submission, read_submission, write_submission
 
 __all__ = ["slurm"]  # a fixture
 
@@ -78,14 +76,14 @@ def test_further_arguments_keep_their_values_or_take_none() -> None:
 def test_the_queue_is_read_by_the_ids_that_jobs_are_known_by(slurm: Commands) -> None:
     slurm.answer(
         "squeue",
-        "12|0|RUNNING|None|ab12|n[1-2]\n12|1|PENDING|Resources|ab12|\n13|N/A|COMPLETED|None|(null)|n3\na warning\n",
+        "12|0|RUNNING|ab12|n[1-2]\n12|1|PENDING|ab12|\n13|N/A|COMPLETED|(null)|n3\na warning\n",
     )
     assert slurm_queue.queued_jobs("pretrain-1") == {
-        "12_0": QueuedJob("12_0", "RUNNING", "None", "ab12", "n[1-2]"),
-        "12_1": QueuedJob("12_1", "PENDING", "Resources", "ab12", ""),
-        "13": QueuedJob("13", "COMPLETED", "None", "(null)", "n3"),
+        "12_0": QueuedJob("12_0", "RUNNING", "ab12", "n[1-2]"),
+        "12_1": QueuedJob("12_1", "PENDING", "ab12", ""),
+        "13": QueuedJob("13", "COMPLETED", "(null)", "n3"),
     }
-    form = "--format=%F|%K|%T|%r|%k|%N"
+    form = "--format=%F|%K|%T|%k|%N"
     assert slurm.asked("squeue") == [["--noheader", "--array", "--states=all", "--name=pretrain-1", form]]
     slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller", code=1)
     assert slurm_queue.queued_jobs("pretrain-1") is None
@@ -161,13 +159,20 @@ def test_the_most_gpus_of_a_node_are_counted(slurm: Commands, said: str, gpus: i
 
 
 def test_sbatch_is_asked_without_what_a_job_around_us_left(slurm: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURMD_NODENAME", "SBATCH_PARTITION", "SALLOC_ACCOUNT", "SLURM_CONF"):
+    (slurm.folder / "sbatch").write_text(f"#!/bin/sh\necho 12\nenv > {slurm.folder}/environment\n", encoding="utf-8")
+    left = ("SLURM_JOB_ID", "SLURMD_NODENAME", "SBATCH_PARTITION", "SALLOC_ACCOUNT", "SLURM_CONF")
+    for name in left:
         monkeypatch.setenv(name, "left")
-    with slurm_queue.outside_of_a_job():
-        assert [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "SALLOC"))] == ["SLURM_CONF"]
-    assert os.environ["SLURM_JOB_ID"] == os.environ["SBATCH_PARTITION"] == "left"
-    slurm_queue.require_possible({"partition": "gpu", "time": 5, "exclusive": True})
-    assert slurm.asked("sbatch") == [["--test-only", "--partition=gpu", "--time=5", "--exclusive", "--wrap=true"]]
+    assert slurm_queue.sbatch({}) == "12"
+    given = (slurm.folder / "environment").read_text(encoding="utf-8").splitlines()
+    assert [line for line in given if line.endswith("=left")] == ["SLURM_CONF=left"]
+    assert all(os.environ[name] == "left" for name in left)
+
+
+def test_sbatch_is_given_its_arguments_and_gives_the_number_of_the_job(slurm: Commands) -> None:
+    slurm.answer("sbatch", "12;cluster2\n")
+    assert slurm_queue.sbatch({"partition": "gpu", "time": 5, "exclusive": True}, Path("a.sh")) == "12"
+    assert slurm.asked("sbatch") == [["--parsable", "--partition=gpu", "--time=5", "--exclusive", "a.sh"]]
 
 
 def test_what_sbatch_refuses_is_one_line_in_its_words(slurm: Commands) -> None:
@@ -178,7 +183,7 @@ def test_what_sbatch_refuses_is_one_line_in_its_words(slurm: Commands) -> None:
         code=1,
     )
     with pytest.raises(ConfigError) as refusal:
-        slurm_queue.require_possible({})
+        slurm_queue.sbatch({})
     assert str(refusal.value) == (
         "sbatch refuses the job: invalid partition specified: nowhere. Batch job submission failed: Invalid partition "
         "name specified. Invalid partition name specified. Look at hydra.launcher.partition, account, qos, "
@@ -187,13 +192,13 @@ def test_what_sbatch_refuses_is_one_line_in_its_words(slurm: Commands) -> None:
     )
     slurm.answer("sbatch", code=1)
     with pytest.raises(ConfigError, match=r"^sbatch refuses the job: it does not say why\. Look at hydra\.launcher"):
-        slurm_queue.require_possible({})
+        slurm_queue.sbatch({})
 
 
 def test_an_sbatch_that_cannot_be_asked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=line("sbatch does not answer (FileNotFoundError). Is the cluster up?")):
-        slurm_queue.require_possible({})
+        slurm_queue.sbatch({})
 
 
 @pytest.mark.parametrize("missing", ["sbatch", "srun", "squeue", "scancel", "scontrol"])
@@ -203,21 +208,3 @@ def test_each_command_that_is_missing_is_named(slurm: Commands, missing: str, mo
     (slurm.folder / missing).unlink()
     with pytest.raises(ConfigError, match=rf"^hydra/launcher=slurm, but {missing} is not on this machine's PATH\."):
         slurm_queue.require_slurm()
-
-
-# What is kept of a submission
-
-
-def test_a_submission_is_kept_as_it_was(tmp_path: Path) -> None:
-    assert read_submission(tmp_path) is None
-    made = Submission(token="ab12", index=3, attempts=1, submitted_at="now", id="12_3", is_to_stop=True)
-    write_submission(tmp_path, made)
-    assert read_submission(tmp_path) == made
-    assert (made.with_index("12"), replace(made, index=None).with_index("12")) == ("12_3", "12")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"token": "a"}', '{"unknown": 1}'])
-def test_a_submission_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "slurm.json").write_text(content, encoding="utf-8")
-    with pytest.raises(DamagedError, match=r"slurm\.json cannot be read \(.*\)\. See with squeue that no job of it is"):
-        read_submission(tmp_path)

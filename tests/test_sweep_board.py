@@ -11,19 +11,19 @@ from rich.console import Console
 from sweeps import Sweep
 
 from llm.run import Run
+from llm.run.announcing import Result, write_result
 from llm.run.identity import key_of
 from llm.sweep.board import Board
-from llm.sweep.driver import Standing
-from llm.sweep.pool import Running
+from llm.sweep.jobs import Job, NewMetrics
+
+SOURCE = SimpleNamespace(to_come=lambda: 0, best=lambda: "1.2500: ok=b")
 
 
-def board_of(tmp_path: Path, *, terminal: bool = True) -> tuple[Board, io.StringIO, list[Standing], SimpleNamespace]:
+def board_of(tmp_path: Path, *, terminal: bool = True) -> tuple[Board, io.StringIO, dict[int, Job]]:
     """Two of four jobs done in 60 s each, one at step 5 of 20, one waiting."""
     jobs = Sweep(tmp_path, ["ok=a", "ok=b", "ok=c", "ok=d"]).jobs()
-    standings = [Standing(job, 0) for job in jobs]
-    for standing, objective in zip(standings, (2.5, 1.25), strict=False):
-        standing.state = "done"
-        standing.run = Run(tmp_path, {"objective": objective, "seconds": 60.0})
+    for job in jobs[:2]:
+        job.state, job.run = "done", Run(tmp_path, {"seconds": 60.0})
     run = tmp_path / "pretrain" / "c"
     run.mkdir(parents=True)
     settings = {"trainer": {"max_steps": 20}}
@@ -33,17 +33,16 @@ def board_of(tmp_path: Path, *, terminal: bool = True) -> tuple[Board, io.String
     (run / "metrics.jsonl").write_text(
         '{"step": 4, "train/loss": 9.0}\n{"step": 5, "train/loss": 3.5}\n{"step": 6, "tr'
     )
-    (jobs[2].folder / "run").write_text(f"pretrain\n{run}\n")
-    standings[2].state = "running"
-    running = Running(jobs[2], jobs[2].read(), None, None, None, 0, started=time.monotonic() - 90)
+    write_result(jobs[2].folder, Result(stage="pretrain", run=str(run)))
+    jobs[2].state, jobs[2].started = "running", time.monotonic() - 90
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=120, color_system=None)
-    return Board(console), said, standings, SimpleNamespace(running={2: running})
+    return Board(console), said, {job.number: job for job in jobs}
 
 
 def test_the_table_has_states_progress_best_and_time_left(tmp_path):
-    board, said, standings, pool = board_of(tmp_path)
-    with board.shown(standings, pool):
+    board, said, jobs = board_of(tmp_path)
+    with board.shown(jobs, SOURCE):
         shown = Console(file=io.StringIO(), width=120, record=True)
         shown.print(board.table())
     lines = shown.export_text().splitlines()
@@ -53,8 +52,8 @@ def test_the_table_has_states_progress_best_and_time_left(tmp_path):
 
 
 def test_without_a_terminal_nothing_is_drawn_but_lines(tmp_path, capsys):
-    board, said, standings, pool = board_of(tmp_path, terminal=False)
-    with board.shown(standings, pool):
+    board, said, jobs = board_of(tmp_path, terminal=False)
+    with board.shown(jobs, SOURCE):
         board.say("ok=a: done")
         board.refresh()
     assert said.getvalue() == ""
@@ -63,14 +62,12 @@ def test_without_a_terminal_nothing_is_drawn_but_lines(tmp_path, capsys):
 
 def time_left(*, at_work: list[float], queued: int = 0, waiting: int = 0, to_come: int = 0, took: list[float]) -> str:
     """What is said where jobs have run for so many seconds, and finished ones have taken so many."""
-    standings = [SimpleNamespace(state="done", run=Run(Path(), {"seconds": each, "objective": 1.0})) for each in took]
-    standings += [SimpleNamespace(state="waiting", run=None)] * waiting
-    running = [SimpleNamespace(state="running", started=time.monotonic() - each) for each in at_work]
-    running += [SimpleNamespace(state="queued", started=0.0)] * queued
+    jobs = [SimpleNamespace(state="done", run=Run(Path(), {"seconds": each})) for each in took]
+    jobs += [SimpleNamespace(state=state, run=None) for state in ["waiting"] * waiting + ["queued"] * queued]
+    jobs += [SimpleNamespace(state="running", run=None, started=time.monotonic() - each) for each in at_work]
     board = Board(Console(file=io.StringIO()))
-    search = SimpleNamespace(to_come=lambda: to_come, best=lambda: None) if to_come else None
-    with board.shown(standings, SimpleNamespace(running=dict(enumerate(running))), search):
-        return "; ".join(board._time_left())
+    with board.shown(dict(enumerate(jobs)), SimpleNamespace(to_come=lambda: to_come, best=lambda: None)):
+        return board.time_left()
 
 
 @pytest.mark.parametrize(
@@ -90,3 +87,17 @@ def test_the_time_left_is_that_of_the_jobs_to_come_as_many_at_once_as_run_now(fa
 @pytest.mark.parametrize("facts", [{"took": [], "at_work": [60.0]}, {"took": [60.0], "at_work": [], "queued": 3}])
 def test_before_a_job_has_ended_or_while_none_runs_no_time_is_said(facts):
     assert time_left(**facts) == ""
+
+
+def test_metrics_are_read_once_each_and_anew_where_a_start_has_cut_them_back(tmp_path):
+    path, metrics = tmp_path / "metrics.jsonl", NewMetrics()
+    assert metrics.read(tmp_path) == metrics.read(None) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert metrics.read(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert metrics.read(tmp_path) == [] and metrics.last == {"step": 2}
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert metrics.read(tmp_path) == [{"step": 3}]
+    path.write_text('{"step": 1}\n')
+    assert metrics.read(tmp_path) == [{"step": 1}]
+    path.write_text('{"step": 1, "seconds": 9.5}\n{"step": 2}\n')  # past where it was: the rest of a line is none
+    assert metrics.read(tmp_path) == [{"step": 2}]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweeps import SCRIPT, Sweep
@@ -61,7 +62,7 @@ def test_of_six_jobs_three_fail_each_alone_and_the_same_start_again_runs_only_th
         **dict.fromkeys("bde", "failed"),
     }
     assert [standings[name].run.objective for name in ("a", "cc", "fff")] == [1.0, 2.0, 3.0]
-    assert {name: (standings[name].ending.kind, standings[name].ending.message) for name in "bde"} == {
+    assert {name: (standings[name].result.kind, standings[name].result.message) for name in "bde"} == {
         "b": ("failed", "RuntimeError: a bug"),
         "d": ("killed", "killed by SIGKILL, perhaps for want of memory"),
         "e": ("out_of_memory", "MemoryError"),
@@ -108,7 +109,7 @@ def test_the_ledger_keeps_why_a_job_failed(sweep, job, kind, message):
 def test_a_job_that_failed_too_often_is_left_out_until_the_limit_is_raised(sweep):
     one = sweep("raise=a", max_attempts=2)
     one.run(), one.run()
-    said = one.run()["a"].ending.message
+    said = one.run()["a"].result.message
     assert said == "has failed 2 times; hydra.launcher.max_attempts=2. Raise it"
     assert one.starts() == {"a": 2}
     sweep("raise=a", max_attempts=3).run()
@@ -127,14 +128,14 @@ def test_no_more_jobs_run_at_once_than_are_asked_for_and_each_has_its_threads(sw
     jobs = sweep("0.3=a", "0.3=b", "0.3=c", cores=8, jobs=2)
     driver = jobs.driver()
     most = 0
-    ended = driver._pool.ended
+    ended = driver._backend.ended
 
     def counting(seconds: float):
         nonlocal most
-        most = max(most, len(driver._pool.running))
+        most = max(most, len(driver._backend.running))
         return ended(0.05)
 
-    driver._pool.ended = counting
+    driver._backend.ended = counting
     driver.run()
     assert most == 2
     assert {path.read_text().split()[1] for path in jobs.outputs.glob("pretrain/*/starts.txt")} == {"4"}
@@ -223,8 +224,10 @@ def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(s
     one = sweep("ok=a", "ok=bb")
     job, _ = one.jobs()
     job.begin(job.read())
-    late = one.driver()  # counts the attempt that is under way
-    late._find_finished = lambda: None  # as if it had looked before that came to its end
+    late = one.driver(finder=SimpleNamespace(find=lambda config: None))  # as if it looks before that comes to its end
+    late._start = lambda job: None
+    late._start_ready()  # counts the attempt that is under way
+    del late._start
     assert {each.state for each in one.run().values()} == {"done"}
     assert {each.state for each in late.run()} == {"done"}
     assert one.starts() == {"a": 1, "bb": 1}
@@ -252,14 +255,16 @@ def test_a_job_whose_run_another_process_makes_is_waited_for_without_counting_as
     script = sweep("ok=a")
     busy = tmp_path / "pretrain" / "a"
     (tmp_path / "train.py").write_text(
-        SCRIPT.format(outputs=str(tmp_path)).replace('print("says"', 'sys.exit(2) if times == 0 else print("says"')
+        SCRIPT.format(outputs=str(tmp_path)).replace(
+            'print("says"', '(tell("busy"), sys.exit(2)) if times == 0 else print("says"'
+        )
     )
     driver = script.driver()
     with owned(busy, wait=False):
-        while not driver.standings[0].not_before:  # until the first attempt was found to be refused
+        while not driver.jobs or not driver.jobs[0].not_before:  # until the first attempt was found to be refused
             driver._start_ready()
-            for job, ended in driver._pool.ended(0.1):
-                driver._settle(driver.standings[job.number], ended)
+            for job, ended in driver._backend.ended(0.1):
+                driver._settle(job, ended)
     assert [each.state for each in driver.run()] == ["done"]
     assert [attempt["kind"] for attempt in script.ledger()["a"]["attempts"]] == ["busy", "done"]
 

@@ -8,26 +8,23 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime, timedelta
-from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 from sweeps import SCRIPT, FinderOfStandIns
 
 from llm.config import HalvingConfig, PoolConfig, Sampler, StageConfig, SweeperConfig
 from llm.errors import ConfigError, LaunchError
 from llm.sweep import process
 from llm.sweep.board import Board
-from llm.sweep.halving import Halving, Place, go_on, point_of, points
+from llm.sweep.driver import Driver
 from llm.sweep.pool import Pool
-from llm.sweep.search import Search
+from llm.sweep.search import Search, carry_out
 from llm.sweep.shares import Shares
 from llm.sweep.space import Dimension, check_space, points_of_grid
-from llm.sweep.study import best_trials, check_objectives, open_study, table
+from llm.sweep.study import best_trials, check_objectives, open_study, points, table
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +50,8 @@ for step in range(seen + 1, 10):
 """
 FAILURE = """
 if os.environ.get("FAIL") == str(n):
-    raise RuntimeError("a bug")
+    tell("failed", "RuntimeError: a bug")
+    sys.exit(1)
 """
 
 
@@ -74,23 +72,27 @@ def config_of(outputs: Path, overrides: list[str]) -> StageConfig:
     return StageConfig(stage="pretrain", outputs=str(outputs), name=name)
 
 
-def search(
+def made_search(
     outputs: Path, settings: SweeperConfig, *, space=(X, N), compose=None, cores: int = 2, launcher=POOL
-) -> Search:
+) -> tuple[Search, Driver]:
     (outputs / "train.py").write_text(script(outputs), encoding="utf-8")
     process.TRAIN = outputs / "train.py"
-    shares = Shares(launcher, num_jobs=8, gpus=[], cores=cores, memory=10**12)
-    return Search(
+    board = Board()
+    made = Search(
         settings,
-        launcher,
         space=space,
         fixed=[],
         compose=compose or (lambda overrides, number: config_of(outputs, overrides)),
         folder=outputs / "sweeps" / "search",
-        pool=Pool(launcher, shares),
-        board=Board(),
-        finder=FinderOfStandIns(),
+        max_attempts=launcher.max_attempts,
+        board=board,
     )
+    shares = Shares(launcher, num_jobs=8, gpus=[], cores=cores, memory=10**12)
+    return made, Driver(made, Pool(launcher, shares), launcher, board, FinderOfStandIns())
+
+
+def search(outputs: Path, settings: SweeperConfig, **given) -> optuna.Study:
+    return carry_out(*made_search(outputs, settings, **given))
 
 
 @pytest.fixture(autouse=True)
@@ -104,41 +106,31 @@ LOSS = SweeperConfig(trials=4, sampler=Sampler.random, objectives=["val/loss"])
 def test_a_grid_tries_every_combination_once_and_again_tries_nothing(tmp_path):
     settings = replace(LOSS, sampler=Sampler.grid, trials=99)
     space = (Dimension(key="x", choices=("0.5", "0.25")), N)
-    study = search(tmp_path, settings, space=space).run()
+    study = search(tmp_path, settings, space=space)
     tried = {(trial.params["x"], trial.params["n"]): trial.value for trial in study.trials}
     assert tried == {(x, n): float(x) + int(n) for x in ("0.5", "0.25") for n in "123"}
     assert study.best_value == 1.25
-    again = search(tmp_path, settings, space=space).run()
+    again = search(tmp_path, settings, space=space)
     assert len(again.trials) == 6
     assert {len(path.read_text().splitlines()) for path in tmp_path.glob("pretrain/*/starts.txt")} == {1}
 
 
 def test_more_trials_go_on_where_fewer_ended(tmp_path):
-    first = search(tmp_path, LOSS).run().trials
-    more = search(tmp_path, replace(LOSS, trials=6)).run().trials
+    first = search(tmp_path, LOSS).trials
+    more = search(tmp_path, replace(LOSS, trials=6)).trials
     assert [trial.params for trial in more[:4]] == [trial.params for trial in first]
     assert len({trial.params["x"] for trial in more}) == 6  # the draws do not begin anew
 
 
-def test_a_trial_whose_driver_died_is_taken_up_though_the_clock_was_set_back_since(tmp_path, monkeypatch):
-    looks = []
-
-    class SetBack(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            looks.append(1)
-            assert len(looks) < 50, "it waits for the clock"
-            return datetime.now(tz) - timedelta(hours=1)
-
-    one = search(tmp_path, LOSS)
+def test_a_trial_whose_driver_died_as_it_chose_is_taken_up(tmp_path):
+    one, driver = made_search(tmp_path, LOSS)
     one.study.ask()  # and died before it had chosen
-    monkeypatch.setattr("llm.sweep.search.datetime", SetBack)
-    trials = one.run().trials
-    assert len(trials) == 4 and looks and all(len(trial.params) == 2 for trial in trials)
+    trials = carry_out(one, driver).trials
+    assert len(trials) == 4 and all(len(trial.params) == 2 for trial in trials)
 
 
 def test_the_result_of_a_point_is_the_mean_over_its_seeds(tmp_path):
-    study = search(tmp_path, replace(LOSS, trials=2, seeds=3)).run()
+    study = search(tmp_path, replace(LOSS, trials=2, seeds=3))
     assert len(list(tmp_path.glob("pretrain/*"))) == 6
     for trial in study.trials:
         assert trial.value == pytest.approx(int(trial.params["n"]) + trial.params["x"] + 0.25, abs=1e-12)
@@ -146,7 +138,7 @@ def test_the_result_of_a_point_is_the_mean_over_its_seeds(tmp_path):
 
 def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
     settings = replace(LOSS, objectives=["val/loss", "tokens"], directions=["minimize", "maximize"])
-    study = search(tmp_path, settings).run()
+    study = search(tmp_path, settings)
     values = [trial.values for trial in study.trials]
     unbeaten = {
         number
@@ -160,9 +152,9 @@ def test_two_objectives_end_in_the_trials_that_none_beats(tmp_path):
 
 def test_the_best_so_far_is_by_what_is_searched_for_and_its_direction(tmp_path):
     settings = replace(LOSS, sampler=Sampler.grid, trials=3, objectives=["val/loss"], directions=["maximize"])
-    made = search(tmp_path, settings, space=(N,))
+    made, driver = made_search(tmp_path, settings, space=(N,))
     assert (made.to_come(), made.best()) == (3, None)
-    made.run()
+    driver.run()
     assert (made.to_come(), made.best()) == (0, "val/loss 3.0000: n=3")
 
 
@@ -184,76 +176,34 @@ def steps_of(outputs: Path) -> dict[str, list[int]]:
     return {n: [json.loads(line)["step"] for line in path.read_text().splitlines()] for n, path in files.items()}
 
 
-@pytest.mark.parametrize("order", ["123456789", "594172836"])
-def test_what_does_badly_at_a_rung_is_stopped_and_goes_on_from_there_once_it_is_among_the_best(
-    tmp_path, monkeypatch, order
-):
+@pytest.mark.parametrize(("order", "whole"), [("123456789", "1"), ("594172836", "541")])
+def test_what_does_badly_at_a_rung_is_stopped_and_stays_so(tmp_path, monkeypatch, order, whole):
     monkeypatch.setenv("CURVE", "1")
-    monkeypatch.setattr("llm.sweep.search.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("llm.sweep.driver.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("llm.sweep.study.points_of_grid", lambda space: [{"n": n} for n in order])
-    study = search(tmp_path, HALVING, space=(NINE,), cores=1).run()
-    newest = {trial.params["n"]: trial for trial in points(study).values()}
-    assert [n for n, trial in newest.items() if trial.state.name == "COMPLETE"] == ["1"]  # the best at every step
+    study = search(tmp_path, HALVING, space=(NINE,), cores=1)
+    states = {trial.params["n"]: trial.state.name for trial in study.trials}
+    assert {n for n, state in states.items() if state == "COMPLETE"} == set(whole)  # each the best of those before it
+    assert set(states.values()) == {"COMPLETE", "PRUNED"} and len(states) == 9
     taken = steps_of(tmp_path)
     assert all(steps == list(range(1, len(steps) + 1)) for steps in taken.values())  # none twice, none left out
-    assert len(taken["1"]) == 9
-    assert sum(map(len, taken.values())) < 0.4 * 9 * 9
+    assert all(len(taken[n]) == 9 if n in whole else len(taken[n]) < 5 for n in taken)
     shown = list(table(study, HALVING).columns[0]._cells)
-    assert shown[0] == str(point_of(newest["1"]))
+    assert shown[0] == str(order.index("1"))
     assert sorted(map(int, shown)) == list(range(9))  # each point once
-    again = search(tmp_path, HALVING, space=(NINE,), cores=1).run()
+    again = search(tmp_path, HALVING, space=(NINE,), cores=1)
     assert len(again.trials) == len(study.trials)
-
-
-def told(values: dict[str, dict[int, float]], states: str) -> optuna.Study:
-    """A study whose trials have come to these rungs: P has been stopped, R runs, C is complete."""
-    study = optuna.create_study()
-    for curve, state in zip(values.values(), states, strict=True):
-        trial = study.ask()
-        for rung, value in curve.items():
-            trial.report(value, rung)
-        if state != "R":
-            study.tell(trial, 0.0 if state == "C" else None, TrialState.COMPLETE if state == "C" else TrialState.PRUNED)
-    return study
-
-
-def test_the_places_at_a_rung_are_those_of_a_hand_worked_case():
-    halving = Halving(HalvingConfig(first_step=10, factor=2), direction="minimize")
-    curves = {"a": {10: 4.0}, "b": {10: 2.0, 20: 1.0}, "c": {10: float("nan")}, "d": {10: 3.0}, "e": {10: 1.0, 20: 2.0}}
-    study = told(curves, "PRPPP")
-    assert [halving.place(study, point, 10).rank for point in range(5)] == [4, 2, 5, 3, 1]
-    assert [halving.place(study, point, 10).goes_on for point in range(5)] == [False, True, False, False, True]
-    assert halving.place(study, 4, 20) == Place(rung=20, rank=2, of=2, goes_on=False)
-    assert halving.to_go_on(study) is None  # d would be the third of five
-    [trial, place] = halving.furthest(study)
-    assert (trial.number, place.rung) == (4, 20)
-    more = told(curves | {"f": {10: 9.0}}, "PRPPPP")
-    [trial, place] = halving.to_go_on(more)
-    assert (trial.number, place) == (3, Place(rung=10, rank=3, of=6, goes_on=True))
-    further = go_on(more, trial)
-    assert (point_of(further), further.number) == (3, 6)
-    assert halving.to_go_on(more) is None
-    assert halving.tell(more, further, {10: 3.0, 20: 0.5}) == Place(rung=20, rank=1, of=3, goes_on=True)
-    largest = Halving(HalvingConfig(first_step=10, factor=2), direction="maximize")
-    assert [largest.place(study, point, 10).rank for point in range(5)] == [1, 3, 5, 2, 4]
-
-
-def test_a_curve_has_come_to_each_rung_that_it_was_measured_at_or_after():
-    halving = Halving(HalvingConfig(first_step=10, factor=3), direction="minimize")
-    curve = [(5, 9.0), (12, 8.0), (25, 7.0), (95, 6.0)]
-    assert halving.reached(curve, max_steps=inf) == {10: 8.0, 30: 6.0, 90: 6.0}
-    assert halving.reached(curve, max_steps=90) == {10: 8.0, 30: 6.0}
 
 
 def test_what_failed_is_tried_again_at_a_later_start_as_often_as_it_may_be(tmp_path, monkeypatch, capsys):
     settings = replace(LOSS, sampler=Sampler.grid, trials=3)
     monkeypatch.setenv("FAIL", "2")
-    first = search(tmp_path, settings, space=(N,)).run()
+    first = search(tmp_path, settings, space=(N,))
     assert {t.params["n"]: t.state.name for t in first.trials} == {"1": "COMPLETE", "2": "FAIL", "3": "COMPLETE"}
-    search(tmp_path, settings, space=(N,), launcher=PoolConfig(max_attempts=1)).run()
+    search(tmp_path, settings, space=(N,), launcher=PoolConfig(max_attempts=1))
     assert "has failed 1 times; hydra.launcher.max_attempts=1. Raise it" in capsys.readouterr().err
     monkeypatch.delenv("FAIL")
-    study = search(tmp_path, settings, space=(N,)).run()
+    study = search(tmp_path, settings, space=(N,))
     assert {n: trial.state.name for n, trial in points(study).items()} == dict.fromkeys(range(3), "COMPLETE")
     starts = {path.parent.name.split("-")[1]: path.read_text() for path in tmp_path.glob("pretrain/*/starts.txt")}
     assert {n: len(text.splitlines()) for n, text in starts.items()} == {"1": 1, "2": 2, "3": 1}
@@ -269,7 +219,7 @@ def test_what_failed_is_tried_again_at_a_later_start_as_often_as_it_may_be(tmp_p
 def test_a_result_that_is_none_fails_its_trial_and_no_other(tmp_path, monkeypatch, capsys, of_two, line):
     monkeypatch.setenv("RESULTS", f'{{"2": {of_two}}}')
     settings = replace(LOSS, sampler=Sampler.grid, trials=3)
-    study = search(tmp_path, settings, space=(N,)).run()
+    study = search(tmp_path, settings, space=(N,))
     assert {t.params["n"]: t.state.name for t in study.trials} == {"1": "COMPLETE", "2": "FAIL", "3": "COMPLETE"}
     assert f"n=2: {line.format(run=tmp_path / 'pretrain' / 'None-2-0')}" in capsys.readouterr().err
     kinds = [json.loads(path.read_text())["attempts"] for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
@@ -280,7 +230,7 @@ def test_the_first_failure_ends_a_search_that_is_to_fail_fast(tmp_path, monkeypa
     monkeypatch.setenv("FAIL", "1")
     settings = replace(LOSS, sampler=Sampler.grid, trials=3)
     with pytest.raises(LaunchError, match=r"fail_fast: trial \d: n=1: failed: RuntimeError: a bug") as e:
-        search(tmp_path, settings, space=(N,), cores=1, launcher=PoolConfig(fail_fast=True)).run()
+        search(tmp_path, settings, space=(N,), cores=1, launcher=PoolConfig(fail_fast=True))
     assert e.value.exit_code == 3
 
 
@@ -291,7 +241,7 @@ def test_values_that_cannot_go_together_fail_alone(tmp_path):
         return config_of(tmp_path, overrides)
 
     settings = replace(LOSS, sampler=Sampler.grid, trials=3)
-    study = search(tmp_path, settings, space=(Dimension(key="x", choices=("0.5",)), N), compose=compose).run()
+    study = search(tmp_path, settings, space=(Dimension(key="x", choices=("0.5",)), N), compose=compose)
     assert {trial.params["n"]: trial.state.name for trial in study.trials} == {
         "1": "COMPLETE",
         "2": "FAIL",
@@ -305,14 +255,32 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_sweep_search import HALVING, LOSS, N, NINE, X, replace, search
 if __name__ == "__main__":
-    search(Path({folder!r}), {settings}, space={space}).run()
+    search(Path({folder!r}), {settings}, space={space})
 """
 
 
-def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: int) -> None:
+def driver_program(tmp_path: Path, settings: str, space: str) -> Path:
     program = tmp_path / "driver.py"
     names = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
     program.write_text(PROGRAM.format(**names, settings=settings, space=space))
+    return program
+
+
+def test_two_drivers_share_a_search_and_begin_no_more_points_than_are_asked_for(tmp_path):
+    program = driver_program(tmp_path, "replace(LOSS, trials=7)", "(X, N)")
+    command = [sys.executable, str(program)]
+    drivers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [driver.communicate(timeout=PATIENCE)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    study = open_study(replace(LOSS, trials=7), (X, N), [], tmp_path / "sweeps" / "search")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 7
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
+    assert [[attempt["kind"] for attempt in record["attempts"]] for record in records] == [["done"]] * 7
+    assert len({record["attempts"][0]["driver"] for record in records}) == 2
+
+
+def kill_again_and_again(tmp_path: Path, settings: str, space: str, *, times: int) -> None:
+    program = driver_program(tmp_path, settings, space)
     for number in range(times):
         driver = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
         time.sleep(2.5 + 0.37 * (number % 7))

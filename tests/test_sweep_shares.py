@@ -8,9 +8,8 @@ from test_config import config_of
 from llm.config import Accelerator, EvaluationConfig, PoolConfig, RetryConfig, TrainerConfig
 from llm.errors import ConfigError
 from llm.sweep import shares as module
-from llm.sweep.opening import Estimates
 from llm.sweep.process import prepare_server
-from llm.sweep.shares import Share, Shares, present_gpus
+from llm.sweep.shares import Estimates, Share, Shares, present_gpus
 
 
 def job(devices: int = 1, accelerator: Accelerator = Accelerator.auto):

@@ -103,13 +103,11 @@ def test_the_page_holds_every_piece_escaped(outputs: Path, tmp_path: Path, capsy
     text = "<b>나는</b> & 뷁"
     shown(capsys, "blog", "byte_bpe", text, "--outputs", str(outputs), "--html", str(page))
     written = page.read_text(encoding="utf-8")
-    assert "<b>" not in written and "&lt;b&gt;나는&lt;/b&gt; &amp; 뷁" in written
-    byte_level = next(outputs.glob("tokenizer/byte_bpe-*"))
-    section = written.split(f"<h2>{byte_level.name}</h2>")[1]
-    found = re.findall(r'<span style="background:(#\w+)" title="(\d+)">', section)
-    assert [int(token_id) for _, token_id in found] == load(byte_level).encode(text).ids
-    assert {colour for colour, _ in found} <= set(tokenize.COLOURS)
-    assert "· lost: " in written.split("<h2>")[1] and "http" not in written  # the blog's; nothing is loaded
+    assert "<b>" not in written and "&lt;b&gt;나는&lt;/b&gt; &amp; 뷁" in written and "http" not in written
+    byte_level = load(next(outputs.glob("tokenizer/byte_bpe-*")))
+    colours = re.findall(r"background-color: (#\w+)", written)
+    assert {*colours} - {"#ffffff"} <= {*tokenize.COLOURS, tokenize.UNKNOWN_COLOUR}
+    assert len(colours) > len(byte_level.encode(text))
 
 
 def test_the_report_has_every_number_of_every_run(

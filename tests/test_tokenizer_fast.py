@@ -107,6 +107,19 @@ def test_what_is_not_proved_is_not_used(folders: dict[str, Path], change: dict, 
     assert batch_encoder(tokenizer)(texts) == ids_of(tokenizer, texts)
 
 
+@needs_tiktoken
+def test_added_tokens_that_are_looked_for_in_the_text_stay_with_the_library(folders: dict[str, Path]) -> None:
+    tokenizer = load(folders["byte_bpe"])
+    tokenizer.add_special_tokens(["<|표|>"])
+    texts = ["앞<|표|>뒤 <회사>에서"]
+    assert why_not_fast(tokenizer) is None
+    assert batch_encoder(tokenizer)(texts) == ids_of(tokenizer, texts)
+    tokenizer.add_tokens(["<회사>"])
+    assert why_not_fast(tokenizer) == "it looks for added tokens in the text"
+    assert batch_encoder(tokenizer)(texts) == ids_of(tokenizer, texts)
+    assert tokenizer.token_to_id("<회사>") in batch_encoder(tokenizer)(texts)[0]
+
+
 def test_without_tiktoken_the_library_encodes(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "find_spec", lambda name: None)
     tokenizer = load(folders["byte_bpe"])

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer
 
 from llm.config import Alphabet, Morphemes
-from llm.model.generation import _is_unfinished, _pieces
+from llm.model.generation import Detokenizer
 from llm.tokenizer import load, load_chat, lost_bytes, save, special, train
 from llm.tokenizer.training import alphabet
 from tests.korean import HARD_TEXTS, documents, preset, save_preset, sentences
@@ -212,9 +212,19 @@ def test_a_stream_of_pieces_is_the_text_whatever_letters_come_one_by_one(folders
     tokenizer = load(folders[name])
     for text in ("값진 닭갈비를 먹었다", "뷁 펲 읽", "가각간 오", "ㄱㄴ λ 각", "나는 뷁"):
         prompt, *ids = tokenizer.encode("가" + text, add_special_tokens=False).ids
-        start = tokenizer.decode([prompt])
-        shown = list(_pieces([*ids], [prompt], tokenizer))
-        assert "".join([*([] if _is_unfinished(start, [prompt], tokenizer) else [start]), *shown])[-len(text) :] == text
+        pieces = Detokenizer(tokenizer, [prompt])
+        shown = [*map(pieces.add, ids), pieces.rest()]
+        assert (tokenizer.decode([prompt]) + "".join(shown)).endswith(text) or "".join(shown).endswith(text)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stream_of_a_long_text_is_what_all_of_it_decodes_to(folders: dict[str, Path], name: str) -> None:
+    tokenizer = load(folders[name])
+    for text in [*HARD_TEXTS.values(), " ".join(sentences(30))]:
+        prompt, *ids = tokenizer.encode("가 " + text, add_special_tokens=False).ids
+        pieces = Detokenizer(tokenizer, [prompt])
+        shown = "".join([*map(pieces.add, ids), pieces.rest()])
+        assert tokenizer.decode([prompt, *ids]).endswith(shown) and len(shown) >= len(tokenizer.decode(ids)) - 2
 
 
 def test_the_jamo_alphabet_is_what_modern_syllables_decompose_into() -> None:

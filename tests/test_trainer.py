@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from torch.utils.data import DataLoader
 
 from llm import optimizer
@@ -41,7 +43,7 @@ from llm.run import log, read_metrics
 from llm.tokenizer import Special
 from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
-from llm.trainer.module import NextTokenModule
+from llm.trainer.module import seed_dropout
 from tests.patience import PATIENCE
 from tests.rounding import rounding
 
@@ -236,7 +238,7 @@ def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
     losses = []
-    for step, batch in enumerate(batches):
+    for step, (batch,) in enumerate(batches):
         cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * step / 5)) / 2
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * cosine
@@ -280,8 +282,7 @@ def test_a_small_model_learns_what_repeats(tmp_path: Path) -> None:
 
 def test_a_micro_batch_draws_as_after_a_manual_seed_of_torch() -> None:
     """Which is left alone on a CPU: it writes down a stack for each kind of device that is not there."""
-    module = NextTokenModule(model_of(), OptimizerConfig(), max_steps=1, seed=3)
-    module.on_train_batch_start({}, 5)
+    seed_dropout(3, 5, rank=0, device=torch.device("cpu"))
     drawn = torch.rand(4)
     torch.manual_seed(int(np.random.SeedSequence([3, 5, 0]).generate_state(1, np.uint64)[0]))
     assert torch.equal(drawn, torch.rand(4))
@@ -671,7 +672,7 @@ def plain_loop(made: Fit, *, leave_out: int) -> dict[str, torch.Tensor]:
         made.train_rows.num_labels, batch_size=8, micro_batch_size=8, num_steps=made.trainer.max_steps, seed=made.seed
     )
     made.model.train()
-    for step, micro_batch in enumerate(batches, 1):
+    for step, (micro_batch,) in enumerate(batches, 1):
         batch = made.train_rows.__getitems__(micro_batch)
         (next_token_nats(made.model, batch) / batch["num_labels"]).backward()
         torch.nn.utils.clip_grad_norm_(made.model.parameters(), made.optimizer.gradient_clip_norm)
@@ -713,19 +714,6 @@ def test_skipped_steps_in_a_row_end_the_run_with_its_weights_as_they_were(tmp_pa
     assert same(*states)
     assert all(value.isfinite().all() for value in states[0].values())
     assert not folder_of(tmp_path / "checkpoints", 6).exists()
-
-
-def test_skipped_steps_are_told_with_the_records_where_a_device_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Three in a row between two records are noticed at the second, though the steps after them were good."""
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr("llm.trainer.health.is_read_at_each_step", lambda _skipped: False)
-    made = task(tmp_path, max_steps=12, log_every_steps=6, stop_after_skipped_steps=3)
-    poison(made.model, {2, 7, 8, 9})
-    with pytest.raises(DivergedError, match=r"3 steps in a row are not finite, the last at step 9"):
-        fit(made)
-    assert "skipped step 2 (" in caplog.text
 
 
 @pytest.mark.parametrize("stop_at", [4, 6, 7])
@@ -815,7 +803,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(
     schedule: Schedule, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("llm.trainer.space.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("llm.trainer.saving.shutil.disk_usage", lambda _path: usage)
     refusal = rf"0.00 GB are free on the disk, but {number} checkpoints of .* lower trainer.keep_"
     with pytest.raises(StorageError, match=refusal):
         fit(task(tmp_path, optimizer=OptimizerConfig(warmup_steps=3, schedule=schedule)))
@@ -825,3 +813,40 @@ def test_a_disk_without_room_is_refused_before_the_first_step(
 
 def steps_kept(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+# Older checkpoints, and Lightning
+
+
+def test_a_checkpoint_of_before_one_callback_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
+) -> None:
+    """Lightning counted micro-batches then, two a step here, and the counts lay in three callbacks."""
+    run_interrupted(resumable(tmp_path, "gpt2"), 5, "signal", monkeypatch)
+    path = folder_of(tmp_path / "checkpoints", 5)
+    file = CheckpointFolders()
+    state = file.load_checkpoint(path)
+    counts = state["callbacks"]["AfterStep"]
+    of_health, of_validation = ("in_a_row", "losses"), ("best_step", "best_loss")
+    rest = counts.keys() - {"gradient_norm", *of_health, *of_validation}
+    state["callbacks"] = {
+        "Meter": {name: counts[name] for name in rest},
+        "Health": {name: counts[name] for name in of_health} | {"told": 0, "last_skipped": 0.0},
+        "Validation": {name: counts[name] for name in of_validation},
+    }
+    state["gradient_norm"] = counts["gradient_norm"]
+    loop = state["loops"]["fit_loop"]
+    for which in ("total", "current"):
+        loop["epoch_loop.batch_progress"][which] |= {"ready": 10, "started": 10, "processed": 10, "completed": 9}
+        loop["epoch_loop.manual_optimization.optim_step_progress"][which] |= {"ready": 0, "completed": 0}
+    file.remove_checkpoint(path)
+    CheckpointFolders({}).save_checkpoint(state, path)
+    again = resumable(tmp_path, "gpt2")
+    fit(again)
+    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
+
+
+def test_what_is_replaced_in_lightning_is_there() -> None:
+    """fit() puts something in the place of these two, which would do nothing under other names."""
+    assert callable(_SignalConnector.register_signal_handlers)
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)

@@ -25,7 +25,7 @@ from transformers import (
 
 from llm import model as models
 from llm.chat import Talker, open_talker
-from llm.chat.settings import Settings
+from llm.config import Sampling
 from llm.errors import ConfigError, DamagedError
 from llm.run import Run, find_model, launch, log, model_of, read_metrics, start_logging
 from llm.tokenize import find_tokenizers
@@ -112,7 +112,7 @@ def test_the_adapter_of_any_method_is_the_one_that_was_sampled(outputs: Path, me
     said = [line for line in read_metrics(tuned.path / "samples.jsonl") if line["step"] == 4]
     talker = talker_of(outputs, tuned)
     messages = [{"role": "user", "content": said[0]["prompt"]}]
-    answer = "".join(talker.answer(messages, Settings(max_new_tokens=4, temperature=0)))
+    answer = "".join(talker.answer(messages, Sampling(max_new_tokens=4, temperature=0)))
     assert answer == said[0]["text"].lstrip()
 
 
@@ -166,7 +166,7 @@ def test_a_folder_of_hugging_face_is_tuned_as_the_run_that_it_is_a_copy_of(outpu
     answers = [
         "".join(
             talker_of(outputs, tuned).answer(
-                [{"role": "user", "content": "책"}], Settings(max_new_tokens=8, temperature=0)
+                [{"role": "user", "content": "책"}], Sampling(max_new_tokens=8, temperature=0)
             )
         )
         for tuned in (ours, theirs)

@@ -11,11 +11,12 @@ import wandb
 import yaml
 
 from llm.config import LoggerConfig, WandbMode
+from llm.environment import JOB_FOLDER
 from llm.errors import DivergedError
 from llm.logger import open_logger
 from llm.logger.described import tag
 from llm.run import Run, load
-from llm.run.announcing import JOB_FOLDER, tell_job
+from llm.run.announcing import JOB
 from llm.sync import find, upload
 from tests.wandb_server import WandbServer
 
@@ -69,7 +70,7 @@ def test_a_job_of_a_sweep_has_its_group_and_its_tags_after_a_sync_too(
 ) -> None:
     job = tmp_path / "outputs" / "sweeps" / "rates-89abcdef" / "jobs" / "0000"
     job.mkdir(parents=True)
-    tell_job(job, ["optimizer.learning_rate=0.01", "name=first"])
+    (job / JOB).write_text(json.dumps({"varying": ["optimizer.learning_rate=0.01", "name=first"]}))
     monkeypatch.setenv(JOB_FOLDER, str(job))
     outputs = tmp_path / "outputs"
     for mode in ("auto", "offline"):

@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from korean import documents
 
 from llm.config import LoggerConfig, from_hydra
-from llm.logger.described import describe, keep_description, kept_description, trial_run_id
+from llm.environment import agents_run_id
+from llm.logger.described import describe, keep_description, kept_description
 from llm.run import Run, load, read_metrics
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
@@ -164,7 +165,7 @@ def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.Mon
     run.path.mkdir(parents=True)
     (run.path / "config.yaml").write_text("seed: 1\nmodel: {name: a, num_layers: 2}\n", encoding="utf-8")
     monkeypatch.setenv("WANDB_RUN_ID", "abc")  # alone it says nothing of a sweep
-    assert (trial_run_id(), describe(LoggerConfig(), run).id) == (None, "pretrain-first-0123abcd")
+    assert (agents_run_id(), describe(LoggerConfig(), run).id) == (None, "pretrain-first-0123abcd")
     parameters = {"wandb_version": 1, "model": {"desc": None, "value": "a"}, "seed": {"value": 1}}
     (tmp_path / "config.yaml").write_text(json.dumps(parameters), encoding="utf-8")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "config.yaml"))

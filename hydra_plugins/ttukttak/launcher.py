@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -13,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config import PoolConfig, SlurmConfig, StageConfig
 from llm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llm.sweep.jobs import Job
 
 
 class CheckedLauncher(Launcher):
@@ -44,8 +46,8 @@ class CheckedLauncher(Launcher):
         """Have the jobs carried out; what each of them came to, as far as it was waited for."""
         from llm.sweep.grid import run_grid  # imports what composing does not need
 
-        standings = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
-        return [returned(job, standing) for job, standing in zip(jobs, standings, strict=True)]
+        ended = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
+        return [returned(job) for job in ended]
 
 
 class PoolLauncher(CheckedLauncher):
@@ -78,13 +80,13 @@ for node, launcher in ((PoolNode, PoolLauncher), (SlurmNode, SlurmLauncher)):
     ConfigStore.instance().store(group="hydra/launcher", name=launcher.name, node=node, provider="ttukttak")
 
 
-def returned(job: Sequence[str], standing: Any) -> JobReturn:
+def returned(job: "Job") -> JobReturn:
     """What a job came to; of one that nobody waits for, nothing is known yet."""
-    made = JobReturn(overrides=list(job), working_dir=str(Path(standing.job.folder)))
-    if standing.run is not None:
-        made.status, made._return_value = JobStatus.COMPLETED, standing.run.objective
-    elif standing.state != "running":
+    made = JobReturn(overrides=job.overrides, working_dir=str(job.folder))
+    if job.run is not None:
+        made.status, made._return_value = JobStatus.COMPLETED, job.run.objective
+    elif job.state not in ("queued", "running"):
         from llm.sweep.grid import as_error
 
-        made.status, made._return_value = JobStatus.FAILED, as_error(standing)
+        made.status, made._return_value = JobStatus.FAILED, as_error(job)
     return made

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config import Reuse, StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.config.choices import searchpath
-from llm.environment import is_agents, tracebacks_wanted
+from llm.environment import agents_sweep, tracebacks_wanted
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
 from llm.sweep.space import Dimension
 
@@ -54,10 +54,22 @@ class CheckedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        overrides = self._overrides(arguments)
+        if self.settings.trials is not None:
+            return self._search(overrides)
+        jobs = grid(overrides)
+        configs = [self._check(number, job) for number, job in enumerate(jobs)]
+        if any(config.dry_run for config in configs):
+            show_dry_run(configs, jobs)
+            return []
+        returns = self._launch(jobs, configs)
+        show_ranking(configs, returns, has_ledger=isinstance(self.launcher, CheckedLauncher))
+        report_failures(jobs, returns)
+        return returns
 
-        assert self.config is not None
-        if is_agents():
+    def _overrides(self, arguments: list[str]) -> list[Override]:
+        """What is recorded in a YAML file and what is typed, which counts more."""
+        if agents_sweep():
             raise ConfigError(
                 "a trial of wandb agent is one run, and this is a multirun. Take -m (or sweep=...) out of the sweep's "
                 "command."
@@ -65,28 +77,17 @@ class CheckedSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
         recorded = parser.parse_overrides([readable(f"{key}={value}") for key, value in self.settings.params.items()])
-        overrides = [*without(recorded, given), *given]
         self.settings.check()
+        overrides = [*without(recorded, given), *given]
         require_each_once(overrides)
-        if self.settings.trials is not None:
-            return self._search(overrides)
-        if endless := [each for each in overrides if each.is_interval_sweep()]:
-            raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
-        [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-        configs = [self._check(number, job) for number, job in enumerate(jobs)]
-        if any(config.dry_run for config in configs):
-            show_dry_run(configs, jobs)
-            return []
-        additions = ladder_overrides(configs)
-        complete = [[*job, *added] for job, added in zip(jobs, additions, strict=True)]
-        if isinstance(self.launcher, CheckedLauncher):
-            numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
-            returns = self.launcher.launch_checked(numbered, configs)
-        else:
-            returns = list(self.launcher.launch(complete, initial_job_idx=0))
-        show_ranking(configs, returns, has_ledger=isinstance(self.launcher, CheckedLauncher))
-        report_failures(jobs, returns)
-        return returns
+        return overrides
+
+    def _launch(self, jobs: list[list[str]], configs: list[StageConfig]) -> Sequence[JobReturn]:
+        complete = [[*job, *added] for job, added in zip(jobs, ladder_overrides(configs), strict=True)]
+        if not isinstance(self.launcher, CheckedLauncher):
+            return self.launcher.launch(complete, initial_job_idx=0)
+        numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
+        return self.launcher.launch_checked(numbered, configs)
 
     def _search(self, overrides: list[Override]) -> list[JobReturn]:
         if not isinstance(self.launcher, CheckedLauncher):
@@ -115,6 +116,20 @@ class CheckedSweeper(Sweeper):
             del config["hydra"]
         checked: StageConfig = from_hydra(config)
         return checked
+
+
+def grid(overrides: list[Override]) -> list[list[str]]:
+    """The jobs of every combination, as text.
+
+    Raises:
+        ConfigError: one of the overrides has no end of values.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if endless := [each for each in overrides if each.is_interval_sweep()]:
+        raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
+    [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [list(job) for job in jobs]
 
 
 def without(recorded: list[Override], given: list[Override]) -> list[Override]:

@@ -6,19 +6,18 @@ key of the model and the settings, by which a file of other answers is known.
 
 import json
 import os
-import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.chat.settings import Settings
 from llm.chat.talker import Message, Talker
+from llm.config import Sampling
 from llm.errors import ConfigError, DataError
 from llm.run import Model, digest_of, log, sha256_of
 
 ROLES = ("system", "user", "assistant")
-SEED_BITS = 62
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def key_of(source: Model, settings: Settings) -> str:
+def key_of(source: Model, settings: Sampling) -> str:
     """What answers depend on beside their prompts: the model's files and how tokens are drawn."""
     if source.run is not None:
         model: Any = source.run.digest
@@ -105,22 +104,27 @@ def key_of(source: Model, settings: Settings) -> str:
         folders = sorted({folder for folder in (source.weights, source.adapter) if folder})
         files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
         model = [[path.name, sha256_of(path)] for path in files]
-    return digest_of({"model": model, "settings": asdict(settings)})[:8]
+    return digest_of({"model": model, "settings": asdict(settings), "drawn": "by prompt and seed"})[:8]
 
 
 def write_answers(
-    talker: Talker, prompts: Sequence[Prompt], output: Path, *, settings: Settings, key: str, batch_size: int
+    talker: Talker, prompts: Sequence[Prompt], output: Path, *, settings: Sampling, key: str, batch_size: int
 ) -> None:
     """Write the answers that `output` has not yet.
 
-    Every prompt is checked before the first is answered; each is drawn by its own line's numbers, so that neither the
-    size of a batch nor a stop changes an answer.
+    Every prompt is checked before the first is answered. A prompt has the answer of a conversation under the same seed,
+    said again that under the next one, and so on: neither the size of a batch nor a stop changes an answer.
 
     Raises:
         ConfigError: `output` has other answers.
         DataError: a prompt cannot be; with its line.
     """
     encoded = [_encode(talker, prompt, settings) for prompt in prompts]
+    said: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for ids in map(tuple, encoded):
+        seeds.append(settings.seed + said[ids])
+        said[ids] += 1
     done = _done(output, prompts, key)
     if done:
         log.info("%s has %d of %d answers; the rest is written", output, done, len(prompts))
@@ -128,8 +132,7 @@ def write_answers(
     with output.open("a", encoding="utf-8") as file:
         for start in range(done, len(prompts), batch_size):
             chosen = slice(start, start + batch_size)
-            seeds = [random.Random(f"{settings.seed} {p.line}").getrandbits(SEED_BITS) for p in prompts[chosen]]
-            answers = talker.write(encoded[chosen], settings, seeds=seeds)
+            answers = talker.generate(encoded[chosen], settings, seeds=seeds[chosen])
             for prompt, answer in zip(prompts[chosen], answers, strict=True):
                 line = {"line": prompt.line, "key": key, "messages": prompt.messages, "answer": answer.text.strip()}
                 line |= {"tokens": answer.num_tokens, "end": answer.end}
@@ -140,7 +143,7 @@ def write_answers(
     log.info("%d answers in %s", len(prompts), output)
 
 
-def _encode(talker: Talker, prompt: Prompt, settings: Settings) -> list[int]:
+def _encode(talker: Talker, prompt: Prompt, settings: Sampling) -> list[int]:
     try:
         ids, left_out = talker.encode(prompt.messages, settings)
     except ConfigError as error:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from llm.chat.settings import NAMES, Settings, check_room, flag, read_settings
+from llm.chat.settings import DEFAULTS, NAMES, check_room, flag, read_settings
 from llm.chat.talker import open_talker
 from llm.chat.terminal import Conversation, converse
+from llm.config import Sampling
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
 from llm.run import Model, find_model, log, start_logging
 
@@ -47,7 +48,7 @@ def _silence_libraries() -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    defaults = Settings()
+    defaults = DEFAULTS
     parser = argparse.ArgumentParser(prog="python -m llm.chat", description=__doc__)
     parser.add_argument("run", help="a pretrained or tuned run by name or folder, a Hugging Face folder, or a hub id")
     parser.add_argument("--prompt", help="answer this and end; without it, talk, or read stdin if that is no terminal")
@@ -89,7 +90,7 @@ def _check_ways(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-size={arguments.batch_size} is out of range. Set it to 1 or more.")
 
 
-def _settings(arguments: argparse.Namespace, sources: list[Model]) -> Settings:
+def _settings(arguments: argparse.Namespace, sources: list[Model]) -> Sampling:
     values = {name: getattr(arguments, name) for name in NAMES}
     settings = read_settings(values, key=flag)
     for source in sources:
@@ -116,7 +117,7 @@ def _talk(arguments: argparse.Namespace) -> None:
         _talk_here(arguments, sources, settings)
 
 
-def _answer_file(arguments: argparse.Namespace, source: Model, settings: Settings) -> None:
+def _answer_file(arguments: argparse.Namespace, source: Model, settings: Sampling) -> None:
     from llm.chat.batch import key_of, read_prompts, write_answers
 
     prompts = read_prompts(Path(arguments.input), system=arguments.system)
@@ -132,7 +133,7 @@ def _answer_file(arguments: argparse.Namespace, source: Model, settings: Setting
     )
 
 
-def _talk_here(arguments: argparse.Namespace, sources: list[Model], settings: Settings) -> None:
+def _talk_here(arguments: argparse.Namespace, sources: list[Model], settings: Sampling) -> None:
     prompt = read_prompt(arguments)
     log.info("talking to %s", " and ".join(str(source.path) for source in sources))
     _silence_libraries()

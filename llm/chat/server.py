@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.chat.settings import Settings, check_room, read_settings
-from llm.chat.talker import Message, Talker, open_talker, turn_seed
+from llm.chat.settings import check_room, read_settings
+from llm.chat.talker import Message, Talker, open_talker
+from llm.config import Sampling
 from llm.errors import ConfigError, UserError
 from llm.run import Model, log
 
@@ -45,7 +46,7 @@ class Asked:
 
     talker: int
     messages: list[Message]
-    settings: Settings
+    settings: Sampling
 
 
 def require_server() -> None:
@@ -54,7 +55,7 @@ def require_server() -> None:
         raise ConfigError("--serve needs starlette and uvicorn. Install the extra: pip install -e '.[serve]'")
 
 
-def serve(sources: Sequence[Model], settings: Settings, *, system: str | None, port: int) -> None:
+def serve(sources: Sequence[Model], settings: Sampling, *, system: str | None, port: int) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
@@ -96,7 +97,7 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-def make_app(talkers: Sequence[Talker], settings: Settings, *, system: str | None) -> "Starlette":
+def make_app(talkers: Sequence[Talker], settings: Sampling, *, system: str | None) -> "Starlette":
     """GET / is the page, POST /answer an answer."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -130,7 +131,7 @@ def make_app(talkers: Sequence[Talker], settings: Settings, *, system: str | Non
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))])
 
 
-def _page(talkers: Sequence[Talker], settings: Settings, system: str | None) -> str:
+def _page(talkers: Sequence[Talker], settings: Sampling, system: str | None) -> str:
     models = [{"name": talker.name, "positions": talker.positions} for talker in talkers]
     state = json.dumps({"models": models, "settings": asdict(settings), "system": system or ""}, ensure_ascii=False)
     return PAGE.read_text(encoding="utf-8").replace("{state}", state.replace("<", "\\u003c"))
@@ -206,9 +207,9 @@ def _turns(messages: Any) -> list[Message]:
 async def _lines(
     request: "Request", talker: Talker, asked: Asked, ids: list[int], left_out: int, lock: asyncio.Lock
 ) -> AsyncIterator[str]:
-    from llm.model import Pace
+    from llm.model import Answer
 
-    pace = Pace()
+    answer = Answer()
     if left_out:
         yield _line({"left_out": left_out})
     if lock.locked():
@@ -216,20 +217,20 @@ async def _lines(
     async with _turn(lock, request.is_disconnected) as is_here:
         if not is_here:
             return
-        pieces = talker.go_on(ids, asked.settings, seed=turn_seed(asked.messages, asked.settings), pace=pace)
+        pieces = talker.stream(ids, asked.settings, answer=answer)
         try:
             while not await request.is_disconnected():
                 piece = await _in_thread(lambda: next(pieces, None))
                 if piece is None:
-                    yield _line(_end(pace))
+                    yield _line(_end(answer))
                     return
                 yield _line({"piece": piece})
         except RuntimeError as error:  # out of memory, by and large
             yield _line({"error": (str(error).splitlines() or ["the model failed"])[0]})
         finally:
             await _shielded(_closing(pieces))
-            if pace.end == "closed":
-                log.info("stopped after %d tokens", pace.num_tokens)
+            if answer.end == "closed":
+                log.info("stopped after %d tokens", answer.num_tokens)
 
 
 @asynccontextmanager
@@ -274,12 +275,12 @@ async def _shielded(work: Callable[[], None]) -> None:
         await _in_thread(work)
 
 
-def _end(pace: Any) -> dict[str, Any]:
+def _end(answer: Any) -> dict[str, Any]:
     return {
-        "end": pace.end,
-        "tokens": pace.num_tokens,
-        "tokens_per_second": pace.tokens_per_second,
-        "seconds_to_first": pace.seconds_to_first,
+        "end": answer.end,
+        "tokens": answer.num_tokens,
+        "tokens_per_second": answer.tokens_per_second,
+        "seconds_to_first": answer.seconds_to_first,
     }
 
 

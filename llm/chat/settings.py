@@ -1,39 +1,19 @@
 """How the next token is chosen, as a person sets it on the command line or in the page -> checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from typing import Any
 
+from llm.config import Sampling
 from llm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from llm.model import Sampling
 
 MOST_STOPS = 16
 LONGEST_STOP = 200  # characters
 LARGEST_SEED = 2**63 - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """As llm.model.Sampling, which takes seconds to import, with the defaults of a conversation."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.7  # 0 takes the likeliest token each time
-    top_p: float = 0.95
-    top_k: int = 50  # 0 draws from all
-    repetition_penalty: float = 1.1  # 1 is none
-    stop: tuple[str, ...] = field(default=())
-    seed: int = 0
-
-    def sampling(self, *, seed: int) -> "Sampling":
-        from llm.model import Sampling
-
-        values = {name: getattr(self, name) for name in NAMES}
-        return Sampling(**values | {"top_k": self.top_k or None, "seed": seed % LARGEST_SEED})
-
-
-NAMES = tuple(each.name for each in fields(Settings))
+DEFAULTS = Sampling(temperature=0.7)  # of a conversation
+NAMES = tuple(each.name for each in fields(Sampling))
 _RANGES: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
     "max_new_tokens": (int, lambda value: value >= 1, "Set it to 1 or more"),
     "temperature": ((int, float), lambda value: 0 <= value < float("inf"), "Set it to 0 or more"),
@@ -44,7 +24,7 @@ _RANGES: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] =
 }
 
 
-def read_settings(values: Mapping[str, Any], *, key: Callable[[str], str] = str) -> Settings:
+def read_settings(values: Mapping[str, Any], *, key: Callable[[str], str] = str) -> Sampling:
     """Settings from what was typed; `key` turns a name into what the person knows it by.
 
     Raises:
@@ -53,7 +33,7 @@ def read_settings(values: Mapping[str, Any], *, key: Callable[[str], str] = str)
     if unknown := [name for name in values if name not in NAMES]:
         raise ConfigError(f"{unknown[0]} is no setting. There are {', '.join(map(key, NAMES))}.")
     for name, (kind, is_right, hint) in _RANGES.items():
-        value = values.get(name, getattr(Settings(), name))
+        value = values.get(name, getattr(DEFAULTS, name))
         if isinstance(value, bool) or not isinstance(value, kind) or not is_right(value):
             raise ConfigError(f"{key(name)}={value} is out of range. {hint}.")
     stop = values.get("stop") or ()
@@ -62,10 +42,10 @@ def read_settings(values: Mapping[str, Any], *, key: Callable[[str], str] = str)
         raise ConfigError(
             f"{key('stop')} is out of range. Give up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters."
         )
-    return Settings(**{**values, "stop": tuple(stop)})
+    return replace(DEFAULTS, **{**values, "stop": tuple(stop)})
 
 
-def check_room(settings: Settings, *, positions: int, name: str, key: Callable[[str], str] = str) -> None:
+def check_room(settings: Sampling, *, positions: int, name: str, key: Callable[[str], str] = str) -> None:
     """Raises: ConfigError: the answer alone would take all that the model can hold."""
     if settings.max_new_tokens >= positions:
         raise ConfigError(

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.chat.settings import Settings, flag
+from llm.chat.settings import flag
+from llm.config import Sampling
 from llm.errors import ConfigError
 from llm.run import Model, log
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
-    from llm.model import Answer, Pace
+    from llm.model import Answer
 
 Message = dict[str, str]
 MOST_CHARACTERS_A_TOKEN = 64  # past that, a text is too long however it is cut: it need not be encoded to know
@@ -31,7 +32,7 @@ class Talker:
     positions: int  # tokens that prompt and answer may take together
 
     def encode(
-        self, messages: Sequence[Message], settings: Settings, *, key: Callable[[str], str] = flag
+        self, messages: Sequence[Message], settings: Sampling, *, key: Callable[[str], str] = flag
     ) -> tuple[list[int], int]:
         """(the token ids of a conversation up to where the answer begins, how many of its oldest turns are left out).
 
@@ -55,7 +56,9 @@ class Talker:
             )
         return ids, left_out
 
-    def answer(self, messages: Sequence[Message], settings: Settings, *, pace: "Pace | None" = None) -> Iterator[str]:
+    def answer(
+        self, messages: Sequence[Message], settings: Sampling, *, answer: "Answer | None" = None
+    ) -> Iterator[str]:
         """The answer to the last message, without the space that it begins with.
 
         Raises:
@@ -65,9 +68,9 @@ class Talker:
         if left_out:
             room = self.positions - settings.max_new_tokens
             log.info("the oldest %d turns are left out: a prompt may have %d tokens", left_out, room)
-        return self.go_on(ids, settings, seed=turn_seed(messages, settings), pace=pace)
+        return self.stream(ids, settings, answer=answer)
 
-    def go_on(self, ids: list[int], settings: Settings, *, seed: int, pace: "Pace | None" = None) -> Iterator[str]:
+    def stream(self, ids: list[int], settings: Sampling, *, answer: "Answer | None" = None) -> Iterator[str]:
         """What the model writes after a prompt that `encode` made."""
         from llm.model import stream
 
@@ -75,25 +78,27 @@ class Talker:
             self.model,
             ids,
             self.words,
-            sampling=settings.sampling(seed=seed),
+            sampling=settings,
             pad_id=self.special.pad_id,
             eos_ids=(self.special.eos_id,),
-            pace=pace,
+            answer=answer,
         )
         return _without_first_space(pieces)
 
-    def write(self, prompts: Sequence[list[int]], settings: Settings, *, seeds: Sequence[int]) -> "list[Answer]":
+    def generate(
+        self, prompts: Sequence[list[int]], settings: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> "list[Answer]":
         """What the model writes after each of several prompts."""
-        from llm.model import generate_batch
+        from llm.model import generate
 
-        return generate_batch(
+        return generate(
             self.model,
             prompts,
             self.words,
-            sampling=settings.sampling(seed=0),
+            sampling=settings,
             pad_id=self.special.pad_id,
-            seeds=seeds,
             eos_ids=(self.special.eos_id,),
+            seeds=seeds,
         )
 
     def _check(self, message: Message, room: int) -> None:
@@ -124,11 +129,6 @@ class Talker:
         return f" or set {key('max_new_tokens')}={left} or less" if left > 0 else ""
 
 
-def turn_seed(messages: Sequence[Message], settings: Settings) -> int:
-    """Each turn is drawn by numbers of its own."""
-    return settings.seed + sum(message["role"] == "user" for message in messages) - 1
-
-
 def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
     """An answer starts after a space."""
     has_begun = False
@@ -139,7 +139,7 @@ def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
                 has_begun = True
                 yield piece
     finally:
-        pieces.close()  # type: ignore[attr-defined]  # a generator: it ends the work beside it at once
+        pieces.close()  # type: ignore[attr-defined]  # a generator
 
 
 def open_talker(source: Model) -> Talker:

@@ -6,15 +6,15 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llm.chat.settings import Settings
 from llm.chat.talker import Message, Talker
+from llm.config import Sampling
 from llm.errors import ConfigError
 from llm.run import log
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llm.model import Pace
+    from llm.model import Answer
 
 COMMANDS = "/new begins anew, /system <text> sets the system prompt (/system alone takes it away), /quit or Ctrl-D ends"
 
@@ -24,7 +24,7 @@ class Conversation:
     """What was said so far to one or two models, each of which has its own answers before it."""
 
     talkers: Sequence[Talker]
-    settings: Settings
+    settings: Sampling
     system: str | None = None
     turns: list[list[Message]] = field(default_factory=list)  # of each talker
 
@@ -49,14 +49,14 @@ class Conversation:
         return answers
 
 
-def say(talkers: Sequence[Talker], asked: Sequence[list[Message]], settings: Settings) -> list[str]:
+def say(talkers: Sequence[Talker], asked: Sequence[list[Message]], settings: Sampling) -> list[str]:
     """Write the answers to stdout as they are made, and return them: in columns on a terminal, else one by one."""
-    from llm.model import Pace
+    from llm.model import Answer
 
-    paces = [Pace() for _ in talkers]
+    filled = [Answer() for _ in talkers]
     with_settings = [
-        talker.answer(messages, settings, pace=pace)
-        for talker, messages, pace in zip(talkers, asked, paces, strict=True)
+        talker.answer(messages, settings, answer=answer)
+        for talker, messages, answer in zip(talkers, asked, filled, strict=True)
     ]
     if len(talkers) > 1 and sys.stdout.isatty():
         answers = _side_by_side(talkers, with_settings)
@@ -66,8 +66,10 @@ def say(talkers: Sequence[Talker], asked: Sequence[list[Message]], settings: Set
             if len(talkers) > 1:
                 print(f"[{talker.name}]")
             answers.append(_write(pieces))
-    for talker, answer, pace in zip(talkers, answers, paces, strict=True):
-        _say_pace(talker.name if len(talkers) > 1 else "", answer, pace)
+    for talker, answer in zip(talkers, filled, strict=True):
+        said = f"{talker.name}: " if len(talkers) > 1 else ""
+        is_empty = answer.num_tokens < 2 and not answer.text.strip()
+        log.info("%s%s", said, "the model ended its answer at once" if is_empty else describe(answer))
     return answers
 
 
@@ -111,20 +113,12 @@ def columns(talkers: Sequence[Talker], texts: Sequence[str]) -> "Table":
     return table
 
 
-def _say_pace(name: str, answer: str, pace: "Pace") -> None:
-    said = f"{name}: " if name else ""
-    if not answer:
-        log.info("%sthe model ended its answer at once", said)
-        return
-    log.info("%s%s", said, describe(pace))
-
-
-def describe(pace: "Pace") -> str:
+def describe(answer: "Answer") -> str:
     """How many tokens, how fast, and why no more."""
-    speed = f", {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""
-    first = f", the first after {pace.seconds_to_first:.2f} s" if pace.seconds_to_first is not None else ""
-    cut = "; cut at max-new-tokens" if pace.end == "length" else ""
-    return f"{pace.num_tokens:,} tokens{speed}{first}{cut}"
+    speed = f", {answer.tokens_per_second:,.0f} tokens/s" if answer.tokens_per_second else ""
+    first = f", the first after {answer.seconds_to_first:.2f} s" if answer.seconds_to_first is not None else ""
+    cut = "; cut at max-new-tokens" if answer.end == "length" else ""
+    return f"{answer.num_tokens:,} tokens{speed}{first}{cut}"
 
 
 def converse(conversation: Conversation, read: Callable[[str], str] = input) -> None:

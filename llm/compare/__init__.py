@@ -2,8 +2,10 @@
 
 entries   what a user names -> runs, and jobs of a sweep: how each stands and what came out
 effects   values -> means with their intervals, and what each setting does to them
-ranking   entries -> choices, seeds averaged, ranked; which settings differ
-show      a ranking -> what the terminal and Markdown show of it, and the end of a sweep
+differing entries -> the settings in which they differ
+ranking   entries -> choices, seeds averaged, ranked
+show      a ranking -> what the terminal and Markdown show of it
 figures   a ranking -> plotly figures
 page      both -> one HTML file
+at_end    a sweep that ends -> its ranking and its page
 """

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import atan, cos, pi, sin, sqrt
+from math import atan, cos, isfinite, pi, sin, sqrt
 
 CONFIDENCE = 0.95
 MOST_LEVELS = 8  # numbers with more values than that are put together
@@ -121,8 +121,9 @@ def _order(value: str) -> tuple[bool, float, str]:
 
 
 def number(value: str) -> float | None:
-    """What a value is as a number; None if it is none."""
+    """What a value is as a number; None if it is none that has a place on an axis."""
     try:
-        return float(value)
+        found = float(value)
     except ValueError:
         return None
+    return found if isfinite(found) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.errors import ConfigError, DamagedError
 from llm.run import Run, find_runs, history, load, log, metrics_of, read_json
-from llm.run.announcing import ANNOUNCED
+from llm.run.announcing import read_result
 from llm.run.owner import is_owned
 
 SWEEPS = "sweeps"  # under outputs
@@ -253,9 +253,8 @@ def read_sweep(folder: Path) -> list[Entry]:
 
 def _run_of(job: Job) -> Run | None:
     """The run of a job, in the folder that its sweep named, or that it has announced: seen from here, or beside it."""
-    named = job.run
-    if named is None and (job.folder / ANNOUNCED).is_file():
-        named = "".join((job.folder / ANNOUNCED).read_text(encoding="utf-8").split("\n")[1:2])
+    told = read_result(job.folder)  # as soon as the job has begun it
+    named = job.run or (told.run if told else None)
     if not named:
         return None
     beside = job.folder.resolve().parents[3] / Path(named).parent.name / Path(named).name

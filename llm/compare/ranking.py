@@ -9,9 +9,9 @@ from functools import cached_property
 from math import inf, isfinite
 from typing import Any
 
+from llm.compare.differing import settings_of, varying
 from llm.compare.effects import Effect, Estimate, effect_of, estimate
 from llm.compare.entries import LOSSES, Entry
-from llm.compare.settings import settings_of, varying
 from llm.errors import ConfigError
 from llm.run.tables import ABSENT, TextTable, shown
 
@@ -83,7 +83,7 @@ class Ranking:
     decided: list[str]  # keys that differ too, but as the settings have decided
     notes: list[str] = field(default_factory=list)  # what a reader of the ranks must know
 
-    @property
+    @cached_property
     def values(self) -> list[Estimate | None]:
         """The metric of each choice; None of one that has no number of it."""
         found = [choice.outcome.get(self.metric or "") for choice in self.choices]
@@ -158,7 +158,7 @@ class Ranking:
         found = [effect for key in wanted if (effect := effect_of(key, columns, values))]
         return sorted(found, key=lambda effect: -effect.spread)
 
-    @property
+    @cached_property
     def done(self) -> list[int]:
         """The places of the choices whose metric is a final one."""
         return [n for n, (c, value) in enumerate(zip(self.choices, self.values, strict=True)) if c.is_done and value]

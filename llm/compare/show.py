@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
+from llm.compare.differing import flattened, shared_overrides
 from llm.compare.effects import Effect, Estimate
 from llm.compare.entries import Entry, Found
 from llm.compare.ranking import Ranking, rank
-from llm.compare.settings import flattened, shared_overrides
 from llm.config import composed
 from llm.errors import ConfigError
 from llm.run import SAMPLES, check_files

@@ -17,6 +17,7 @@ from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.fields import identity_settings
 from llm.config.ladder import ladder_overrides
 from llm.config.overrides import as_value, readable, to_paste
+from llm.config.sampling import Sampling
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import (
     MODEL_STAGES,
@@ -91,6 +92,7 @@ __all__ = [
     "RetryConfig",
     "Reuse",
     "Sampler",
+    "Sampling",
     "Schedule",
     "Shape",
     "ShardsStage",

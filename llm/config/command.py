@@ -53,7 +53,7 @@ def run_command(run: Callable[[Job], float | None]) -> None:
             raised.append(error)  # Hydra would add lines of its own
             return None
 
-    sys.argv[1:] = map(readable, sys.argv[1:])
+    sys.argv[1:] = map(readable, from_root(sys.argv[1:]))
     check_aliases(sys.argv[1:])
     refuse_targets(sys.argv[1:])
     hydra_utils.run_and_report = lambda func: func()  # as it is, it prints what is raised and exits with 1
@@ -65,6 +65,16 @@ def run_command(run: Callable[[Job], float | None]) -> None:
         raise ConfigError(explain(error)) from error
     if raised:
         raise raised[0]
+
+
+def from_root(words: Sequence[str]) -> list[str]:
+    """The words, with the folder of --config-path seen from where train.py lies, as Hydra has it."""
+    found = []
+    for before, word in zip(["", *words[:-1]], words, strict=True):
+        key, equals, folder = word.rpartition("=")
+        is_folder = (key if equals else before) in ("--config-path", "-cp") and "://" not in folder
+        found.append(f"{key}{equals}{CONF.parent / folder}" if is_folder else word)
+    return found
 
 
 def refuse_targets(words: Sequence[str]) -> None:

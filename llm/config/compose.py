@@ -102,7 +102,8 @@ def refuse_computed(cfg: DictConfig, overrides: list[str]) -> None:
     """
     for typed, _, value in (override.lstrip("+").partition("=") for override in overrides):
         group, _, name = typed.rpartition(".")
-        schema: Any = OmegaConf.get_type(cfg, group) if group and OmegaConf.select(cfg, group) is not None else None
+        chosen = OmegaConf.select(cfg, group) if group else None
+        schema: Any = OmegaConf.get_type(chosen) if OmegaConf.is_config(chosen) else None
         known = {f.name: f for f in fields(schema)} if is_dataclass(schema) else {}
         for source in known[name].metadata.get("computed_from", ()) if name in known else ():
             if (other := OmegaConf.select(cfg, f"{group}.{source}")) is not None:

@@ -44,7 +44,7 @@ class Share:
 
 
 class TrainingBatches:
-    """The micro-batches of one rank, step by step; epochs follow one another without a gap.
+    """The micro-batches of each step on one rank; epochs follow one another without a gap.
 
     Every step takes the next `batch_size` places of a stream in which each epoch is a permutation of all rows of its
     own; the ranks share a step's rows out in equal parts.
@@ -75,23 +75,24 @@ class TrainingBatches:
         """Those of this rank."""
         return self._batch_size // self._world_size
 
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Those of this rank."""
-        return self.rows_per_step // self.micro_batch_size
-
     def __len__(self) -> int:
-        """Micro-batches of the whole run, whatever start_step is: how Lightning knows the end."""
-        return self._num_steps * self.micro_batches_per_step
+        """Steps of the whole run, whatever start_step is: how Lightning knows the end."""
+        return self._num_steps
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
         for first in range(self.start_step, self._num_steps, STEPS_AT_ONCE):
             last = min(first + STEPS_AT_ONCE, self._num_steps)
             for step, rows in enumerate(self._rows(first, last), first):
-                num_labels = int(self._num_labels[rows].sum())
-                mine = rows.reshape(self._world_size, -1)[self._rank]
-                for micro_rows in mine.reshape(-1, self.micro_batch_size):
-                    yield MicroBatch(step, micro_rows, num_labels)
+                yield self._cut(step, rows)
+
+    def of(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of one step."""
+        return self._cut(step, self.rows_of(step))
+
+    def _cut(self, step: int, rows: Array) -> list[MicroBatch]:
+        num_labels = int(self._num_labels[rows].sum())
+        mine = rows.reshape(self._world_size, -1)[self._rank]
+        return [MicroBatch(step, some, num_labels) for some in mine.reshape(-1, self.micro_batch_size)]
 
     def rows_of(self, step: int) -> Array:
         """(batch_size,): the rows of a step, over all ranks."""

@@ -4,7 +4,6 @@ texts.py       held-out shards -> documents, and the sentences in them
 particles.py   sentences -> sentences with the other particle of a pair
 probes.py      documents -> items of each probe; a model's nats -> how many it gets right
 scoring.py     texts -> the nats that a model gives them, many in one forward pass
-writing.py     prompts -> what a model writes, and whether it stops
 statistics.py  texts -> repetition, variety, Hangul, broken syllables; shares with their intervals
 tasks.py       tasks of lm-eval by name, asked by lm-eval's own model, of a tuned model by its chat template
 """
@@ -13,7 +12,6 @@ from llm.evaluation.probes import Item, Items, Probe, make_items, measure
 from llm.evaluation.scoring import Scorer
 from llm.evaluation.statistics import Share, describe
 from llm.evaluation.texts import held_out_documents, openings
-from llm.evaluation.writing import Written, write
 
 __all__ = [
     "Item",
@@ -21,11 +19,9 @@ __all__ = [
     "Probe",
     "Scorer",
     "Share",
-    "Written",
     "describe",
     "held_out_documents",
     "make_items",
     "measure",
     "openings",
-    "write",
 ]

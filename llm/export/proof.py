@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from llm.config import ExportConfig
+from llm.config import ExportConfig, Sampling
 from llm.errors import UnequalError
+from llm.model import Answer, steps
 from llm.tokenizer import Special
 
 NEW_TOKENS = 24  # that are written after each prompt
@@ -115,24 +116,15 @@ def require_close(model: Any, trial: Trial, config: ExportConfig, *, what: str) 
     return measured
 
 
-@torch.inference_mode()
 def write(model: Any, prompts: Sequence[list[int]]) -> list[Written]:
-    """The likeliest continuation of each prompt, by the model's own generation config."""
-    return [_continue(model, prompt, NEW_TOKENS) for prompt in prompts]
+    """The likeliest continuation of each prompt, up to the end that the model's generation config names."""
+    return [_continue(model, prompt) for prompt in prompts]
 
 
-def _continue(model: Any, prompt: list[int], count: int) -> Written:
-    input_ids = torch.tensor([prompt], device=model.device)  # (1, seq)
-    made = model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=count,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = [int(token) for token in made.sequences[0, len(prompt) :]]
-    return Written(ids=ids, logits=torch.cat(made.logits).float().cpu())
+def _continue(model: Any, prompt: list[int]) -> Written:
+    answer, likeliest = Answer(), Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=1.0)
+    scores = [row[0].cpu() for row in steps(model, [prompt], None, [answer], sampling=likeliest, pad_id=0)]
+    return Written(ids=answer.ids, logits=torch.stack(scores))
 
 
 def require_same_text(one: Sequence[Written], other: Sequence[Written], *, within: float, what: str) -> int:

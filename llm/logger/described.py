@@ -1,16 +1,14 @@
 """A run -> what W&B shows of it beside its metrics: id, group, tags and config."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm.config import LoggerConfig
 from llm.credentials import without_secrets
-from llm.environment import AGENTS_SWEEP, is_agents
+from llm.environment import agents_parameters, agents_run_id, agents_sweep
 from llm.run import Run, sweep_job
 from llm.run.files import write_json
 from llm.run.manifest import WANDB_NOTE
@@ -42,9 +40,9 @@ class Description:
 
 def describe(config: LoggerConfig, run: Run) -> Description:
     """Of a run that this process makes, which may be a job of a sweep or a trial of `wandb agent`."""
-    trial_id, job = trial_run_id(), sweep_job()
+    trial_id, job = agents_run_id(), sweep_job()
     varying: dict[str, Any] = _trial_parameters() if trial_id else job.varying if job else {}
-    sweep = os.environ[AGENTS_SWEEP] if trial_id else job.sweep if job else None
+    sweep = agents_sweep() if trial_id else job.sweep if job else None
     tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
     return Description(
         id=trial_id or f"{run.stage}-{run.path.name}",
@@ -66,15 +64,10 @@ def kept_description(run: Run) -> Description | None:
         return None
 
 
-def trial_run_id() -> str | None:
-    """The id by which a sweep of W&B finds the metric of its trial, where `wandb agent` started this process."""
-    return os.environ.get("WANDB_RUN_ID") if is_agents() else None
-
-
 def _trial_parameters() -> dict[str, Any]:
     """From the file that wandb reads too; empty where there is none, as under an agent of a function."""
-    path = Path(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.devnull)
-    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    path = agents_parameters()
+    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path and path.exists() else None
     return {key: entry["value"] for key, entry in (given or {}).items() if isinstance(entry, dict) and "value" in entry}
 
 

@@ -1,7 +1,6 @@
 """A run and its logger's settings -> its W&B run, opened, and one line that says where W&B writes and why."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,9 +9,10 @@ from typing import Any, Literal
 
 from llm.config import LoggerConfig, StageConfig, WandbMode
 from llm.credentials import without_secrets
+from llm.environment import agents_run_id, set_defaults
 from llm.errors import DivergedError, StoppedError, first_line
 from llm.logger import live
-from llm.logger.described import Description, describe, keep_description, trial_run_id
+from llm.logger.described import Description, describe, keep_description
 from llm.logger.live import RunLogger
 from llm.logger.stopping import stop_process
 from llm.logger.view import View
@@ -42,7 +42,7 @@ def show_trial(stage: StageConfig, run: Run) -> None:
 
     Does nothing where this process made the run, or is no agent's.
     """
-    trial_id, config, outputs = trial_run_id(), getattr(stage, "logger", None), Path(stage.outputs)
+    trial_id, config, outputs = agents_run_id(), getattr(stage, "logger", None), Path(stage.outputs)
     if trial_id is None or config is None or process_rank() > 0:
         return
     if config.mode is not WandbMode.disabled and not any((outputs / WANDB).glob(f"*run-*-{trial_id}")):
@@ -74,7 +74,7 @@ def begin(
         "silent": True,
         "console": "off",
         "save_code": False,  # with the code goes a patch of all that is not committed, a key in a YAML too
-        "stop_fn": _leave_it_to_the_agent if trial_run_id() else stop_process,
+        "stop_fn": _leave_it_to_the_agent if agents_run_id() else stop_process,
     }
     with _command_line_without_secrets():
         wandb_run = wandb.init(
@@ -97,7 +97,7 @@ def _leave_it_to_the_agent() -> None:
 
 def _exit_code(error: BaseException) -> int:
     """A trial that is stopped has ended well: of one that failed, a sweep does not use what it measured."""
-    if isinstance(error, StoppedError) and trial_run_id():
+    if isinstance(error, StoppedError) and agents_run_id():
         return 0
     return int(getattr(error, "exit_code", 1)) or 1
 
@@ -151,7 +151,7 @@ def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"
         return "offline", "as logger.mode says"
     import wandb
 
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(LOGIN_SECONDS))
+    set_defaults({"WANDB_HTTP_TIMEOUT": str(LOGIN_SECONDS)})
     try:
         chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, or wandb's own settings file
         if chosen == "disabled":

@@ -9,14 +9,13 @@ vocabulary.py a model and new tokens -> the model with a row for each; padding o
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 isolation.py  documents that share a row do not see each other
-drawing.py    scores -> the next token, each row drawn by its own seed
-generation.py prompts -> text, piece by piece or many at once
+generation.py prompts -> text, piece by piece or many at once, each prompt drawn by its own seed
 """
 
 from llm.model.architectures import check_architecture
 from llm.model.attention import document_bounds
 from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, load_for_use, save
-from llm.model.generation import Answer, Pace, Sampling, generate, generate_batch, stream
+from llm.model.generation import Answer, generate, steps, stream
 from llm.model.isolation import require_isolation
 from llm.model.loading import load_adapter, new_model, open_config, open_model
 from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
@@ -27,8 +26,6 @@ from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
 __all__ = [
     "EAGER",
     "Answer",
-    "Pace",
-    "Sampling",
     "add_lora",
     "as_it_is",
     "begin",
@@ -44,7 +41,6 @@ __all__ = [
     "folder_of_model",
     "four_bits",
     "generate",
-    "generate_batch",
     "grow",
     "load",
     "load_adapter",
@@ -61,6 +57,7 @@ __all__ = [
     "require_isolation",
     "save",
     "save_adapter",
+    "steps",
     "stream",
     "targets",
     "unpad",

@@ -1,49 +1,49 @@
-"""A prompt -> text, as it is made: whole Korean syllables at every moment."""
+"""Prompts -> texts, many at once or piece by piece: whole characters at every moment, each as it would be alone.
 
+A row's draw depends on its prompt and seed alone: the largest of scores to which each adds noise of Gumbel's
+distribution is a draw from their softmax (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). The library draws all
+rows from one stream of numbers, and counts padding as text.
+"""
+
+import hashlib
+import inspect
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from queue import Queue
-from threading import Thread
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from llm.model.drawing import Stops, end_ids, processors
+from llm.config import Sampling
 from llm.model.vocabulary import unpadded
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 LAST_CONSONANT = "\u11a8"  # ㄱ under a syllable: a tokenizer that takes Hangul apart has it as a token
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest.
-
-    A prompt that leaves no room for max_new_tokens loses its beginning, but keeps half of the model's positions.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 0.95
-    top_k: int | None = 50  # the likeliest that are drawn from; None: all
-    repetition_penalty: float = 1.1  # of the tokens that stand already, those that end a text not among them
-    stop: tuple[str, ...] = ()  # texts that end the answer, themselves left out
-    seed: int = 0
-
-
 @dataclass(slots=True)
-class Pace:
-    """How an answer comes along: filled while it is read."""
+class Answer:
+    """What a model writes after a prompt, filled as it comes along."""
 
-    started_at: float = 0.0
-    first_at: float | None = None
-    ended_at: float | None = None
-    num_tokens: int = 0  # the token that ended it included
+    text: str = ""  # without special tokens; cut for want of tokens, without half a character at its end
+    ids: list[int] = field(default_factory=list)  # the token that ended it included
     end: str = "length"  # or eos, stop (a stop string), closed (nobody read on)
+    started_at: float = field(default=0.0, compare=False)
+    first_at: float | None = field(default=None, compare=False)
+    ended_at: float | None = field(default=None, compare=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
 
     @property
     def seconds_to_first(self) -> float | None:
@@ -57,227 +57,274 @@ class Pace:
         return (self.num_tokens - 1) / max(1e-9, self.ended_at - self.first_at)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The text that a model went on with."""
-
-    text: str
-    num_tokens: int
-    end: str  # as in Pace
-
-
 def generate(
-    model: PreTrainedModel, prompt_ids: list[int], tokenizer: Tokenizer, *, sampling: Sampling, pad_id: int
-) -> str:
-    """The continuation of a prompt, without special tokens."""
-    return generate_batch(model, [prompt_ids], tokenizer, sampling=sampling, pad_id=pad_id, seeds=[sampling.seed])[
-        0
-    ].text
-
-
-def generate_batch(
-    model: PreTrainedModel,
+    model: Any,
     prompts: Sequence[list[int]],
     tokenizer: Tokenizer,
     *,
     sampling: Sampling,
     pad_id: int,
-    seeds: Sequence[int],
     eos_ids: Sequence[int] = (),
+    seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
 ) -> list[Answer]:
-    """The continuations of several prompts, made at once; each is what it would be alone, drawn by a seed of its own.
+    """The continuations of prompts of token ids, up to `batch_size` of them at once, all where it is None.
 
-    `eos_ids` end a text beside those that the model's own settings name.
+    `eos_ids` end a text beside those that the model's own settings name; `seeds` are of each prompt, in place of
+    sampling.seed.
     """
-    ends = end_ids(model, eos_ids)
-    lines = _generate_ids(model, prompts, tokenizer, sampling=sampling, pad_id=pad_id, seeds=seeds, ends=ends)
-    return [_read(ids, prompt, tokenizer, sampling, ends) for ids, prompt in zip(lines, prompts, strict=True)]
-
-
-def _read(ids: list[int], prompt: list[int], tokenizer: Tokenizer, sampling: Sampling, ends: Sequence[int]) -> Answer:
-    stop_at = next((place for place, token in enumerate(ids) if token in ends), None)
-    ids = ids if stop_at is None else ids[: stop_at + 1]
-    pace = Pace(end="length" if stop_at is None else "eos")
-    text = "".join(_until(_pieces(ids, prompt, tokenizer), sampling.stop, pace))
-    return Answer(text, len(ids), pace.end)
+    answers, chosen = [Answer() for _ in prompts], list(seeds or [sampling.seed] * len(prompts))
+    size = batch_size or max(1, len(prompts))
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        how: dict[str, Any] = {"sampling": sampling, "pad_id": pad_id, "eos_ids": eos_ids, "seeds": chosen[part]}
+        for _ in steps(model, prompts[part], tokenizer, answers[part], **how):
+            pass
+    return answers
 
 
 def stream(
-    model: PreTrainedModel,
-    prompt_ids: list[int],
+    model: Any,
+    prompt: list[int],
     tokenizer: Tokenizer,
     *,
     sampling: Sampling,
     pad_id: int,
     eos_ids: Sequence[int] = (),
-    pace: Pace | None = None,
+    answer: Answer | None = None,
 ) -> Iterator[str]:
     """The same continuation in pieces, each as soon as it is whole characters; closing the iterator ends it."""
-    ends, pace = end_ids(model, eos_ids), pace or Pace()
-    streamer = _TokenQueue(pace, ends)
-    error: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            _generate_ids(
-                model,
-                [prompt_ids],
-                tokenizer,
-                sampling=sampling,
-                pad_id=pad_id,
-                seeds=[sampling.seed],
-                ends=ends,
-                streamer=streamer,
-            )
-        except BaseException as caught:  # handed over to the reader, below
-            error.append(caught)
-        finally:
-            streamer.end()
-
-    thread = Thread(target=work, daemon=True)
-    pace.started_at = time.monotonic()
-    thread.start()
-    is_read = False
+    answer, shown = answer or Answer(), 0
     try:
-        yield from _until(_pieces(iter(streamer.tokens.get, None), prompt_ids, tokenizer), sampling.stop, pace)
-        is_read = True
-    finally:
-        streamer.is_closed = True
-        thread.join()
-        if not is_read:
-            pace.end = "closed"
-    if error and not isinstance(error[0], _Closed):
-        raise error[0]
+        for _ in steps(model, [prompt], tokenizer, [answer], sampling=sampling, pad_id=pad_id, eos_ids=eos_ids):
+            if len(answer.text) > shown:
+                yield answer.text[shown:]
+                shown = len(answer.text)
+    except GeneratorExit:
+        answer.end = "closed"
+        raise
 
 
-def _until(pieces: Iterator[str], stops: Sequence[str], pace: Pace) -> Iterator[str]:
-    """The text before the first of `stops`; what may be the beginning of one is held back until it is known."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [place for stop in stops if (place := held.find(stop)) >= 0]
-        if found:
-            pace.end = "stop"
-            held = held[: min(found)]
-            break
-        longest = max((size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size])), default=0)
-        if len(held) > longest:
-            yield held[: len(held) - longest]
-            held = held[len(held) - longest :]
-    if held:
-        yield held
+def steps(
+    model: Any,
+    prompts: Sequence[list[int]],
+    tokenizer: Tokenizer | None,
+    answers: Sequence[Answer],
+    *,
+    sampling: Sampling,
+    pad_id: int,
+    eos_ids: Sequence[int] = (),
+    seeds: Sequence[int] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Fill `answers`, by one token at each step, and give its scores before anything is done to them, (rows, vocab).
 
-
-def _pieces(ids: Iterable[int | None], prompt_ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of `ids`, each piece as soon as later tokens cannot change it, and what is left at the end.
-
-    The prompt's last token tells whether the first word goes on with it. The library's DecodeStream does not do: it
-    raises on bytes that make no character, and holds back what stands unfinished at the end.
+    Without a tokenizer no text is made of the tokens, and no stop string is found.
     """
-    decoded = prompt_ids[-1:]
-    shown = tokenizer.decode(decoded)
-    if _is_unfinished(shown, decoded, tokenizer):
-        decoded, shown = [], ""
-    for token in ids:
-        assert token is not None
-        decoded = [*decoded, token]
-        text = tokenizer.decode(decoded)
-        if len(text) > len(shown) and not _is_unfinished(text, decoded, tokenizer):
-            yield text[len(shown) :]
-            shown = text
-    if rest := tokenizer.decode(decoded)[len(shown) :]:
-        yield rest
+    ends, positions, device = _end_ids(model, eos_ids), model.config.max_position_embeddings, model.device
+    each = zip(prompts, answers, strict=True)
+    rows = [_Row(prompt, answer, tokenizer, sampling, ends, positions) for prompt, answer in each]
+    sampler = _Sampler(sampling, rows, ends, seeds or [sampling.seed] * len(rows), prompts)
+    width = max(len(row.prompt) for row in rows)
+    paddings = [width - len(row.prompt) for row in rows]
+    input_ids = torch.tensor([[pad_id] * n + row.prompt for n, row in zip(paddings, rows, strict=True)], device=device)
+    mask = (torch.arange(width) >= torch.tensor(paddings)[:, None]).long().to(device)  # (rows, seq)
+    position_ids, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+    while True:
+        scores, cache = _next_scores(model, input_ids, mask, position_ids, cache)
+        tokens = sampler.choose(scores)
+        for row, token in zip(rows, tokens, strict=True):
+            row.take(token)
+        yield scores
+        if all(row.is_done for row in rows):
+            return
+        new = [pad_id if row.is_done else token for row, token in zip(rows, tokens, strict=True)]
+        input_ids = torch.tensor(new, device=device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        position_ids = (position_ids[:, -1:] + 1).clamp(max=positions - 1)  # of a row that is done, which goes on
 
 
-def _is_unfinished(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
-    """Whether more tokens could change the text: its last character lacks bytes, or a run of byte tokens may go on.
-
-    Or its last syllable may be given a vowel or a last consonant, by a tokenizer that has these as tokens.
-    """
-    return (
-        text.endswith("\ufffd")
-        or (bool(ids) and bool(BYTE_TOKEN.fullmatch(tokenizer.id_to_token(ids[-1]) or "")))
-        or (_is_open_syllable(text[-1:]) and tokenizer.token_to_id(LAST_CONSONANT) is not None)
+@torch.inference_mode()
+def _next_scores(
+    model: Any, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor, cache: Any
+) -> tuple[torch.Tensor, Any]:
+    """(the scores of the next token, (rows, vocab) in fp32; the cache of what was read)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    outputs = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        **last,
     )
+    return outputs.logits[:, -1, : unpadded(model)].float(), outputs.past_key_values
+
+
+def _end_ids(model: Any, more: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that end a text: those that the model's settings name, and `more`."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return tuple(dict.fromkeys([*own, *more]))
+
+
+class _Sampler:
+    """Scores -> tokens: penalised, cut, and drawn row by row."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        rows: Sequence["_Row"],
+        ends: Sequence[int],
+        seeds: Sequence[int],
+        prompts: Sequence[list[int]],
+    ) -> None:
+        self._sampling, self._ends = sampling, list(ends)
+        self._tokens = [list(row.prompt) for row in rows]
+        self._seen: torch.Tensor | None = None
+        # on the CPU: the same on every device
+        self._draws = [torch.Generator().manual_seed(_draw_of(*each)) for each in zip(seeds, prompts, strict=True)]
+        warpers: list[LogitsProcessor] = []
+        if sampling.temperature > 0:
+            warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+            warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+        self._warp = LogitsProcessorList(warpers)
+
+    @torch.inference_mode()
+    def choose(self, scores: torch.Tensor) -> list[int]:
+        """The next token of each row, of scores (rows, vocab)."""
+        if self._sampling.repetition_penalty != 1:
+            scores = penalised(scores, self._what_stands(scores), self._sampling.repetition_penalty)
+        if self._sampling.temperature > 0:
+            no_ids: Any = None  # which none of these looks at
+            scores = drawn(self._warp(no_ids, scores), self._draws)
+        tokens: list[int] = scores.argmax(1).tolist()
+        self._tokens = [[token] for token in tokens]
+        return tokens
+
+    def _what_stands(self, scores: torch.Tensor) -> torch.Tensor:
+        """The tokens that each row has, bool (rows, vocab), but for those that end a text.
+
+        With one token for the beginning and the end of a document it would stand in every prompt, and the model would
+        be kept from ending.
+        """
+        if self._seen is None:
+            self._seen = torch.zeros_like(scores, dtype=torch.bool)
+        for row, tokens in zip(self._seen, self._tokens, strict=True):
+            row[tokens] = True
+        self._seen[:, self._ends] = False
+        return self._seen
+
+
+def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Scores with those of the tokens `seen` lowered (Keskar et al. 2019, arXiv:1909.05858, section 4.1)."""
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def drawn(scores: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Scores with the noise that makes the highest one a draw, of each row from numbers of its own."""
+    waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in generators]
+    return scores - torch.stack(waits).clamp_min(1e-30).log().to(scores.device)  # (rows, vocab)
+
+
+def _draw_of(seed: int, prompt: Sequence[int]) -> int:
+    """The seed of one prompt's draw, so that other prompts are drawn independently under the same one."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()[:8], "big") >> 1
+
+
+class _Row:
+    """The answer to one prompt while it is written: tokens -> text that later tokens cannot change."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        answer: Answer,
+        tokenizer: Tokenizer | None,
+        sampling: Sampling,
+        ends: Sequence[int],
+        positions: int,
+    ) -> None:
+        self._limit = min(sampling.max_new_tokens, max(positions - len(prompt), positions // 2))
+        self.prompt, self.is_done = prompt[self._limit - positions :], False
+        self._answer, self._ends, self._stops = answer, ends, sampling.stop
+        self._text = None if tokenizer is None else Detokenizer(tokenizer, prompt)
+        self._held = ""  # what may be the beginning of a stop string
+        answer.started_at = time.monotonic()
+
+    def take(self, token: int) -> None:
+        """One more token; nothing once it is done."""
+        if self.is_done:
+            return
+        self._answer.ended_at = time.monotonic()
+        self._answer.first_at = self._answer.first_at or self._answer.ended_at
+        self._answer.ids.append(token)
+        is_end = token in self._ends
+        self._answer.end = "eos" if is_end else "length"
+        self.is_done = is_end or self._answer.num_tokens >= self._limit
+        if self._text is None:
+            return
+        piece = "" if is_end else self._text.add(token)
+        if self.is_done:
+            rest = self._text.rest()
+            piece += rest if is_end else rest.rstrip("\ufffd")
+        self._say(piece)
+
+    def _say(self, piece: str) -> None:
+        """More text, up to the first stop string; what may be the beginning of one is held back until it is known."""
+        self._held += piece
+        if found := [place for stop in self._stops if (place := self._held.find(stop)) >= 0]:
+            self._answer.end, self.is_done, self._held = "stop", True, self._held[: min(found)]
+        sizes = (size for stop in self._stops for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
+        known = len(self._held) - (0 if self.is_done else max(sizes, default=0))
+        self._answer.text, self._held = self._answer.text + self._held[:known], self._held[known:]
+
+
+class Detokenizer:
+    """Tokens -> text in pieces, each as soon as later tokens cannot change it, decoding a window of them at a time.
+
+    The prompt's last token tells whether the first word goes on with it, and later the tokens of the last piece do. The
+    library's DecodeStream does not do: it raises on bytes that make no character, and holds back what stands unfinished
+    at the end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._begin(list(prompt[-1:]))
+        if self._is_unfinished(self._shown, self._window):
+            self._begin([])
+
+    def add(self, token: int) -> str:
+        """What is certain by one more token."""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        if len(text) <= len(self._shown) or self._is_unfinished(text, self._window):
+            return ""
+        piece = text[len(self._shown) :]
+        self._begin(self._window[self._num_shown :])
+        return piece
+
+    def rest(self) -> str:
+        """What is left where no token follows."""
+        return self._tokenizer.decode(self._window)[len(self._shown) :]
+
+    def _begin(self, window: list[int]) -> None:
+        self._window, self._num_shown = window, len(window)
+        self._shown = self._tokenizer.decode(window)
+
+    def _is_unfinished(self, text: str, ids: list[int]) -> bool:
+        """Whether more tokens could change the text: its last character lacks bytes, or a run of bytes may go on.
+
+        Or its last syllable may be given a vowel or a last consonant, by a tokenizer that has these as tokens.
+        """
+        return (
+            text.endswith("\ufffd")
+            or (bool(ids) and bool(BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(ids[-1]) or "")))
+            or (_is_open_syllable(text[-1:]) and self._tokenizer.token_to_id(LAST_CONSONANT) is not None)
+        )
 
 
 def _is_open_syllable(character: str) -> bool:
     """Whether a conjoining letter can join a character: a first consonant, or a syllable that ends in its vowel."""
     is_syllable = "가" <= character <= "힣" and (ord(character) - ord("가")) % 28 == 0  # Unicode, section 3.12
     return is_syllable or "\u1100" <= character <= "\u1112"
-
-
-def _generate_ids(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    tokenizer: Tokenizer,
-    *,
-    sampling: Sampling,
-    pad_id: int,
-    seeds: Sequence[int],
-    ends: Sequence[int],
-    streamer: BaseStreamer | None = None,
-) -> list[list[int]]:
-    """The new tokens of each prompt; a row that ended before the others goes on with pad_id."""
-    positions = model.config.max_position_embeddings
-    longest = max(map(len, prompts))
-    max_new_tokens = min(sampling.max_new_tokens, max(positions - longest, positions // 2))
-    kept = [ids[max_new_tokens - positions :] for ids in prompts]
-    width = max(map(len, kept))
-    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in kept], device=model.device)  # (rows, seq)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in kept], device=model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,  # the draw is among the processors, each row by numbers of its own
-            repetition_penalty=1.0,
-            logits_processor=processors(
-                sampling,
-                paddings=[width - len(ids) for ids in kept],
-                seeds=seeds,
-                ends=ends,
-                num_words=unpadded(model),
-            ),
-            stopping_criteria=[Stops(tokenizer, sampling.stop, width)] if sampling.stop else None,
-            eos_token_id=list(ends) or None,
-            pad_token_id=pad_id,
-            use_cache=True,
-            streamer=streamer,
-        )
-    return [line.tolist() for line in output[:, width:]]
-
-
-class _Closed(Exception):
-    """Nobody reads on."""
-
-
-class _TokenQueue(BaseStreamer):
-    """Hands the tokens over as they are made; None is the end. Once closed, it ends the generation."""
-
-    def __init__(self, pace: Pace, ends: Sequence[int]) -> None:
-        self.is_closed = False
-        self.tokens: Queue[int | None] = Queue()
-        self._pace, self._ends = pace, ends
-        self._is_prompt = True
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.is_closed:
-            raise _Closed
-        if self._is_prompt:  # the first call repeats the prompt
-            self._is_prompt = False
-            return
-        for token in value.flatten().tolist():
-            self._count(int(token))
-            self.tokens.put(int(token))
-
-    def _count(self, token: int) -> None:
-        self._pace.ended_at = time.monotonic()
-        self._pace.first_at = self._pace.first_at or self._pace.ended_at
-        self._pace.num_tokens += 1
-        if token in self._ends:
-            self._pace.end = "eos"
-
-    def end(self) -> None:
-        self.tokens.put(None)

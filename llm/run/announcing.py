@@ -4,15 +4,36 @@ And what the processes of launch_ranks tell the one that started them.
 """
 
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llm.environment import LAUNCH_FOLDER, MADE, process_rank
+from llm.credentials import without_secrets
+from llm.environment import MADE, is_launched, job_folder, launch_folder, process_rank
+from llm.errors import LaunchError, first_line
 from llm.run.files import write_json, write_text
+from llm.run.runs import Run
 
-JOB_FOLDER, ANNOUNCED, VARYING = "TTUKTTAK_JOB", "run", "varying.json"
+JOB, RESULT = "job.json", "result.json"
+# As Python, torch on a device and on the host, and Rust say it
+OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b", re.I)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job says of itself: first which run it is at, and in the end what became of it."""
+
+    kind: str | None = None  # done, stopped, busy, or a failure: killed, out_of_memory, diverged, config, data, failed
+    message: str = ""
+    stage: str | None = None
+    run: str | None = None  # its folder
+    objective: float | None = None
+
+    @property
+    def is_failure(self) -> bool:
+        return self.kind not in ("done", "stopped", "busy")
 
 
 @dataclass(frozen=True)
@@ -27,25 +48,72 @@ def announce(stage: str, folder: Path) -> None:
     """Tell who started this process which run it is at: a sweep, launch_ranks, both or neither."""
     if process_rank() > 0:
         return
-    if job := os.environ.get(JOB_FOLDER):
-        write_text(Path(job) / ANNOUNCED, f"{stage}\n{folder}\n")
-    if launch := os.environ.get(LAUNCH_FOLDER):
-        write_text(Path(launch) / MADE, str(folder))
+    if job := job_folder():
+        write_result(job, Result(stage=stage, run=str(folder)))
+    if launch := launch_folder():
+        write_text(launch / MADE, str(folder))
 
 
-def tell_job(folder: Path, varying: Sequence[str]) -> None:
-    """Tell a job, before it starts, which of its overrides the others do not have."""
-    write_json(folder / VARYING, list(varying))
+@contextmanager
+def reporting() -> Iterator[Callable[[Run], None]]:
+    """Tell the sweep, if one started this process, how the block ends; the function takes the run that is done."""
+
+    def done(run: Run) -> None:
+        if (job := job_folder()) and process_rank() == 0:
+            write_result(job, Result("done", stage=run.stage, run=str(run.path), objective=run.objective))
+
+    try:
+        yield done
+    except BaseException as error:
+        if job := job_folder():
+            _tell_error(job, error)
+        raise
+
+
+def _tell_error(job: Path, error: BaseException) -> None:
+    """Of several processes the first that failed by itself is right, or rank zero: others may only have lost it."""
+    told = read_result(job) or Result()
+    is_of_another = isinstance(error, LaunchError) or process_rank() > 0
+    if (isinstance(error, LaunchError) and is_launched()) or (is_of_another and told.kind):
+        return
+    write_result(job, replace(told, kind=kind_of(error), message=without_secrets(_one_line(error))))
+
+
+def kind_of(error: BaseException) -> str:
+    """What an error is to a sweep, which tries some kinds again."""
+    kind = getattr(error, "kind", None)
+    if kind is None and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+        return "out_of_memory"
+    return str(kind or "failed")
+
+
+def _one_line(error: BaseException) -> str:
+    """As it ends a traceback; of what is no bug, as the user is told."""
+    if hasattr(error, "exit_code") and str(error):
+        return " ".join(str(error).split())
+    said = first_line(error)
+    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+
+
+def read_result(job: Path) -> Result | None:
+    """What a job has said; None before it has."""
+    try:
+        return Result(**json.loads((job / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_result(job: Path, result: Result) -> None:
+    write_json(job / RESULT, asdict(result))
 
 
 def sweep_job() -> SweepJob | None:
     """The job of a sweep that this process is; None outside of one."""
-    if not (job := os.environ.get(JOB_FOLDER)):
+    if not (folder := job_folder()):
         return None
-    folder = Path(job)
     try:
-        overrides = json.loads((folder / VARYING).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # of a sweep that an earlier version began
+        overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
+    except (OSError, ValueError):
         overrides = []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return SweepJob(folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"})

@@ -177,5 +177,6 @@ def _raise_for(rank: int, status: int) -> None:
             f"rank {rank} was killed by {signal.Signals(-status).name}, perhaps for want of memory. "
             "Start the same command again to go on from the last checkpoint.",
             exit_code=1,
+            kind="killed",
         )
     raise LaunchError(f"rank {rank} ended first, with exit code {status}; it says why above.", exit_code=status)

@@ -69,6 +69,11 @@ def find(plan: Plan) -> tuple[Run | None, Path]:
     return (None if begins_anew(plan, folder) else _finished(plan, folder)), folder
 
 
+def reuse(plan: Plan) -> Run | None:
+    """The finished run that `make` would reuse, of which it says so; None if there is none."""
+    return _reusable(*_folder_of(plan))
+
+
 def place_of(plan: Plan) -> Path:
     """The folder of the run that `make` finds, or begins."""
     return _folder_of(plan)[1]

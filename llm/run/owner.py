@@ -31,6 +31,8 @@ DEAD_AFTER_SECONDS = 60.0  # without a beat
 class OwnedError(ConfigError):
     """Another process makes a run."""
 
+    kind = "busy"
+
     def __init__(self, folder: Path) -> None:
         self.maker = _name(folder)
         super().__init__(f"{folder} is being made by {self.maker}. Wait for it, or end it first.")

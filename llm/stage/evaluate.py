@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import Accelerator, EvaluateStage
+from llm.config import Accelerator, EvaluateStage, Sampling
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -53,7 +53,8 @@ WRITTEN = (
     *("prompts", "left_out", "stop_rate", "stop_rate_low", "stop_rate_high", "tokens_mean"),
     *("repeated_4grams", "distinct_1", "distinct_2", "hangul_share", "broken_share", "empty_share"),
 )
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+WRITTEN_AT_ONCE = 20  # prompts
 
 
 def plan(config: EvaluateStage, parents: Runs) -> Work:
@@ -258,7 +259,8 @@ def _probes(opened: _Opened) -> dict[str, Any]:
 
 def _write(opened: _Opened) -> dict[str, Any]:
     """Statistics of what the model writes after prompts."""
-    from llm.evaluation import Share, describe, write
+    from llm.evaluation import Share, describe
+    from llm.model import generate
 
     settings, scorer = opened.config.evaluation, opened.scorer
     if not settings.num_prompts:
@@ -271,22 +273,28 @@ def _write(opened: _Opened) -> dict[str, Any]:
     if not fitting:
         log.warning("no held-out text makes a prompt: the model writes nothing")
         return {"prompts": 0, "left_out": left_out}
-    written = write(
+    written = generate(
         scorer.model,
         [ids for _, ids in fitting],
         scorer.words,
-        scorer.special,
-        max_new_tokens=new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=opened.config.seed,
+        sampling=Sampling(
+            max_new_tokens=new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=0,
+            repetition_penalty=1.0,
+            seed=opened.config.seed,
+        ),
+        pad_id=scorer.special.pad_id,
+        eos_ids=[scorer.special.eos_id],
+        batch_size=WRITTEN_AT_ONCE,
     )
     lines = [
-        {"prompt": shown, "text": each.text, "has_ended": each.has_ended, "tokens": each.num_tokens}
+        {"prompt": shown, "text": each.text, "has_ended": each.end == "eos", "tokens": each.num_tokens}
         for (shown, _), each in zip(fitting, written, strict=True)
     ]
     _write_lines(opened.run.path / "generations.jsonl", lines)
-    ended = Share(sum(each.has_ended for each in written), len(written))
+    ended = Share(sum(each.end == "eos" for each in written), len(written))
     return {
         "prompts": len(written),
         "left_out": left_out,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import FinetuneStage, PretrainStage, TrainerConfig
+from llm.config import FinetuneStage, PretrainStage, Sampling, TrainerConfig
 from llm.run import Run, digest_of, history, process_rank, read_metrics, sha256_of, whole_folder
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ def train(
     from llm import trainer  # takes seconds, which a run that is already finished need not wait for
     from llm.logger import open_logger
 
-    if config.trainer.compile:
-        trainer.require_one_graph(model)
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
         trainer.fit(
             trainer.Fit(
@@ -101,13 +99,12 @@ def _sampler(
     from llm import model as models
 
     loaded, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
-    sampling = models.Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
+    sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
 
     def sample() -> list[dict[str, str]]:
-        return [
-            {"prompt": prompt, "text": models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)}
-            for prompt, ids in prompts
-        ]
+        ids = [prompt for _, prompt in prompts]
+        answers = models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)
+        return [{"prompt": text, "text": answer.text} for (text, _), answer in zip(prompts, answers, strict=True)]
 
     return sample
 

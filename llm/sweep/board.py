@@ -2,10 +2,10 @@
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,24 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.run import console, log, start_logging
+from llm.sweep.jobs import Job, NewMetrics, State
 
 if TYPE_CHECKING:
-    from llm.sweep.driver import Standing
-    from llm.sweep.pool import Pool, Running
-    from llm.sweep.slurm import Cluster, Submitted
+    from llm.sweep.driver import Source
 
-
-class Progress(Protocol):
-    """What a search knows of itself that its jobs do not show."""
-
-    def to_come(self) -> int:
-        """The jobs of points that are not chosen yet."""
-
-    def best(self) -> str | None:
-        """The best result so far, by what is searched for, and its point."""
-
-
-STATES = ("running", "queued", "waiting", "done", "failed", "stopped")
+STATES: tuple[State, ...] = ("running", "queued", "waiting", "done", "failed", "stopped")
 REFRESH_SECONDS = 2.0
 
 
@@ -39,19 +27,17 @@ class Board:
 
     def __init__(self, terminal: Console | None = None) -> None:
         self._console = terminal or console()
-        self._standings: Collection[Standing] = ()
-        self._pool: Pool | Cluster | None = None
+        self._jobs: Mapping[int, Job] = {}
+        self._source: Source | None = None
         self._live: Live | None = None
-        self._search: Progress | None = None
+        self._metrics: defaultdict[int, NewMetrics] = defaultdict(NewMetrics)
         self._refreshed = 0.0
 
     @contextmanager
-    def shown(
-        self, standings: "Collection[Standing]", pool: "Pool | Cluster", search: Progress | None = None
-    ) -> Iterator[None]:
+    def shown(self, jobs: Mapping[int, Job], source: "Source") -> Iterator[None]:
         """Keep it on the terminal for as long as the block runs."""
         start_logging()
-        self._standings, self._pool, self._search = standings, pool, search
+        self._jobs, self._source = jobs, source
         if not self._console.is_terminal:
             yield
             return
@@ -73,61 +59,47 @@ class Board:
 
     def table(self) -> Group:
         """The jobs by state, the best so far, the time left, and a row for each job that runs."""
-        assert self._pool is not None
-        now = {running.job.number: running.state for running in self._pool.running.values()}
-        counts = Counter(now.get(each.job.number, each.state) for each in self._standings)
+        assert self._source is not None
+        counts = Counter(job.state for job in self._jobs.values())
         head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        parts = [head, *self._to_come(), *self._best(), *self._time_left()]
+        to_come, best = self._source.to_come(), self._source.best()
+        parts = [head, f"{to_come} to come" if to_come else "", f"best {best}" if best else "", self.time_left()]
         table = Table("job", "step", "loss", "minutes", highlight=False)
-        at_work = [each for each in self._pool.running.values() if each.state == "running"]
-        for running in at_work:
-            table.add_row(*map(Text, self._row(running)))
-        return Group(Text("; ".join(parts)), *([table] if at_work else []))
+        running = self._in("running")
+        for job in running:
+            table.add_row(*map(Text, self._row(job)))
+        return Group(Text("; ".join(filter(None, parts))), *([table] if running else []))
 
-    def _row(self, running: "Running | Submitted") -> tuple[str, str, str, str]:
-        metrics = running.last_metrics()
-        loss = next((metrics[name] for name in ("train/loss", "val/loss") if name in metrics), None)
-        of = max_steps(running)
+    def time_left(self) -> str:
+        """As many jobs side by side as run now, each as long as the mean of those that are done; unknown before."""
+        assert self._source is not None
+        took = [seconds for job in self._jobs.values() if job.run and (seconds := job.run.record.get("seconds"))]
+        running = self._in("running")
+        if not took or not running:
+            return ""
+        mean = statistics.fmean(took)
+        to_do = len(self._in("running", "queued", "waiting")) + self._source.to_come()
+        done = sum(min(time.monotonic() - job.started, mean) for job in running)
+        return f"about {(to_do * mean - done) / len(running) / 60:.0f} min left"
+
+    def _in(self, *states: str) -> list[Job]:
+        return [job for job in self._jobs.values() if job.state in states]
+
+    def _row(self, job: Job) -> tuple[str, str, str, str]:
+        metrics = self._metrics[job.number]
+        metrics.read(job.announced_folder())
+        loss = next((metrics.last[name] for name in ("train/loss", "val/loss") if name in metrics.last), None)
+        of = _max_steps(job)
         return (
-            running.job.label,
-            f"{metrics.get('step', 0)}/{of}" if of else "",
+            job.label,
+            f"{metrics.last.get('step', 0)}/{of}" if of else "",
             "" if loss is None else f"{loss:.3f}",
-            f"{(time.monotonic() - running.started) / 60:.1f}",
+            f"{(time.monotonic() - job.started) / 60:.1f}",
         )
 
-    def _to_come(self) -> list[str]:
-        to_come = self._search.to_come() if self._search else 0
-        return [f"{to_come} to come"] if to_come else []
 
-    def _best(self) -> list[str]:
-        """Of a search by what it is for; of a grid by its stage's objective, of which the lowest is the best."""
-        if self._search:
-            found = self._search.best()
-            return [f"best {found}"] if found else []
-        done = [(run.objective, each) for each in self._standings if (run := each.run) and run.objective is not None]
-        if not done:
-            return []
-        objective, best = min(done, key=lambda pair: pair[0])
-        return [f"best {objective:.4f}: {best.job.label}"]
-
-    def _time_left(self) -> list[str]:
-        """As many jobs side by side as run now, each as long as the mean of those that are done; unknown before."""
-        assert self._pool is not None
-        took = [seconds for each in self._standings if each.run and (seconds := each.run.record.get("seconds"))]
-        at_work = [each for each in self._pool.running.values() if each.state == "running"]
-        if not took or not at_work:
-            return []
-        mean = statistics.fmean(took)
-        jobs = len(self._pool.running) + sum(each.state == "waiting" for each in self._standings)
-        jobs += self._search.to_come() if self._search else 0
-        done = sum(min(time.monotonic() - each.started, mean) for each in at_work)
-        return [f"about {(jobs * mean - done) / len(at_work) / 60:.0f} min left"]
-
-
-def max_steps(running: "Running | Submitted") -> int | None:
+def _max_steps(job: Job) -> int | None:
     """The steps of a training in all; None of another stage, or before the run has begun."""
-    run = running.job.announced_run()
-    if run is None:
-        return None
-    trainer = run.record["identity"]["settings"].get("trainer")
+    run = job.announced_run()
+    trainer = run.record["identity"]["settings"].get("trainer") if run else None
     return None if trainer is None else int(trainer["max_steps"])

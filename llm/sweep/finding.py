@@ -2,66 +2,55 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from logging import LogRecord
 
 from llm.config import Reuse, StageConfig
 from llm.errors import UserError
-from llm.run import Run, console, log, start_logging
-from llm.stage import Step, run_step, step_of
+from llm.run import Plan, Run, console, log, start_logging
+from llm.run.making import find, reuse
+from llm.stage import Step, stage_named, step_of
 
 
 class Finder:
     """Looks for finished runs, each parent once; it makes none."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Run | None] = {}
-        self.said: dict[str, list[str]] = {}  # by the run's folder: that it is reused, and what is not applied
+        self._found: dict[str, tuple[Run, Plan] | None] = {}
 
     def find(self, config: StageConfig) -> Run | None:
-        """The finished run of a config; None if there is none, or if the config wants it made again."""
+        """The finished run of a config, which is said; None if there is none, or if it is to be made again."""
         if config.reuse is Reuse.never:
             return None
+        start_logging()
         try:
-            return self._find(step_of(config))
+            with _quiet():  # what is said of a run's parents is nothing new here
+                found = self._find(step_of(config))
+            return reuse(found[1]) if found else None
         except (UserError, OSError):  # the job itself will say what is wrong
             return None
 
-    def _find(self, step: Step) -> Run | None:
+    def _find(self, step: Step) -> tuple[Run, Plan] | None:
         place = repr(step)
         if self._found.get(place) is None:
             self._found[place] = self._look(step)
         return self._found[place]
 
-    def _look(self, step: Step) -> Run | None:
-        if not all(self._find(parent) for parent in step.parents.values()):
+    def _look(self, step: Step) -> tuple[Run, Plan] | None:
+        parents = {role: found[0] for role, parent in step.parents.items() if (found := self._find(parent))}
+        if len(parents) < len(step.parents):
             return None  # a stage would begin by making them
-        with _log_kept() as said:
-            try:
-                run = run_step(replace(step, config=replace(step.config, reuse=Reuse.require)))
-            except (UserError, OSError):
-                return None
-        self.said[str(run.path)] = said[max(n for n, line in enumerate(said) if line.startswith("reused ")) :]
-        return run
+        work = stage_named(step.config.stage).plan(step.config, parents)
+        run, _ = find(work.plan)
+        if run is None:
+            return None
+        for check in filter(None, (work.check, step.check)):
+            check(run)
+        return run, work.plan
 
 
 @contextmanager
-def _log_kept() -> Iterator[list[str]]:
-    """The log's lines of the block, in place of showing them: those of a run's parents say nothing new here.
-
-    An evaluation's table is not shown either: the sweep's end compares them.
-    """
-    start_logging()  # before, for it adds filters
-    said: list[str] = []
-    was_quiet, console().quiet = console().quiet, True
-
-    def keep(record: LogRecord) -> bool:
-        said.append(record.getMessage())
-        return False
-
-    log.addFilter(keep)
+def _quiet() -> Iterator[None]:
+    log.disabled = console().quiet = True
     try:
-        yield said
+        yield
     finally:
-        log.removeFilter(keep)
-        console().quiet = was_quiet
+        log.disabled = console().quiet = False

@@ -1,4 +1,4 @@
-"""A grid of checked jobs -> their standings: the ledger opened, and all jobs carried out, here or on a cluster."""
+"""A grid of checked jobs -> how they stand in the end: the ledger opened, and all jobs carried out."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,46 @@ from llm.compare.at_end import page_at_end
 from llm.config import PoolConfig, SlurmConfig, StageConfig
 from llm.errors import LaunchError
 from llm.sweep.board import Board
-from llm.sweep.driver import Driver, Standing
+from llm.sweep.driver import Driver, opened
 from llm.sweep.finding import Finder
-from llm.sweep.ledger import Job, labels, open_ledger, sweep_folder, varying
-from llm.sweep.opening import opened
+from llm.sweep.jobs import KINDS, Job, jobs_of_grid, open_ledger
 
-EXIT_CODES = {"config": 2, "data": 65, "diverged": 70}
+
+class Grid:
+    """Jobs that are all known from the beginning."""
+
+    def __init__(self, jobs: Sequence[Job], board: Board) -> None:
+        self._left, self._board = [*jobs], board
+        self._best: tuple[float, str] | None = None
+
+    def more(self) -> list[Job]:
+        left, self._left = self._left, []
+        return left
+
+    def is_over(self) -> bool:
+        return not self._left
+
+    def keeps(self, job: Job, *, is_taken: bool) -> bool:
+        return True
+
+    def outdone(self) -> list[Job]:
+        return []
+
+    def settled(self, job: Job) -> None:
+        """Say what a job came to: its stage's objective, of which the lowest is the best."""
+        if job.run is None:
+            return
+        objective = job.run.objective
+        if job.result is not None:  # it was not done before
+            self._board.say(f"{job.label}: done" + ("" if objective is None else f", {objective:.4f}"))
+        if objective is not None and (self._best is None or objective < self._best[0]):
+            self._best = objective, job.label
+
+    def to_come(self) -> int:
+        return 0
+
+    def best(self) -> str | None:
+        return f"{self._best[0]:.4f}: {self._best[1]}" if self._best else None
 
 
 def run_grid(
@@ -20,7 +54,7 @@ def run_grid(
     *,
     settings: PoolConfig | SlurmConfig,
     choice: str | None,
-) -> list[Standing]:
+) -> list[Job]:
     """Carry out the jobs, in their order as far as there is room.
 
     Raises:
@@ -28,33 +62,24 @@ def run_grid(
         StoppedError: a signal came; the same command goes on.
     """
     settings.check()
-    folder = sweep_folder(configs, jobs, choice=choice)
-    checked = [
-        Job(
-            number=number,
-            overrides=list(job),
-            config=config,
-            label=label,
-            folder=folder / "jobs" / f"{number:04d}",
-            varying=own,
-        )
-        for number, (job, config, label, own) in enumerate(zip(jobs, configs, labels(jobs), varying(jobs), strict=True))
-    ]
-    with opened(settings, configs, folder, num_jobs=len(jobs), of=f"{len(jobs)} jobs") as pool:
+    folder, checked = jobs_of_grid(jobs, configs, choice=choice)
+    with opened(settings, configs, folder, num_jobs=len(jobs), of=f"{len(jobs)} jobs") as backend:
         open_ledger(folder, checked)
-        driver = Driver(checked, pool, settings, Board(), Finder())
+        board = Board()
+        driver = Driver(Grid(checked, board), backend, settings, board, Finder())
         if isinstance(settings, SlurmConfig) and not settings.wait:
             return driver.submit()
         with page_at_end(folder):
-            return driver.run()
+            driver.run()
+    return checked
 
 
-def as_error(standing: Standing) -> LaunchError:
+def as_error(job: Job) -> LaunchError:
     """Why a job has no finished run, with the exit code that the job alone would end with."""
-    ended = standing.ending
-    if ended is None or standing.state == "stopped":
+    ended = job.result
+    if ended is None or job.state == "stopped":
         return LaunchError("stopped before its end. Start the same command again to go on.", exit_code=75)
+    codes = {kind: code for code, kind in KINDS.items()}
     return LaunchError(
-        f"{ended.kind}: {ended.message} (see {standing.job.folder}/console.log)",
-        exit_code=EXIT_CODES.get(ended.kind, 1),
+        f"{ended.kind}: {ended.message} (see {job.folder}/console.log)", exit_code=codes.get(str(ended.kind), 1)
     )

@@ -1,143 +1,181 @@
 """A space and a number of trials -> the best of them, by Optuna; killed at any moment, the same command goes on.
 
-Optuna's journal keeps the trials, the ledger the jobs. A trial that nobody is at any more is taken up with the number
-of its point, so that its jobs find their folders and go on from their checkpoints; so does one that failed, at a later
-start.
+Optuna's journal keeps the trials, the jobs' files the jobs. A trial that nobody is at any more is taken up with the
+number of its point, so that its jobs find their folders and go on from their checkpoints; so does one that failed, at
+a later start.
 """
 
 import shlex
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from llm.compare.at_end import page_at_end
-from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig, TrainerConfig
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, DamagedError, LaunchError, StoppedError, UserError
-from llm.run import history, read_metrics
-from llm.run.signals import on_signal
+from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, UserError
+from llm.run import history
+from llm.run.owner import is_owned
 from llm.run.tables import output_console
 from llm.sweep.board import Board
-from llm.sweep.driver import LOOK_SECONDS, Standing
-from llm.sweep.ending import Ending, may_retry
+from llm.sweep.driver import Driver, opened
 from llm.sweep.finding import Finder
-from llm.sweep.halving import PAST_RUNG, Halving, Place, go_on, point_of, points
-from llm.sweep.ledger import Job
-from llm.sweep.opening import opened
-from llm.sweep.pool import Pool
-from llm.sweep.preview import show_dry_run
-from llm.sweep.slurm import Cluster
-from llm.sweep.space import Compose, Dimension, Value, as_overrides, check_space, points_of_grid, seed_overrides
-from llm.sweep.study import best_trials, check_objectives, choose, open_study, result, search_identity, short, table
-
-CHOOSING = timedelta(seconds=20)  # at most, from the begin of a trial until it has its values
+from llm.sweep.jobs import Job, NewMetrics, sweep_folder
+from llm.sweep.space import Compose, Dimension, as_overrides, check_space, points_of_grid, seed_overrides
+from llm.sweep.study import (
+    FIRST_TRIAL,
+    best_trials,
+    check_objectives,
+    choose,
+    open_study,
+    point_of,
+    points,
+    result,
+    search_identity,
+    short,
+    show_dry_run,
+    table,
+)
 
 
 @dataclass
 class Trial:
     """A point that this driver has taken up, and its jobs: one for each seed."""
 
-    optuna_trial: optuna.Trial
-    jobs: list[Standing]
-    past_rung: int = 0  # the last at which it was looked at, in steps
-    is_pruned: bool = False
+    of_study: optuna.Trial
+    jobs: list[Job]
+    metrics: NewMetrics = field(default_factory=NewMetrics)
 
     @property
     def number(self) -> int:
         """That of the point, by which people and folders know it."""
-        return point_of(self.optuna_trial)
+        return point_of(self.of_study)
 
     @property
-    def point(self) -> dict[str, Value]:
-        return self.optuna_trial.params
+    def label(self) -> str:
+        return f"trial {self.number}: {' '.join(as_overrides(short(self.of_study.params)))}"
 
 
 class Search:
-    """Asks for points as there is room for them, and tells what came of them."""
+    """Chooses points as there is room for them, and tells Optuna what came of them."""
 
     def __init__(
         self,
         settings: SweeperConfig,
-        launcher: PoolConfig | SlurmConfig,
         *,
         space: Sequence[Dimension],
         fixed: list[str],
         compose: Compose,
         folder: Path,
-        pool: Pool | Cluster,
+        max_attempts: int,
         board: Board,
-        finder: Finder,
     ) -> None:
-        self._settings, self._launcher = settings, launcher
-        self._space, self._fixed, self._compose = space, fixed, compose
-        self._folder, self._pool, self._board, self._finder = folder, pool, board, finder
+        self._settings, self._space, self._fixed, self._compose = settings, space, fixed, compose
+        self._folder, self._max_attempts, self._board = folder, max_attempts, board
         self.study = open_study(settings, space, fixed, folder)
-        self._halving: Halving | None = None
-        if settings.halving.first_step is not None:
-            self._halving = Halving(settings.halving, direction=settings.directions[0])
+        self._choosing = FileLock(folder / "choosing.lock")  # who holds it chooses a point: no other driver is at that
         self._mine: dict[int, Trial] = {}  # by the number of the point
-        self._standings: dict[int, Standing] = {}
-        self._stopped_by: str | None = None
-        self._is_stopping = False
-        self._failed = ""  # what ended the search, where the first failure is to
+        self._has_begun = False
 
-    def run(self) -> optuna.Study:
-        """The study, once it has its trials.
+    def more(self) -> list[Job]:
+        """The jobs of the next point: at first of those that an earlier start has left, then of a new one."""
+        with self._choosing:
+            if not self._has_begun:
+                self._has_begun = True
+                self._reopen_failed()
+                if left := self._take_up_left():
+                    return left
+            while self._wants_more():
+                asked = self.study.ask()
+                choose(self.study, asked, self._settings, self._space)
+                if trial := self._trial_or_none(asked):
+                    self._mine[trial.number] = trial
+                    return trial.jobs
+            return self._take_up_left()
 
-        Raises:
-            StoppedError: a signal came.
-        """
+    def is_over(self) -> bool:
+        """Whether all points are tried; those under way may be of other drivers, or of dead ones, and are taken up."""
+        under_way = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return not self._mine and not self._wants_more() and not under_way
+
+    def keeps(self, job: Job, *, is_taken: bool) -> bool:
+        """Whether its trial goes on, and is this driver's: one of which another driver has begun a job is not."""
+        trial = self._mine.get(job.number // self._settings.seeds)
+        if trial is None:
+            return False
+        is_left = is_taken and all(each.state == "waiting" for each in trial.jobs)
+        if is_left or points(self.study)[trial.number].state is not TrialState.RUNNING:
+            del self._mine[trial.number]
+            return False
+        return True
+
+    def outdone(self) -> list[Job]:
+        """Tell Optuna what the trainings have measured, and give those that its halving stops."""
+        if self._settings.halving.first_step is None:
+            return []
+        return [trial.jobs[0] for trial in [*self._mine.values()] if self._is_outdone(trial)]
+
+    def _is_outdone(self, trial: Trial) -> bool:
+        [job] = trial.jobs
+        name, max_steps = self._settings.objectives[0], max_steps_of(job.config)
+        records = trial.metrics.read(job.announced_folder()) if job.state == "running" else []
+        for step, value in history(records, name):
+            told = points(self.study)[trial.number].intermediate_values
+            if not max(told, default=0) < step < max_steps:  # an earlier start of the run was here before
+                continue
+            trial.of_study.report(value, step)
+            if trial.of_study.should_prune():
+                self._tell(trial, state=TrialState.PRUNED)
+                self._board.say(f"{job.label}: stopped at step {step}, with {name} {value:.4f}")
+                return True
+        return False
+
+    def settled(self, job: Job) -> str | None:
+        """Tell Optuna what a trial came to, once all of its jobs have come to their ends."""
+        trial = self._mine.get(job.number // self._settings.seeds)
+        if trial is None or any(each.state in ("waiting", "queued", "running") for each in trial.jobs):
+            return None
+        states = {each.state for each in trial.jobs}
+        if "failed" in states:
+            self._tell(trial, state=TrialState.FAIL)
+        elif states == {"done"}:
+            return self._tell_values(trial)
+        return None  # stopped with this driver: a later start takes it up
+
+    def _tell_values(self, trial: Trial) -> str | None:
         try:
-            with on_signal(self._stop), self._board.shown(self._standings.values(), self._pool, self):
-                self._take_up_failed()
-                self._take_up_left()
-                while self._goes_on():
-                    self._start_ready()
-                    for job, ended in self._pool.ended(LOOK_SECONDS):
-                        self._settle(self._standings[job.number], ended)
-                    self._look_at_rungs()
-                    self._tell_ended()
-                    self._board.refresh()
-        finally:
-            self._pool.kill_all()
-        if self._failed:
-            raise LaunchError(f"hydra.launcher.fail_fast: {self._failed}", exit_code=PARTIAL_EXIT_CODE)
-        if self._stopped_by:
-            raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
-        return self.study
+            runs = [job.run for job in trial.jobs if job.run]
+            values = [fmean(result(run, name) for run in runs) for name in self._settings.objectives]
+        except ConfigError as error:
+            self._tell(trial, state=TrialState.FAIL)
+            return f"{trial.label}: {error}"
+        self._tell(trial, values=values)
+        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True))
+        self._board.say(f"{trial.label}: {said}")
+        return None
+
+    def _tell(self, trial: Trial, **outcome: Any) -> None:
+        """Another driver may have told it, for it had taken up the trial, too."""
+        del self._mine[trial.number]
+        self.study.tell(trial.of_study, **outcome, skip_if_finished=True)
 
     def to_come(self) -> int:
-        """The jobs of points that are not chosen yet."""
         return max(0, self._num_trials - self._num_begun()) * self._settings.seeds
 
     def best(self) -> str | None:
-        """The best result so far by the first objective, and its point."""
+        """By the first objective."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not done:
             return None
         choose_best = min if self._settings.directions[0] == "minimize" else max
         trial = choose_best(done, key=lambda trial: trial.values[0])
         return f"{self._settings.objectives[0]} {trial.values[0]:.4f}: {' '.join(as_overrides(short(trial.params)))}"
-
-    def _stop(self, name: str) -> None:
-        self._stopped_by = name
-
-    def _goes_on(self) -> bool:
-        if self._stopped_by:
-            if not self._is_stopping:
-                self._is_stopping = True
-                if self._failed:
-                    self._pool.stop_all()
-                else:
-                    self._pool.leave(self._stopped_by)
-            return bool(self._pool.running)
-        return bool(self._mine) or self._wants_more() or self._others_are_at_it() or self._promote_furthest()
 
     def _wants_more(self) -> bool:
         return self._num_begun() < self._num_trials
@@ -152,92 +190,36 @@ class Search:
             return min(self._settings.trials, len(points_of_grid(self._space)))
         return self._settings.trials
 
-    def _others_are_at_it(self) -> bool:
-        """Whether trials of other drivers are under way; those of dead ones are taken up."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            return False
-        self._take_up_left()
-        return True
-
-    def _take_up_left(self) -> None:
+    def _take_up_left(self) -> list[Job]:
+        """The jobs of those trials that are under way, and that nobody is at."""
+        jobs = []
         for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if point_of(left) in self._mine:
+            if point_of(left) in self._mine or any(map(is_owned, self._folders(point_of(left)))):
                 continue
             again = optuna.Trial(self.study, left._trial_id)
-            if len(left.params) < len(self._space):  # its driver was killed, or is about to choose
-                begun = left.datetime_start  # on a clock that may have been set back since
-                if begun and abs(datetime.now() - begun) < CHOOSING:
-                    continue
+            if len(left.params) < len(self._space):  # its driver was killed as it chose
                 choose(self.study, again, self._settings, self._space)
-            trial = self._trial_or_none(again)
-            if trial and not any(self._pool.is_taken(each.job) for each in trial.jobs):
-                self._take(trial)
+            if trial := self._trial_or_none(again):
+                self._mine[trial.number] = trial
+                jobs += trial.jobs
+        return jobs
 
-    def _take_up_failed(self) -> None:
-        """Have what failed at an earlier start tried again, as long as it may be."""
+    def _reopen_failed(self) -> None:
+        """Have what failed at an earlier start tried again, as long as it may be.
+
+        To Optuna a trial's end is final, and what its sampler learns from: one that goes on is a further trial.
+        """
         for failed in [each for each in points(self.study).values() if each.state is TrialState.FAIL]:
             try:
                 jobs = self._trial(optuna.Trial(self.study, failed._trial_id)).jobs
             except UserError:  # its values cannot go together
                 continue
-            times = max(len(each.job.read().failures()) for each in jobs)
-            if 0 < times < self._launcher.max_attempts:
-                go_on(self.study, failed)
+            times = max(len(job.read().failures()) for job in jobs)
+            if 0 < times < self._max_attempts:
+                self.study.add_trial(further_trial(failed))
             elif times:
-                said = f"has failed {times} times; hydra.launcher.max_attempts={self._launcher.max_attempts}. Raise it"
+                said = f"has failed {times} times; hydra.launcher.max_attempts={self._max_attempts}. Raise it"
                 self._board.say(f"trial {point_of(failed)}: {said}")
-
-    def _job_folder(self, number: int) -> Path:
-        return self._folder / "jobs" / f"{number:04d}"
-
-    def _take(self, trial: Trial) -> None:
-        self._mine[trial.number] = trial
-        self._standings.update({each.job.number: each for each in trial.jobs})
-
-    def _trial(self, asked: optuna.Trial) -> Trial:
-        jobs = []
-        for seed in range(self._settings.seeds):
-            number = point_of(asked) * self._settings.seeds + seed
-            point, seeded = as_overrides(asked.params), seed_overrides(self._settings, seed)
-            overrides = point + self._fixed + seeded
-            config = self._compose(overrides, number)
-            folder = self._job_folder(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            label = " ".join(as_overrides(short(asked.params)) + seeded)
-            job = Job(
-                number=number,
-                overrides=overrides,
-                config=config,
-                label=label,
-                folder=folder,
-                varying=(*point, *seeded),
-            )
-            jobs.append(Standing(job, len(job.read().attempts)))
-        return Trial(asked, jobs, past_rung=asked.user_attrs.get(PAST_RUNG, 0))
-
-    def _start_ready(self) -> None:
-        if self._stopped_by:
-            return
-        for trial in [*self._mine.values()]:
-            for each in trial.jobs:
-                if each.state == "waiting" and time.monotonic() >= each.not_before and not self._start(trial, each):
-                    return
-        while not self._is_full():
-            if self._halving and (found := self._halving.to_go_on(self.study)):
-                self._promote(*found)
-            elif self._wants_more():
-                self._ask()
-            else:
-                return
-
-    def _is_full(self) -> bool:
-        return any(each.state == "waiting" for trial in self._mine.values() for each in trial.jobs)
-
-    def _ask(self) -> None:
-        asked = self.study.ask()
-        choose(self.study, asked, self._settings, self._space)
-        if trial := self._trial_or_none(asked):
-            self._begin(trial)
 
     def _trial_or_none(self, asked: optuna.Trial) -> Trial | None:
         """A trial with its jobs; one whose values cannot go together, though each can be, has failed."""
@@ -248,116 +230,42 @@ class Search:
             self.study.tell(asked, state=TrialState.FAIL)
             return None
 
-    def _begin(self, trial: Trial) -> None:
-        self._take(trial)
-        for each in trial.jobs:
-            self._start(trial, each)
+    def _trial(self, asked: optuna.Trial) -> Trial:
+        trial = Trial(asked, [])
+        for seed, folder in enumerate(self._folders(trial.number)):
+            number = trial.number * self._settings.seeds + seed
+            point, seeded = as_overrides(asked.params), seed_overrides(self._settings, seed)
+            overrides = point + self._fixed + seeded
+            config = self._compose(overrides, number)
+            folder.mkdir(parents=True, exist_ok=True)
+            label = " ".join([trial.label, *seeded])
+            varying = (*point, *seeded)
+            trial.jobs.append(
+                Job(number=number, overrides=overrides, config=config, label=label, folder=folder, varying=varying)
+            )
+        return trial
 
-    def _promote(self, stopped: FrozenTrial, place: Place) -> None:
-        """Have a trial go on that was stopped at a rung."""
-        trial = self._trial(go_on(self.study, stopped))
-        self._board.say(f"trial {trial.number}: goes on past step {place.rung}, as {place.rank} of {place.of}")
-        self._begin(trial)
+    def _folders(self, point: int) -> list[Path]:
+        """Of the jobs of a point, one for each seed."""
+        seeds = self._settings.seeds
+        return [self._folder / "jobs" / f"{point * seeds + seed:04d}" for seed in range(seeds)]
 
-    def _promote_furthest(self) -> bool:
-        """Where all is over and no trial has come to its end: have the best one go on."""
-        over = not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if self._halving is None or not over or not (found := self._halving.furthest(self.study)):
-            return False
-        self._promote(*found)
-        return True
 
-    def _start(self, trial: Trial, each: Standing) -> bool:
-        """Start a job, or find its run; gives whether there may be room for another."""
-        record = each.job.read()  # before the look: what ends after it has changed the record
-        if run := self._finder.find(each.job.config):
-            each.state, each.run = "done", run
-            each.job.keep_found(run)
-            return True
-        if self._pool.start(each.job, record):
-            each.state = "running"
-            self._board.say(f"trial {trial.number}: {each.job.label}: {self._pool.begun}")
-            return True
-        if self._pool.is_taken(each.job):  # another driver took the trial up
-            self._mine.pop(trial.number, None)
-        return False
-
-    def _settle(self, each: Standing, ended: Ending) -> None:
-        each.ending = ended
-        if ended.kind == "done":
-            each.state, each.run = "done", each.job.announced_run()
-            return
-        trial = self._mine[each.job.number // self._settings.seeds]
-        failures = each.job.read().failures(since=each.attempts_before)
-        if trial.is_pruned:
-            each.state = "stopped"
-        elif ended.kind == "busy" or (ended.is_failure and may_retry(ended.kind, failures, self._launcher.retries)):
-            each.state, each.not_before = "waiting", time.monotonic() + LOOK_SECONDS
-        else:
-            each.state = "failed" if ended.is_failure else "stopped"
-            if ended.is_failure:
-                said = f"trial {trial.number}: {each.job.label}: {ended.kind}: {ended.message}"
-                self._say_failed(said)
-
-    def _say_failed(self, said: str) -> None:
-        self._board.say(said)
-        if self._launcher.fail_fast and not self._stopped_by:
-            self._failed, self._stopped_by = said, "hydra.launcher.fail_fast"
-
-    def _look_at_rungs(self) -> None:
-        """Tell Optuna what each run has reached, and stop those that do not go on."""
-        if self._halving is None:
-            return
-        for trial in self._mine.values():
-            [each] = trial.jobs
-            folder = each.job.announced_folder()
-            if each.state != "running" or folder is None or trial.is_pruned:
-                continue
-            try:
-                curve = history(read_metrics(folder / "metrics.jsonl"), self._settings.objectives[0])
-            except DamagedError:  # the run itself fails by it, at its end
-                continue
-            reached = self._halving.reached(curve, max_steps=max_steps_of(each.job.config))
-            new = {rung: value for rung, value in reached.items() if rung > trial.past_rung}
-            if not new:
-                continue
-            trial.past_rung = max(new)
-            place = self._halving.tell(self.study, trial.optuna_trial, new)
-            if not place.goes_on:
-                trial.is_pruned = True
-                said = f"stopped at step {place.rung}, as {place.rank} of {place.of}"
-                self._board.say(f"trial {trial.number}: {each.job.label}: {said}")
-                self._pool.stop(each.job.number)
-
-    def _tell_ended(self) -> None:
-        for trial in [*self._mine.values()]:
-            states = {each.state for each in trial.jobs}
-            if states & {"waiting", "running"} or (self._is_stopping and "stopped" in states and not trial.is_pruned):
-                continue
-            del self._mine[trial.number]
-            if states == {"done"}:  # even if it was to be stopped: it came to its end before
-                self._tell_values(trial)
-            elif trial.is_pruned and "failed" not in states:
-                self.study.tell(trial.optuna_trial, state=TrialState.PRUNED)
-            else:
-                self.study.tell(trial.optuna_trial, state=TrialState.FAIL)
-
-    def _tell_values(self, trial: Trial) -> None:
-        runs = [each.run for each in trial.jobs if each.run is not None]
-        try:
-            values = [fmean(result(run, name) for run in runs) for name in self._settings.objectives]
-        except ConfigError as error:
-            self.study.tell(trial.optuna_trial, state=TrialState.FAIL)
-            self._say_failed(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {error}")
-            return
-        self.study.tell(trial.optuna_trial, values)
-        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True))
-        self._board.say(f"trial {trial.number}: {' '.join(as_overrides(short(trial.point)))}: {said}")
+def further_trial(trial: FrozenTrial) -> FrozenTrial:
+    """A further trial of the same point, under way, with what the point has measured."""
+    return create_trial(
+        state=TrialState.RUNNING,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        user_attrs={FIRST_TRIAL: point_of(trial)},
+        system_attrs=trial.system_attrs,  # the rungs that it has passed
+    )
 
 
 def max_steps_of(config: StageConfig) -> float:
     """The steps of a training; infinite where a stage has none."""
-    trainer: TrainerConfig | None = getattr(config, "trainer", None)
+    trainer = getattr(config, "trainer", None)
     return inf if trainer is None else trainer.max_steps
 
 
@@ -389,23 +297,34 @@ def run_search(
         show_dry_run(settings, space, fixed, compose)
         return
     num_jobs = (settings.trials or 1) * settings.seeds
-    name = config.name or choice or config.stage
-    folder = Path(config.outputs) / "sweeps" / f"{name}-{search_identity(settings, space, fixed)[:8]}"
-    with opened(launcher, [config], folder, num_jobs=num_jobs, of=f"{settings.trials} trials") as pool:
+    folder = sweep_folder([config], search_identity(settings, space, fixed)[:8], choice=choice)
+    with opened(launcher, [config], folder, num_jobs=num_jobs, of=f"{settings.trials} trials") as backend:
+        board = Board()
         search = Search(
             settings,
-            launcher,
             space=space,
             fixed=fixed,
             compose=compose,
             folder=folder,
-            pool=pool,
-            board=Board(),
-            finder=Finder(),
+            max_attempts=launcher.max_attempts,
+            board=board,
         )
         with page_at_end(folder):
-            study = search.run()
+            carry_out(search, Driver(search, backend, launcher, board, Finder()))
     console = output_console()
-    console.print(table(study, settings))
-    for trial in best_trials(study):
+    console.print(table(search.study, settings))
+    for trial in best_trials(search.study):
         console.print(f"best: python train.py {shlex.join(as_overrides(trial.params) + fixed)} hydra.mode=RUN")
+
+
+def carry_out(search: Search, driver: Driver) -> optuna.Study:
+    """The study, once it has its trials.
+
+    Raises:
+        StoppedError: a signal came.
+        LaunchError: a trial failed, and is to end the search.
+    """
+    driver.run()
+    if driver.failed_fast:
+        raise LaunchError(f"hydra.launcher.fail_fast: {driver.failed_fast}", exit_code=PARTIAL_EXIT_CODE)
+    return search.study

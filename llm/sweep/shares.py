@@ -4,12 +4,14 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from llm.config import Accelerator, EvaluationConfig, PoolConfig, StageConfig, TrainerConfig
 from llm.environment import visible_gpus
 from llm.errors import ConfigError
 from llm.run import log
+from llm.sweep.process import ask_server
 
 BYTES_PER_JOB = 2_000_000_000  # of memory, where a stage trains nothing, or its model cannot be known yet
 
@@ -105,6 +107,26 @@ class Shares:
     def _on_gpu(self, config: StageConfig) -> bool:
         accelerator = accelerator_of(config)
         return accelerator is Accelerator.gpu or (accelerator is Accelerator.auto and bool(self._gpus))
+
+
+class Estimates:
+    """The memory of a job's processes as a dry run says it, worked out once for those that share a model and rows."""
+
+    def __init__(self, *, threads: int) -> None:
+        self._threads = threads
+        self._known: dict[str, int] = {}
+
+    def __call__(self, config: StageConfig) -> int:
+        if not hasattr(config, "trainer"):
+            return BYTES_PER_JOB
+        from llm.dry_run import memory_of
+
+        any_config: Any = config
+        same = {"name": None, "seed": 0, "optimizer": replace(any_config.optimizer, learning_rate=1e-3)}
+        place = repr(replace(config, **same))
+        if place not in self._known:
+            self._known[place] = ask_server(memory_of, config, threads=self._threads) or BYTES_PER_JOB
+        return self._known[place]
 
 
 def present_gpus() -> list[str]:

@@ -1,43 +1,42 @@
-"""A job of a sweep, inside its Slurm allocation -> its processes, started by srun, and how they ended in the ledger.
+"""A job of a sweep, inside its Slurm allocation -> its processes, started by srun, and in its file how they ended.
 
-One process of this kind runs in the batch script, on the first node; srun starts one process of train.py for each
-device, on every node. Slurm tells those by a signal that their time is nearly over, or that another job wants the
-nodes: they save, and end with exit code 75. Then this process has the job put back into the queue. A driver need not
-live for it.
+    python -m llm.sweep.slurm_job TASKS     # what the script of an array runs, on the first node of each job
+
+srun starts one process of train.py for each device, on every node. Slurm tells those by a signal that their time is
+nearly over, or that another job wants the nodes: they save, and end with exit code 75. Then this process has the job
+put back into the queue. A driver need not live for it.
 """
 
-import os
-import re
+import json
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from llm.config import RetryConfig
+from llm.config import RetryConfig, StageConfig
+from llm.environment import slurm_array_index, slurm_job_id, slurm_node, variables
 from llm.errors import StoppedError
 from llm.run import log, start_logging
+from llm.run.announcing import Result
 from llm.run.launch import LOOPBACK, TRAIN
 from llm.run.owner import owned
-from llm.sweep.ending import Ending, close, ending, may_retry
-from llm.sweep.ledger import Job, JobRecord
+from llm.sweep.jobs import Job, JobRecord
 from llm.sweep.slurm_queue import job_state, node_address, requeue
-from llm.sweep.slurm_submission import read_submission
 
+STOP = "stop"  # a file in the folder of a job that is to save, end, and not come back
 MAX_IDLE_STARTS = 3  # in a row that left nothing to go on from
-FIRST_FAILURE = re.compile(rb"^srun: error: \S+: tasks? [\d,-]+: (?:Exited with exit code (\d+)|([A-Z][a-z ]+))", re.M)
-SIGNALS_OF_SRUN = {b"Killed": -9, b"Terminated": -15, b"Segmentation fault": -11, b"Aborted": -6, b"Bus error": -7}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """What is submitted: the job, and all that its supervisor needs to know of the launcher."""
+    """A job, and all that is to be known of the launcher that submitted it."""
 
-    job: Job  # its folder is absolute
-    token: str  # of the submission that this is
+    job: Job
     nodes: int
     devices: int
     cpus_per_task: int
@@ -45,47 +44,42 @@ class SlurmJob:
     retries: RetryConfig
     max_attempts: int
 
-    def __call__(self) -> None:
-        """Run it, and end with its exit code.
-
-        Raises:
-            SystemExit: always.
-        """
-        raise SystemExit(self._supervise())
-
-    def _supervise(self) -> int:
-        start_logging()
-        ignore_slurms_signals()
+    def run(self) -> int:
+        """Its exit code."""
         with owned(self.job.folder, wait=True):
-            submission = read_submission(self.job.folder)
-            if submission is None or submission.token != self.token:
-                log.info("%s: submitted anew since; this Slurm job does nothing", self.job.label)
-                return 0
-            if submission.is_to_stop:
+            if self.is_to_stop:
                 return StoppedError.exit_code
             record = self.job.read()
             if record.state == "done":
                 return 0
             left_before = _left(self.job)
             self.job.begin(record)
-            code, ended = self._attempt()
-            ended = self._as_it_was_meant(ended)
-            if ended.kind == "stopped" and _left(self.job) == left_before:
-                ended = self._if_idle(record, ended)
-            close(self.job, record, ended, exit_code=code)
-        if self._goes_on(record, ended, begun_at=submission.attempts):
-            self._requeue()
+            code, ended = self.attempt()
+            is_idle = ended.kind == "stopped" and _left(self.job) == left_before
+            if is_idle and (times := idle_starts(record)) >= MAX_IDLE_STARTS:
+                said = f"{ended.message}; nothing new was saved, {times} times in a row"
+                ended = Result("failed", f"{said}. Raise hydra.launcher.time_minutes")
+            self.job.end(record, ended, exit_code=code, is_idle=is_idle)
+        if self.goes_on(record, ended):
+            self.requeue()
         return code
 
-    def _attempt(self) -> tuple[int, Ending]:
-        console = self.job.folder / "console.log"
-        size = console.stat().st_size if console.exists() else 0
-        with console.open("ab") as file:
+    @property
+    def is_to_stop(self) -> bool:
+        return (self.job.folder / STOP).exists()
+
+    def attempt(self) -> tuple[int, Result]:
+        """(the exit code, what became of it)."""
+        with (self.job.folder / "console.log").open("ab") as file:
             ran = subprocess.run(
-                self.command(), env=self._environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
-        code = exit_code_of(console, size, ran.returncode)
-        return code, ending(self.job, code, console_from=size)
+        code = ran.returncode  # the highest of all processes; of one that a signal ended, as a shell says it
+        code = 128 - code if 128 < code < 128 + signal.NSIG else code
+        ended = self.job.ending(code)
+        if ended.kind == "killed" and job_state(slurm_job_id()) not in ("RUNNING", "UNKNOWN"):
+            ended = Result("stopped", f"{ended.message}, as Slurm ended the job")
+        return code, ended
 
     def command(self) -> list[str]:
         """srun's, which starts one process for each device of each node."""
@@ -96,85 +90,57 @@ class SlurmJob:
             *(sys.executable, str(TRAIN), *self.job.overrides, "hydra.mode=RUN"),
         ]
 
-    def _environment(self) -> dict[str, str]:
-        host = LOOPBACK if self.nodes == 1 else node_address(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
+    def environment(self) -> dict[str, str]:
+        """Of those processes."""
+        host = LOOPBACK if self.nodes == 1 else node_address(slurm_node())
         return {
-            **os.environ,
+            **variables(),
             **self.job.environment(self.job.read()),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(_free_port()),
             "OMP_NUM_THREADS": str(self.cpus_per_task),
         }
 
-    def _as_it_was_meant(self, ended: Ending) -> Ending:
-        """What died while Slurm ended the job was stopped, if not in good order."""
-        if ended.kind == "killed" and job_state(slurm_id()) not in ("RUNNING", "UNKNOWN"):
-            return Ending("stopped", f"{ended.message}, as Slurm ended the job")
-        return ended
-
-    def _if_idle(self, record: JobRecord, ended: Ending) -> Ending:
-        """A failure, where one start after the other ends before it has saved anything."""
-        idle = 1
-        for attempt in reversed(record.attempts[:-1]):
-            if attempt.kind != "stopped" or "nothing new was saved" not in (attempt.message or ""):
-                break
-            idle += 1
-        message = f"{ended.message}; nothing new was saved"
-        if idle < MAX_IDLE_STARTS:
-            return Ending("stopped", message)
-        return Ending("failed", f"{message}, {idle} times in a row. Raise hydra.launcher.time_minutes")
-
-    def _goes_on(self, record: JobRecord, ended: Ending, *, begun_at: int) -> bool:
+    def goes_on(self, record: JobRecord, ended: Result) -> bool:
         """Whether the job is to start again in this Slurm job."""
-        submission = read_submission(self.job.folder)
-        if submission is None or submission.token != self.token or submission.is_to_stop:
-            return False
-        if ended.kind in ("stopped", "busy"):
-            return True
-        failures = record.failures(since=begun_at)
-        return (
-            ended.is_failure
-            and may_retry(ended.kind, failures, self.retries)
-            and len(record.failures()) < self.max_attempts
-        )
+        if self.is_to_stop or ended.kind in ("stopped", "busy"):
+            return not self.is_to_stop
+        may_retry = ended.is_failure and record.may_retry(ended.kind, self.retries, since=self.job.attempts_before)
+        return may_retry and len(record.failures()) < self.max_attempts
 
-    def _requeue(self) -> None:
+    def requeue(self) -> None:
         """Back into the queue; not where somebody else ends the job or has done so, who could mean to cancel it."""
-        if job_state(slurm_id()) == "RUNNING" and not requeue(slurm_id()):
+        if job_state(slurm_job_id()) == "RUNNING" and not requeue(slurm_job_id()):
             log.warning("%s: Slurm does not requeue it. The same command submits it again", self.job.label)
 
 
-def slurm_id() -> str:
-    """The id of the Slurm job that this process is in."""
-    return os.environ["SLURM_JOB_ID"]  # of an element of an array too, which has a number of its own
+def slurm_job(tasks: Path, index: int) -> SlurmJob:
+    """One of those that llm.sweep.slurm has written down."""
+    said: dict[str, Any] = json.loads(tasks.read_text(encoding="utf-8"))
+    launch, job = said["launch"], said["jobs"][str(index)]
+    config, folder = StageConfig(stage=job.pop("stage")), Path(job.pop("folder"))
+    made = Job(config=config, folder=folder, **{**job, "varying": tuple(job["varying"])})
+    retries = RetryConfig(**launch.pop("retries"))
+    del launch["gpus"]  # which Slurm gives
+    return SlurmJob(job=made, retries=retries, **launch)
 
 
-def exit_code_of(console: Path, begin: int, code: int) -> int:
-    """The code of the process that failed first, or minus its signal: srun's is the highest of all."""
-    if code == 0:
-        return 0
-    with console.open("rb") as file:
-        file.seek(begin)
-        found = FIRST_FAILURE.search(file.read())
-    if found and found[1]:
-        code = int(found[1])
-    elif found and found[2].strip() in SIGNALS_OF_SRUN:
-        code = SIGNALS_OF_SRUN[found[2].strip()]
-    return 128 - code if 128 < code < 128 + signal.NSIG else code
+def idle_starts(record: JobRecord) -> int:
+    """How many starts in a row ended before they had saved anything, with the one that has just ended so."""
+    return 1 + sum(1 for _ in takewhile(lambda attempt: attempt.is_idle, reversed(record.attempts[:-1])))
 
 
-def ignore_slurms_signals() -> None:
-    """Live on through what Slurm sends to every process of the job: srun's processes save, and end by themselves.
+def live_through_signals() -> None:
+    """Go on when Slurm sends its signals to every process of the job: those of srun save, and end by themselves.
 
     A handler, for srun would inherit that a signal is ignored.
     """
-    handler: Callable[[int, FrameType | None], None] = _go_on
+
+    def say(number: int, frame: FrameType | None) -> None:
+        log.info("%s came", signal.Signals(number).name)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
-        signal.signal(number, handler)
-
-
-def _go_on(number: int, frame: FrameType | None) -> None:
-    log.info("%s came", signal.Signals(number).name)
+        signal.signal(number, say)
 
 
 def _left(job: Job) -> frozenset[str]:
@@ -189,3 +155,9 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    start_logging()
+    live_through_signals()
+    sys.exit(slurm_job(Path(sys.argv[1]), slurm_array_index()).run())

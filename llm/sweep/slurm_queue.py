@@ -1,14 +1,14 @@
 """Slurm's own commands -> the state of jobs, what a partition has, and what sbatch thinks of a request."""
 
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from llm.environment import variables
 from llm.errors import ConfigError
 
 # How a Slurm job ends that will never run again; all others wait, run, or are on their way from one to the other.
@@ -25,6 +25,7 @@ FINAL = {
 }
 UNKNOWN = "UNKNOWN"  # neither the queue nor the accounting knows of it
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster it is
+OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_")
 SECONDS = 60  # that a command may take
 
 
@@ -34,9 +35,18 @@ class QueuedJob:
 
     id: str  # 12, or 12_3 of an array
     state: str
-    reason: str = ""  # why it does not run
-    token: str = ""  # of its submission
+    comment: str = ""  # of its submission
     nodes: str = ""
+
+    @property
+    def index(self) -> int | None:
+        """In its array."""
+        _, _, index = self.id.partition("_")
+        return int(index) if index else None
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
 
     @property
     def is_over(self) -> bool:
@@ -59,15 +69,15 @@ def require_slurm() -> None:
 
 def queued_jobs(name: str) -> dict[str, QueuedJob] | None:
     """The jobs of that name that Slurm's controller knows, by their ids; None if it does not answer."""
-    said = _run("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%F|%K|%T|%r|%k|%N")
+    said = _run("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%F|%K|%T|%k|%N")
     if said is None:
         return None
-    jobs = [_queued_job(*line.split("|")) for line in said.splitlines() if line.count("|") == 5]
+    jobs = [_queued_job(*line.split("|")) for line in said.splitlines() if line.count("|") == 4]
     return {job.id: job for job in jobs}
 
 
-def _queued_job(array: str, index: str, state: str, reason: str, comment: str, nodes: str) -> QueuedJob:
-    return QueuedJob(f"{array}_{index}" if index.isdigit() else array, state, reason, comment, nodes)
+def _queued_job(array: str, index: str, state: str, comment: str, nodes: str) -> QueuedJob:
+    return QueuedJob(f"{array}_{index}" if index.isdigit() else array, state, comment, nodes)
 
 
 def accounted_state(job_id: str) -> str:
@@ -110,25 +120,25 @@ def most_gpus(partition: str | None) -> int:
     return max((int(number) for number in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", said)), default=0)
 
 
-def require_possible(arguments: Mapping[str, Any]) -> None:
-    """Have sbatch say, without a submission, whether the cluster can ever run a job of these #SBATCH arguments.
+def sbatch(arguments: Mapping[str, Any], *script: Path) -> str:
+    """What sbatch says to these arguments: with --test-only nothing, else the number of the job.
 
     Raises:
-        ConfigError: it cannot; in sbatch's own words.
+        ConfigError: it refuses them; in its own words.
     """
     flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in arguments.items()]
     try:
-        command = ["sbatch", "--test-only", *flags, "--wrap=true"]
-        with outside_of_a_job():
-            tried = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        asked = ["sbatch", "--parsable", *flags, *map(str, script)]
+        done = subprocess.run(asked, env=_outside_of_a_job(), capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"sbatch does not answer ({type(error).__name__}). Is the cluster up?") from None
-    if tried.returncode:
-        raise ConfigError(refused(tried.stderr))
+    if done.returncode:
+        raise ConfigError(_refused(done.stderr))
+    return done.stdout.strip().split(";")[0]  # behind it the name of another cluster
 
 
-def refused(said: str) -> str:
-    """sbatch's refusal as one line, with the settings that it may be about."""
+def _refused(said: str) -> str:
+    """Its refusal as one line, with the settings that it may be about."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [re.sub(r"^(sbatch: )?(error|fatal|allocation failure): ", "", line) for line in lines]
     reason = ". ".join(dict.fromkeys(error.rstrip(".") for error in errors)) or "it does not say why"
@@ -138,18 +148,9 @@ def refused(said: str) -> str:
     )
 
 
-@contextmanager
-def outside_of_a_job() -> Iterator[None]:
-    """Without what a Slurm job leaves in the environment, which sbatch would take for our wishes and hand on."""
-    theirs = {
-        key: os.environ.pop(key)
-        for key in list(os.environ)
-        if key.startswith(("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_")) and key not in KEPT
-    }
-    try:
-        yield
-    finally:
-        os.environ.update(theirs)
+def _outside_of_a_job() -> dict[str, str]:
+    """The environment without what a Slurm job leaves there, which sbatch would take for our wishes and hand on."""
+    return {key: value for key, value in variables().items() if key in KEPT or not key.startswith(OF_A_JOB)}
 
 
 def _run(*command: str) -> str | None:

@@ -16,12 +16,12 @@ from rich.table import Table
 
 from llm.config import Sampler, StageConfig, SweeperConfig
 from llm.config.sweeping import SWEEPER
-from llm.errors import ConfigError, LaunchError
-from llm.run import Run, digest_of, write_json
+from llm.errors import ConfigError, LaunchError, UserError
+from llm.run import Run, digest_of, log, start_logging, write_json
 from llm.stage import stage_named
-from llm.sweep.halving import point_of, points
-from llm.sweep.space import Dimension, Value, points_of_grid
+from llm.sweep.space import Compose, Dimension, Value, as_overrides, points_of_grid, seed_overrides
 
+FIRST_TRIAL = "first_trial"  # of the same point, where a trial goes on with it
 CURVE = re.compile(r"val/(loss|bits_per_byte)(/.+)?")  # what a training measures as it goes
 
 
@@ -37,7 +37,7 @@ def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[
         study_name="sweep",
         storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
         directions=[optuna.study.StudyDirection[each.upper()] for each in settings.directions],
-        pruner=optuna.pruners.NopPruner(),  # llm.sweep.halving says which trials go on
+        pruner=_pruner(settings),
         load_if_exists=True,
     )
     identity = search_identity(settings, space, fixed)
@@ -49,6 +49,23 @@ def open_study(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[
         for point in points_of_grid(space):
             study.enqueue_trial(point, skip_if_exists=True)
     return study
+
+
+def _pruner(settings: SweeperConfig) -> optuna.pruners.BasePruner:
+    halving = settings.halving
+    if halving.first_step is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=halving.first_step, reduction_factor=halving.factor)
+
+
+def point_of(trial: FrozenTrial | optuna.Trial) -> int:
+    """The number of a trial's point: that of the first trial of it."""
+    return int(trial.user_attrs.get(FIRST_TRIAL, trial.number))
+
+
+def points(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The newest trial of each point."""
+    return {point_of(trial): trial for trial in study.get_trials(deepcopy=False)}
 
 
 def search_identity(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str]) -> str:
@@ -152,3 +169,37 @@ def _state(trial: FrozenTrial) -> str:
 
 def short(point: dict[str, Value]) -> dict[str, Value]:
     return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in point.items()}
+
+
+def show_dry_run(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str], compose: Compose) -> None:
+    """Print what the jobs of each trial would take."""
+    from llm.dry_run import show  # imports what a search does not need
+
+    start_logging()
+    configs, labels = [], []
+    for number, point in enumerate(points_ahead(settings, space)):
+        for seed in range(settings.seeds):
+            overrides = as_overrides(point) + fixed + seed_overrides(settings, seed)
+            try:
+                configs.append(compose(overrides, number * settings.seeds + seed))
+            except UserError as error:  # values that cannot go together, though each can be
+                log.warning("%s: %s", " ".join(as_overrides(point)), error)
+                break
+            labels.append(" ".join(as_overrides(short(point)) + seed_overrides(settings, seed)))
+    show(configs, labels)
+    if settings.sampler is Sampler.tpe:
+        log.info("these points are drawn as they are before a search has results; it will choose others as it learns")
+    if settings.halving.first_step is not None:
+        log.info("this is what all would take to their end; hydra.sweeper.halving stops most of them before")
+
+
+def points_ahead(settings: SweeperConfig, space: Sequence[Dimension]) -> list[dict[str, Value]]:
+    """The points of a grid or of a random search; of tpe, those that it would draw while it has no results."""
+    assert settings.trials is not None
+    if settings.sampler is Sampler.grid:
+        return points_of_grid(space)[: settings.trials]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+    for _ in range(settings.trials):
+        choose(study, study.ask(), settings, space)
+    return [trial.params for trial in study.get_trials(deepcopy=False)]

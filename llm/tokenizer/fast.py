@@ -49,6 +49,8 @@ def why_not_fast(tokenizer: Tokenizer) -> str | None:
         return "tiktoken is not installed"
     if not tokenizer.encode_special_tokens:
         return "it looks for special tokens in the text"
+    if not all(token["special"] for token in state["added_tokens"]):
+        return "it looks for added tokens in the text"
     marks = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model["type"] != "BPE" or any(model.get(mark) for mark in marks):
         return "its model is not plain BPE"

@@ -5,11 +5,9 @@ The template is rendered by transformers, in Jinja's sandbox, as it will be wher
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +17,6 @@ from llm.environment import python_path, variables
 
 SECONDS = 2.0  # of the processor's time, so that a busy machine refuses nothing: ours take milliseconds
 SECONDS_EACH = 0.05  # beside, for each conversation of a batch
-WAIT_SECONDS = 60.0  # by the clock, for a process that does nothing
-START_SECONDS = 180.0  # for the process to import what it needs
 MEMORY = 512 * 2**20  # bytes beyond what it has when it is ready
 MOST_CHARACTERS = 20_000  # of a text, beside
 TIMES = 20  # the characters of its messages
@@ -69,10 +65,10 @@ def render(
 
 
 class Helper:
-    """A process that renders what is not trusted; it starts when it is first needed, and is killed when it overruns."""
+    """A process that renders what is not trusted; it starts when it is first needed, and ends where it overruns."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     def render(
         self, template: str, variables: dict[str, Any], conversations: list[list[dict[str, str]]], is_prompt: bool
@@ -82,9 +78,11 @@ class Helper:
         Raises:
             TemplateError: as `render`, and where time or memory ran out.
         """
-        most = sum(6 * (TIMES * len(m["content"]) + MOST_CHARACTERS) for messages in conversations for m in messages)
-        self._start()
-        answer = self._ask([template, variables, conversations, is_prompt], most=most + 2**20)
+        line = self._ask([template, variables, conversations, is_prompt])
+        if not line:
+            late = f"takes more than {seconds_for(conversations):.0f} s to render"
+            raise TemplateError(late if self.close() == -signal.SIGPROF else "takes more memory than it may")
+        answer = json.loads(line)
         if "error" in answer:
             raise TemplateError(answer["error"], index=answer["index"], is_refusal=answer["is_refusal"])
         return [(text, [(start, end) for start, end in spans]) for text, spans in answer["made"]]
@@ -95,45 +93,27 @@ class Helper:
         if process is None:
             return None
         process.kill()  # which is nothing to one that has ended
-        process.communicate()
+        with suppress(BrokenPipeError):  # of what it did not read
+            process.communicate()
         return process.returncode
 
-    def _start(self) -> None:
-        if self._process is not None:
-            return
-        root = str(Path(__file__).parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**variables(), "PYTHONPATH": python_path(root)},
-        )
-        self._read(START_SECONDS, most=100, late="its process did not start")
-
-    def _ask(self, request: list[Any], *, most: int) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdin is not None
+    def _ask(self, request: list[Any]) -> str:
+        """The line that the process answers; empty where it died."""
+        if self._process is None:
+            root = str(Path(__file__).parents[2])
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**variables(), "PYTHONPATH": python_path(root)},
+                encoding="utf-8",
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):  # it died: reading finds out
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        seconds = seconds_for(request[2])
-        line = self._read(WAIT_SECONDS + seconds, most=most, late=f"takes more than {seconds:.0f} s to render")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _read(self, seconds: float, *, most: int, late: str) -> bytes:
-        """The next line that the process writes."""
-        assert self._process is not None and self._process.stdout is not None
-        number, read, ends_at = self._process.stdout.fileno(), b"", time.monotonic() + seconds
-        while not read.endswith(b"\n"):
-            ready, _, _ = select.select([number], [], [], max(0.0, ends_at - time.monotonic()))
-            part = os.read(number, 2**16) if ready else b""
-            read += part
-            if not part or len(read) > most:
-                if self.close() == -signal.SIGPROF or not ready:
-                    raise TemplateError(late)
-                raise TemplateError("writes without end" if part else "takes more memory than it may")
-        return read
+        return self._process.stdout.readline()
 
 
 def serve() -> None:
@@ -141,7 +121,6 @@ def serve() -> None:
     import transformers.utils.chat_template_utils  # noqa: F401  # its memory is not the template's
 
     _limit_memory()
-    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         try:

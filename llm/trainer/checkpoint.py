@@ -46,10 +46,23 @@ class CheckpointFolders(CheckpointIO):
     ) -> dict[str, Any]:
         tensors = load_file(Path(path) / FILES[0])
         state: dict[str, Any] = _unpack(json.loads((Path(path) / FILES[1]).read_text(encoding="utf-8")), tensors)
-        return state
+        return _as_of_now(state)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path)
+
+
+def _as_of_now(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of before 2026-12, in which Lightning counted micro-batches and callbacks had other names, as of now."""
+    if "Meter" not in (old := state.get("callbacks", {})):
+        return state
+    counts = old["Meter"] | old["Health"] | old["Validation"] | {"gradient_norm": state.pop("gradient_norm")}
+    done, loop = state["global_step"], state["loops"]["fit_loop"]
+    for which in ("total", "current"):
+        loop["epoch_loop.batch_progress"][which] |= {"ready": done, "started": done, "processed": done}
+        loop["epoch_loop.batch_progress"][which]["completed"] = done - 1  # saved as the last one ended
+        loop["epoch_loop.manual_optimization.optim_step_progress"][which] |= {"ready": done, "completed": done}
+    return state | {"callbacks": {"AfterStep": counts}}
 
 
 def adopt(checkpoint: Path, checkpoints: Path, identity: dict[str, Any]) -> None:

@@ -1,19 +1,15 @@
-"""trainer.compile -> the certainty, before any training, that torch.compile has a compiler and a model for it."""
+"""trainer.compile -> the certainty that torch.compile has a compiler, and one line where it does not take a model."""
 
-import os
 import shutil
 from importlib.util import find_spec
-from typing import Any
 
-import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from llm.config import Accelerator, TrainerConfig
+from llm.environment import cxx_compiler
 from llm.errors import ConfigError
-from llm.model import compiled, document_bounds, next_token_loss
 
 COMPILERS = ("g++", "clang++")  # torch looks for these, and for $CXX
-DOCUMENTS = (3, 5)  # tokens of the two in the row that is traced
 REASON_LENGTH = 200  # characters, of pages
 
 
@@ -25,7 +21,7 @@ def require_compiler(config: TrainerConfig) -> None:
     """
     if not config.compile:
         return
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
+    if not any(shutil.which(name) for name in (cxx_compiler(), *COMPILERS) if name):
         raise ConfigError(
             "trainer.compile=true needs a C++ compiler, but there is no g++ or clang++. Install one, set the "
             "environment variable CXX to one, or set trainer.compile=false."
@@ -37,28 +33,6 @@ def require_compiler(config: TrainerConfig) -> None:
         )
 
 
-def require_one_graph(model: Any) -> None:
-    """Trace the loss that training takes, and compile nothing: seconds, where the first step would take a minute.
-
-    Raises:
-        ConfigError: it does not make one graph.
-    """
-    positions = torch.cat([torch.arange(size) for size in DOCUMENTS])[None]
-    bounds, device = document_bounds(positions), next(model.parameters()).device
-    ids = torch.zeros_like(positions, device=device)
-    assert bounds is not None  # there are two documents
-    row = {"input_ids": ids, "labels": ids, "position_ids": positions.to(device), "document_bounds": bounds.to(device)}
-    was_training = model.training
-    torch.compiler.reset()
-    try:
-        next_token_loss(model.train(), row, passes=compiled(backend="eager"))
-    except TorchDynamoException as error:
-        raise _refusal(error) from error
-    finally:
-        model.train(was_training)
-        torch.compiler.reset()  # the shapes seen here must not make those of the training symbolic
-
-
 def refuse_what_does_not_compile(error: Exception) -> None:
     """Say in one line what torch.compile says in pages, where it is what failed in the course of a training.
 
@@ -66,9 +40,7 @@ def refuse_what_does_not_compile(error: Exception) -> None:
         ConfigError: it is.
     """
     if isinstance(error, TorchDynamoException):
-        raise _refusal(error) from error
-
-
-def _refusal(error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())[:REASON_LENGTH].removesuffix(".")
-    return ConfigError(f"trainer.compile=true: torch.compile fails at this model: {reason}. Set trainer.compile=false.")
+        reason = " ".join(str(error).split())[:REASON_LENGTH].removesuffix(".")
+        raise ConfigError(
+            f"trainer.compile=true: torch.compile fails at this model: {reason}. Set trainer.compile=false."
+        ) from error

@@ -1,37 +1,50 @@
-"""The one LightningModule: next-token loss, for pretraining and LoRA alike; they differ in the model and the rows."""
+"""A step, from its batch to what follows it: loss, backward, clip, step; then record, validate, save."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import ParallelStrategy
 from torch import nn
-from torch.optim import Optimizer
 
 from llm import optimizer
-from llm.config import OptimizerConfig
-from llm.model import compiled, document_bounds, next_token_loss
-from llm.optimizer import takes_found_inf
-from llm.trainer.strategy import share_out, whole
+from llm.config import OptimizerConfig, TrainerConfig
+from llm.data.rows import Batch
+from llm.model import compiled, next_token_loss
+from llm.trainer.memory import MicroBatches, release
+from llm.trainer.recording import Recorder, is_due
+from llm.trainer.saving import Saving
+from llm.trainer.strategy import autocast, share_out, whole
+from llm.trainer.validation import Validation
 
 
 class NextTokenModule(pl.LightningModule):
-    """Trains the parameters of `model` that require gradients."""
+    """Trains the parameters of `model` that require gradients; pretraining and LoRA differ in the model and the rows.
+
+    A batch is a whole step: the micro-batches of this rank. So steps are what Lightning counts, however they are cut.
+    """
 
     def __init__(
-        self, model: nn.Module, config: OptimizerConfig, *, max_steps: int, seed: int, compile: bool = False
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        trainer: TrainerConfig,
+        *,
+        seed: int,
+        micro_batches: MicroBatches,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds what is trained; a frozen base comes from its own folder
         self.model = model
         _ask_nothing_of_the_device(model)
         # not the model itself: validation and samples call it in shapes of their own, which need no graphs
-        self._passes = compiled() if compile else None
-        self.strict_loading = False  # a checkpoint holds what is trained; a frozen base comes from its own folder
-        self.gradient_norm = torch.zeros(())  # of the last step that was not skipped, before clipping
-        self.is_skipped = torch.zeros(())  # 1 where the last step was, its gradients not being finite, else 0
-        self._config, self._max_steps, self._seed = config, max_steps, seed
+        self._passes = compiled() if trainer.compile else None
+        self._config, self._max_steps, self._precision = config, trainer.max_steps, trainer.precision
+        self._seed, self._micro_batches = seed, micro_batches
         self._trained: list[nn.Parameter] = []  # kept, for a walk through the modules at each step takes its time
 
     def configure_model(self) -> None:
@@ -39,75 +52,110 @@ class NextTokenModule(pl.LightningModule):
         if self._device_mesh is not None:
             share_out(self.model, self._device_mesh["data_parallel"])
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Draw dropout from (seed, micro-batch, rank) alone: a resumed run draws what an uninterrupted one does."""
-        seeds = np.random.SeedSequence([self._seed, batch_idx, self.global_rank])
-        _seed(int(seeds.generate_state(1, np.uint64)[0]), self.device)
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Find where documents begin while the batch is in the host's memory: later a GPU would be waited for."""
-        return batch | {"document_bounds": document_bounds(batch["position_ids"])}
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
-        """This micro-batch's part of the step's mean loss over labels.
-
-        Lightning divides by the micro-batches of a step and averages over ranks; both are undone, so that every label
-        of the step weighs the same, however unevenly labels fall on micro-batches and ranks. A loss that is not finite
-        gives gradients that are not, on every rank, whatever the model's own would be.
-        """
-        nats, loss = next_token_loss(self.model, batch, passes=self._passes)
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        finite = torch.where(nats.detach().isfinite(), 1.0, math.nan)
-        return {"loss": loss * finite * (parts / batch["num_labels"]), "nats": nats.detach()}
-
     def configure_optimizers(self) -> dict[str, Any]:
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        adamw, schedule = optimizer.build(self.model, self._config, max_steps=self._max_steps)
-        return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        made, schedule = optimizer.build(self.model, self._config, max_steps=self._max_steps)
+        return {"optimizer": made, "lr_scheduler": schedule}
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip to the config's norm and keep the norm for the metrics; Lightning's own hook does not return it.
+    def training_step(self, batch: list[Batch], step: int) -> dict[str, Any]:
+        """(`nats` of this rank, `gradient_norm`): one that is not finite says that the step was skipped."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        nats = self._gradients(batch, step)
+        norm = clip_and_step(optimizer, self._trained, max_norm=self._config.gradient_clip_norm)
+        optimizer.zero_grad()
+        schedule.step()
+        return {"nats": nats, "gradient_norm": norm}
 
-        Where it is not finite, the step is left out: by the optimizer itself, so that no host has to wait for the
-        device, or for want of gradients, without which any optimizer of torch leaves weights and state alone.
+    def _gradients(self, batch: list[Batch], step: int) -> torch.Tensor:
+        """Forward and backward; where memory runs out, again from the step's beginning, with fewer rows at once."""
+        while True:
+            if len(batch) != self._micro_batches.per_step:  # it was read before memory ran out
+                batch = self.trainer.strategy.batch_to_device(self._micro_batches.read(step), self.device)
+            try:
+                return self._forward_and_backward(batch, step)
+            except Exception as error:
+                self._micro_batches.reduce(error, step=step, world_size=self.trainer.world_size)
+            # only here is the error gone, whose frames hold the activations
+            self.zero_grad()
+            release(self.device)
+            if self._passes:
+                torch.compiler.reset()  # a second size would make the sizes symbolic, which kernels are slower for
+
+    def _forward_and_backward(self, batch: list[Batch], step: int) -> torch.Tensor:
+        """The gradients of the step's mean loss over labels: each weighs the same, on any micro-batch and rank.
+
+        A loss that is not finite gives gradients that are not, on every rank, whatever the model's own would be.
         """
-        norm = whole(nn.utils.clip_grad_norm_(self._trained, self._config.gradient_clip_norm).detach())
-        self.is_skipped = (~norm.isfinite()).to(torch.float32)
-        self.gradient_norm = torch.where(self.is_skipped > 0, self.gradient_norm.to(norm), norm)
-        while isinstance(optimizer, LightningOptimizer):
-            optimizer = optimizer.optimizer
-        if takes_found_inf(optimizer):
-            optimizer.found_inf = self.is_skipped  # type: ignore[attr-defined]
-        elif self.is_skipped:
-            optimizer.zero_grad(set_to_none=True)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the micro-batches of the steps that are done as this launch cuts them: it may have other devices."""
-        self.gradient_norm = torch.tensor(checkpoint["gradient_norm"])
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        for counts in (progress["total"], progress["current"]):
-            counts.update(ready=done, started=done, processed=done, completed=done - 1)  # saved as the last one ended
+        nats = torch.zeros((), device=self.device)
+        for number, micro_batch in enumerate(batch):
+            seed_dropout(self._seed, step * len(batch) + number, rank=self.global_rank, device=self.device)
+            with autocast(self._precision, self.device):
+                here, loss = next_token_loss(self.model, micro_batch, passes=self._passes)
+            finite = torch.where(here.detach().isfinite(), 1.0, math.nan)
+            ranks = self.trainer.world_size  # over which gradients are averaged, with the last micro-batch
+            is_last, strategy = number + 1 == len(batch), self.trainer.strategy
+            is_averaged = is_last or not isinstance(strategy, ParallelStrategy)
+            with nullcontext() if is_averaged else strategy.block_backward_sync():
+                self.manual_backward(loss * finite * (ranks / micro_batch["num_labels"]))
+            nats = nats + here.detach()
+        return nats
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained, the buffers, and what the next record may repeat."""
-        checkpoint["gradient_norm"] = float(self.gradient_norm)
+        """Keep only what is trained, and the buffers."""
         frozen = {
             name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
         }
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
 
-def _seed(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for the CPU and one device alone.
+class AfterStep(pl.Callback):
+    """What follows a step, in this order: its record, a validation, a checkpoint, and the stop that was asked for."""
 
-    torch's own writes down the stack of its caller for each kind of device that is not there, 0.7 ms at each step.
+    def __init__(self, config: TrainerConfig, recorder: Recorder, validation: Validation, saving: Saving) -> None:
+        self._config, self._recorder, self._validation, self._saving = config, recorder, validation, saving
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._recorder.start(trainer)
+        self._saving.start(trainer)
+        if self._validation.best_step is None:  # else a resumed run has it behind it
+            self._validation.run(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._recorder.record(trainer, num_labels=batch[0]["num_labels"], **outputs)
+        if is_due(trainer, self._config.validate_every_steps):
+            self._validation.run(trainer, pl_module)
+        self._saving.save_if_due(trainer, best_step=self._validation.best_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._recorder.state() | self._validation.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._recorder.load(state_dict)
+        self._validation.load(state_dict)
+
+
+def clip_and_step(optimizer: Any, parameters: list[nn.Parameter], *, max_norm: float) -> float:
+    """The norm of the gradients before they are clipped; not finite: weights and state are what they were."""
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_norm).detach()))
+    if not math.isfinite(norm):
+        optimizer.zero_grad()  # without gradients any optimizer of torch leaves weights and state alone
+    optimizer.step()
+    return norm
+
+
+def seed_dropout(seed: int, micro_batch: int, *, rank: int, device: torch.device) -> None:
+    """Have dropout be drawn from these alone: a resumed run draws what an uninterrupted one does.
+
+    torch.manual_seed writes down its caller's stack for each kind of device that is not there, 0.7 ms at each step.
     """
-    torch.default_generator.manual_seed(seed)
+    drawn = int(np.random.SeedSequence([seed, micro_batch, rank]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(drawn)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed(drawn)
     elif device.type != "cpu":
-        torch.manual_seed(seed)
+        torch.manual_seed(drawn)
 
 
 def _ask_nothing_of_the_device(model: nn.Module) -> None:

@@ -74,15 +74,14 @@ def rehearse(
         built, _ = optimizer.build(model, config, max_steps=2)
         batch = _batch(rows, sequence_length)
         for _ in range(2):
-            for number in range(min(2, accumulation)):  # the second comes while there are gradients of the first
+            for _ in range(min(2, accumulation)):  # the second comes while there are gradients of the first
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=precision is Precision.bf16):
                     nats = next_token_nats(model, batch, passes=passes)
-                if number == 0:  # as Lightning has it: after the forward pass
-                    built.zero_grad()
                 nats.backward()  # type: ignore[no-untyped-call]
                 del nats
             _clip(model, config)
             built.step()
+            built.zero_grad()
         return alive.memory(sum(_bytes(value) for state in built.state.values() for value in state.values()))
 
 

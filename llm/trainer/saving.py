@@ -1,19 +1,21 @@
-"""Checkpoints at step boundaries, and an orderly stop: a signal sets a flag, the step ends, the state is saved."""
+"""Checkpoints between steps, room for them on the disk, and an orderly stop: the step ends, its state is saved."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from llm.config import TrainerConfig
-from llm.errors import DamagedError, StoppedError
+from llm.errors import DamagedError, StoppedError, StorageError
 from llm.run import forget_earlier
-from llm.trainer.checkpoint import find_fault, folder_of, keep
-from llm.trainer.meter import Meter, ends_step, is_due
-from llm.trainer.module import NextTokenModule
-from llm.trainer.validation import Validation
+from llm.trainer.checkpoint import PREFIX, find_fault, folder_of, keep
+from llm.trainer.recording import Recorder, is_due
+
+STATES = 3  # of a parameter in a checkpoint: its value and AdamW's two moments
 
 
 class StopFlag:
@@ -22,11 +24,11 @@ class StopFlag:
     def __init__(self) -> None:
         self.signal_name: str | None = None
 
-    def raise_flag(self, name: str) -> None:
+    def set(self, name: str) -> None:
         self.signal_name = name
 
 
-class Saving(pl.Callback):
+class Saving:
     """Saves every so many steps or minutes, at the last step, at the best validation, and when a signal asks for it."""
 
     def __init__(
@@ -34,46 +36,38 @@ class Saving(pl.Callback):
         checkpoints: Path,
         config: TrainerConfig,
         *,
-        meter: Meter,
-        validation: Validation,
+        recorder: Recorder,
         stop: StopFlag,
         kept_step: int | None = None,  # saved whatever the others are, and kept
     ) -> None:
         self._checkpoints, self._config, self._kept_step = checkpoints, config, kept_step
-        self._meter, self._validation, self._stop = meter, validation, stop
+        self._recorder, self._stop = recorder, stop
         self._saved_at = time.monotonic()
         self._hosts: Any = None  # the ranks, to be asked without waiting for their devices
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def start(self, trainer: pl.Trainer) -> None:
         self._saved_at = time.monotonic()
         if trainer.world_size > 1:
             self._hosts = torch.distributed.new_group(backend="gloo")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not ends_step(trainer, batch_idx):
-            return
-        is_best = self._config.keep_best and self._validation.best_step == trainer.global_step
-        stop, is_late = self._ask_ranks(trainer)
-        is_kept = trainer.global_step == self._kept_step
-        if stop or is_late or is_best or is_kept or is_due(trainer, self._config.checkpoint_every_steps):
-            assert isinstance(pl_module, NextTokenModule)
-            self._meter.settle(trainer, pl_module)
-            with self._meter.pause():
-                self._save(trainer)
-        if stop:
-            raise StoppedError(
-                f"stopped by {self._stop.signal_name or 'another rank'} after step {trainer.global_step}, which is "
-                "saved. Start the same command again to go on."
-            )
+    def save_if_due(self, trainer: pl.Trainer, *, best_step: int | None) -> None:
+        """Save the step that has ended, where it is one to save.
 
-    def save_as_it_is(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save where a step was begun but changed nothing, unless the end of the one before was saved."""
-        if not folder_of(self._checkpoints, trainer.global_step).exists():
-            assert isinstance(module, NextTokenModule)
-            self._meter.settle(trainer, module)
-            self._save(trainer)
+        Raises:
+            StoppedError: a signal came; the step is saved.
+        """
+        step, best_step = trainer.global_step, best_step if self._config.keep_best else None
+        stops, is_late = self._ask_ranks(trainer)
+        is_due_now = is_due(trainer, self._config.checkpoint_every_steps)
+        if stops or is_late or is_due_now or step in (best_step, self._kept_step):
+            self._recorder.settle(trainer)
+            with self._recorder.pause():
+                self._save(trainer, keep_steps=(best_step, self._kept_step))
+        if stops:
+            raise StoppedError(
+                f"stopped by {self._stop.signal_name or 'another rank'} after step {step}, which is saved. Start the "
+                "same command again to go on."
+            )
 
     def _ask_ranks(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """(whether any rank was told to stop, whether a save by the clock is due), the same on all of them."""
@@ -86,7 +80,7 @@ class Saving(pl.Callback):
             urgency = int(everywhere)
         return urgency == 2, urgency >= 1
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, *, keep_steps: tuple[int | None, ...]) -> None:
         """Older ones go only when the new one is on the disk as it should be."""
         path = folder_of(self._checkpoints, trainer.global_step)
         trainer.save_checkpoint(path)
@@ -96,5 +90,23 @@ class Saving(pl.Callback):
         if fault := find_fault(path):
             raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
         forget_earlier(self._checkpoints.parent)
-        best = self._validation.best_step if self._config.keep_best else None
-        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=(best, self._kept_step))
+        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=keep_steps)
+
+
+def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *, kept: int = 0) -> None:
+    """Refuse to start what could not be saved; so many checkpoints are `kept` beside the newest and the best.
+
+    Raises:
+        StorageError: the disk has less free than the checkpoints still to come and the finished model take.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    number = config.keep_checkpoints + config.keep_best + kept + 1  # the new one is written before an old one goes
+    to_come = max(1, number - len(list(checkpoints.glob(f"{PREFIX}*"))))
+    needed = (to_come * STATES + 1) * trained
+    free = shutil.disk_usage(checkpoints.parent).free
+    if free < needed:
+        raise StorageError(
+            f"{checkpoints.parent}: {free / 1e9:.2f} GB are free on the disk, but {to_come} checkpoints of "
+            f"{STATES * trained / 1e9:.2f} GB and the model take {needed / 1e9:.2f} GB. Free some, lower "
+            "trainer.keep_checkpoints, or set outputs to a folder on another disk."
+        )

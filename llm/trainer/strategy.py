@@ -1,6 +1,5 @@
 """The devices of a run -> Lightning's strategy: one device, a copy of the model on each, or the model shared out."""
 
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from llm.config import Strategy, TrainerConfig
+from llm.config import Precision, Strategy, TrainerConfig
+from llm.environment import complete_srun
 from llm.errors import ConfigError
 from llm.run import launch_id, of_srun
 from llm.run.launch import LOOPBACK
@@ -41,17 +41,18 @@ def is_shared_out(config: TrainerConfig) -> bool:
     return config.world_size > 1 and config.strategy is Strategy.fsdp
 
 
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Where passes are in bf16: of forward alone, whose backward follows it; weights and losses stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.bf16)
+
+
 def environment() -> ClusterEnvironment:
     """Who started the processes, and so which variables say which one this is."""
     if launch_id() is None:
         return LightningEnvironment()
     if not of_srun():
         return TorchElasticEnvironment()
-    # Lightning refuses srun --ntasks without --ntasks-per-node; how many there are has been checked against the config.
-    per_node = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
-    if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
-        os.environ.setdefault("MASTER_ADDR", LOOPBACK)
+    complete_srun(LOOPBACK)  # how many there are has been checked against the config
     slurm = SLURMEnvironment(auto_requeue=False)
     _require_address(slurm.main_address)
     return slurm

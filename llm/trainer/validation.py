@@ -1,7 +1,6 @@
 """The held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too, and samples."""
 
 import math
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from llm.config import Precision
 from llm.data import MixedRows, Rows
 from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run import log
-from llm.trainer.journal import Journal
 from llm.trainer.memory import is_out_of_memory, release
-from llm.trainer.meter import DIVERGED_HINT, Meter, ends_step, is_due
+from llm.trainer.recording import DIVERGED_HINT, Recorder
+from llm.trainer.strategy import autocast
 
 NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
 
@@ -81,52 +81,44 @@ def _evaluation(nats: float, rows: Rows) -> Evaluation:
     )
 
 
-class Validation(pl.Callback):
-    """Before the first step, every so many steps, and at the last."""
+class Validation:
+    """Held-out loss, samples, and which step was the best; its record is written by the recorder."""
 
     def __init__(
         self,
         loader: DataLoader[Any],
         rows: Rows,
         *,
-        journal: Journal,
-        meter: Meter,
-        every_steps: int,
+        recorder: Recorder,
+        precision: Precision,
         sample: Callable[[], list[dict[str, str]]],
         whole_model: Callable[[pl.LightningModule], AbstractContextManager[nn.Module]],
     ) -> None:
-        self._loader, self._rows = loader, rows
-        self._journal, self._meter, self._every_steps, self._sample = journal, meter, every_steps, sample
+        self._loader, self._rows, self._recorder = loader, rows, recorder
+        self._precision, self._sample = precision, sample
         self._whole_model = whole_model  # which one rank can call without the others
         self.best_step: int | None = None  # of the lowest loss
         self._best_loss = math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.best_step is None:  # not yet done: a step that is done again has it behind it
-            self._validate(trainer, pl_module)
+    def run(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure, sample and write.
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if ends_step(trainer, batch_idx) and is_due(trainer, self._every_steps):
-            self._validate(trainer, pl_module)
+        Raises:
+            DivergedError: the loss is not finite.
+        """
 
-    def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         def add_up(nats: torch.Tensor) -> torch.Tensor:
-            reduced = trainer.strategy.reduce(nats.to(module.device), reduce_op="sum")
-            return torch.as_tensor(reduced)
+            return torch.as_tensor(trainer.strategy.reduce(nats.to(module.device), reduce_op="sum"))
 
-        with self._meter.pause(), self._whole_model(module) as model:
-            with trainer.precision_plugin.forward_context():
+        with self._recorder.pause(), self._whole_model(module) as model:
+            with autocast(self._precision, module.device):
                 result = self._evaluate(model, device=module.device, add_up=add_up)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             if result.loss < self._best_loss:
                 self._best_loss, self.best_step = result.loss, trainer.global_step
-            place = self._meter.place(trainer)
-            if trainer.is_global_zero:
-                self._journal.write_samples([{"step": place["step"], **sample} for sample in self._sample()])
-            self._journal.write(place | result.metrics())
+            samples = self._sample() if trainer.is_global_zero else ()
+            self._recorder.write(trainer, result.metrics(), samples=samples)
         log.info(
             "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
             trainer.global_step,
@@ -146,7 +138,6 @@ class Validation(pl.Callback):
             except Exception as error:
                 if not is_out_of_memory(error) or batches.batch_size == 1:
                     raise
-                traceback.clear_frames(error.__traceback__)  # they hold the activations
             log.warning(
                 "memory ran out in a validation with %d rows at once: from now on %d, whose loss stays what it was",
                 batches.batch_size,
@@ -155,9 +146,10 @@ class Validation(pl.Callback):
             batches.batch_size //= 2
             release(device)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"best_step": self.best_step, "best_loss": None if self.best_step is None else self._best_loss}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_step = state_dict["best_step"]
-        self._best_loss = math.inf if self.best_step is None else state_dict["best_loss"]
+    def load(self, state: dict[str, Any]) -> None:
+        self.best_step = state["best_step"]
+        self._best_loss = math.inf if self.best_step is None else state["best_loss"]

@@ -120,8 +120,9 @@ def _telling(moment: str, call: Callable[..., Any], launch: Launch, told: Connec
 
 def _keeping_rows(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
-    def keeping_rows(module: Any, batch: dict[str, Any], batch_idx: int) -> Any:
-        digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in batch["input_ids"]]
+    def keeping_rows(module: Any, batch: list[dict[str, Any]], batch_idx: int) -> Any:
+        rows = [row for micro_batch in batch for row in micro_batch["input_ids"]]
+        digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in rows]
         with open(f"rows-{module.global_rank}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": module.trainer.global_step, "rows": digests}) + "\n")
         return call(module, batch, batch_idx)
