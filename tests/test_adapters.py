@@ -1,5 +1,6 @@
 """Every way of tuning, on every architecture: what is trained is what is saved, what is loaded, and what is merged."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,8 @@ def test_experts_are_adapted_where_they_are_named(wanted: list[str] | None, expe
     again = load_adapter(load(tmp_path / "base"), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(again, tokens), scores, rtol=0, atol=1e-5)
     settings = peft.PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["target_modules"] == sorted(settings.target_modules)  # the same bytes from every process
     found = {*settings.target_modules, *(name.rpartition(".")[2] for name in settings.target_parameters or [])}
     assert found == expected
     assert len(names) == 2 * len(expected)  # in both layers

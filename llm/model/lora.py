@@ -47,6 +47,7 @@ def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequen
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors, for the base as it was before the adapters."""
     settings = model.peft_config[ADAPTER]
+    settings.target_modules = sorted(settings.target_modules)  # a set, which each process would write in another order
     beginning: dict[str, torch.Tensor] | None = vars(model).get("beginning")
     if beginning is None:
         model.save_pretrained(folder, save_embedding_layers=False)
