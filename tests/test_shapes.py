@@ -9,7 +9,7 @@ import pytest
 
 from llm.config import BadRecords, DataConfig, DataKind, LayoutConfig, RepeatedTurns, Shape
 from llm.data import Conversation, open_corpus
-from llm.data.records import Rejected
+from llm.data.records import Rejected, RejectedError
 from llm.data.sample import presets
 from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError
@@ -25,7 +25,10 @@ def turns(*said: str) -> list[dict[str, str]]:
 
 
 def read(record: dict[str, Any], **layout: Any) -> Conversation | Rejected:
-    return conversation(record, "a.jsonl:1", LayoutConfig(**layout))
+    try:
+        return conversation(record, "a.jsonl:1", LayoutConfig(**layout))
+    except RejectedError as error:
+        return error.at("a.jsonl:1")
 
 
 ALPACA = "아래는 명령어입니다.\n\n### 명령어:\n번역하라\n\n### 입력:\n하늘\n\n### 응답:\nsky</s>"

@@ -19,8 +19,8 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from llm.data.places import PART, File, no_data
-from llm.data.records import Rejected
-from llm.data.streams import BUFFER, WAY_OUT_OF_BOMB, UnreadableError, implausible, open_stream, unreadable
+from llm.data.records import Rejected, RejectedError
+from llm.data.streams import BUFFER, WAY_OUT_OF_BOMB, implausible, open_stream, unreadable
 
 DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
@@ -49,7 +49,7 @@ class Member:
     name: str  # path inside its archive; a plain file's own
     origin: str  # file, or file!member
     size: int | None  # bytes when unpacked, where they are known
-    open: Callable[[], BinaryIO]  # what it gives raises UnreadableError where it cannot be read
+    open: Callable[[], BinaryIO]  # what it gives raises RejectedError where it cannot be read
     seekable: bool = True
     repaired: bool = False  # whether the name was in cp949
 
@@ -93,7 +93,7 @@ def _inside(member: Member, depth: int) -> Iterator[Member | Rejected]:
                 yield from _packed(_in_tar(member), depth)
             else:
                 yield from _inside(_unpacked(member), depth - 1)
-        except (UnreadableError, *_OF_LISTS) as error:
+        except (RejectedError, *_OF_LISTS) as error:
             yield unreadable(error).at(member.origin)
 
 

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from llm.data.records import Rejected
-from llm.data.streams import UnreadableError
+from llm.data.records import Rejected, RejectedError
 
 MAX_LINE = 32 * 2**20  # bytes; a longer line is no record of anybody's, and must not fill the memory
 HEAD = 2**18  # bytes that the encoding is detected by, and that are read at once
@@ -29,7 +28,7 @@ Line = tuple[int, str, Rejected | None]  # its number from 1, its text without i
 class Text:
     """What a stream holds, and what was looked at but not read; UTF-16 becomes UTF-8, a mark of byte order goes.
 
-    A stream that cannot be read to its end gives all that comes before, and then raises UnreadableError.
+    A stream that cannot be read to its end gives all that comes before, and then raises RejectedError.
     """
 
     def __init__(self, stream: BinaryIO, origin: str) -> None:
@@ -38,7 +37,7 @@ class Text:
         self._data, self._at = b"", 0  # what was read from the stream, and where in it what comes next begins
         self._utf16: codecs.IncrementalDecoder | None = None
         self._ended = False
-        self._error: UnreadableError | None = None
+        self._error: RejectedError | None = None
         self._fill(HEAD)
         self.encoding = detect(self._data, at_end=len(self._data) < HEAD)
         if self.encoding is not None and self.encoding.startswith("utf-16"):
@@ -138,7 +137,7 @@ class Text:
                 parts.append(self._stream.read1(HEAD))  # type: ignore[attr-defined]  # all of ours are buffered
                 size -= len(parts[-1])
                 self._ended = not parts[-1]
-        except UnreadableError as error:
+        except RejectedError as error:
             self._error = error
         data = b"".join(parts)
         self._data = self._data[self._at :] + (self._as_utf8(data) if self._utf16 else data)

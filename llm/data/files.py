@@ -17,8 +17,7 @@ from llm.data.archives import Member, is_archive, members
 from llm.data.layout import columns, to_records
 from llm.data.parse import FORMATS, Parsed, format_of, parse
 from llm.data.places import OF_SYSTEM, File, Place, explain_absent, find, left_by_system, name_of
-from llm.data.records import Record, Rejected
-from llm.data.streams import UnreadableError
+from llm.data.records import Record, Rejected, RejectedError
 from llm.errors import ConfigError, DataError
 from llm.run import composed, digest_of
 
@@ -104,7 +103,7 @@ def _digest(file: File) -> list[str]:
     try:
         with file.open() as stream:
             sha256 = file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # all of ours have readinto
-    except UnreadableError as error:
+    except RejectedError as error:
         raise DataError(str(error.at(file.name))) from error
     return [*suffixes[-2 if is_archive(file.name) else -1 :], sha256]
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llm.config import LayoutConfig
-from llm.data.records import Document, Record, Rejected
+from llm.data.records import Document, Record, Rejected, RejectedError
 from llm.data.turns import conversation
 from llm.errors import ConfigError
 from llm.run import digest_of, sha256_of
@@ -101,7 +101,10 @@ def _pairs(files: Iterator[tuple[str, str]]) -> Iterator[Record]:
             yield Rejected(origin, "the same pair came before", "Set data.bad_records=drop")
         else:
             seen.add((question, answer))
-            yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
+            try:
+                yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
+            except RejectedError as error:
+                yield error.at(origin)
 
 
 def statute_articles(markdown: str, name: str) -> Iterator[Document]:

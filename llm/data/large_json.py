@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm.data.decoding import Text
-from llm.data.records import Rejected
+from llm.data.records import Rejected, RejectedError
 from llm.data.values import EACH, follow, steps
 
 MAX_RECORD = 128 * 2**20  # characters from the end of one item to the end of the next
@@ -16,10 +16,6 @@ LONGEST_TOKEN = 32  # characters of a name such as -Infinity or of an escape: an
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _parse = json.JSONDecoder().raw_decode
-
-
-class TooLongError(Exception):
-    """No value ended within MAX_RECORD."""
 
 
 def is_split(records: str | None, head: bytes) -> bool:
@@ -46,9 +42,8 @@ def items(text: Text, records: str | None, origin: str) -> Iterator[tuple[Any, s
         why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         fix = f"The records before it are read; repair it, or remove the file ({why})"
         yield Rejected(f"{origin}[{index}]", "not JSON", fix)
-    except TooLongError:
-        fix = "Say where the records are with data.layout.records"
-        yield Rejected(f"{origin}[{index}]", f"longer than {MAX_RECORD >> 20} MiB", fix)
+    except RejectedError as error:
+        yield error.at(f"{origin}[{index}]")
     else:
         text.read_on()
         if index == 0:
@@ -128,7 +123,8 @@ class _Scanner:
         """Read on, twice as much each time that one value is not whole; False at the end."""
         left = len(self._ready) - self._at
         if left > MAX_RECORD:
-            raise TooLongError
+            fix = "Say where the records are with data.layout.records"
+            raise RejectedError(f"longer than {MAX_RECORD >> 20} MiB", fix)
         if self._ended:
             return False
         data = self._text.read(max(BUFFER, left))

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from llm.config import DataConfig, DataKind, LayoutConfig
 from llm.data.parse import Parsed, Raw
-from llm.data.records import Document, Record, Rejected
+from llm.data.records import Conversation, Document, Record, Rejected, RejectedError, check_text
 from llm.data.suggest import to_set
-from llm.data.turns import conversation, text_fault, usual_columns
+from llm.data.turns import conversation, usual_columns
 from llm.data.values import first, head, values
 
 
@@ -31,30 +31,39 @@ def to_records(parsed: Iterable[Parsed], config: DataConfig) -> Iterator[Record]
         yield from _grouped(found, config, layout.group)
         return
     for raw in found:
-        if isinstance(raw, Document) and config.kind is DataKind.conversations:  # of a txt file
-            raw = Raw({config.text_field: raw.text}, raw.origin)
-        if not isinstance(raw, Raw):
+        if isinstance(raw, Rejected):
             yield raw
-        elif config.kind is DataKind.text:
-            yield document(raw, config.text_field, layout)
-        else:
-            yield conversation(raw.value, raw.origin, layout, text_field=config.text_field)
+            continue
+        try:
+            yield made_of(raw, config)
+        except RejectedError as error:
+            yield error.at(raw.origin)
+
+
+def made_of(raw: Raw, config: DataConfig) -> Document | Conversation:
+    """A record as the config takes it.
+
+    Raises:
+        RejectedError: it cannot be that.
+    """
+    if config.kind is DataKind.text:
+        return _document(raw, config)
+    record = {config.text_field: raw.value} if isinstance(raw.value, str) else raw.value
+    return conversation(record, raw.origin, config.layout, text_field=config.text_field)
 
 
 def in_files(parsed: Iterable[Parsed], layout: LayoutConfig) -> Iterator[Parsed]:
     """The records; those of a file of one JSON value are where layout.records says, or a list's items, or the whole."""
     for raw in parsed:
-        if isinstance(raw, Document) and (fault := text_fault(raw.text, "text")):
-            yield Rejected(raw.origin, *fault)
-        elif not isinstance(raw, Raw):
+        if isinstance(raw, Rejected):
             yield raw
         elif not raw.is_file:
-            yield _object(raw)
+            yield _checked(raw)
         elif not layout.records and not isinstance(raw.value, list):
-            yield _object(Raw(raw.value, f"{raw.origin}:1", is_file=True))
+            yield _checked(Raw(raw.value, f"{raw.origin}:1", is_file=True))
         elif found := values(raw.value, layout.records) if layout.records else raw.value:
             for index, record in enumerate(found):
-                yield _object(Raw(record, f"{raw.origin}[{index}]"))
+                yield _checked(Raw(record, f"{raw.origin}[{index}]"))
         else:
             yield _without_records(raw, layout.records)
 
@@ -68,17 +77,15 @@ def _without_records(file: Raw, records: str | None) -> Rejected:
     return Rejected(file.origin, what, fix)
 
 
-def _object(raw: Raw) -> Raw | Rejected:
-    if isinstance(raw.value, dict):
+def _checked(raw: Raw) -> Parsed:
+    if isinstance(raw.value, dict | str):
         return raw
-    if isinstance(raw.value, str):
-        return Raw({"text": raw.value}, raw.origin)
     return Rejected(raw.origin, "not a JSON object", f"A record must be an object, not {str(raw.value)[:20]}")
 
 
 def _required(found: Iterator[Parsed], path: str) -> Iterator[Parsed]:
     for raw in found:
-        if isinstance(raw, Raw) and not values(raw.value, path):
+        if isinstance(raw, Raw) and isinstance(raw.value, dict) and not values(raw.value, path):
             yield Rejected(raw.origin, f"records without {path} (data.layout.require)")
         else:
             yield raw
@@ -88,12 +95,13 @@ def _grouped(found: Iterator[Parsed], config: DataConfig, group: str) -> Iterato
     kept: list[Document] = []
     current: str | None = None
     for raw in found:
-        if not isinstance(raw, Raw):
+        if isinstance(raw, Rejected):
             yield raw
             continue
-        one, key = document(raw, config.text_field, config.layout), _group_of(raw, group, config.layout.group_pattern)
-        if isinstance(key, Rejected) or isinstance(one, Rejected):
-            yield key if isinstance(key, Rejected) else one
+        try:
+            key, one = _group_of(raw, group, config.layout.group_pattern), _document(raw, config)
+        except RejectedError as error:
+            yield error.at(raw.origin)
             continue
         if kept and key != current:
             yield _merged(kept, config.layout.join)
@@ -104,34 +112,41 @@ def _grouped(found: Iterator[Parsed], config: DataConfig, group: str) -> Iterato
         yield _merged(kept, config.layout.join)
 
 
-def _group_of(raw: Raw, group: str, pattern: str | None) -> str | Rejected:
+def _group_of(raw: Raw, group: str, pattern: str | None) -> str:
+    if isinstance(raw.value, str):  # it is a document by itself
+        return raw.origin
     found = first(raw.value, group)
     if found is None:
-        return Rejected(raw.origin, f'field "{group}" is missing', f"{_has(raw)}. Set data.layout.group")
+        raise RejectedError(f'field "{group}" is missing', f"{_has(raw)}. Set data.layout.group")
     if pattern is None:
         return str(found)
     if match := re.search(pattern, str(found)):
         return str(match[1])
     fix = f"It is {str(found)[:40]!r}. Correct data.layout.group_pattern={pattern}"
-    return Rejected(raw.origin, f'field "{group}" does not match the group pattern', fix)
+    raise RejectedError(f'field "{group}" does not match the group pattern', fix)
 
 
 def _merged(documents: list[Document], join: str) -> Document:
     return Document(join.join(document.text for document in documents), documents[0].origin)
 
 
-def document(raw: Raw, text_field: str, layout: LayoutConfig) -> Document | Rejected:
-    """The texts that a path finds in a record, as one document."""
-    found = values(raw.value, text_field)
+def _document(raw: Raw, config: DataConfig) -> Document:
+    """The texts that data.text_field finds in a record, as one document."""
+    if isinstance(raw.value, str):
+        check_text(raw.value, "text")
+        return Document(raw.value, raw.origin)
+    found = values(raw.value, config.text_field)
     if not found:
         way_out = to_set(raw.value, is_file=raw.is_file) or "Remove the record, or set data.bad_records=drop"
-        return Rejected(raw.origin, f'field "{text_field}" is missing', f"{_has(raw)}. {way_out}")
+        raise RejectedError(f'field "{config.text_field}" is missing', f"{_has(raw)}. {way_out}")
     if len(found) > 1 and all(isinstance(text, str) for text in found):
         found = [text for text in found if text.strip()] or found[:1]
     for text in found:
-        if fault := text_fault(text, text_field):
-            return Rejected(raw.origin, fault[0], _other_field(raw, text_field, fault[1]))
-    return Document(layout.join.join(found), raw.origin)
+        try:
+            check_text(text, config.text_field)
+        except RejectedError as error:
+            raise RejectedError(error.reason, _other_field(raw, config.text_field, error.fix)) from None
+    return Document(config.layout.join.join(found), raw.origin)
 
 
 def _other_field(raw: Raw, text_field: str, fix: str) -> str:

@@ -15,8 +15,8 @@ from llm.config import FileFormat, LayoutConfig
 from llm.data.archives import Member, seekable
 from llm.data.decoding import HEAD, MAX_LINE, Line, Text, too_long
 from llm.data.large_json import is_split, items
-from llm.data.records import Document, Rejected
-from llm.data.streams import UnreadableError, unreadable
+from llm.data.records import Rejected, RejectedError
+from llm.data.streams import unreadable
 
 WHOLE_JSON = 32 * 2**20  # bytes of a JSON value that is read whole, at about five times its size in memory
 MAX_JSON = 128 * 2**20  # where it is not known how to read it in pieces
@@ -39,12 +39,12 @@ ONE_VALUE = "The file must be one JSON value, or have one on each line"
 class Raw:
     """A record as its file has it."""
 
-    value: Any
+    value: Any  # an object; a text, which is a paragraph of a txt file or a string in a list of JSON
     origin: str
     is_file: bool = False  # the one JSON value of a file: what in it is a record, the layout says
 
 
-Parsed = Raw | Document | Rejected  # a document is a paragraph of a txt file
+Parsed = Raw | Rejected
 
 
 def format_of(name: str, layout: LayoutConfig) -> FileFormat | None:
@@ -71,7 +71,7 @@ def parse(
                 yield from _of_text(text, member.origin, file_format, layout)
             finally:
                 encodings[text.encoding or "ascii"] += 1
-    except UnreadableError as error:
+    except RejectedError as error:
         yield error.at(member.origin)
 
 
@@ -83,7 +83,7 @@ def _of_text(text: Text, origin: str, file_format: FileFormat, layout: LayoutCon
     return _json(text, origin, layout)
 
 
-def _paragraphs(text: Text, origin: str) -> Iterator[Document | Rejected]:
+def _paragraphs(text: Text, origin: str) -> Iterator[Raw | Rejected]:
     """Documents of a text file: what stands between blank lines; one with a wrong line is rejected whole."""
     kept: list[Line] = []
     size = 0  # of what is kept, or was before it grew too long
@@ -99,12 +99,12 @@ def _paragraphs(text: Text, origin: str) -> Iterator[Document | Rejected]:
         yield _paragraph(kept, size, origin)
 
 
-def _paragraph(lines: list[Line], size: int, origin: str) -> Document | Rejected:
+def _paragraph(lines: list[Line], size: int, origin: str) -> Raw | Rejected:
     place = f"{origin}:{lines[0][0]}"
     if size > MAX_LINE:
         return too_long(place)
     wrong = next((wrong for _, _, wrong in lines if wrong), None)
-    return wrong or Document(re.sub("\r+", "\n", "\n".join(text for _, text, _ in lines)), place)
+    return wrong or Raw(re.sub("\r+", "\n", "\n".join(text for _, text, _ in lines)), place)
 
 
 # JSON
@@ -170,7 +170,7 @@ def _json_lines(text: Text, origin: str) -> Iterator[Raw | Rejected]:
         place = f"{origin}:{number}"
         if wrong:
             yield wrong
-        elif line.strip():
+        elif line and not line.isspace():
             value = _loads(line, "Each line must be one JSON object", origin, number)
             if isinstance(value, Rejected):
                 yield value
@@ -287,7 +287,7 @@ def _arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> 
                     place = f"{member.origin}[{index}]"
                     index += 1
                     yield Rejected(place, *row) if isinstance(row, tuple) else Raw(row, place)
-    except (pyarrow.ArrowException, MemoryError, ValueError, OSError, UnreadableError) as error:  # each was seen
+    except (pyarrow.ArrowException, MemoryError, ValueError, OSError, RejectedError) as error:  # each was seen
         yield unreadable(error).at(f"{member.origin}[{index}]" if index else member.origin)
 
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from llm.config import to_paste
 from llm.credentials import MASK, without_secrets
-from llm.data.records import Rejected
-from llm.data.streams import Joined, UnreadableError, first_line, open_stream
+from llm.data.records import Rejected, RejectedError
+from llm.data.streams import Joined, first_line, open_stream
 from llm.errors import ConfigError
 from llm.run import composed
 
@@ -32,7 +32,7 @@ class File:
 
     name: str  # as messages show it
     size: int
-    open: Callable[[], BinaryIO]  # what it gives raises UnreadableError where it cannot be read
+    open: Callable[[], BinaryIO]  # what it gives raises RejectedError where it cannot be read
 
 
 Place = File | Rejected
@@ -180,9 +180,9 @@ def _remote(url: str) -> list[Place]:
 
 
 def _remote_file(system: Any, name: str) -> File:
-    def explain(error: Exception) -> UnreadableError:
+    def explain(error: Exception) -> RejectedError:
         fix = f"Try again, or fetch the file and give data.path=<where it is> ({shown}: {first_line(error)})"
-        return UnreadableError("cannot be read from its URL", fix)
+        return RejectedError("cannot be read from its URL", fix)
 
     shown = without_secrets(system.unstrip_protocol(name))
     size = int(system.size(name) or 0)

@@ -6,7 +6,7 @@ their own, file[index of the record]. It reads file alone where the whole of it 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,38 @@ class Rejected:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}. {self.fix}."
+
+
+class RejectedError(Exception):
+    """Why something is left out, from where that is found to where its origin is known."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason, fix)
+        self.reason, self.fix = reason, fix
+
+    def at(self, origin: str) -> Rejected:
+        return Rejected(origin, self.reason, self.fix)
+
+
+def check_text(text: Any, what: str) -> None:
+    """Refuse what is no text to learn from.
+
+    Raises:
+        RejectedError: it is none, by what is wrong with it.
+    """
+    if not isinstance(text, str):
+        raise RejectedError(f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record")
+    if not text.strip():
+        raise RejectedError(f"{what} is empty", "Remove the record, or set data.bad_records=drop")
+    if len(text) < 8 and text.strip().lower() == "nan":  # what pandas writes for an empty cell
+        raise RejectedError(f"{what} is nan", "Remove the record, or set data.bad_records=drop")
+    if "\0" in text:
+        raise RejectedError(f"{what} holds a NUL", "Convert it to UTF-8, or set data.bad_records=drop")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        fix = "Repair it, or set data.bad_records=drop"
+        raise RejectedError(f"{what} holds half a character (a lone surrogate)", fix) from None
 
 
 Record = Document | Conversation | Rejected

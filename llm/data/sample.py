@@ -17,13 +17,12 @@ from llm.config.choices import data_presets
 from llm.data.archives import Member, members
 from llm.data.decoding import Text, detect
 from llm.data.files import Files
-from llm.data.layout import document, in_files, to_records
+from llm.data.layout import in_files, made_of, to_records
 from llm.data.parse import Parsed, Raw, format_of, parse
 from llm.data.places import File, Place
-from llm.data.records import Conversation, Document, Record, Rejected
-from llm.data.streams import UnreadableError
+from llm.data.records import Document, Record, Rejected, RejectedError
 from llm.data.suggest import overrides
-from llm.data.turns import conversation, names_columns, with_usual_names
+from llm.data.turns import names_columns, with_usual_names
 from llm.data.values import head, values
 
 SAMPLED_MEMBERS = 24
@@ -116,7 +115,7 @@ def survey(places: list[Place]) -> Survey:
             try:
                 found.samples.append(_sample(member, found.encodings))
                 read += found.samples[-1].member.size or 0
-            except UnreadableError as error:
+            except RejectedError as error:
                 found.rejected.append(error.at(member.origin))
         if index == max(wanted, default=-1) or read > SAMPLED_IN_ALL:
             break
@@ -201,7 +200,8 @@ def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float
             continue
         for raw in sample.raws(layout):
             records += 1
-            if isinstance(raw, Raw) and layout.require is not None and not values(raw.value, layout.require):
+            value = raw.value if isinstance(raw, Raw) else None
+            if isinstance(value, dict) and layout.require is not None and not values(value, layout.require):
                 left_out += 1
                 continue
             found = fits(raw, config)
@@ -216,24 +216,25 @@ def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float
 def fits(raw: Parsed, config: DataConfig) -> int:
     """How well a preset fits a record: 0 if not at all, else the number of its own keys that the record has."""
     layout = config.layout
-    if not isinstance(raw, Raw):  # of a paragraph only what is for any text
-        return int(isinstance(raw, Document) and layout == LayoutConfig())
-    made: Record
-    if config.kind is DataKind.text:
-        made = document(raw, config.text_field, layout)
+    if isinstance(raw, Rejected):
+        return 0
+    if isinstance(raw.value, str):
+        return int(config.kind is DataKind.text and layout == LayoutConfig())
+    try:
+        made = made_of(raw, config)
+    except RejectedError:
+        return 0
+    if isinstance(made, Document):
         paths = [config.text_field, layout.group, layout.require]
         if layout.group is not None and not values(raw.value, layout.group):
             return 0
     else:
-        made = conversation(raw.value, raw.origin, layout, text_field=config.text_field)
-        if isinstance(made, Conversation) and made.shape == Shape.tagged.name:
+        if made.shape == Shape.tagged.name:
             return len(made.messages)  # marks that are found are more than a key
-        if isinstance(made, Conversation) and not names_columns(layout):
+        if not names_columns(layout):
             # by usual names it is less than a preset that names the columns, by its own more than one that does not
             return 1 if with_usual_names(raw.value, layout) != layout else 3
         paths = [layout.messages, layout.question, layout.input, layout.answer, layout.require]
-    if isinstance(made, Rejected):
-        return 0
     return sum(any(key in raw.value for key in head(path)) for path in paths if path is not None)
 
 

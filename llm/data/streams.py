@@ -8,33 +8,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llm.credentials import without_secrets
-from llm.data.records import Rejected
+from llm.data.records import RejectedError
 
 BUFFER = 2**20
 WAY_OUT_OF_BOMB = "Look at it with care; if it is what it should be, unpack it and give data.path=<the folder>"
 
 
-class UnreadableError(Exception):
-    """A stream cannot be read, or not to its end."""
-
-    def __init__(self, reason: str, fix: str) -> None:
-        super().__init__(reason, fix)
-        self.reason, self.fix = reason, fix
-
-    def at(self, origin: str) -> Rejected:
-        return Rejected(origin, self.reason, self.fix)
-
-
-def unreadable(error: Exception) -> UnreadableError:
+def unreadable(error: Exception) -> RejectedError:
     """What any library raised, in one way."""
-    if isinstance(error, UnreadableError):
+    if isinstance(error, RejectedError):
         return error
-    return UnreadableError("is damaged or cut", f"Fetch it again, or remove it ({first_line(error)})")
+    return RejectedError("is damaged or cut", f"Fetch it again, or remove it ({first_line(error)})")
 
 
-def implausible() -> UnreadableError:
+def implausible() -> RejectedError:
     """Of what may be a bomb."""
-    return UnreadableError("unpacks to more than is plausible", WAY_OUT_OF_BOMB)
+    return RejectedError("unpacks to more than is plausible", WAY_OUT_OF_BOMB)
 
 
 def first_line(error: Exception) -> str:
@@ -46,10 +35,10 @@ def open_stream(
     open_source: Callable[[], Any],
     *,
     limit: int | None = None,
-    explain: Callable[[Exception], UnreadableError] = unreadable,
+    explain: Callable[[Exception], RejectedError] = unreadable,
     beneath: BinaryIO | None = None,
 ) -> BinaryIO:
-    """What `open_source` gives as a stream that raises UnreadableError, by `explain`, for whatever its library raises.
+    """What `open_source` gives as a stream that raises RejectedError, by `explain`, for whatever its library raises.
 
     `limit`: bytes that it plausibly has, of which more are an error, too. `beneath`: what it reads, closed with it.
     """
@@ -62,7 +51,7 @@ def open_stream(
 
 class _Stream(io.RawIOBase):
     def __init__(
-        self, source: Any, limit: int | None, explain: Callable[[Exception], UnreadableError], beneath: BinaryIO | None
+        self, source: Any, limit: int | None, explain: Callable[[Exception], RejectedError], beneath: BinaryIO | None
     ) -> None:
         self._source, self._limit, self._explain, self._beneath = source, limit, explain, beneath
         self._read = getattr(source, "read1", source.read)  # of a stream that is cut, all that comes before the cut

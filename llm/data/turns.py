@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm.config import LayoutConfig, RepeatedTurns, Shape
-from llm.data.records import Conversation, Rejected
+from llm.data.records import Conversation, RejectedError, check_text
 from llm.data.suggest import question_and_answer
 from llm.data.values import first, values
 
@@ -56,38 +56,25 @@ class Turn:
     text: Any
 
 
-class NoTurnsError(Exception):
-    """What stands where turns should is no list of role and content."""
-
-
 def conversation(
     record: dict[str, Any], origin: str, layout: LayoutConfig, *, text_field: str = "text"
-) -> Conversation | Rejected:
-    """A record of any shape that the layout allows as a conversation; else what is wrong with it.
+) -> Conversation:
+    """A record of any shape that the layout allows as a conversation.
 
-    The rules: a role's name is one of the known (`NAMES`, `layout.roles`), else the record is rejected; of two turns of
-    one role in a row one is made; the system comes first, then user and assistant take turns, and the last turn is the
-    assistant's; no turn is empty.
+    The rules: a role's name is one of the known (`NAMES`, `layout.roles`); of two turns of one role in a row one is
+    made; the system comes first, then user and assistant take turns, and the last turn is the assistant's; no turn is
+    empty.
+
+    Raises:
+        RejectedError: it breaks one of these, or has no turns.
     """
-    try:
-        shape, turns = _turns_of(record, with_usual_names(record, layout), text_field)
-    except NoTurnsError:
-        example = f'{{"{layout.role}": "user", "{layout.content}": "..."}}'
-        fix = f"Write {layout.messages} as [{example}, {example.replace('user', 'assistant')}]"
-        return Rejected(origin, "messages are not a list of role and content", fix)
+    shape, turns = _turns_of(record, with_usual_names(record, layout), text_field)
     if turns is None:
-        return Rejected(origin, "fields are missing", _needs(record, layout, text_field))
+        raise RejectedError("fields are missing", _needs(record, layout, text_field))
     messages: list[dict[str, str]] = []
     repairs: dict[str, None] = {}  # each once, in order
     for turn in turns:
-        role = role_of(turn.role, layout)
-        if role is None:
-            known = ", ".join([*layout.roles, *ROLES])
-            own = "'+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
-            fix = f"Use {known} or another usual name, or add it: {own}"
-            return Rejected(origin, f"role {turn.role!r} is unknown"[:80], fix)
-        if fault := text_fault(turn.text, {"user": "question", "assistant": "answer"}.get(role, role)):
-            return Rejected(origin, *fault)
+        role = _checked_role(turn, layout)
         if turn.role not in ROLES and turn.role not in layout.roles:
             repairs[f"role {turn.role} read as {role}"[:80]] = None
         if messages and messages[-1]["role"] == role and layout.repeated_turns is RepeatedTurns.merge:
@@ -99,25 +86,21 @@ def conversation(
     order = order[1:] if order[:1] == ["system"] else order
     if not order or order != ["user", "assistant"] * (len(order) // 2):
         fix = "After an optional system turn, user and assistant must take turns, and the last must be the assistant's"
-        return Rejected(origin, f"turns are {', '.join(order) or 'none'}"[:80], fix)
+        raise RejectedError(f"turns are {', '.join(order) or 'none'}"[:80], fix)
     return Conversation(messages, origin, shape.name, tuple(repairs))
 
 
-def text_fault(text: Any, what: str) -> tuple[str, str] | None:
-    """(what is wrong with a text, what to do about it)."""
-    if not isinstance(text, str):
-        return f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record"
-    if not text.strip():
-        return f"{what} is empty", "Remove the record, or set data.bad_records=drop"
-    if len(text) < 8 and text.strip().lower() == "nan":  # what pandas writes for an empty cell
-        return f"{what} is nan", "Remove the record, or set data.bad_records=drop"
-    if "\0" in text:
-        return f"{what} holds a NUL", "Convert it to UTF-8, or set data.bad_records=drop"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return f"{what} holds half a character (a lone surrogate)", "Repair it, or set data.bad_records=drop"
-    return None
+def _checked_role(turn: Turn, layout: LayoutConfig) -> str:
+    """The role of a turn that has a role and a text."""
+    role = role_of(turn.role, layout)
+    if role is None:
+        known = ", ".join([*layout.roles, *ROLES])
+        own = "'+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
+        raise RejectedError(
+            f"role {turn.role!r} is unknown"[:80], f"Use {known} or another usual name, or add it: {own}"
+        )
+    check_text(turn.text, {"user": "question", "assistant": "answer"}.get(role, role))
+    return role
 
 
 def _needs(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> str:
@@ -136,7 +119,7 @@ def _turns_of(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> 
     """(shape, the turns of a record); None where it has the keys of no shape that the layout allows.
 
     Raises:
-        NoTurnsError: it has the keys, but no turns there.
+        RejectedError: it has the keys, but no turns there.
     """
     for shape, read in ((Shape.messages, _messages), (Shape.pairs, _pairs)):
         if layout.shape in (Shape.auto, shape) and (turns := read(record, layout)) is not None:
@@ -198,12 +181,18 @@ def _messages(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None
     listed = found[0] if len(found) == 1 else found
     role, content = layout.role, layout.content
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
-        raise NoTurnsError
+        raise _no_turns(layout)
     if (role, content) == ("role", "content") and listed:
         role, content = _first_key(listed[0], ROLE) or role, _first_key(listed[0], CONTENT) or content
     if not all(role in turn for turn in listed):
-        raise NoTurnsError
+        raise _no_turns(layout)
     return [Turn(turn[role], first(turn, content)) for turn in listed]
+
+
+def _no_turns(layout: LayoutConfig) -> RejectedError:
+    example = f'{{"{layout.role}": "user", "{layout.content}": "..."}}'
+    fix = f"Write {layout.messages} as [{example}, {example.replace('user', 'assistant')}]"
+    return RejectedError("messages are not a list of role and content", fix)
 
 
 def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
@@ -216,7 +205,7 @@ def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
         asked = f"{asked.strip()}\n\n{more.strip()}"
     earlier = record.get(HISTORY) or []
     if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
-        raise NoTurnsError
+        raise _no_turns(layout)
     said = [Turn(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
     return [*said, Turn("user", asked), Turn("assistant", answer[0])]
 
