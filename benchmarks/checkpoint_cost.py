@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm import optimizer
-from llm.config import Architecture, ModelConfig, OptimizerConfig, TrainerConfig
+from llm.config.training import Architecture, ModelConfig, OptimizerConfig, TrainerConfig
 from llm.model import build, next_token_nats
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders, find_fault

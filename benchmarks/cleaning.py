@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from llm.config import CleaningConfig, CleaningLevel, DataConfig
-from llm.config.data import DataKind
+from llm.config.data import DataConfig, DataKind
+from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.data.cleaning import Cleaner
 from llm.data.cleaning.levels import STEPS
 from llm.data.files import open_files

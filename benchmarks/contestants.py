@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import asked_of_trainer, device, train_by_fit
-from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
+from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
 from llm.tokenizer import Special

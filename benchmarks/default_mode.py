@@ -26,9 +26,10 @@ from torch.utils.data import SequentialSampler
 from benchmarks.contestants import OPTIMIZER, Clock, Mode, Shape, hugging_face, ours, printer
 from benchmarks.harness import NEVER, asked_of_trainer, be_quiet, train_by_fit
 from benchmarks.train_throughput import SMALL, TINY, timed
-from llm.config import Accelerator, OptimizerConfig, Precision, TrainerConfig, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
 from llm.data import EvaluationBatches, MicroBatch, TokenRows, TrainingBatches, read_manifest
-from llm.run import with_precision
+from llm.run.devices import with_precision
 from llm.trainer import evaluate
 
 ROOT = Path(__file__).parents[1]

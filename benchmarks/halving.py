@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from llm.run import find_runs, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
 POINTS = ["optimizer.learning_rate=3e-4,1e-3,3e-3,1e-2", "model.num_layers=2,3,4"]

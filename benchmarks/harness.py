@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from llm.config import Accelerator, DataConfig, DataKind, OptimizerConfig, Precision, TrainerConfig
+from llm.config.data import DataConfig, DataKind
+from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
 from llm.data import Rows
 from llm.logger import RunLogger
-from llm.run import log
+from llm.run.console import log
 from llm.trainer import Fit, fit
 
 NEVER = 10**9  # steps

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from llm.config import Packing
+from llm.config.data import Packing
 from llm.data import Manifest, TokenRows, TrainingBatches
 from llm.data.shards import Shard, Split
 
@@ -132,7 +132,7 @@ def _now() -> Any:
 
 
 def _model(name: str) -> Any:
-    from llm.config import Architecture, ModelConfig
+    from llm.config.training import Architecture, ModelConfig
     from llm.model import build
     from llm.tokenizer import Special
 

@@ -38,7 +38,9 @@ from benchmarks.harness import (
     train_by_fit,
 )
 from benchmarks.memory import model_config
-from llm.config import LoraConfig, Method, OptimizerConfig, Packing, Precision
+from llm.config.data import Packing
+from llm.config.training import OptimizerConfig, Precision
+from llm.config.tuning import LoraConfig, Method
 from llm.data import MicroBatch
 from llm.data.packing import lay_out
 from llm.model import add_lora, build, count_base_parameters, count_parameters, save, save_adapter

@@ -21,7 +21,7 @@ import yaml
 from rich.table import Table
 
 from benchmarks.harness import begin_peak, status_bytes, train_by_fit
-from llm.config import Architecture, ModelConfig, OptimizerConfig, Precision
+from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
 from llm.run.tables import output_console

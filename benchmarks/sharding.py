@@ -29,7 +29,8 @@ from typing import Any
 import yaml
 
 from benchmarks.korean_text import write_jsonl
-from llm.config import Alphabet, DataConfig, DataKind, TokenizerConfig
+from llm.config.data import DataConfig, DataKind
+from llm.config.tokenizer import Alphabet, TokenizerConfig
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.05
@@ -134,8 +135,9 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
     """As _measure, of all that stage=shards does with a tokenizer that is there."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llm import tokenizer
-    from llm.config import ShardsStage
-    from llm.run import Outcome, Plan, make
+    from llm.config.stages import ShardsStage
+    from llm.run.identity import Plan
+    from llm.run.making import Outcome, make
     from llm.stage import shards
 
     with tempfile.TemporaryDirectory(dir=folder) as outputs:

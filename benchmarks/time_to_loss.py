@@ -24,9 +24,10 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from llm.config import from_hydra
+from llm.config.compose import from_hydra
 from llm.errors import one_line_errors
-from llm.run import Run, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [

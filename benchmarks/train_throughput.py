@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train
 from benchmarks.harness import be_quiet, begin_peak, device, in_a_process, status_bytes
-from llm.config import Architecture, Precision
+from llm.config.training import Architecture, Precision
 from llm.trainer.throughput import flops_per_token, peak_flops
 
 RESULTS = Path(__file__).parent / "results"

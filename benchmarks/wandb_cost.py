@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.korean_text import write_jsonl
-from llm.config import StageConfig, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.stages import StageConfig
 from tests.wandb_server import Fault, WandbServer
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.errors import ConfigError, DamagedError, one_line_errors
-from llm.run import Run, candidates, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run, candidates
 
 NAME = "demo"
 PREFIXES = 2  # beginnings of the base that are shown

@@ -16,8 +16,10 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from llm.config import CleaningConfig, CleaningLevel, DataConfig, as_value, data_config, readable
-from llm.config.data import BadRecords, DataKind
+from llm.config.compose import data_config
+from llm.config.data import BadRecords, DataConfig, DataKind
+from llm.config.documents import CleaningConfig, CleaningLevel
+from llm.config.overrides import as_value, readable
 from llm.data.cleaning import Cleaner, as_json, as_table
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm.config import Algorithm, DecayShape, OptimizerConfig, Schedule
-from llm.run import log
+from llm.config.training import Algorithm, DecayShape, OptimizerConfig, Schedule
+from llm.run.console import log
 
 
 def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:

@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm.config import LoggerConfig
+from llm.config.training import LoggerConfig
 from llm.environment import set_defaults
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, first_line, one_line_errors
 from llm.logger.described import Description, describe, kept_description
 from llm.logger.live import kill_service
 from llm.logger.opening import begin
 from llm.logger.view import View
-from llm.run import SAMPLES, Run, candidates, check_metrics, log, metrics_of, start_logging
+from llm.run.console import log, start_logging
+from llm.run.manifest import check_metrics, metrics_of
+from llm.run.metrics import SAMPLES
 from llm.run.owner import is_owned
+from llm.run.runs import Run, candidates
 
 ANSWER_SECONDS = 10
 START_SECONDS, UPLOAD_SECONDS = 60, 600  # of one run

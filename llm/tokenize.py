@@ -16,11 +16,14 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from llm import tokenizer as tokenizers
-from llm.config import MODEL_STAGES, DataConfig, DataKind
+from llm.config.data import DataConfig, DataKind
+from llm.config.stages import MODEL_STAGES
 from llm.data.files import open_files
 from llm.data.records import Document, Rejected
 from llm.errors import ConfigError, DataError, one_line_errors
-from llm.run import Run, find_runs, own_folder, write_json, write_text
+from llm.run.files import write_json, write_text
+from llm.run.models import own_folder
+from llm.run.runs import Run, find_runs
 from llm.run.tables import output_console, shown
 from llm.tokenizer.fast import symbol_bytes
 from llm.tokenizer.training import unknown_token

@@ -5,19 +5,11 @@ from pathlib import Path
 
 from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
-from llm.run import (
-    METRICS,
-    SAMPLES,
-    Run,
-    base_of,
-    check_files,
-    check_metrics,
-    damaged_records,
-    find_runs,
-    is_foreign,
-    start_logging,
-)
-from llm.run.runs import OWN_DIGEST
+from llm.run.console import start_logging
+from llm.run.manifest import check_files, check_metrics
+from llm.run.metrics import METRICS, SAMPLES
+from llm.run.models import base_of, is_foreign
+from llm.run.runs import OWN_DIGEST, Run, damaged_records, find_runs
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.run import devices, log
+from llm.run import devices
+from llm.run.console import log
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from llm.config import Alphabet, Morphemes, TokenizerConfig
+from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.tokenizer import save, train
 
 _WHO = [

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llm import errors
-from llm.config import Algorithm, Architecture, LoraConfig, Method, OptimizerConfig, Packing, Strategy
+from llm.config.data import Packing
+from llm.config.training import Algorithm, Architecture, OptimizerConfig, Strategy
+from llm.config.tuning import LoraConfig, Method
 from llm.data import TokenRows
 from llm.model import add_lora
 from llm.run import launch

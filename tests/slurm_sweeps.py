@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slurm_cluster import PATIENCE, SlurmCluster
 
-from llm.run import history, read_metrics
+from llm.run.metrics import history, read_metrics
 
 ROOT = Path(__file__).parents[1]
 TEXT = [

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm.config import PoolConfig, StageConfig
-from llm.run import Run, load
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig
+from llm.run.runs import Run, load
 from llm.sweep.board import Board
 from llm.sweep.driver import Driver
 from llm.sweep.grid import Grid

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from llm.config import Architecture, ModelConfig
+from llm.config.training import Architecture, ModelConfig
 from llm.model import build, load
 from llm.model.loading import WRITTEN_OUT
 from llm.model.pretrained import load_pretrained

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from llm import optimizer
-from llm.config import Architecture, LoraConfig, Method, ModelConfig, OptimizerConfig, WeightPrecision
+from llm.config.training import Architecture, ModelConfig, OptimizerConfig
+from llm.config.tuning import LoraConfig, Method, WeightPrecision
 from llm.model import (
     add_lora,
     build,

@@ -7,9 +7,9 @@ import pytest
 
 from llm.environment import JOB_FOLDER
 from llm.errors import ConfigError, DataError, DivergedError, LaunchError, ShortOfMemoryError, StoppedError, WorkerError
-from llm.run import Run
 from llm.run.announcing import Result, announce, read_result, reporting
 from llm.run.owner import OwnedError
+from llm.run.runs import Run
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.config.training import Architecture, ModelConfig
+from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError
 from llm.model import add_lora, build, check_architecture, count_parameters, next_token_loss, next_token_nats
 from llm.model.architectures import hugging_face_config, settings_of

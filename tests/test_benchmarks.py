@@ -15,7 +15,9 @@ from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm.config import Packing, Precision, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.data import Packing
+from llm.config.training import Precision
 from tests.korean import documents
 from tests.rounding import rounding
 

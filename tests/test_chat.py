@@ -20,12 +20,16 @@ from huggingface_hub import constants
 from llm import tokenizer
 from llm.chat import Talker, command, open_talker, terminal
 from llm.chat.terminal import Conversation, converse, say
-from llm.config import Architecture, LoraConfig, ModelConfig, Sampling
+from llm.config.sampling import Sampling
+from llm.config.training import Architecture, ModelConfig
+from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError, DamagedError
 from llm.model import add_lora, build, generate, load, load_adapter, save
-from llm.run import find_model, start_logging, write_record
+from llm.run.console import start_logging
 from llm.run.identity import key_of
 from llm.run.manifest import list_files
+from llm.run.models import find_model
+from llm.run.runs import write_record
 from tests.korean import save_preset
 
 QUESTION = "주권은 누구에게 있나요?"

@@ -21,7 +21,7 @@ import uvicorn
 
 from llm.chat import server
 from llm.chat.talker import Talker
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError
 from tests.browser import chromium, keep_screenshot, needs_chromium
 from tests.patience import PATIENCE

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from llm.config import LayoutConfig, Overlong, Packing
+from llm.config.data import Overlong, Packing
+from llm.config.documents import LayoutConfig
 from llm.data import Conversation, MicroBatch, conversation_rows, encode_conversations, padding_share, show_trained
 from llm.data.conversations import Encoded
 from llm.data.rows import IGNORED

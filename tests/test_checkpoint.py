@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm.errors import DamagedError
-from llm.run import log
+from llm.run.console import log
 from llm.trainer import checkpoint
 from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep, newest_good
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, GraniteMoeConfig
 
-from llm.config import Architecture, LoraConfig
+from llm.config.training import Architecture
+from llm.config.tuning import LoraConfig
 from llm.model import add_lora, loss, next_token_nats
 from tests.test_fast_path import LENGTH, PACKED, PLAIN, VOCAB, Seen, assert_close, batch_of, gradients, model_of
 

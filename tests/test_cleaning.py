@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm.config import CleaningConfig, CleaningLevel, DataConfig
-from llm.config.data import BadRecords, DataKind
+from llm.config.data import BadRecords, DataConfig, DataKind
+from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.data.cleaning import Cleaner, Dropped, as_json, as_table
 from llm.data.cleaning.characters import repair_characters, repair_spaces
 from llm.data.cleaning.levels import STEPS, steps_of

@@ -17,7 +17,7 @@ from llm.compare.entries import read_sweep
 from llm.compare.figures import thinned
 from llm.compare.page import as_script
 from llm.errors import StoppedError
-from llm.run import log
+from llm.run.console import log
 from tests.browser import chromium, needs_chromium
 
 HOSTILE = "<script>alert('이름')</script>"

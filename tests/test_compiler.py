@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
-from llm.config import Accelerator, Architecture, TrainerConfig
+from llm.config.training import Accelerator, Architecture, TrainerConfig
 from llm.errors import ConfigError
 from llm.model import compiled, document_bounds, next_token_loss
 from llm.stage import run_stage

@@ -22,12 +22,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from llm.config import STAGES, Alphabet, aliases, composed, fields, from_hydra, identity_settings, readable, to_paste
+from llm.config import aliases, fields
 from llm.config.choices import data_presets
 from llm.config.command import refuse_targets, run_command
-from llm.config.compose import refuse_computed
+from llm.config.compose import composed, from_hydra, refuse_computed
 from llm.config.explain import explain
-from llm.config.fields import HOW, ROWS, check_settings, setting
+from llm.config.fields import HOW, ROWS, check_settings, identity_settings, setting
+from llm.config.overrides import readable, to_paste
+from llm.config.stages import STAGES
+from llm.config.tokenizer import Alphabet
 from llm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from typing import Any
 import hydra
 import pytest
 
-from llm.config import DataConfig, DataKind, as_recorded, from_hydra
+from llm.config.compose import as_recorded, from_hydra
+from llm.config.data import DataConfig, DataKind
 from llm.credentials import as_recorded_text, secret_in, without_secrets
 from llm.data import open_corpus
 from llm.data.files import open_files
@@ -311,9 +312,9 @@ def test_no_credential_of_a_command_reaches_a_file_wandb_or_the_terminal(url: st
 ONLINE = """
 import sys
 from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import open_logger, opening
-from llm.run import Run
+from llm.run.runs import Run
 opening.START_SECONDS = 90
 outputs = Path(sys.argv[1])
 config = LoggerConfig(mode=WandbMode.online, group=sys.argv[2], tags=sys.argv[3:])

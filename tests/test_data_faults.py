@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow
 import pytest
 
-from llm.config import DataConfig, LayoutConfig
-from llm.config.data import BadRecords, DataKind
+from llm.config.data import BadRecords, DataConfig, DataKind
+from llm.config.documents import LayoutConfig
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files
 from llm.data.records import Document, Rejected

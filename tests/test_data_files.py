@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.config import DataConfig
-from llm.config.data import BadRecords, DataKind
+from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.data import Conversation, Corpus, Document, open_corpus
 from llm.data.files import open_files
 from llm.data.records import Rejected

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm.config import Packing
+from llm.config.data import Packing
 from llm.data.packing import best_fit, cut
 from tests.test_data_rows import BOS, EOS, IGNORED, all_rows, random_shards, write_rows
 

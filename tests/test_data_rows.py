@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import llm.data.order as order_module
-from llm.config import Packing
+from llm.config.data import Packing
 from llm.data import EvaluationBatches, Manifest, MicroBatch, TokenRows, TrainingBatches
 from llm.data.order import ROUNDS, permuted
 from llm.data.rows import IGNORED

@@ -13,12 +13,12 @@ import pytest
 
 import llm.data.encoding as encoding_module
 import llm.data.sharding as sharding_module
-from llm.config import BadRecords, DataConfig, DataKind
+from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.data import Corpus, Document, Manifest, available_cores, open_corpus, write_shards
 from llm.data.encoding import CHUNKS_AHEAD, CHUNKS_ALONE, Chunk, Encoder, chunks_of, encode_in_order, pieces
 from llm.data.shards import SPLITS
 from llm.errors import DataError, WorkerError
-from llm.run import log
+from llm.run.console import log
 from llm.tokenizer import load
 from tests.korean import HARD_TEXTS, documents, save_preset
 

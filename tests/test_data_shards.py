@@ -12,8 +12,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import llm.data.encoding as encoding_module
 import llm.data.sharding as sharding_module
-from llm.config import DataConfig, TokenizerConfig
-from llm.config.data import DataKind
+from llm.config.data import DataConfig, DataKind
+from llm.config.tokenizer import TokenizerConfig
 from llm.data import Corpus, Manifest, open_corpus, read_manifest, write_shards
 from llm.data.shards import Split, open_shard
 from llm.errors import DamagedError, DataError

@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llm.config import CleaningConfig, DataConfig, FileFormat, LayoutConfig
-from llm.config.data import BadRecords, DataKind
+from llm.config.data import BadRecords, DataConfig, DataKind
+from llm.config.documents import CleaningConfig, FileFormat, LayoutConfig
 from llm.data.corpus import open_corpus
 from llm.data.decoding import HEAD, detect
 from llm.data.files import Files, open_files

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm.config import Accelerator, Precision, TrainerConfig
+from llm.config.training import Accelerator, Precision, TrainerConfig
 from llm.errors import ConfigError
-from llm.run import devices, log, require_devices, with_precision
+from llm.run import devices
+from llm.run.console import log
+from llm.run.devices import require_devices, with_precision
 
 
 def gpus(monkeypatch, *capabilities):

@@ -14,21 +14,17 @@ from hydra import compose, initialize_config_dir
 
 from hydra_plugins.ttukttak.sweeper import show_dry_run
 from llm import model as models
-from llm.config import (
-    Architecture,
-    LoraConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PoolConfig,
-    Precision,
-    Sampler,
-    SweeperConfig,
-    from_hydra,
-)
+from llm.config.compose import from_hydra
+from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
+from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
+from llm.config.tuning import LoraConfig
 from llm.data import open_corpus
 from llm.dry_run import memory_of, show, survey
 from llm.errors import ConfigError
-from llm.run import Plan, find, start_logging, write_record
+from llm.run.console import start_logging
+from llm.run.identity import Plan
+from llm.run.making import find
+from llm.run.runs import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
 from llm.stage.estimate import parameters_by_part
 from llm.sweep.search import run_search

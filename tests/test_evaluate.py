@@ -12,11 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from llm.config import DataConfig, as_recorded, identity_settings
+from llm.config.compose import as_recorded
+from llm.config.data import DataConfig
+from llm.config.fields import identity_settings
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
-from llm.run import Run, load, write_record
+from llm.run.runs import Run, load, write_record
 from llm.stage.report import flat, table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of

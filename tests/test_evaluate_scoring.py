@@ -7,7 +7,7 @@ import torch
 
 from llm import model as models
 from llm import tokenizer
-from llm.config import Architecture, ModelConfig
+from llm.config.training import Architecture, ModelConfig
 from llm.evaluation import Scorer
 from tests.korean import save_preset, sentences
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from llm.data.split import is_held_out
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, DataError
-from llm.run import Run, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run
 from llm.stage.evaluate import uses_chat_template
 from llm.stage.report import table
 from llm.verify import with_parents

@@ -12,8 +12,8 @@ pytest.importorskip("lm_eval", reason="the extra eval (lm-eval) is not installed
 
 from llm import model as models  # after the skip
 from llm import tokenizer
-from llm.config import EvaluationConfig, ModelConfig
-from llm.config.training import Architecture
+from llm.config.evaluation import EvaluationConfig
+from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError
 from llm.evaluation import Scorer
 from llm.evaluation.tasks import ScoredModel, answer_tasks, require_tasks

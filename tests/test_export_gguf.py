@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from llm import model as models
 from llm import tokenizer
-from llm.config import Architecture, GgufType, ModelConfig, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.export import GgufType
+from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError, UnequalError
 from llm.export import write_tokenizer
 from llm.export.gguf import check_gguf, require_gguf, write_gguf
-from llm.run import log, start_logging
+from llm.run.console import log, start_logging
 from llm.stage import run_stage
 from llm.tokenizer import LlamaCppForm, llama_cpp_form, train
 

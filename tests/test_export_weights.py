@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
-from llm.config import Architecture, ExportConfig, ModelConfig, WeightType
+from llm.config.export import ExportConfig, WeightType
+from llm.config.training import Architecture, ModelConfig
 from llm.errors import UnequalError
 from llm.export import export_adapter, export_model, try_out, write_tokenizer
 from llm.export.proof import Written, differences, require_close, require_same_text, write

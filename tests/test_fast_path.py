@@ -10,7 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from llm.config import Architecture, LoraConfig, ModelConfig
+from llm.config.training import Architecture, ModelConfig
+from llm.config.tuning import LoraConfig
 from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.config import Accelerator, Architecture
-from llm.config.training import Precision
+from llm.config.training import Accelerator, Architecture, Precision
 from llm.model import attention, document_bounds, next_token_nats
 from llm.trainer import fit
 from tests.test_fast_path import LENGTH, PACKED, PLAIN, batch_of, model_of

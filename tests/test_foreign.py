@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llm import inspect, tokenize, tokenizer, verify
 from llm import model as models
 from llm.chat import command
-from llm.config import Architecture, ModelConfig
+from llm.config.training import Architecture, ModelConfig
 from llm.errors import one_line_errors
 from tests.korean import save_preset
 from tests.patience import PATIENCE

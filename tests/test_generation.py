@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from llm import tokenizer
-from llm.config import Alphabet, Architecture, ModelConfig, Sampling
+from llm.config.sampling import Sampling
+from llm.config.tokenizer import Alphabet
+from llm.config.training import Architecture, ModelConfig
 from llm.model import Answer, build, generate, stream
 from llm.model.generation import _draw_of, drawn, penalised
 from llm.tokenizer import Special

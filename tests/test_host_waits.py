@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import Algorithm, OptimizerConfig
+from llm.config.training import Algorithm, OptimizerConfig
 from llm.trainer import fit
 from llm.trainer.module import NextTokenModule
 from tests.test_fast_path import Seen

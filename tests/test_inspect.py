@@ -13,7 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.cells import cell_len
 
-from llm.config import CleaningLevel, data_config, from_hydra, readable
+from llm.config.compose import data_config, from_hydra
+from llm.config.documents import CleaningLevel
+from llm.config.overrides import readable
 from llm.data import open_corpus
 from llm.errors import ConfigError, DataError
 from llm.inspect import config_of, diagnose, leaks, main, show

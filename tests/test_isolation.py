@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llm.config import Architecture, ModelConfig, Packing
+from llm.config.data import Packing
+from llm.config.training import Architecture, ModelConfig
 from llm.data import MicroBatch
 from llm.errors import ConfigError
 from llm.model import build, next_token_nats, require_isolation

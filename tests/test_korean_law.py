@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.config import DataConfig
-from llm.config.data import BadRecords, DataKind, DataSource
+from llm.config.data import BadRecords, DataConfig, DataKind, DataSource
 from llm.data import Conversation, Document, korean_law, open_corpus
 from llm.data.korean_law import PACKAGE, answer_text, question_text, questions, statute_articles, statute_text, statutes
 from llm.data.records import Rejected

@@ -13,10 +13,10 @@ import pytest
 import wandb
 import yaml
 
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import RunLogger, live, open_logger
 from llm.logger.view import View
-from llm.run import Run
+from llm.run.runs import Run
 from tests.patience import PATIENCE
 
 CONFIG = {"stage": "pretrain", "model": {"name": "gpt2_tiny", "num_layers": 3}, "data": {"path": None}}
@@ -161,9 +161,9 @@ def test_a_wandb_that_cannot_start_does_not_stop_a_run(
 DISABLED = """
 import sys
 from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import open_logger
-from llm.run import Run
+from llm.run.runs import Run
 with open_logger(LoggerConfig(mode=WandbMode.disabled), Run(Path("x"), {}), outputs=Path("outputs")) as logger:
     logger.follow()
     logger.summarize({"a": 1})

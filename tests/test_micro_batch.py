@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import Precision
+from llm.config.training import Precision
 from llm.errors import ConfigError, ShortOfMemoryError
-from llm.run import log
+from llm.run.console import log
 from llm.stage import run_stage
 from llm.trainer import fit
 from llm.trainer.memory import is_out_of_memory, kept_size, smaller

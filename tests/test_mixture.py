@@ -16,14 +16,17 @@ import torch
 
 from llm.compare.entries import Entry
 from llm.compare.ranking import rank
-from llm.config import DataKind, PartConfig, ShardsStage, identity_settings
+from llm.config.data import DataKind, PartConfig
+from llm.config.fields import identity_settings
+from llm.config.stages import ShardsStage
 from llm.data import MixedRows, TokenRows, TrainingBatches, open_corpus, open_texts, read_manifest, share_out
 from llm.data.mixed_shards import parts_of
 from llm.data.order import EvaluationBatches, Share, mixed, pool_order
 from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
-from llm.run import Run, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.verify import verify, with_parents
 from tests.korean import documents, sentences

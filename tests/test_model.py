@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llm import tokenizer
-from llm.config import Alphabet, Architecture, LoraConfig, ModelConfig, Sampling
+from llm.config.sampling import Sampling
+from llm.config.tokenizer import Alphabet
+from llm.config.training import Architecture, ModelConfig
+from llm.config.tuning import LoraConfig
 from llm.model import (
     add_lora,
     build,

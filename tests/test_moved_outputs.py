@@ -8,7 +8,7 @@ import pytest
 from llm import verify
 from llm.chat import command as chat
 from llm.compare.command import main as compare
-from llm.run import load
+from llm.run.runs import load
 from llm.sync import find
 from tests.korean import documents
 from tests.test_stages import _log, _quick_peak, run

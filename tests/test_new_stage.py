@@ -14,10 +14,15 @@ ROOT = Path(__file__).parents[1]
 STAGE = """
 from dataclasses import dataclass
 
-from llm.config import DataConfig, StageConfig, TokenizerConfig, TokenizerStage
+from llm.config.data import DataConfig
+from llm.config.stages import StageConfig, TokenizerStage
+from llm.config.tokenizer import TokenizerConfig
 from llm.config.fields import HOW, check_settings, setting
 from llm.config.stages import stage
-from llm.run import Outcome, Plan, Run, digest_of, write_text
+from llm.run.files import digest_of, write_text
+from llm.run.identity import Plan
+from llm.run.making import Outcome
+from llm.run.runs import Run
 from llm.stage import Stage, Work, step_of
 from llm.stage.estimate import Estimate
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config import OptimizerConfig, Precision, TrainerConfig
+from llm.config.training import OptimizerConfig, Precision, TrainerConfig
 from llm.errors import ConfigError
-from llm.run import log
+from llm.run.console import log
 from llm.trainer import fit
 from llm.trainer.loading import TimedLoader
 from llm.trainer.memory import memory_in_use, resident_bytes

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.config import Algorithm, Architecture, DecayShape, LoraConfig, ModelConfig, OptimizerConfig, Schedule
+from llm.config.training import Algorithm, Architecture, DecayShape, ModelConfig, OptimizerConfig, Schedule
+from llm.config.tuning import LoraConfig
 from llm.model import add_lora, build
 from llm.optimizer import build as build_optimizer
 from llm.optimizer import extension_step, schedule
-from llm.run import log
+from llm.run.console import log
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders
 from llm.trainer.module import clip_and_step

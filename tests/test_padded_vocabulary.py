@@ -13,7 +13,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from llm import tokenizer
-from llm.config import Algorithm, Alphabet, Architecture, ModelConfig, OptimizerConfig, identity_settings
+from llm.config.fields import identity_settings
+from llm.config.tokenizer import Alphabet
+from llm.config.training import Algorithm, Architecture, ModelConfig, OptimizerConfig
 from llm.errors import ConfigError
 from llm.model import (
     build,
@@ -27,7 +29,8 @@ from llm.model import (
     save,
 )
 from llm.model.loss import IGNORED, Passes
-from llm.run import Run, load, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run, load
 from llm.stage import run_stage
 from llm.stage.estimate import parameters_by_part
 from llm.tokenizer import Special

@@ -28,7 +28,10 @@ from transformers import (
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError
 from llm.model import next_token_nats
-from llm.run import Run, log, read_metrics, sha256_of, start_logging
+from llm.run.console import log, start_logging
+from llm.run.files import sha256_of
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run
 from llm.trainer.throughput import flops_per_token
 from tests.korean import documents
 from tests.rounding import rounding

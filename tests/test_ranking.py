@@ -16,9 +16,9 @@ from llm.compare.command import main
 from llm.compare.effects import estimate
 from llm.compare.entries import Entry
 from llm.compare.ranking import shown_estimate
-from llm.config import PretrainStage
+from llm.config.stages import PretrainStage
 from llm.errors import ConfigError
-from llm.run import Run, load, write_record
+from llm.run.runs import Run, load, write_record
 from llm.stage.pretrain import steps_within_budget
 from tests.korean import documents, save_preset
 

@@ -13,7 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from korean import documents, sentences
 
-from llm.config import STAGES, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 NOT_PLAIN = {"-m", "--help", "--cfg", "-sc"}

@@ -18,7 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config import DataConfig, DataKind, DataSource, LoggerConfig, Reuse, TokenizerConfig, TokenizerStage
+from llm.config.data import DataConfig, DataKind, DataSource
+from llm.config.stages import Reuse, TokenizerStage
+from llm.config.tokenizer import TokenizerConfig
+from llm.config.training import LoggerConfig
+from llm.environment import launch_id, process_rank
 from llm.errors import (
     ConfigError,
     DamagedError,
@@ -28,32 +32,15 @@ from llm.errors import (
     StoppedError,
     one_line_errors,
 )
-from llm.run import (
-    MetricsLog,
-    Outcome,
-    Plan,
-    candidates,
-    clear_temporaries,
-    differences,
-    digest_of,
-    earlier,
-    find_run,
-    history,
-    launch_id,
-    load,
-    log,
-    make,
-    process_rank,
-    read_metrics,
-    waiting,
-    whole_folder,
-    write_json,
-    write_record,
-    write_text,
-)
-from llm.run.files import give_usual_mode
+from llm.run import earlier, waiting
+from llm.run.console import log
+from llm.run.files import clear_temporaries, digest_of, give_usual_mode, whole_folder, write_json, write_text
+from llm.run.identity import Plan, differences
+from llm.run.making import Outcome, make
+from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
+from llm.run.runs import candidates, find_run, load, write_record
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -556,7 +543,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 from tests.test_run import OUTCOME, plan
-from llm.run import make
+from llm.run.making import make
 outputs, mode = Path(sys.argv[1]), sys.argv[2]
 
 def work(run):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm.config import BadRecords, DataConfig, DataKind, LayoutConfig, RepeatedTurns, Shape
+from llm.config.data import BadRecords, DataConfig, DataKind
+from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
 from llm.data import Conversation, open_corpus
 from llm.data.records import Rejected, RejectedError
 from llm.data.sample import presets

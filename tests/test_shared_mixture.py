@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from llm.config import ShardsStage
-from llm.run import Run
+from llm.config.stages import ShardsStage
 from llm.run.owner import OwnedError
-from llm.run.runs import load
+from llm.run.runs import Run, load
 from llm.stage import run_stage, shards
 from tests.korean import documents
 from tests.patience import PATIENCE

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from slurm_commands import Commands, slurm
 
-from llm.config import RetryConfig, SlurmConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.sweeping import RetryConfig
 from llm.errors import ConfigError
 from llm.sweep import slurm_queue
 from llm.sweep.slurm_queue import QueuedJob

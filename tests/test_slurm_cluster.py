@@ -42,7 +42,7 @@ from slurm_sweeps import (
     trainings,
 )
 
-from llm.run import history, read_metrics
+from llm.run.metrics import history, read_metrics
 from tests.patience import PATIENCE
 from tests.wandb_server import WandbServer
 

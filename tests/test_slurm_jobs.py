@@ -9,7 +9,11 @@ from types import SimpleNamespace
 import pytest
 from slurm_commands import Commands, slurm
 
-from llm.config import STAGES, Accelerator, EvaluationConfig, RetryConfig, SlurmConfig, TrainerConfig
+from llm.config.evaluation import EvaluationConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import STAGES
+from llm.config.sweeping import RetryConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
 from llm.run.announcing import Result, write_result
 from llm.sweep.jobs import Attempt, Job, JobRecord

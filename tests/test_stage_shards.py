@@ -7,7 +7,8 @@ import pytest
 
 from llm.data import read_manifest
 from llm.data.split import is_held_out
-from llm.run import Run, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run
 from tests.korean import sentences
 from tests.test_stages import TINY, _log, _quick_peak, run, runs, write_text
 

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm import model as models
 from llm import tokenizer
 from llm.chat import open_talker
-from llm.config import Precision, Sampling, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.sampling import Sampling
+from llm.config.training import Precision
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -36,23 +38,16 @@ from llm.data import (
 )
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError, LaunchError, StoppedError
-from llm.run import (
-    Outcome,
-    Plan,
-    Run,
-    check_files,
-    devices,
-    digest_of,
-    find_model,
-    load,
-    log,
-    make,
-    read_metrics,
-    settled_trainer,
-    sha256_of,
-    start_logging,
-    waiting,
-)
+from llm.run import devices, waiting
+from llm.run.console import log, start_logging
+from llm.run.files import digest_of, sha256_of
+from llm.run.identity import Plan
+from llm.run.making import Outcome, make
+from llm.run.manifest import check_files
+from llm.run.metrics import read_metrics
+from llm.run.models import find_model
+from llm.run.precision import settled_trainer
+from llm.run.runs import Run, load
 from llm.stage import run_stage
 from tests.korean import documents
 from tests.rounding import rounding

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from sweeps import SCRIPT, Sweep
 
-from llm.config import PoolConfig, RetryConfig
+from llm.config.sweeping import PoolConfig, RetryConfig
 from llm.errors import DamagedError
 from llm.sweep import process
 from tests.patience import PATIENCE
@@ -164,7 +164,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from sweeps import Sweep
-from llm.config import PoolConfig
+from llm.config.sweeping import PoolConfig
 from llm.errors import one_line_errors
 from llm.sweep import process
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import optuna
 import pytest
 from sweeps import SCRIPT, FinderOfStandIns
 
-from llm.config import HalvingConfig, PoolConfig, Sampler, StageConfig, SweeperConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import HalvingConfig, PoolConfig, Sampler, SweeperConfig
 from llm.errors import ConfigError, LaunchError
 from llm.sweep import process
 from llm.sweep.board import Board

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 from test_config import config_of
 
-from llm.config import Accelerator, EvaluationConfig, PoolConfig, RetryConfig, TrainerConfig
+from llm.config.evaluation import EvaluationConfig
+from llm.config.sweeping import PoolConfig, RetryConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
 from llm.sweep import shares as module
 from llm.sweep.process import prepare_server

@@ -14,7 +14,8 @@ import yaml
 from korean import documents
 from tuned import CHATS, write_lines
 
-from llm.config import STAGES, StageConfig, as_recorded
+from llm.config.compose import as_recorded
+from llm.config.stages import STAGES, StageConfig
 from llm.sweep.process import preloaded
 
 ROOT = Path(__file__).parents[1]

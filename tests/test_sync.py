@@ -32,9 +32,9 @@ from tests.wandb_server import WandbServer
 KILLED_HELPER = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import open_logger
-from llm.run import Run
+from llm.run.runs import Run
 outputs, last, killed_at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 folder = outputs / "pretrain" / "first-0123abcd"
 logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from benchmarks import time_to_loss
-from llm.config import Schedule, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.training import Schedule
 from tests.korean import documents
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from llm import tokenize
-from llm.config import DataConfig, DataKind, TokenizerConfig, TokenizerStage
+from llm.config.data import DataConfig, DataKind
+from llm.config.stages import TokenizerStage
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError, DataError
-from llm.run import Run
+from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.tokenizer import load
 from tests.korean import documents, preset, save_preset

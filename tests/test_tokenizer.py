@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from llm.config import Alphabet, TokenizerConfig
+from llm.config.tokenizer import Alphabet, TokenizerConfig
 from llm.errors import ConfigError, DamagedError
 from llm.tokenizer import digest, load, load_chat, lost_bytes, report, save, special, train
 from llm.tokenizer.training import alphabet

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from llm.config import TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
 from llm.tokenizer import load, save, train
 from llm.tokenizer.components import build

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from llm.config import TokenizerConfig, ladder_overrides
 from llm.config.data import DataConfig, DataKind
+from llm.config.ladder import ladder_overrides
 from llm.config.stages import TokenizerStage
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
 from llm.tokenizer import cut, train, why_not_cut
 from tests.korean import HARD_TEXTS, documents, preset

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from llm.config import Alphabet, Morphemes
+from llm.config.tokenizer import Alphabet, Morphemes
 from llm.model.generation import Detokenizer
 from llm.tokenizer import load, load_chat, lost_bytes, save, special, train
 from llm.tokenizer.training import alphabet

@@ -18,10 +18,13 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
-from llm.config import DataConfig, DataKind, Morphemes, TokenizerConfig, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.data import DataConfig, DataKind
+from llm.config.tokenizer import Morphemes, TokenizerConfig
 from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
 from llm.errors import ConfigError, DataError
-from llm.run import Run, log, start_logging
+from llm.run.console import log, start_logging
+from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.tokenizer import Taken, load, report, sample, save, train
 from llm.tokenizer.morphemes import MARK, analyser, marked

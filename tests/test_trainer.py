@@ -21,25 +21,25 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from torch.utils.data import DataLoader
 
 from llm import optimizer
-from llm.config import (
+from llm.config.data import DataConfig, DataKind
+from llm.config.training import (
     Accelerator,
     Algorithm,
     Architecture,
-    DataConfig,
-    DataKind,
-    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     Precision,
     Schedule,
     TrainerConfig,
 )
+from llm.config.tuning import LoraConfig
 from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.errors import ConfigError, DamagedError, DivergedError, StoppedError, StorageError
 from llm.logger import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
-from llm.run import log, read_metrics
+from llm.run.console import log
+from llm.run.metrics import read_metrics
 from llm.tokenizer import Special
 from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of

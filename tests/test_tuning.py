@@ -25,9 +25,13 @@ from transformers import (
 
 from llm import model as models
 from llm.chat import Talker, open_talker
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError
-from llm.run import Run, find_model, launch, log, model_of, read_metrics, start_logging
+from llm.run import launch
+from llm.run.console import log, start_logging
+from llm.run.metrics import read_metrics
+from llm.run.models import find_model, model_of
+from llm.run.runs import Run
 from llm.tokenize import find_tokenizers
 from llm.tokenizer import special
 from llm.verify import with_parents

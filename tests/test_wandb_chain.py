@@ -12,7 +12,7 @@ import pytest
 from korean import documents
 
 from llm.logger.described import numbers
-from llm.run import Run, load
+from llm.run.runs import Run, load
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer

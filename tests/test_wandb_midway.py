@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from korean import documents
 
-from llm.run import load, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import load
 from tests.patience import PATIENCE
 from tests.wandb_attempts import (
     FINISH_SECONDS,

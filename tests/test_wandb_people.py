@@ -10,13 +10,13 @@ import pytest
 import wandb
 import yaml
 
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.environment import JOB_FOLDER
 from llm.errors import DivergedError
 from llm.logger import open_logger
 from llm.logger.described import tag
-from llm.run import Run, load
 from llm.run.announcing import JOB
+from llm.run.runs import Run, load
 from llm.sync import find, upload
 from tests.wandb_server import WandbServer
 

@@ -14,10 +14,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from korean import documents
 
-from llm.config import LoggerConfig, from_hydra
+from llm.config.compose import from_hydra
+from llm.config.training import LoggerConfig
 from llm.environment import agents_run_id
 from llm.logger.described import describe, keep_description, kept_description
-from llm.run import Run, load, read_metrics
+from llm.run.metrics import read_metrics
+from llm.run.runs import Run, load
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment
 from tests.wandb_server import WandbServer

@@ -23,9 +23,10 @@ FINISH_SECONDS = 4  # the limit of the tests; llm.logger's own is a minute
 ATTEMPT = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
-from llm.config import LoggerConfig, WandbMode
+from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import live, open_logger
-from llm.run import MetricsLog, Run
+from llm.run.metrics import MetricsLog
+from llm.run.runs import Run
 outputs, first, last, how, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 run = Run(outputs / "pretrain" / "first-0123abcd", {"stage": "pretrain", "name": "first"})
 records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in range(last)]

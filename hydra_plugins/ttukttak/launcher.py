@@ -10,7 +10,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config import PoolConfig, SlurmConfig, StageConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig
 from llm.errors import ConfigError
 
 if TYPE_CHECKING:

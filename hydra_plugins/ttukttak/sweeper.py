@@ -17,8 +17,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
-from llm.config import Reuse, StageConfig, SweeperConfig, from_hydra, ladder_overrides, readable, with_number
 from llm.config.choices import searchpath
+from llm.config.compose import from_hydra
+from llm.config.ladder import ladder_overrides
+from llm.config.overrides import readable
+from llm.config.stages import Reuse, StageConfig
+from llm.config.sweeping import SweeperConfig, with_number
 from llm.environment import agents_sweep, tracebacks_wanted
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
 from llm.sweep.space import Dimension

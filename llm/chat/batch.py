@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llm.chat.talker import Message, Talker
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DataError
-from llm.run import Model, digest_of, log, sha256_of
+from llm.run.console import log
+from llm.run.files import digest_of, sha256_of
+from llm.run.models import Model
 
 ROLES = ("system", "user", "assistant")
 

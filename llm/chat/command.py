@@ -12,9 +12,10 @@ from pathlib import Path
 from llm.chat.settings import DEFAULTS, NAMES, check_room, flag, read_settings
 from llm.chat.talker import open_talker
 from llm.chat.terminal import Conversation, converse
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
-from llm.run import Model, find_model, log, start_logging
+from llm.run.console import log, start_logging
+from llm.run.models import Model, find_model
 
 PORT = 8000
 BATCH_SIZE = 16

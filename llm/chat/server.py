@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from llm.chat.settings import check_room, read_settings
 from llm.chat.talker import Message, Talker, open_talker
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError, UserError
-from llm.run import Model, log
+from llm.run.console import log
+from llm.run.models import Model
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError
 
 MOST_STOPS = 16

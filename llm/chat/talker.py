@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.chat.settings import flag
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError
-from llm.run import Model, log
+from llm.run.console import log
+from llm.run.models import Model
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm.chat.talker import Message, Talker
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.errors import ConfigError
-from llm.run import log
+from llm.run.console import log
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from llm.compare.effects import Effect, number
 from llm.compare.ranking import Ranking
 from llm.compare.show import shown_mean
-from llm.run import METRICS
+from llm.run.metrics import METRICS
 from llm.run.tables import shown
 
 LABELS = {  # of metrics, with their units

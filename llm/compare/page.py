@@ -11,7 +11,7 @@ from llm.compare.effects import Estimate
 from llm.compare.figures import Figure, colours, curves, effects, label, sizes, together
 from llm.compare.ranking import Choice, shown_key
 from llm.compare.show import MOST_SAMPLES, Report, Section, base_section, effects_section, samples_section
-from llm.run import write_text
+from llm.run.files import write_text
 from llm.run.record import now
 from llm.run.tables import TextTable
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm.config import Overlong, Packing
+from llm.config.data import Overlong, Packing
 from llm.data.order import MicroBatch
 from llm.data.packing import best_fit
 from llm.data.records import Conversation

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm.config import BadRecords, DataConfig, DataSource
+from llm.config.data import BadRecords, DataConfig, DataSource
 from llm.data.cleaning import Cleaner, Dropped, as_json
 from llm.data.files import Files, open_files
 from llm.data.korean_law import questions, statutes
@@ -14,7 +14,8 @@ from llm.data.quarantine import quarantine
 from llm.data.records import Conversation, Document, Rejected, Source
 from llm.data.split import is_held_out, share_that_parts
 from llm.errors import DataError
-from llm.run import log, write_json
+from llm.run.console import log
+from llm.run.files import write_json
 
 __all__ = ["Conversation", "Corpus", "Document", "open_corpus"]
 

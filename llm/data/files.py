@@ -12,14 +12,15 @@ from fnmatch import fnmatch
 from hashlib import file_digest
 from pathlib import PurePosixPath
 
-from llm.config import DataConfig, DataKind, FileFormat, Shape
+from llm.config.data import DataConfig, DataKind
+from llm.config.documents import FileFormat, Shape
 from llm.data.archives import Member, is_archive, members
 from llm.data.layout import columns, to_records
 from llm.data.parse import FORMATS, Parsed, format_of, parse
 from llm.data.places import OF_SYSTEM, File, Place, explain_absent, find, left_by_system, name_of
 from llm.data.records import Record, Rejected, RejectedError
 from llm.errors import ConfigError, DataError
-from llm.run import composed, digest_of
+from llm.run.files import composed, digest_of
 
 
 class Files:

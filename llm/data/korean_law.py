@@ -8,11 +8,11 @@ from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm.config import LayoutConfig
+from llm.config.documents import LayoutConfig
 from llm.data.records import Document, Record, Rejected, RejectedError
 from llm.data.turns import conversation
 from llm.errors import ConfigError
-from llm.run import digest_of, sha256_of
+from llm.run.files import digest_of, sha256_of
 
 PACKAGE = "card_legal_data"
 VERSION = "2026.10.22.105248"

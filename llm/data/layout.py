@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from llm.config import DataConfig, DataKind, LayoutConfig
+from llm.config.data import DataConfig, DataKind
+from llm.config.documents import LayoutConfig
 from llm.data.parse import Parsed, Raw
 from llm.data.records import Conversation, Document, Record, Rejected, RejectedError, check_text
 from llm.data.suggest import to_set

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from llm.config import Packing, PartConfig, PretrainStage
+from llm.config.data import Packing, PartConfig
+from llm.config.stages import PretrainStage
 from llm.data.mixture import MixedRows, amounts
 from llm.data.rows import TokenRows
 from llm.data.sharding import count_predicted, entropy_bits
 from llm.data.shards import Manifest, read_manifest
-from llm.run import Run, log
+from llm.run.console import log
+from llm.run.runs import Run
 
 Sources = dict[str, tuple[Path, Manifest]]  # part of a mixture -> its shards and what is in them; "": all of it
 ROLE = "shards."  # and a part's name: what a run calls the shards of a part

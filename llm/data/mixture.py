@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from llm.config import DataConfig, PartConfig
+from llm.config.data import DataConfig, PartConfig
 from llm.config.parts import in_keys_of_part
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.order import MicroBatch, Share, pool_order
 from llm.data.rows import Array, Batch, Rows, TokenRows
 from llm.errors import ConfigError
-from llm.run import clear_temporaries, digest_of, log
+from llm.run.console import log
+from llm.run.files import clear_temporaries, digest_of
 
 
 class MixedCorpus:

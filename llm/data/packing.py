@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llm.config import Packing
+from llm.config.data import Packing
 from llm.data.shards import Array
 
 IGNORED = -100  # the label that torch's cross entropy leaves out

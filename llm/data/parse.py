@@ -11,7 +11,7 @@ from itertools import chain, count, islice
 from pathlib import PurePath
 from typing import Any, Literal
 
-from llm.config import FileFormat, LayoutConfig
+from llm.config.documents import FileFormat, LayoutConfig
 from llm.data.archives import Member, seekable
 from llm.data.decoding import HEAD, MAX_LINE, Line, Text, too_long
 from llm.data.large_json import is_split, items

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llm.data.shards import SPLITS, Manifest, Shard, bad_file, write_manifest
-from llm.run import log, write_json
-from llm.run.files import remove, sync_folder
+from llm.run.console import log
+from llm.run.files import remove, sync_folder, write_json
 
 
 class PartialFolder:

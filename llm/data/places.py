@@ -12,12 +12,12 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from llm.config import to_paste
+from llm.config.overrides import to_paste
 from llm.credentials import MASK, without_secrets
 from llm.data.records import Rejected, RejectedError
 from llm.data.streams import Joined, first_line, open_stream
 from llm.errors import ConfigError
-from llm.run import composed
+from llm.run.files import composed
 
 _URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)  # two letters or more: C:\ is a drive
 PART = re.compile(r"(?P<whole>.+\.(?:zip|tar|tgz|gz|zst))\.part(?P<offset>\d+)", re.IGNORECASE)

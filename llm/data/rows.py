@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llm.config import Packing
+from llm.config.data import Packing
 from llm.data.order import MicroBatch
 from llm.data.packing import IGNORED, lay_out
 from llm.data.shards import Array, Manifest, Split, open_shard

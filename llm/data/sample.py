@@ -12,8 +12,9 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from llm.config import DataConfig, DataKind, FileFormat, LayoutConfig, Shape
 from llm.config.choices import data_presets
+from llm.config.data import DataConfig, DataKind
+from llm.config.documents import FileFormat, LayoutConfig, Shape
 from llm.data.archives import Member, members
 from llm.data.decoding import Text, detect
 from llm.data.files import Files

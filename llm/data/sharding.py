@@ -18,8 +18,8 @@ from llm.data.partial import PartialFolder, notes_of
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
 from llm.errors import DataError
-from llm.run import digest_of, log
-from llm.run.files import naming, sync_file
+from llm.run.console import log
+from llm.run.files import digest_of, naming, sync_file
 
 SHARD_TOKENS = 2**25  # 32 Mi tokens, 64 MiB at two bytes each: what a kill can cost, half a minute on two cores
 COUNTED_AT_ONCE = 2**22  # tokens

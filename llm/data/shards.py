@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm.errors import DamagedError
-from llm.run import digest_of, sha256_of, write_json
+from llm.run.files import digest_of, sha256_of, write_json
 
 SPLITS = ("train", "held_out")
 

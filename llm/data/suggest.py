@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from llm.config import as_value, is_path
+from llm.config.documents import is_path
+from llm.config.overrides import as_value
 from llm.data.values import values
 
 DEEPEST = 12  # levels of a record that are looked into

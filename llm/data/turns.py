@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm.config import LayoutConfig, RepeatedTurns, Shape
+from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
 from llm.data.records import Conversation, RejectedError, check_text
 from llm.data.suggest import question_and_answer
 from llm.data.values import first, values

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm.config import Reuse, StageConfig
+from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
-from llm.run import Run, find, read_record, start_logging, with_precision
+from llm.run.console import start_logging
+from llm.run.devices import with_precision
+from llm.run.making import find
+from llm.run.runs import Run, read_record
 from llm.stage import Step, require_machine, stage_named, step_of
 from llm.stage.estimate import Estimate, estimate_memory, estimated_run
 

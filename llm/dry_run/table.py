@@ -8,9 +8,9 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from llm.config import StageConfig
+from llm.config.stages import StageConfig
 from llm.dry_run.survey import Job, survey
-from llm.run import log
+from llm.run.console import log
 from llm.run.tables import output_console
 
 PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")

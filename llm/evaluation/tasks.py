@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from llm import tokenizer
-from llm.config import EvaluationConfig
+from llm.config.evaluation import EvaluationConfig
 from llm.errors import ConfigError
 from llm.evaluation.scoring import Scorer
 from llm.tokenizer.chat import PART

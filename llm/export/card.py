@@ -7,9 +7,12 @@ from typing import Any
 
 import yaml
 
-from llm.config import MODEL_STAGES
+from llm.config.stages import MODEL_STAGES
 from llm.export.plot import loss_plot
-from llm.run import Run, history, is_foreign, metrics_of
+from llm.run.manifest import metrics_of
+from llm.run.metrics import history
+from llm.run.models import is_foreign
+from llm.run.runs import Run
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from llm.config import GgufType
+from llm.config.export import GgufType
 from llm.errors import ConfigError, UnequalError
 from llm.export.tokenizer import CHAT_TEMPLATE
 from llm.model import open_config

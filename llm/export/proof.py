@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from llm.config import ExportConfig, Sampling
+from llm.config.export import ExportConfig
+from llm.config.sampling import Sampling
 from llm.errors import UnequalError
 from llm.model import Answer, steps
 from llm.tokenizer import Special

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm.run import write_json
+from llm.run.files import write_json
 from llm.tokenizer import Special
 
 CHAT_TEMPLATE = "chat_template.jinja"

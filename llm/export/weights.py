@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm import model as models
-from llm.config import ExportConfig, WeightType
+from llm.config.export import ExportConfig, WeightType
 from llm.errors import UnequalError
 from llm.export.proof import Trial, end, require_close, require_same_text, write
-from llm.run import log, write_json
+from llm.run.console import log
+from llm.run.files import write_json
 from llm.tokenizer import Special
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.run import Run
+from llm.run.runs import Run
 
 if TYPE_CHECKING:
     from wandb import Artifact
@@ -53,7 +53,7 @@ def artifact_name(run: Run) -> str:
 
 def parents_of(run: Run) -> Iterator[Run]:
     """The runs that a run was made from, as far as they are there."""
-    from llm.run import load
+    from llm.run.runs import load
 
     for folder in run.places.values():
         if (folder / "run.json").is_file():

@@ -7,7 +7,7 @@ from typing import Any
 from llm.errors import first_line
 from llm.logger.stopping import StopTag
 from llm.logger.view import View
-from llm.run import log
+from llm.run.console import log
 
 FOLLOW_SECONDS = 1.0  # between two looks at the run's files
 FINISH_SECONDS = 45  # for what is still to be uploaded; the rest stays on the disk

@@ -7,16 +7,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from llm.config import LoggerConfig, StageConfig, WandbMode
+from llm.config.stages import StageConfig
+from llm.config.training import LoggerConfig, WandbMode
 from llm.credentials import without_secrets
-from llm.environment import agents_run_id, set_defaults
+from llm.environment import agents_run_id, process_rank, set_defaults
 from llm.errors import DivergedError, StoppedError, first_line
 from llm.logger import live
 from llm.logger.described import Description, describe, keep_description
 from llm.logger.live import RunLogger
 from llm.logger.stopping import stop_process
 from llm.logger.view import View
-from llm.run import Run, log, process_rank
+from llm.run.console import log
+from llm.run.runs import Run
 
 LOGIN_SECONDS = 3
 START_SECONDS = 6  # a server that took a login and then fails holds up a run no longer

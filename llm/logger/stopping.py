@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from llm.logger.view import ANSWER_SECONDS
-from llm.run import log
+from llm.run.console import log
 
 STOP_TAG, LOOK_SECONDS = "stop", 30.0  # and between two looks at the tags
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from llm.logger.described import numbers
 from llm.logger.lineage import artifact_of, parents_of
-from llm.run import METRICS, SAMPLES, Run
-from llm.run.metrics import Record
+from llm.run.metrics import METRICS, SAMPLES, Record
+from llm.run.runs import Run
 
 ANSWER_SECONDS = 5  # for what the server is asked
 TABLE_OF = {"tokenizer": "tokenizer report", "shards": "shards", "evaluate": "evaluation"}  # results that are a table

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llm.config import ModelConfig
+from llm.config.training import ModelConfig
 from llm.errors import ConfigError
 from llm.model.loading import new_model
 from llm.tokenizer import Special

@@ -8,12 +8,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from llm.config import LoraConfig, Method, ModelConfig
+from llm.config.training import ModelConfig
+from llm.config.tuning import LoraConfig, Method
 from llm.model.architectures import hugging_face_config
 from llm.model.loading import load_adapter, new_model, open_model
 from llm.model.pretrained import folder_of_model, load_pretrained, read_config
 from llm.model.vocabulary import pad, padding_of, unpad
-from llm.run import Model
+from llm.run.models import Model
 from llm.tokenizer import Special
 from llm.tokenizer import special as special_tokens
 

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from llm.config import Sampling
+from llm.config.sampling import Sampling
 from llm.model.vocabulary import unpadded
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from llm.config import MOST_LAYERS
+from llm.config.training import MOST_LAYERS
 from llm.errors import ConfigError, DamagedError, first_line
-from llm.run import CONFIG, bad_weights, log, opening, read_json, weight_files
+from llm.run.console import log
+from llm.run.models import CONFIG, bad_weights, opening, read_json, weight_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

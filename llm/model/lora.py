@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llm.config import ALL_LINEAR, LoraConfig, Method
+from llm.config.tuning import ALL_LINEAR, LoraConfig, Method
 from llm.model.loading import without_known_warnings
 
 ADAPTER = "default"  # PEFT's name for the only one

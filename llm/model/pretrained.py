@@ -9,12 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm import tokenizer
-from llm.config import ModelConfig
+from llm.config.training import ModelConfig
 from llm.errors import ConfigError
 from llm.model.architectures import settings_of
 from llm.model.loading import check_weights, open_config, open_model
 from llm.model.vocabulary import take_rows
-from llm.run import CONFIG, digest_of, folder_of, log, opening, read_json, sha256_of, weight_files
+from llm.run.console import log
+from llm.run.files import digest_of, sha256_of
+from llm.run.models import CONFIG, folder_of, opening, read_json, weight_files
 
 KEY = "model.path"
 

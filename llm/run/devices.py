@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from llm.config import Accelerator, Precision, TrainerConfig
+from llm.config.training import Accelerator, Precision, TrainerConfig
 from llm.environment import is_launched, launch_id, launch_size
 from llm.errors import ConfigError
 from llm.run.console import log

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm.config import StageConfig, identity_settings
+from llm.config.fields import identity_settings
+from llm.config.stages import StageConfig
 from llm.run.files import digest_of
 
 KEY_DIGITS = (8, 16, 64)  # the next where a run of another identity has the key: of 2**32 some two may share one

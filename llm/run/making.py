@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from llm.config import Reuse
+from llm.config.stages import Reuse
 from llm.credentials import without_secrets
 from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError

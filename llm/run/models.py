@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-from llm.config import MODEL_STAGES, STAGES
+from llm.config.stages import MODEL_STAGES, STAGES
 from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from llm.config import Precision, TrainerConfig
+from llm.config.training import Precision, TrainerConfig
 from llm.environment import launch_id, process_rank
 from llm.run.console import log, start_logging
 from llm.run.devices import fast_precision, with_precision

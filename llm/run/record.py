@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm.config import StageConfig
+from llm.config.stages import StageConfig
 from llm.credentials import as_recorded_text, without_secrets
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")

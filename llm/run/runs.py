@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llm.config import MODEL_STAGES
+from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
 from llm.run.files import composed, digest_of, write_json

@@ -10,9 +10,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.config import Reuse, StageConfig, TrainerConfig
-from llm.run import Outcome, Plan, Run, log, make, process_rank, require_devices, start_logging
+from llm.config.stages import Reuse, StageConfig
+from llm.config.training import TrainerConfig
+from llm.environment import process_rank
+from llm.run.console import log, start_logging
+from llm.run.devices import require_devices
+from llm.run.identity import Plan
+from llm.run.making import Outcome, make
 from llm.run.owner import OwnedError
+from llm.run.runs import Run
 
 if TYPE_CHECKING:
     from llm.stage.estimate import Estimate

@@ -14,10 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.config import Accelerator, DataConfig, FinetuneStage, PartConfig, Precision, PretrainStage
+from llm.config.data import DataConfig, PartConfig
+from llm.config.stages import FinetuneStage, PretrainStage
+from llm.config.training import Accelerator, Precision
 from llm.data import open_corpus
 from llm.data.mixed_shards import pool
-from llm.run import Run, candidates, recorded_config
+from llm.run.record import recorded_config
+from llm.run.runs import Run, candidates
 
 if TYPE_CHECKING:
     from torch import nn

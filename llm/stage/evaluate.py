@@ -12,7 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import Accelerator, EvaluateStage, Sampling
+from llm.config.sampling import Sampling
+from llm.config.stages import EvaluateStage
+from llm.config.training import Accelerator
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -23,21 +25,15 @@ from llm.data import (
     encode_conversations,
 )
 from llm.data.mixed_shards import Sources, rows_of, sources_of
+from llm.environment import process_rank
 from llm.errors import ConfigError, DataError, DivergedError
-from llm.run import (
-    TEMPORARY,
-    Model,
-    Outcome,
-    Plan,
-    Run,
-    check_files,
-    console,
-    digest_of,
-    log,
-    process_rank,
-    write_json,
-    write_text,
-)
+from llm.run.console import console, log
+from llm.run.files import TEMPORARY, digest_of, write_json, write_text
+from llm.run.identity import Plan
+from llm.run.making import Outcome
+from llm.run.manifest import check_files
+from llm.run.models import Model
+from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.evaluated import Evaluated, find_evaluated, held_out_of_text, task_parents

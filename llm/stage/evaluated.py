@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config import Accelerator, DataConfig, DataKind, EvaluateStage, EvaluationConfig, Packing, as_recorded
+from llm.config.compose import as_recorded
+from llm.config.data import DataConfig, DataKind, Packing
+from llm.config.evaluation import EvaluationConfig
+from llm.config.stages import EvaluateStage
+from llm.config.training import Accelerator
 from llm.data import (
     Corpus,
     available_cores,
@@ -19,7 +23,10 @@ from llm.data import (
 )
 from llm.data.mixed_shards import Sources
 from llm.errors import ConfigError, DamagedError, DataError
-from llm.run import Model, Run, base_of, digest_of, find_model, is_foreign, log, sha256_of
+from llm.run.console import log
+from llm.run.files import digest_of, sha256_of
+from llm.run.models import Model, base_of, find_model, is_foreign
+from llm.run.runs import Run
 
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
 

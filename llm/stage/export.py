@@ -5,26 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import ExportStage, GgufType, WeightType
+from llm.config.export import GgufType, WeightType
+from llm.config.stages import ExportStage
+from llm.environment import process_rank
 from llm.errors import ConfigError, UnequalError
-from llm.run import (
-    SAMPLES,
-    Model,
-    Outcome,
-    Plan,
-    Run,
-    check_files,
-    digest_of,
-    find_run,
-    log,
-    metrics_of,
-    model_of,
-    own_folder,
-    process_rank,
-    sha256_of,
-    whole_folder,
-    write_text,
-)
+from llm.run.console import log
+from llm.run.files import digest_of, sha256_of, whole_folder, write_text
+from llm.run.identity import Plan
+from llm.run.making import Outcome
+from llm.run.manifest import check_files, metrics_of
+from llm.run.metrics import SAMPLES
+from llm.run.models import Model, model_of, own_folder
+from llm.run.runs import Run, find_run
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of

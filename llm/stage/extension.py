@@ -6,8 +6,11 @@ The two are the same run, to the last bit, until the shorter one begins to decay
 import shutil
 from pathlib import Path
 
-from llm.config import PretrainStage, Reuse, Schedule
-from llm.run import Plan, differences, log, read_record
+from llm.config.stages import PretrainStage, Reuse
+from llm.config.training import Schedule
+from llm.run.console import log
+from llm.run.identity import Plan, differences
+from llm.run.runs import read_record
 
 LENGTH = "settings.trainer.max_steps"
 

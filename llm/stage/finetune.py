@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import FinetuneStage, Method, Packing
+from llm.config.data import Packing
+from llm.config.stages import FinetuneStage
+from llm.config.tuning import Method
 from llm.data import (
     Conversation,
     ConversationRows,
@@ -23,20 +25,16 @@ from llm.data import (
     padding_share,
     show_trained,
 )
+from llm.environment import process_rank
 from llm.errors import DataError
-from llm.run import (
-    NOT_MINE,
-    Model,
-    Outcome,
-    Plan,
-    Run,
-    digest_of,
-    log,
-    process_rank,
-    settled_trainer,
-    sha256_of,
-    with_precision,
-)
+from llm.run.console import log
+from llm.run.devices import with_precision
+from llm.run.files import digest_of, sha256_of
+from llm.run.identity import Plan
+from llm.run.making import NOT_MINE, Outcome
+from llm.run.models import Model
+from llm.run.precision import settled_trainer
+from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate, estimate_training
 from llm.stage.training import measured_names, model_digest, prompts_of, train

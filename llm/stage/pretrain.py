@@ -5,11 +5,17 @@ from functools import partial
 from typing import Any
 
 from llm import tokenizer
-from llm.config import PretrainStage, ShardsStage
+from llm.config.stages import PretrainStage, ShardsStage
 from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
-from llm.run import NOT_MINE, Outcome, Plan, Run, check_files, log, settled_trainer, with_precision
+from llm.run.console import log
+from llm.run.devices import with_precision
+from llm.run.identity import Plan
+from llm.run.making import NOT_MINE, Outcome
+from llm.run.manifest import check_files
+from llm.run.precision import settled_trainer
+from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_training
 from llm.stage.extension import adopt_beginning

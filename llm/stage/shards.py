@@ -6,7 +6,7 @@ run says where they are, and what they come to. Processes on several machines th
 
 from dataclasses import asdict, replace
 
-from llm.config import ShardsStage, TokenizerStage
+from llm.config.stages import ShardsStage, TokenizerStage
 from llm.data import (
     Copies,
     Corpus,
@@ -18,7 +18,12 @@ from llm.data import (
     write_shards,
 )
 from llm.data.mixed_shards import ROLE, sources_of, totals
-from llm.run import Outcome, Plan, Run, check_files, digest_of, log
+from llm.run.console import log
+from llm.run.files import digest_of
+from llm.run.identity import Plan
+from llm.run.making import Outcome
+from llm.run.manifest import check_files
+from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_mixture, estimate_text
 

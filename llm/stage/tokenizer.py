@@ -7,10 +7,16 @@ from typing import Any, get_type_hints
 from tokenizers import Tokenizer
 
 from llm import tokenizer
-from llm.config import Reuse, TokenizerConfig, TokenizerStage
+from llm.config.stages import Reuse, TokenizerStage
+from llm.config.tokenizer import TokenizerConfig
 from llm.data import Corpus, MixedCorpus, corpus_notes, open_texts
 from llm.errors import DataError
-from llm.run import TOKENIZER, Outcome, Plan, Run, folder_of, log, whole_files, write_json
+from llm.run.console import log
+from llm.run.files import whole_files, write_json
+from llm.run.identity import Plan
+from llm.run.making import Outcome
+from llm.run.models import TOKENIZER, folder_of
+from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work, run_step, step_of
 from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
 

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config import FinetuneStage, PretrainStage, Sampling, TrainerConfig
-from llm.run import Run, digest_of, history, process_rank, read_metrics, sha256_of, whole_folder
+from llm.config.sampling import Sampling
+from llm.config.stages import FinetuneStage, PretrainStage
+from llm.config.training import TrainerConfig
+from llm.environment import process_rank
+from llm.run.files import digest_of, sha256_of, whole_folder
+from llm.run.metrics import history, read_metrics
+from llm.run.runs import Run
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,9 +4,11 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llm.config import ALL_LINEAR, Architecture, FinetuneStage, Method
+from llm.config.stages import FinetuneStage
+from llm.config.training import Architecture
+from llm.config.tuning import ALL_LINEAR, Method
 from llm.errors import ConfigError
-from llm.run import Model, find_model, opening, positions_in
+from llm.run.models import Model, find_model, opening, positions_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

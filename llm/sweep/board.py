@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llm.run import console, log, start_logging
+from llm.run.console import console, log, start_logging
 from llm.sweep.jobs import Job, NewMetrics, State
 
 if TYPE_CHECKING:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from llm.config import PoolConfig, SlurmConfig, StageConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig
 from llm.data import available_cores
 from llm.errors import ConfigError, DamagedError, StoppedError
-from llm.run import log, start_logging
 from llm.run.announcing import Result
+from llm.run.console import log, start_logging
 from llm.run.owner import owned
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal

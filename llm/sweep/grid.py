@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from llm.compare.at_end import page_at_end
-from llm.config import PoolConfig, SlurmConfig, StageConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig
 from llm.errors import LaunchError
 from llm.sweep.board import Board
 from llm.sweep.driver import Driver, opened

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llm.config import RetryConfig, StageConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import RetryConfig
 from llm.credentials import without_secrets
 from llm.environment import COMMAND, JOB_FOLDER
 from llm.errors import ConfigError, DamagedError, DataError, DivergedError, StoppedError

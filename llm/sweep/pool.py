@@ -4,10 +4,10 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from llm.config import PoolConfig
+from llm.config.sweeping import PoolConfig
 from llm.errors import ConfigError
-from llm.run import log
 from llm.run.announcing import Result
+from llm.run.console import log
 from llm.sweep.jobs import Job, JobRecord
 from llm.sweep.process import JobProcess, wait_for_any
 from llm.sweep.shares import Share, Shares

@@ -18,9 +18,11 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from llm.compare.at_end import page_at_end
-from llm.config import PoolConfig, Sampler, SlurmConfig, StageConfig, SweeperConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, UserError
-from llm.run import history
+from llm.run.metrics import history
 from llm.run.owner import is_owned
 from llm.run.tables import output_console
 from llm.sweep.board import Board

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm.config import Accelerator, EvaluationConfig, PoolConfig, StageConfig, TrainerConfig
+from llm.config.evaluation import EvaluationConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import PoolConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.environment import visible_gpus
 from llm.errors import ConfigError
-from llm.run import log
+from llm.run.console import log
 from llm.sweep.process import ask_server
 
 BYTES_PER_JOB = 2_000_000_000  # of memory, where a stage trains nothing, or its model cannot be known yet

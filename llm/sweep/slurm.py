@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.config import Accelerator, SlurmConfig, StageConfig, TrainerConfig
+from llm.config.slurm import SlurmConfig
+from llm.config.stages import StageConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
-from llm.run import log
 from llm.run.announcing import Result
+from llm.run.console import log
 from llm.run.files import write_json, write_text
 from llm.run.launch import TRAIN
 from llm.run.record import now

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llm.config import RetryConfig, StageConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import RetryConfig
 from llm.environment import slurm_array_index, slurm_job_id, slurm_node, variables
 from llm.errors import StoppedError
-from llm.run import log, start_logging
 from llm.run.announcing import Result
+from llm.run.console import log, start_logging
 from llm.run.launch import LOOPBACK, TRAIN
 from llm.run.owner import owned
 from llm.sweep.jobs import Job, JobRecord

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from llm.config import StageConfig, SweeperConfig
+from llm.config.stages import StageConfig
+from llm.config.sweeping import SweeperConfig
 from llm.credentials import secret_in
 from llm.errors import ConfigError
 

@@ -14,10 +14,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from llm.config import Sampler, StageConfig, SweeperConfig
-from llm.config.sweeping import SWEEPER
+from llm.config.stages import StageConfig
+from llm.config.sweeping import SWEEPER, Sampler, SweeperConfig
 from llm.errors import ConfigError, LaunchError, UserError
-from llm.run import Run, digest_of, log, start_logging, write_json
+from llm.run.console import log, start_logging
+from llm.run.files import digest_of, write_json
+from llm.run.runs import Run
 from llm.stage import stage_named
 from llm.sweep.space import Compose, Dimension, Value, as_overrides, points_of_grid, seed_overrides
 

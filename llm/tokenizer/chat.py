@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from llm.errors import ConfigError
-from llm.run import write_text
+from llm.run.files import write_text
 from llm.tokenizer import folder as folders
 from llm.tokenizer.rendering import Helper, TemplateError, render
 

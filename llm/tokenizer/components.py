@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from llm.config import TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
 
 _MODULES: dict[str, ModuleType] = {

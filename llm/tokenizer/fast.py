@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from llm.environment import tokenizes_in_parallel
-from llm.run import log
+from llm.run.console import log
 
 Encoder = Callable[[list[str]], list[list[int]]]
 

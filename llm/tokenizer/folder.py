@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from llm.config import TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import DamagedError, first_line, is_panic
-from llm.run import digest_of, opening, write_text
-from llm.run.files import naming
+from llm.run.files import digest_of, naming, write_text
+from llm.run.models import opening
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from llm.config import TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 from llm.tokenizer.training import why_not_reproducible
 
 

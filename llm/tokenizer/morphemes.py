@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 
-from llm.config import Morphemes
+from llm.config.tokenizer import Morphemes
 from llm.errors import ConfigError
 
 MARK = "\ue0ff"  # of a private use area: set between morphemes while training, and taken out of what it is set in

@@ -12,9 +12,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from llm.config import TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError, DamagedError
-from llm.run import TOKENIZER, digest_of, opening, read_json, whole_folder, write_text
+from llm.run.files import digest_of, whole_folder, write_text
+from llm.run.models import TOKENIZER, opening, read_json
 from llm.tokenizer.folder import DIGEST_FILE, ROLES, as_transformers, digest
 
 _OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents

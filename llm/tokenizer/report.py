@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer
 
-from llm.config import Alphabet, Morphemes
+from llm.config.tokenizer import Alphabet, Morphemes
 from llm.tokenizer.morphemes import analyser
 from llm.tokenizer.training import alphabet, byte_tokens, unknown_token
 

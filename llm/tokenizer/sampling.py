@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llm.run import log
+from llm.run.console import log
 
 SAY_EVERY_SECONDS = 10.0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
-from llm.config import Alphabet, Morphemes, TokenizerConfig
+from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError, DataError, is_panic
 from llm.tokenizer.components import build
 from llm.tokenizer.morphemes import MARK, analyser, marked

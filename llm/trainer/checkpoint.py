@@ -20,7 +20,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 
 from llm.errors import ConfigError, DamagedError
-from llm.run import TEMPORARY, clear_temporaries, differences, digest_of, log, sha256_of, whole_folder, write_json
+from llm.run.console import log
+from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json
+from llm.run.identity import differences
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"

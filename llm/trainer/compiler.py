@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from torch._dynamo.exc import TorchDynamoException
 
-from llm.config import Accelerator, TrainerConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.environment import cxx_compiler
 from llm.errors import ConfigError
 

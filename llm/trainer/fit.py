@@ -15,12 +15,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from llm.config import Accelerator, DataConfig, OptimizerConfig, TrainerConfig
+from llm.config.data import DataConfig
+from llm.config.training import Accelerator, OptimizerConfig, TrainerConfig
 from llm.data import EvaluationBatches, MixedRows, Rows, TrainingBatches
+from llm.environment import process_rank
 from llm.errors import ConfigError, UserError
 from llm.logger import RunLogger
 from llm.optimizer import extension_step
-from llm.run import log, on_signal, process_rank
+from llm.run.console import log
+from llm.run.signals import on_signal
 from llm.trainer.checkpoint import CheckpointFolders, newest_good, step_of
 from llm.trainer.compiler import refuse_what_does_not_compile
 from llm.trainer.loading import StepRows, loader

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from llm.data import EvaluationBatches, MicroBatch, Rows, TrainingBatches
 from llm.data.rows import Batch
+from llm.environment import is_on_slurm
 from llm.model import document_bounds
-from llm.run import SIGNALS, is_on_slurm
+from llm.run.signals import SIGNALS
 
 
 class StepRows:

@@ -13,8 +13,10 @@ import torch
 
 from llm.data import EvaluationBatches, TrainingBatches
 from llm.data.rows import Batch
+from llm.environment import ask_for_another_launch
 from llm.errors import ShortOfMemoryError, StoppedError
-from llm.run import ask_for_another_launch, log, write_json
+from llm.run.console import log
+from llm.run.files import write_json
 from llm.trainer.loading import StepRows
 
 FILE = "micro_batch.json"  # in a run's folder: the size that memory left, with which the run goes on

@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import ParallelStrategy
 from torch import nn
 
 from llm import optimizer
-from llm.config import OptimizerConfig, TrainerConfig
+from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data.rows import Batch
 from llm.model import compiled, next_token_loss
 from llm.trainer.memory import MicroBatches, release

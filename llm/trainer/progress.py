@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from llm.run import console, log
+from llm.run.console import console, log
 
 LINES = 10  # about how many log lines a run gets where there is no terminal
 

@@ -13,10 +13,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.profiler import schedule as schedule_of
 
-from llm.config import TrainerConfig
+from llm.config.training import TrainerConfig
+from llm.environment import process_rank
 from llm.errors import DivergedError
 from llm.logger import RunLogger
-from llm.run import TEMPORARY, MetricsLog, log, process_rank
+from llm.run.console import log
+from llm.run.files import TEMPORARY
+from llm.run.metrics import MetricsLog
 from llm.trainer.loading import TimedLoader
 from llm.trainer.memory import memory_in_use
 from llm.trainer.progress import ProgressBar

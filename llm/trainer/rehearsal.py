@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
-from llm.config import OptimizerConfig, Precision
+from llm.config.training import OptimizerConfig, Precision
 from llm.model import EAGER, next_token_nats
 
 # Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from llm.config import TrainerConfig
+from llm.config.training import TrainerConfig
 from llm.errors import DamagedError, StoppedError, StorageError
-from llm.run import forget_earlier
+from llm.run.earlier import forget_earlier
 from llm.trainer.checkpoint import PREFIX, find_fault, folder_of, keep
 from llm.trainer.recording import Recorder, is_due
 

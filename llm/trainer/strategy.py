@@ -19,10 +19,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from llm.config import Precision, Strategy, TrainerConfig
-from llm.environment import complete_srun
+from llm.config.training import Precision, Strategy, TrainerConfig
+from llm.environment import complete_srun, launch_id, of_srun
 from llm.errors import ConfigError
-from llm.run import launch_id, of_srun
 from llm.run.launch import LOOPBACK
 
 

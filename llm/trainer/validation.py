@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from llm.config import Precision
+from llm.config.training import Precision
 from llm.data import MixedRows, Rows
 from llm.errors import DivergedError
 from llm.model import next_token_nats
-from llm.run import log
+from llm.run.console import log
 from llm.trainer.memory import is_out_of_memory, release
 from llm.trainer.recording import DIVERGED_HINT, Recorder
 from llm.trainer.strategy import autocast

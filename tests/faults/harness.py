@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.run import read_metrics, sha256_of
+from llm.run.files import sha256_of
+from llm.run.metrics import read_metrics
 from llm.trainer.checkpoint import find_fault
 from tests.faults.child import TRAIN, Launch, main
 from tests.korean import documents

@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 import llm.data.encoding as encoding
 import llm.data.sharding as sharding
-from llm.config import DataConfig, DataKind, ShardsStage
+from llm.config.data import DataConfig, DataKind
+from llm.config.stages import ShardsStage
 from llm.stage import run_stage
 from tests.korean import preset
 

@@ -1,6 +1,6 @@
 """The level of a cleaning config -> the names of its steps, in their order."""
 
-from llm.config import CleaningConfig, CleaningLevel
+from llm.config.documents import CleaningConfig, CleaningLevel
 
 LIGHT = ("characters", "spaces", "personal_data", "exact_duplicates")
 STEPS = (  # in the order in which they go: what is repaired is judged, and what is dropped need not be compared

@@ -2,7 +2,7 @@
 
 import re
 
-from llm.config import CleaningConfig
+from llm.config.documents import CleaningConfig
 
 _HANGUL = re.compile("[가-힣]+")
 _LETTERS = re.compile(r"[^\W\d_]+")

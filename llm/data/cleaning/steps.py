@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from llm.config import CleaningConfig
+from llm.config.documents import CleaningConfig
 from llm.data.cleaning.characters import repair_characters, repair_spaces
 from llm.data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from llm.data.cleaning.levels import steps_of
