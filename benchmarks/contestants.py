@@ -123,7 +123,7 @@ class Clock:
 
 
 def ours(shape: Shape, mode: Mode) -> Train:
-    """fit(): loader, meter, health, journal, validation and checkpoint, as in stage=pretrain."""
+    """fit(): loader, recorder, validation and checkpoint, as in stage=pretrain."""
     model = shape.model()
 
     def train(clock: Clock, steps: int) -> None:

@@ -39,7 +39,7 @@ def train_by_fit(
     seed: int = 0,
     on: torch.device | None = None,
 ) -> None:
-    """fit(), as a stage calls it: loader, meter, health, journal, validation at both ends, a checkpoint at the last."""
+    """fit(), as a stage calls it: loader, recorder, validation at both ends, a checkpoint at the last."""
     accelerator = Accelerator.gpu if (on or device()).type == "cuda" else Accelerator.cpu
     with tempfile.TemporaryDirectory() as scratch:
         fit(

@@ -5,7 +5,7 @@ python -m benchmarks.train_throughput --profile gpu
 
 Each round, each contestant trains some steps at the same shape, rows and precision; a ratio is the median over rounds
 of ours over a peer's in the same round, so that what else a machine does falls on both. Ours is the code of
-stage=pretrain: loader, meter, health and journal, with a log record every ten steps, as the Trainer has; what is timed
+stage=pretrain: loader and recorder, with a log record every ten steps, as the Trainer has; what is timed
 lies between validation and the last checkpoint. Writes benchmarks/results/<device>-<date>.json.
 
 The Trainer needs one more package: python -m pip install accelerate

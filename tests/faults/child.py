@@ -46,7 +46,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "shard writing": (llm.stage.shards, "write_shards"),
     "model building": (llm.model, "begin"),
     "base loading": (llm.model, "load"),
-    "micro-batch": (NextTokenModule, "training_step"),
+    "micro-batch": (import_module("llm.trainer.module"), "next_token_loss"),
     "validation": (import_module("llm.trainer.validation"), "evaluate"),
     "sampling": (llm.model, "generate"),
     "checkpoint": (CheckpointFolders, "save_checkpoint"),
