@@ -4,7 +4,6 @@ Text that is not encoded yet is read for a few seconds. Model and step are worke
 """
 
 import math
-import pickle
 import socket
 import time
 from collections import Counter
@@ -66,9 +65,7 @@ def guess_bytes_per_token(vocab_size: int) -> float:
 def estimate_text(data: DataConfig, tokenizer: Run) -> Estimate:
     """How many tokens of training text there are, by a tokenizer that is there or is guessed at."""
     learned = tokenizer.results
-    read = [
-        _read(pickle.dumps(replace(part, sequence_length=2, batch_size=1, batch_tokens=None))) for part in _parts(data)
-    ]
+    read = [_read(_Text.of(part)) for part in _parts(data)]
     raw_bytes, is_whole = sum(size for size, _ in read), all(whole for _, whole in read)
     how = "all of it read" if is_whole else f"what {READ_SECONDS:g} s of reading found: there is more"
     if tokenizer.is_done:
@@ -112,11 +109,23 @@ def _parts(data: DataConfig) -> list[DataConfig]:
     return [data.part(name) for name in sorted(data.parts)] if data.is_mixture else [data]
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A data config, equal to every other that reads the same text."""
+
+    key: str
+    data: DataConfig = field(compare=False)
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "_Text":
+        return cls(repr(replace(data, sequence_length=2, batch_size=1, batch_tokens=None)), data)
+
+
 @cache
-def _read(pickled: bytes) -> tuple[int, bool]:
-    """(bytes of training text of a data config, whether that is all); jobs that share their text read it once."""
+def _read(text: _Text) -> tuple[int, bool]:
+    """(bytes of training text, whether that is all); jobs of a sweep that share their text read it once."""
     found, end = 0, time.monotonic() + READ_SECONDS
-    for document in open_corpus(pickle.loads(pickled)).texts(held_out=False):
+    for document in open_corpus(text.data).texts(held_out=False):
         found += len(document.encode())
         if time.monotonic() > end:
             return found, False
