@@ -153,7 +153,8 @@ def slurm_cluster(*, nodes: int = 2) -> Iterator[SlurmCluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge wants its socket's folders open
     watcher = subprocess.Popen(
-        [sys.executable, "-I", __file__, str(folder)],
+        [sys.executable, "-P", __file__, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stdin=subprocess.PIPE,
         start_new_session=True,  # what is sent to the group of the tests does not reach it
     )

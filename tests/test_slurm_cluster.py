@@ -160,7 +160,12 @@ with slurm_cluster(nodes=1) as cluster:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_tests_that_are_killed_leave_nothing_of_their_cluster(number: signal.Signals) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER], cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", OWNER],
+        cwd=ROOT / "tests",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as owner:
         assert owner.stdout is not None
         folder = Path(owner.stdout.readline().strip())
