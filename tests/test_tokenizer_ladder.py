@@ -14,7 +14,7 @@ from llm.config.ladder import ladder_overrides
 from llm.config.stages import TokenizerStage
 from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
-from llm.tokenizer import cut, train, why_not_cut
+from llm.tokenizer import cut, train, why_not_reproducible
 from tests.korean import HARD_TEXTS, documents, preset
 
 ROOT = Path(__file__).parents[1]
@@ -55,11 +55,11 @@ def test_a_cut_below_the_characters_keeps_them_as_training_does() -> None:
     ],
 )
 def test_what_is_not_nested_is_not_cut(name: str, changes: dict[str, object], reason: str) -> None:
-    assert reason in str(why_not_cut(preset(name, **changes)))
+    assert reason in str(why_not_reproducible(preset(name, **changes)))
 
 
 def test_every_other_preset_is_cut() -> None:
-    assert [name for name in LADDER if why_not_cut(preset(name))] == []
+    assert [name for name in LADDER if why_not_reproducible(preset(name))] == []
 
 
 def stage(**settings: Any) -> TokenizerStage:

@@ -26,7 +26,7 @@ from llm.errors import ConfigError, DataError
 from llm.run.console import log, start_logging
 from llm.run.runs import Run
 from llm.stage import run_stage
-from llm.tokenizer import Taken, load, report, sample, save, train
+from llm.tokenizer import Sample, load, report, save, train
 from llm.tokenizer.morphemes import MARK, analyser, marked
 from llm.tokenizer.report import lost_characters, renyi_efficiency
 from llm.trainer.validation import evaluate
@@ -156,27 +156,26 @@ def texts() -> Iterator[str]:
 
 def test_a_sample_takes_about_its_bytes_in_order_and_a_larger_one_holds_it() -> None:
     every, total = list(texts()), sum(len(text.encode()) for text in texts())
-    small, large = Taken(), Taken()
-    fifth = list(sample(texts, num_bytes=total // 5, seed=0, taken=small))
-    half = list(sample(texts, num_bytes=total // 2, seed=0, taken=large))
+    small = Sample(texts, total // 5, seed=0)
+    fifth, half = list(small), list(Sample(texts, total // 2, seed=0))
     assert small.raw_bytes == sum(len(text.encode()) for text in fifth) == pytest.approx(total / 5, rel=0.15)
-    assert (small.documents, small.of_bytes) == (len(fifth), total)
+    assert (small.documents, small.total_bytes) == (len(fifth), total)
     assert fifth == [text for text in every if text in set(fifth)]
     assert set(fifth) < set(half)
-    assert fifth == list(sample(texts, num_bytes=total // 5, seed=0, taken=Taken()))
-    assert set(fifth) != set(sample(texts, num_bytes=total // 5, seed=1, taken=Taken()))
+    assert fifth == list(Sample(texts, total // 5, seed=0))
+    assert set(fifth) != set(Sample(texts, total // 5, seed=1))
 
 
 def test_without_a_limit_all_is_taken_in_one_pass() -> None:
     passes = []
-    taken = Taken()
-    found = list(sample(lambda: passes.append(1) or texts(), num_bytes=None, seed=0, taken=taken))  # type: ignore[func-returns-value]
+    whole = Sample(lambda: passes.append(1) or texts(), None, seed=0)  # type: ignore[func-returns-value]
+    found = list(whole)
     assert found == list(texts()) and passes == [1]
-    assert (taken.documents, taken.of_bytes) == (2000, None)
+    assert (whole.documents, whole.total_bytes) == (2000, None)
 
 
 def test_a_sample_larger_than_the_text_takes_all() -> None:
-    assert list(sample(texts, num_bytes=10**9, seed=0, taken=Taken())) == list(texts())
+    assert list(Sample(texts, 10**9, seed=0)) == list(texts())
 
 
 # Morphemes

@@ -108,7 +108,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     wanted = config.tokenizer
     if wanted.ladder is None or wanted.ladder == wanted.vocab_size:
         return None
-    if reason := tokenizer.why_not_cut(wanted):
+    if reason := tokenizer.why_not_reproducible(wanted):
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
     larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
@@ -120,19 +120,16 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
 
 
 def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Tokenizer, dict[str, Any]]:
-    taken = tokenizer.Taken()
-    texts = tokenizer.sample(
-        lambda: corpus.texts(held_out=False), num_bytes=config.sample_bytes, seed=config.sample_seed, taken=taken
-    )
-    trained = tokenizer.train(config, texts)
+    sample = tokenizer.Sample(lambda: corpus.texts(held_out=False), config.sample_bytes, config.sample_seed)
+    trained = tokenizer.train(config, sample)
     peak, reason = tokenizer.peak_memory_bytes(), tokenizer.why_not_reproducible(config)
     log.info("trained; this process has held at most %.2f GB of memory", peak / 1e9)
     if reason:
         log.info("trained again, it may come out otherwise: %s. What uses it is keyed by what came out", reason)
     return trained, corpus_notes(corpus) | {
-        "learned_from_bytes": taken.raw_bytes,
-        "learned_from_documents": taken.documents,
-        "sampled_from_bytes": taken.of_bytes,  # None: all of the training text was taken
+        "learned_from_bytes": sample.raw_bytes,
+        "learned_from_documents": sample.documents,
+        "sampled_from_bytes": sample.total_bytes,  # None: all of the training text was taken
         "peak_memory_bytes": peak,  # of the process, up to here
         "reproducible": reason is None,
     }

@@ -1,10 +1,8 @@
 """A tokenizer from its config: built, trained on text, saved beside a report, loaded again.
 
 components.py   the five stages, in tokenizer.json's own format, checked by name
-sampling.py     all texts -> those that are learned from
 morphemes.py    where morphemes begin, by an optional analyser
-training.py     texts -> a trained tokenizer
-ladder.py       a trained tokenizer -> a smaller one
+training.py     texts, or a sample of them -> a trained tokenizer; a trained one -> a smaller one
 fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
 pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, or a folder as ours
@@ -17,7 +15,6 @@ report.py       what a tokenizer keeps of held-out text, what it loses, how shor
 from llm.tokenizer.chat import TEMPLATES, Renderer, adopt_template, answers_of, check_template, read_template
 from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import Special, digest, load, load_chat, save, save_with_roles, special
-from llm.tokenizer.ladder import cut, why_not_cut
 from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
 from llm.tokenizer.pretrained import (
@@ -30,16 +27,15 @@ from llm.tokenizer.pretrained import (
 )
 from llm.tokenizer.rendering import TemplateError
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
-from llm.tokenizer.sampling import Taken, peak_memory_bytes, sample
-from llm.tokenizer.training import has_merges, train, why_not_reproducible
+from llm.tokenizer.training import Sample, cut, has_merges, peak_memory_bytes, train, why_not_reproducible
 
 __all__ = [
     "TEMPLATES",
     "LlamaCppForm",
     "Renderer",
     "Report",
+    "Sample",
     "Special",
-    "Taken",
     "TemplateError",
     "adopt",
     "adopt_template",
@@ -62,12 +58,10 @@ __all__ = [
     "read_template",
     "report",
     "require_chat",
-    "sample",
     "save",
     "save_with_roles",
     "special",
     "tokens_of",
     "train",
-    "why_not_cut",
     "why_not_reproducible",
 ]

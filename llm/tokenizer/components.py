@@ -52,18 +52,23 @@ def build(config: TokenizerConfig) -> Tokenizer:
     """
     special = config.special_tokens
     stages = {stage: _full(getattr(config, stage), stage, f"tokenizer.{stage}", special) for stage in _MODULES}
-    frame: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     for stage, value in stages.items():  # one at a time, so that an error names its stage
-        alone = dict.fromkeys(_MODULES) | {"model": {"type": "BPE", "vocab": {}, "merges": []}} | {stage: value}
         try:
-            Tokenizer.from_str(json.dumps(frame | alone))
+            assemble(**{stage: value})
         except Exception as error:  # the library raises bare Exception
             reason = str(error).split(" at line")[0]
             raise ConfigError(
                 f"tokenizer.{stage}={getattr(config, stage)} is not what tokenizers takes: {reason}. "
                 "Write it as tokenizer.json does."
             ) from None
-    return Tokenizer.from_str(json.dumps(frame | stages))
+    return assemble(**stages)
+
+
+def assemble(**stages: dict[str, Any] | None) -> Tokenizer:
+    """A tokenizer of these stages as tokenizer.json writes them, without those that are not given."""
+    state: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+    state |= dict.fromkeys(_MODULES) | {"model": {"type": "BPE", "vocab": {}, "merges": []}} | stages
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _full(value: Any, stage: str, key: str, special: list[str]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from llm.environment import tokenizes_in_parallel
 from llm.run.console import log
+from llm.tokenizer.components import assemble
 
 Encoder = Callable[[list[str]], list[list[int]]]
 
@@ -88,17 +89,11 @@ def why_not_by_ids(model: dict[str, Any]) -> str | None:
     made = [vocab["".join(pair)] for pair in model["merges"]]
     if made != sorted(set(made)):
         return "a token is made by two pairs, or not in the order of the ids"
-    alone = Tokenizer.from_str(json.dumps(_bare(model)))
+    alone = assemble(model=model)
     tokens = [token for token, number in vocab.items() if number in set(made)]
     if any(e.ids != [vocab[token]] for token, e in zip(tokens, alone.encode_batch_fast(tokens), strict=True)):
         return "a token by itself is encoded as others"
     return None
-
-
-def _bare(model: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer of the model alone."""
-    nothing = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
-    return nothing | {"version": "1.0", "added_tokens": [], "model": model}
 
 
 def _with_tiktoken(tokenizer: Tokenizer) -> Encoder:

@@ -5,20 +5,36 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 from llm.config.tokenizer import Morphemes
 from llm.errors import ConfigError
 
 MARK = "\ue0ff"  # of a private use area: set between morphemes while training, and taken out of what it is set in
 
-_PACKAGES = {Morphemes.kiwi: ("kiwipiepy", "kiwipiepy"), Morphemes.mecab: ("mecab", "python-mecab-ko")}
-
 Cuts = Callable[[str], list[int]]
+Spans = Callable[[str], Iterable[tuple[int, int]]]  # (first character, end) of each morpheme of a text
+
+
+def _kiwi(module: Any) -> Spans:
+    kiwi = module.Kiwi(num_workers=1)
+    return lambda text: ((token.start, token.end) for token in kiwi.tokenize(text))
+
+
+def _mecab(module: Any) -> Spans:
+    mecab = module.MeCab()
+    return lambda text: ((token.span.start, token.span.end) for token in mecab.parse(text))
+
+
+_ANALYSERS: dict[Morphemes, tuple[str, str, Callable[[Any], Spans]]] = {  # (module, its package, how it is asked)
+    Morphemes.kiwi: ("kiwipiepy", "kiwipiepy", _kiwi),
+    Morphemes.mecab: ("mecab", "python-mecab-ko", _mecab),
+}
 
 
 def installed_analyser() -> Morphemes:
     """The analyser that is there, Kiwi if both are; none if neither is."""
-    return next((kind for kind, (module, _) in _PACKAGES.items() if find_spec(module)), Morphemes.none)
+    return next((kind for kind, (module, *_) in _ANALYSERS.items() if find_spec(module)), Morphemes.none)
 
 
 @cache
@@ -28,15 +44,15 @@ def analyser(kind: Morphemes) -> Cuts:
     Raises:
         ConfigError: its package is not installed.
     """
-    module, package = _PACKAGES[kind]
+    module, package, spans_by = _ANALYSERS[kind]
     try:
-        loaded = import_module(module)
+        spans = spans_by(import_module(module))
     except ImportError:
         raise ConfigError(
             f"tokenizer.morphemes={kind.name} needs the package {package}, which is not installed. Install it with "
             "pip install 'ttukttak[morph]', or set tokenizer.morphemes=none."
         ) from None
-    return _kiwi(loaded) if kind is Morphemes.kiwi else _mecab(loaded)
+    return lambda text: _inner(text, spans(text))
 
 
 def marked(texts: Iterable[str], cuts: Cuts) -> Iterator[str]:
@@ -44,24 +60,6 @@ def marked(texts: Iterable[str], cuts: Cuts) -> Iterator[str]:
     for text in texts:
         plain = text.replace(MARK, "")
         yield MARK.join(plain[start:end] for start, end in pairwise([0, *cuts(plain), len(plain)]))
-
-
-def _kiwi(module: object) -> Cuts:
-    analyse = module.Kiwi(num_workers=1)  # type: ignore[attr-defined]  # no stubs
-
-    def cuts(text: str) -> list[int]:
-        return _inner(text, ((token.start, token.end) for token in analyse.tokenize(text)))
-
-    return cuts
-
-
-def _mecab(module: object) -> Cuts:
-    analyse = module.MeCab()  # type: ignore[attr-defined]  # no stubs
-
-    def cuts(text: str) -> list[int]:
-        return _inner(text, ((token.span.start, token.span.end) for token in analyse.parse(text)))
-
-    return cuts
 
 
 def _inner(text: str, spans: Iterable[tuple[int, int]]) -> list[int]:

@@ -1,31 +1,82 @@
-"""Texts -> a trained tokenizer."""
+"""Texts, or a random sample of them -> a trained tokenizer; a trained BPE -> a smaller one."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
 
 from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError, DataError, is_panic
-from llm.tokenizer.components import build
+from llm.run.console import log
+from llm.tokenizer.components import assemble, build
 from llm.tokenizer.morphemes import MARK, analyser, marked
 
-_TRAINERS: dict[str, Any] = {
-    "BPE": trainers.BpeTrainer,
-    "WordPiece": trainers.WordPieceTrainer,
-    "Unigram": trainers.UnigramTrainer,
-    "WordLevel": trainers.WordLevelTrainer,
+_SYMBOLS = ("min_frequency", "initial_alphabet", "limit_alphabet", "continuing_subword_prefix")
+_TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that each takes
+    "BPE": (trainers.BpeTrainer, (*_SYMBOLS, "end_of_word_suffix")),
+    "WordPiece": (trainers.WordPieceTrainer, _SYMBOLS),
+    "Unigram": (trainers.UnigramTrainer, ("unk_token", "initial_alphabet")),
+    "WordLevel": (trainers.WordLevelTrainer, ("min_frequency",)),
 }
+_UNUSED = {"initial_alphabet": Alphabet.none, "limit_alphabet": None}  # what says so, to a trainer that takes none
 
-
+LOG_SECONDS = 10.0  # between two lines on how much was read
 MAX_GROWTH = 100  # characters for one; Unicode's own forms make 18 at most, U+FDFA in NFKD
 MAX_CONTENT = 1000  # characters that one replacement puts in
 PIECE = 1000  # characters that are normalized at once to see whether they grow: some 100 MB at the worst
-_ALONE = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
 
-def train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
+@dataclass
+class Sample:
+    """A random sample of about `num_bytes` (UTF-8) of texts, in their order, with what was read of them so far.
+
+    A first pass measures the whole; a text is then taken or not by a hash of seed and text, so that nothing but one
+    text is held, a larger sample holds the smaller one, and the same seed takes the same texts.
+    """
+
+    texts: Callable[[], Iterator[str]]
+    num_bytes: int | None  # None: all
+    seed: int
+    documents: int = 0
+    raw_bytes: int = 0
+    total_bytes: int | None = None  # of all texts; None where all are taken, for they are not measured then
+
+    def __iter__(self) -> Iterator[str]:
+        share = 1.0
+        if self.num_bytes is not None:
+            self.total_bytes = sum(len(text.encode()) for text in self.texts())
+            share = self.num_bytes / max(self.total_bytes, 1)
+        logged_at = time.monotonic()
+        for text in self.texts():
+            if share < 1 and self._draw(text) >= share:
+                continue
+            self.documents += 1
+            self.raw_bytes += len(text.encode())
+            yield text
+            if time.monotonic() - logged_at > LOG_SECONDS:
+                logged_at = time.monotonic()
+                log.info("read %.0f MB in %d documents", self.raw_bytes / 1e6, self.documents)
+        log.info("learns from %.1f MB in %d documents", self.raw_bytes / 1e6, self.documents)
+
+    def _draw(self, text: str) -> float:
+        """A number from 0 to 1 that looks random, and has nothing to do with which texts are held out."""
+        digest = hashlib.sha256(f"tokenizer sample {self.seed}\n{text}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process held so far (resident)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """A tokenizer trained on `texts`; its vocabulary is at most config.vocab_size, special tokens included.
 
     Raises:
@@ -46,7 +97,25 @@ def train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
     return trained
 
 
-def _bounded(texts: Iterator[str], steps: list[dict[str, Any]]) -> Iterator[str]:
+def cut(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """A BPE with the tokens of the first `vocab_size` ids, characters at least, and the merges that make them.
+
+    Training adds one merge after the other, and stops at the size that was asked for: where it is reproducible
+    (`why_not_reproducible`), the smaller vocabulary is the beginning of the larger.
+    """
+    state: dict[str, Any] = json.loads(tokenizer.to_str())
+    vocab: dict[str, int] = state["model"]["vocab"]
+    made = [vocab["".join(pair)] for pair in state["model"]["merges"]]
+    size = max(vocab_size, min(made, default=0))
+    if size < len(vocab):
+        # A merge can give a token that is there already: training ends at the one that fills the vocabulary.
+        merges = made.index(size - 1) + 1 if size - 1 in made else 0
+        state["model"]["vocab"] = {token: number for token, number in vocab.items() if number < size}
+        state["model"]["merges"] = state["model"]["merges"][:merges]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _bounded(texts: Iterable[str], steps: list[dict[str, Any]]) -> Iterator[str]:
     """The texts, each looked at before the library normalizes it: replacements that feed each other fill the memory.
 
     Raises:
@@ -57,7 +126,7 @@ def _bounded(texts: Iterator[str], steps: list[dict[str, Any]]) -> Iterator[str]
         return
     if longest := max((step["content"] for step in steps if len(step.get("content", "")) > MAX_CONTENT), default=None):
         raise ConfigError(f"tokenizer.normalizer replaces by {len(longest)} characters. Use {MAX_CONTENT} at most.")
-    made = [Tokenizer.from_str(json.dumps(_ALONE | {"normalizer": step})).normalizer for step in steps]
+    made: list[normalizers.Normalizer] = [assemble(normalizer=step).normalizer for step in steps]
     for text in texts:
         for start in range(0, len(text), PIECE):
             piece = grown = text[start : start + PIECE]
@@ -78,7 +147,7 @@ def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [step for each in normalizer["normalizers"] for step in _steps(each)]
 
 
-def _learn(tokenizer: Tokenizer, texts: Iterator[str], trainer: Any) -> None:
+def _learn(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
     """Have the library train; what a text's source raises goes through, and what the library does is one line."""
     try:
         tokenizer.train_from_iterator(texts, trainer)
@@ -152,25 +221,20 @@ def _model_state(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _trainer(config: TokenizerConfig, tokenizer: Tokenizer) -> Any:
     model, unknown = _model_state(tokenizer), unknown_token(tokenizer)
-    kind = model["type"]
-    _check(config, kind, unknown)
+    trainer, takes = _TRAINERS[model["type"]]
+    _check(config, model["type"], unknown)
+    known = {
+        "min_frequency": config.min_frequency,
+        "initial_alphabet": alphabet(config.initial_alphabet),
+        "limit_alphabet": config.limit_alphabet,
+        "unk_token": unknown,
+        "continuing_subword_prefix": model.get("continuing_subword_prefix") or None,
+        "end_of_word_suffix": model.get("end_of_word_suffix") or None,
+    }
     # special_tokens is the only argument that can add the byte tokens; _finished takes them out again.
     special = config.special_tokens + (byte_tokens() if model.get("byte_fallback") else [])
-    arguments: dict[str, Any] = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
-    if kind != "WordLevel":
-        arguments["initial_alphabet"] = alphabet(config.initial_alphabet)
-    if kind == "Unigram":
-        arguments["unk_token"] = unknown
-    else:
-        arguments["min_frequency"] = config.min_frequency
-    if kind in ("BPE", "WordPiece"):
-        if config.limit_alphabet is not None:
-            arguments["limit_alphabet"] = config.limit_alphabet
-        if prefix := model.get("continuing_subword_prefix"):
-            arguments["continuing_subword_prefix"] = prefix
-    if kind == "BPE" and (suffix := model.get("end_of_word_suffix")):
-        arguments["end_of_word_suffix"] = suffix
-    return _TRAINERS[kind](**arguments)
+    arguments = {name: known[name] for name in takes if known[name] is not None}
+    return trainer(vocab_size=config.vocab_size, special_tokens=special, show_progress=False, **arguments)
 
 
 def _check(config: TokenizerConfig, kind: str, unknown: str | None) -> None:
@@ -183,15 +247,15 @@ def _check(config: TokenizerConfig, kind: str, unknown: str | None) -> None:
         raise ConfigError(
             "tokenizer.model.unk_id is null, but Unigram cannot do without. Write tokenizer.model=Unigram."
         )
-    if kind == "WordLevel" and config.initial_alphabet is not Alphabet.none:
-        raise ConfigError("tokenizer.initial_alphabet is not used by WordLevel, which has words only. Set it to none.")
+    for name, unused in _UNUSED.items():
+        if name not in _TRAINERS[kind][1] and getattr(config, name) is not unused:
+            unset = "null" if unused is None else unused.name
+            raise ConfigError(f"tokenizer.{name} is not used by {kind}. Set it to {unset}.")
     if config.morphemes is not Morphemes.none and (kind != "BPE" or prefixed(config.model)):
         raise ConfigError(
             f"tokenizer.morphemes={config.morphemes.name} needs tokenizer.model=BPE without prefix or suffix: the "
             "others would take each morpheme for a word. Set tokenizer.morphemes=none, or change the model."
         )
-    if kind in ("Unigram", "WordLevel") and config.limit_alphabet is not None:
-        raise ConfigError(f"tokenizer.limit_alphabet is not used by {kind}. Set it to null.")
 
 
 def _finished(tokenizer: Tokenizer, untrained: dict[str, Any], config: TokenizerConfig) -> Tokenizer:
