@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-JOB_FOLDER = "TTUKTTAK_JOB"  # where a job of a sweep tells it which run it is at, and what became of it
-LAUNCH_FOLDER = "TTUKTTAK_LAUNCH"  # where the processes of launch_ranks tell it what they made, or ask for another
-ANOTHER_LAUNCH, MADE = "again", "run"  # files in it
+JOB_FOLDER = "TTUKTTAK_JOB"  # where a process tells who started it which run it is at, and what became of it
+ANOTHER_LAUNCH = "again"  # a file in it: launch_ranks is to start all of them again
 COMMAND = "TTUKTTAK_COMMAND"  # which job of a sweep this is a start of, the same for each of them
 
 
@@ -76,22 +75,13 @@ def _is_one_of_srun() -> bool:
 
 
 def job_folder() -> Path | None:
-    """Where this process tells the sweep whose job it is how that goes; None outside of one."""
-    return _folder(JOB_FOLDER)
-
-
-def launch_folder() -> Path | None:
-    """Where this process tells launch_ranks, if that started it, what it made."""
-    return _folder(LAUNCH_FOLDER)
-
-
-def _folder(name: str) -> Path | None:
-    return Path(folder) if (folder := os.environ.get(name)) else None
+    """Where this process tells the sweep or the launch_ranks that started it how that goes; None if neither did."""
+    return Path(folder) if (folder := os.environ.get(JOB_FOLDER)) else None
 
 
 def ask_for_another_launch() -> None:
     """Tell launch_ranks, if it started this process, to start all of them again once they have ended."""
-    if folder := launch_folder():
+    if (folder := job_folder()) and not of_srun():
         (folder / ANOTHER_LAUNCH).touch()
 
 

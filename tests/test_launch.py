@@ -140,7 +140,7 @@ with open(folder / f"started-{rank}", "a") as file:
 again = folder / "again"
 if rank == 1 and not again.exists():
     again.touch()
-    Path(os.environ["TTUKTTAK_LAUNCH"], "again").touch()
+    Path(os.environ["TTUKTTAK_JOB"], "again").touch()
     sys.exit(75)
 """
     )

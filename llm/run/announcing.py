@@ -1,7 +1,4 @@
-"""What a job and the sweep that started it tell each other, by files in the folder that TTUKTTAK_JOB names.
-
-And what the processes of launch_ranks tell the one that started them.
-"""
+"""What a process and who started it, a sweep or launch_ranks, tell each other: files in the folder of TTUKTTAK_JOB."""
 
 import json
 import re
@@ -11,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llm.credentials import without_secrets
-from llm.environment import MADE, is_launched, job_folder, launch_folder, process_rank
+from llm.environment import is_launched, job_folder, process_rank
 from llm.errors import LaunchError, first_line
-from llm.run.files import write_json, write_text
+from llm.run.files import write_json
 from llm.run.runs import Run
 
 JOB, RESULT = "job.json", "result.json"
@@ -45,18 +42,14 @@ class SweepJob:
 
 
 def announce(stage: str, folder: Path) -> None:
-    """Tell who started this process which run it is at: a sweep, launch_ranks, both or neither."""
-    if process_rank() > 0:
-        return
-    if job := job_folder():
+    """Tell who started this process which run it is at."""
+    if (job := job_folder()) and process_rank() == 0:
         write_result(job, Result(stage=stage, run=str(folder)))
-    if launch := launch_folder():
-        write_text(launch / MADE, str(folder))
 
 
 @contextmanager
 def reporting() -> Iterator[Callable[[Run], None]]:
-    """Tell the sweep, if one started this process, how the block ends; the function takes the run that is done."""
+    """Tell who started this process how the block ends; the function takes the run that is done."""
 
     def done(run: Run) -> None:
         if (job := job_folder()) and process_rank() == 0:
@@ -109,11 +102,8 @@ def write_result(job: Path, result: Result) -> None:
 
 def sweep_job() -> SweepJob | None:
     """The job of a sweep that this process is; None outside of one."""
-    if not (folder := job_folder()):
+    if not (folder := job_folder()) or not (folder / JOB).exists():
         return None
-    try:
-        overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
-    except (OSError, ValueError):
-        overrides = []
+    overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return SweepJob(folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"})

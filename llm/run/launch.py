@@ -21,8 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm.environment import ANOTHER_LAUNCH, LAUNCH_FOLDER, MADE, is_launched, process_rank, variables
+from llm.environment import ANOTHER_LAUNCH, JOB_FOLDER, is_launched, job_folder, process_rank, variables
 from llm.errors import LaunchError, StoppedError
+from llm.run.announcing import read_result
 from llm.run.console import log, start_logging
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
@@ -39,22 +40,26 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def make_by_ranks(overrides: list[str], *, devices: int) -> Run:
     """The finished run that `devices` processes of train.py make of the overrides of one job; see launch_ranks."""
-    with TemporaryDirectory(prefix="ttukttak-") as folder:
-        launch_ranks(overrides, devices=devices, folder=Path(folder))
-        return load(Path((Path(folder) / MADE).read_text(encoding="utf-8")))
+    with TemporaryDirectory(prefix="ttukttak-") as temporary:
+        folder = job_folder() or Path(temporary)
+        launch_ranks(overrides, devices=devices, folder=folder)
+        told = read_result(folder)
+        assert told and told.run, "rank zero has made a run, and told of it"
+        return load(Path(told.run))
 
 
 def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
     """Run train.py with the overrides of one job as `devices` processes, and wait for them.
 
-    A signal to this process is passed on to each of them; none of them outlives it. `folder` is empty: there they leave
-    what they tell this process.
+    A signal to this process is passed on to each of them; none of them outlives it. In `folder` they leave what they
+    tell this process, and the sweep that it may be a job of.
 
     Raises:
         StoppedError: they were stopped, and can go on.
         LaunchError: one failed, and said why on the terminal; the exit code is that of the first.
     """
-    shared = _shared_environment(devices) | {LAUNCH_FOLDER: str(folder)}
+    shared = _shared_environment(devices) | {JOB_FOLDER: str(folder)}
+    (folder / ANOTHER_LAUNCH).unlink(missing_ok=True)
     for times in count():
         again = {"TORCHELASTIC_RESTART_COUNT": str(times), "MASTER_PORT": str(_free_port())}
         if _launch_once(overrides, shared | again, devices=devices):
@@ -114,7 +119,7 @@ def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) 
         for rank in ranks:
             rank.kill()  # does nothing to one that has ended
             rank.wait()
-    if (Path(shared[LAUNCH_FOLDER]) / ANOTHER_LAUNCH).exists() and not signals:
+    if (Path(shared[JOB_FOLDER]) / ANOTHER_LAUNCH).exists() and not signals:
         return False
     if first_failed is not None:
         _raise_for(first_failed, ranks[first_failed].returncode)
