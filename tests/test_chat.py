@@ -197,9 +197,7 @@ def test_only_the_answer_goes_to_stdout(outputs: str) -> None:
 # The conversation
 
 
-def test_a_conversation_keeps_what_was_said_until_new(
-    talker: Talker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversation_keeps_what_was_said_until_new(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[dict[str, str]]] = []
 
     def answer(_: Any, given: list[list[dict[str, str]]], __: Sampling) -> list[str]:

@@ -322,7 +322,7 @@ def test_a_pass_that_leaves_nothing_out_leaves_no_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["글.txt"]
 
 
-def test_a_text_falls_on_the_side_of_its_duplicates(tmp_path: Path) -> None:
+def test_a_text_falls_on_the_side_of_its_duplicates() -> None:
     for text in documents(50):
         sides = {is_held_out(same, 0.5) for same in (text, text.replace(" ", "  "), text.replace("\n", " "))}
         assert len(sides) == 1

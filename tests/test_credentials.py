@@ -146,9 +146,7 @@ def test_a_recorded_variable_that_is_not_set_is_asked_for(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["text", "conversations"])
-def test_a_path_that_was_recorded_without_its_credential_matches_no_file(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_was_recorded_without_its_credential_matches_no_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"text": "다른 글이다."}\n', encoding="utf-8")
     values = {"name": kind, "kind": kind, "path": f"{tmp_path}/***.jsonl"}
     config = as_recorded(DataConfig, values, place="config.yaml")
@@ -187,7 +185,7 @@ def test_the_refusal_names_the_variable_and_not_its_value(monkeypatch: pytest.Mo
     )
 
 
-def test_a_credential_in_a_path_a_group_or_a_tag_is_none_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credential_in_a_path_a_group_or_a_tag_is_none_of_that() -> None:
     url = f"https://me:{KEYS[0]}@host/a.jsonl"
     config = compose(f"data.path={url}", f"logger.group={KEYS[1]}", f"logger.tags=[{KEYS[2]}]")
     assert (config.data.path, config.logger.group, config.logger.tags) == (url, KEYS[1], [KEYS[2]])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.data import Conversation, Corpus, Document, open_corpus
+from llm.data import Conversation, Corpus, open_corpus
 from llm.data.files import open_files
-from llm.data.records import Rejected
+from llm.data.records import Document, Rejected
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
 from tests.korean import documents

@@ -14,8 +14,9 @@ import pytest
 import llm.data.encoding as encoding_module
 import llm.data.sharding as sharding_module
 from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.data import Corpus, Document, Manifest, available_cores, open_corpus, write_shards
+from llm.data import Corpus, Manifest, available_cores, open_corpus, write_shards
 from llm.data.encoding import CHUNKS_AHEAD, CHUNKS_ALONE, Chunk, Encoder, chunks_of, encode_in_order, pieces
+from llm.data.records import Document
 from llm.data.shards import SPLITS
 from llm.errors import DataError, WorkerError
 from llm.run.console import log
@@ -164,7 +165,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_call_goes_on(
 
 
 @pytest.mark.usefixtures("small")
-def test_an_error_in_a_worker_is_that_of_the_parent(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_is_that_of_the_parent(folders: dict[str, Path]) -> None:
     chunks = iter([*(Chunk("train", [Document(text, "")]) for text in documents(20)), Chunk("train", [None])])  # type: ignore[list-item]
     with pytest.raises(AttributeError, match="has no attribute 'text'"):
         list(encode_in_order(chunks, folders["char_bpe"], num_workers=2))

@@ -4,9 +4,9 @@ from math import isclose
 
 import pytest
 
-from llm.evaluation import Items, Share, describe, make_items, measure, openings
+from llm.evaluation import Share, describe, make_items, measure, openings
 from llm.evaluation.particles import PAIRS, attested, expected, particles
-from llm.evaluation.probes import ALIKE, TOO_LONG, UNEQUAL, Item
+from llm.evaluation.probes import ALIKE, TOO_LONG, UNEQUAL, Item, Items
 from llm.evaluation.texts import sentences
 from llm.tokenizer import train
 from tests.korean import preset
@@ -187,7 +187,7 @@ def test_items_that_cannot_be_asked_are_counted(oracle, reason):
     assert probes["word_order"].as_json()["left_out"] == dict(items.left_out["word_order"])
 
 
-def test_a_model_that_learned_nothing_is_not_told_the_answer_by_fewer_tokens(tmp_path):
+def test_a_model_that_learned_nothing_is_not_told_the_answer_by_fewer_tokens():
     """A tokenizer of this very text joins nouns to their particles; every token costs the same."""
     config = preset("char_bpe", vocab_size=420, initial_alphabet="none")
     trained = train(config, iter(made_documents() * 20))

@@ -111,7 +111,7 @@ def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, traine
     assert [verify(each)[1] for each in with_parents([merged])] == [[]] * 5
 
 
-def test_the_merge_and_the_files_are_within_the_bound(merged: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_merge_and_the_files_are_within_the_bound(merged: Run) -> None:
     results = merged.results
     assert 0 < results["max_logit_difference_of_merge"] <= 1e-4 and results["max_logit_difference"] <= 1e-4
     assert results["texts_compared"] == 3 and results["texts_parted_at_ties"] == 0

@@ -24,7 +24,6 @@ from llm.model import targets
 from llm.tokenizer import Special
 
 MOST = 64
-NEW = ["<|im_start|>", "<|im_end|>"]
 
 
 @pytest.fixture(scope="module")

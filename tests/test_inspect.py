@@ -203,7 +203,7 @@ def test_conversations_are_shown_with_their_roles_and_the_command_that_tunes(tmp
     assert "use it: python train.py stage=finetune base=<run> data=sharegpt" in show(found)
 
 
-def test_of_a_large_archive_a_few_members_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_archive_a_few_members_are_read(tmp_path: Path) -> None:
     texts = documents(500)
     (tmp_path / "a.zip").write_bytes(zip_bytes({f"{n:03}.txt": text.encode() for n, text in enumerate(texts)}))
     found = diagnose(str(tmp_path / "a.zip"))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llm.config.data import BadRecords, DataConfig, DataKind, DataSource
-from llm.data import Conversation, Document, korean_law, open_corpus
+from llm.data import Conversation, korean_law, open_corpus
 from llm.data.korean_law import PACKAGE, answer_text, question_text, questions, statute_articles, statute_text, statutes
-from llm.data.records import Rejected
+from llm.data.records import Document, Rejected
 from llm.errors import ConfigError
 
 needs_package = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="card-legal-data is not installed")

@@ -380,7 +380,7 @@ def test_what_is_killed_while_slurm_ends_the_job_was_stopped(
 
 @pytest.mark.parametrize(("state", "asked"), [("RUNNING", [["requeue", "12"]]), ("CANCELLED", [])])
 def test_a_job_that_somebody_ends_is_not_put_back_into_the_queue(
-    slurm: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, asked: list[list[str]]
+    slurm: Commands, tmp_path: Path, state: str, asked: list[list[str]]
 ) -> None:
     slurm.answer("scontrol", f"JobId=12 JobState={state} Reason=None\n")
     in_slurm(tmp_path).requeue()

@@ -55,7 +55,7 @@ def test_the_blog_preset_is_the_recipe_of_the_blog(folders: dict[str, Path]) -> 
         assert recipe.encode(text).tokens == load(folders["blog"]).encode(text).tokens
 
 
-def test_the_blog_preset_says_the_sentence_of_the_blog(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_blog_preset_says_the_sentence_of_the_blog(tmp_path: Path) -> None:
     text = "토크나이저 만들기 성공"
     blog = preset("blog")
     save(train(blog, iter([*documents(20), text])), blog, tmp_path / "with")

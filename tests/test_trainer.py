@@ -41,9 +41,10 @@ from llm.model.loss import IGNORED
 from llm.run.console import log
 from llm.run.metrics import read_metrics
 from llm.tokenizer import Special
-from llm.trainer import Evaluation, Fit, bits_per_byte, evaluate, fit
+from llm.trainer import Evaluation, Fit, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.trainer.module import seed_dropout
+from llm.trainer.validation import bits_per_byte
 from tests.patience import PATIENCE
 from tests.rounding import rounding
 

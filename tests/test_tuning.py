@@ -27,6 +27,7 @@ from llm import model as models
 from llm.chat import Talker, open_talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError
+from llm.model.build import four_bits
 from llm.run import launch
 from llm.run.console import log, start_logging
 from llm.run.metrics import read_metrics
@@ -417,7 +418,7 @@ def test_a_base_in_four_bits_is_tuned_as_it_is_without_a_gpu(outputs: Path) -> N
 
 
 def test_four_bits_are_nf4_multiplied_in_bf16() -> None:
-    settings = models.four_bits()
+    settings = four_bits()
     assert (settings.load_in_4bit, settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant) == (
         True,
         "nf4",

@@ -1,5 +1,6 @@
 """Runs, sweeps and searches ranked, the best first: in the terminal, as Markdown, and as one HTML page with figures.
 
+command   the command line -> one of the ways to show a ranking
 entries   what a user names -> runs, and jobs of a sweep: how each stands and what came out
 effects   values -> means with their intervals, and what each setting does to them
 differing entries -> the settings in which they differ

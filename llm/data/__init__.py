@@ -2,6 +2,7 @@
 
 corpus.py        config -> documents or conversations, each with its origin, what was dropped, and a digest
 files.py         the files of a path, of any format, in archives or not; it names the modules that do it
+records.py       what is read: documents and conversations with their origin, or what is left out and why
 sample.py        the first records of what lies at a path, and which choice of conf/data reads them
 suggest.py       the settings that read the longest text of a record
 cleaning/        documents repaired, masked and dropped by configured steps, with an account of every byte
@@ -14,7 +15,7 @@ encoding.py      documents -> token ids, by several processes, in order
 sharding.py      a corpus -> shards, going on where a killed attempt ended
 partial.py       what such an attempt left
 shards.py        a folder of shards: its manifest, its files, and how they are checked and read
-rows.py          shards -> packed rows of tokens that keep documents apart
+rows.py          shards -> packed rows of tokens that keep documents apart; packing.py: which tokens lie in which row
 conversations.py messages -> rows whose labels are the assistant's tokens
 mixture.py       several corpora and their rows in proportion
 mixed_shards.py  the shards of several corpora: what they come to, and their rows
@@ -31,12 +32,12 @@ from llm.data.conversations import (
     show_trained,
 )
 from llm.data.copies import Copies, count_copies
-from llm.data.corpus import Conversation, Corpus, Document, open_corpus
+from llm.data.corpus import Conversation, Corpus, open_corpus
 from llm.data.encoding import available_cores
-from llm.data.mixture import MixedCorpus, MixedRows, amounts, corpus_notes, open_parts, open_texts, share_out
+from llm.data.mixture import MixedCorpus, MixedRows, corpus_notes, open_parts, open_texts, share_out
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.data.rows import Rows, TokenRows
-from llm.data.sharding import count_predicted, entropy_bits, write_shards
+from llm.data.sharding import write_shards
 from llm.data.shards import Manifest, read_manifest
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "ConversationRows",
     "Copies",
     "Corpus",
-    "Document",
     "Encoded",
     "EvaluationBatches",
     "Manifest",
@@ -55,14 +55,11 @@ __all__ = [
     "Rows",
     "TokenRows",
     "TrainingBatches",
-    "amounts",
     "available_cores",
     "conversation_rows",
     "corpus_notes",
     "count_copies",
-    "count_predicted",
     "encode_conversations",
-    "entropy_bits",
     "open_corpus",
     "open_parts",
     "open_texts",

@@ -8,15 +8,12 @@ statistics.py  texts -> repetition, variety, Hangul, broken syllables; shares wi
 tasks.py       tasks of lm-eval by name, asked by lm-eval's own model, of a tuned model by its chat template
 """
 
-from llm.evaluation.probes import Item, Items, Probe, make_items, measure
+from llm.evaluation.probes import make_items, measure
 from llm.evaluation.scoring import Scorer
 from llm.evaluation.statistics import Share, describe
 from llm.evaluation.texts import held_out_documents, openings
 
 __all__ = [
-    "Item",
-    "Items",
-    "Probe",
     "Scorer",
     "Share",
     "describe",

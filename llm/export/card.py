@@ -42,7 +42,7 @@ def card(run: Run, facts: Facts) -> dict[str, str]:
     parts = [
         _header(facts),
         f"# {run.record['name']}\n\n{_summary(run, lineage, facts)}",
-        f"## Use\n\n{_use(run, facts)}",
+        f"## Use\n\n{_use(facts)}",
         f"## Made from\n\n{_table(STEP, [*map(_foreign, _bases(lineage)), *map(_step, lineage)])}",
         f"## Numbers\n\n{_table(['measure', 'value'], _numbers(run))}",
         *(f"## Loss of the {each.stage} run\n\n{shown}" for each in lineage if (shown := _losses(each, plots))),
@@ -79,7 +79,7 @@ def _data(run: Run) -> str:
     return str(run.config["data"]["name"])
 
 
-def _use(run: Run, facts: Facts) -> str:
+def _use(facts: Facts) -> str:
     folder = "path/to/this/folder"
     loader, imports = "AutoModelForCausalLM", "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if facts.is_adapter:

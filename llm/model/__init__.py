@@ -14,14 +14,14 @@ generation.py prompts -> text, piece by piece or many at once, each prompt drawn
 
 from llm.model.architectures import check_architecture
 from llm.model.attention import document_bounds
-from llm.model.build import begin, build, count_base_parameters, count_parameters, four_bits, load, load_for_use, save
+from llm.model.build import begin, build, count_base_parameters, count_parameters, load, load_for_use, save
 from llm.model.generation import Answer, generate, steps, stream
 from llm.model.isolation import require_isolation
 from llm.model.loading import load_adapter, new_model, open_config, open_model
 from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
 from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
-from llm.model.vocabulary import grow, pad, padding_of, unpad, unpadded
+from llm.model.vocabulary import grow, padding_of
 
 __all__ = [
     "EAGER",
@@ -39,7 +39,6 @@ __all__ = [
     "document_bounds",
     "expert_tensors",
     "folder_of_model",
-    "four_bits",
     "generate",
     "grow",
     "load",
@@ -51,7 +50,6 @@ __all__ = [
     "next_token_nats",
     "open_config",
     "open_model",
-    "pad",
     "padding_of",
     "read_config",
     "require_isolation",
@@ -60,6 +58,4 @@ __all__ = [
     "steps",
     "stream",
     "targets",
-    "unpad",
-    "unpadded",
 ]

@@ -124,7 +124,7 @@ def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome
             proof=proof,
         )
         if settings.gguf is not None:
-            _write_gguf(target, config, source, model)
+            _write_gguf(target, config, model)
         for name, text in export.card(source, facts).items():
             write_text(target / name, text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
@@ -140,7 +140,7 @@ def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome
     return Outcome(results=proof, digest=digest)
 
 
-def _write_gguf(folder: Path, config: ExportStage, source: Run, model: Model) -> None:
+def _write_gguf(folder: Path, config: ExportStage, model: Model) -> None:
     from llm.export.gguf import write_gguf
 
     assert config.export.gguf is not None

@@ -17,6 +17,6 @@ throughput.py  FLOPs per token and the device's peak: what MFU is made of
 
 from llm.trainer.compiler import require_compiler
 from llm.trainer.fit import Fit, fit, require_rows
-from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
+from llm.trainer.validation import Evaluation, evaluate
 
-__all__ = ["Evaluation", "Fit", "bits_per_byte", "evaluate", "fit", "require_compiler", "require_rows"]
+__all__ = ["Evaluation", "Fit", "evaluate", "fit", "require_compiler", "require_rows"]
