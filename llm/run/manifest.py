@@ -32,11 +32,8 @@ def check_files(run: Run, *, under: str = "") -> int:
     if not names:
         raise DamagedError(f"{run.path / 'run.json'} lists no file under {under or '.'}. {_remedy(run)}")
     for name in names:
-        path = run.path / name
-        if not path.is_file():
-            raise DamagedError(f"{path} is missing. {_remedy(run)}")
-        if path.stat().st_size != listed[name]["bytes"] or sha256_of(path) != listed[name]["sha256"]:
-            raise DamagedError(f"{path} is not what run.json says. {_remedy(run)}")
+        if fault := _fault(run.path / name, listed[name]):
+            raise DamagedError(f"{run.path / name}{fault}. {_remedy(run)}")
     return len(names)
 
 
@@ -54,19 +51,28 @@ def check_metrics(run: Run, name: str = METRICS) -> None:
     """Have the lines of a finished run be what run.json says; those of an unfinished one may end anywhere.
 
     Raises:
-        DamagedError: they are not; it names the line, where that can be known.
+        DamagedError: they are not.
     """
-    path, listed = run.path / name, (run.record.get("files") or {}).get(name)
-    if listed is None:
-        return
-    if path.is_file() and path.stat().st_size < listed["bytes"]:
-        number = path.read_bytes().count(b"\n") + 1
-        raise DamagedError(f"{path}:{number}: the rest is cut off, of {listed['bytes']} bytes. {_remedy(run)}")
-    try:
+    if name in (run.record.get("files") or {}):
         check_files(run, under=name)
-    except DamagedError:
-        read_metrics(path)  # which names a line that is no JSON any more
-        raise
+
+
+def _fault(path: Path, listed: dict[str, Any]) -> str | None:
+    """What is wrong with a file by what run.json lists of it; of lines of JSON it names the line, where it can.
+
+    Raises:
+        DamagedError: one of these is no JSON any more.
+    """
+    if not path.is_file():
+        return " is missing"
+    if path.stat().st_size == listed["bytes"] and sha256_of(path) == listed["sha256"]:
+        return None
+    if path.suffix == ".jsonl":
+        if path.stat().st_size < listed["bytes"]:
+            number = path.read_bytes().count(b"\n") + 1
+            return f":{number}: the rest is cut off, of {listed['bytes']} bytes"
+        read_metrics(path)
+    return " is not what run.json says"
 
 
 def _files(folder: Path) -> Iterator[Path]:
