@@ -32,7 +32,7 @@ from llm.errors import (
     StoppedError,
     one_line_errors,
 )
-from llm.run import earlier, waiting
+from llm.run import earlier, owner
 from llm.run.console import log
 from llm.run.files import clear_temporaries, digest_of, give_usual_mode, whole_folder, write_json, write_text
 from llm.run.identity import Plan, differences
@@ -409,8 +409,8 @@ def killed_at(number, patch):
 
         return counted
 
-    for owner, name in ((Path, "rename"), (Path, "unlink"), (earlier, "remove")):
-        patch.setattr(owner, name, ending(getattr(owner, name)))
+    for place, name in ((Path, "rename"), (Path, "unlink"), (earlier, "remove")):
+        patch.setattr(place, name, ending(getattr(place, name)))
 
 
 def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_path, monkeypatch):
@@ -631,7 +631,7 @@ def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_rank_that_nobody_comes_for_says_what_it_waits_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(owner, "IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     folder = tmp_path / "tokenizer" / f"bpe-law-{plan(tmp_path).key}"
@@ -643,13 +643,12 @@ def test_a_rank_that_nobody_comes_for_says_what_it_waits_for(tmp_path, monkeypat
 
 
 def test_a_rank_waits_as_long_as_somebody_is_at_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.0)
-    looks = waiting.looks([tmp_path])
+    monkeypatch.setattr(owner, "IDLE_SECONDS", 0.0)
+    looks = iter([None, None, None, "begun"])
     with owned(tmp_path, wait=False):
-        for _ in range(3):
-            next(looks)
+        assert owner.wait_for_rank_zero([tmp_path], lambda: next(looks)) == "begun"
     with pytest.raises(LaunchError, match="nobody is at it"):
-        next(looks)
+        owner.wait_for_rank_zero([tmp_path], lambda: None)
 
 
 SRUN = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "5", "SLURM_STEP_NUM_TASKS": "2"}

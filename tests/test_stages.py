@@ -38,15 +38,15 @@ from llm.data import (
 )
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError, LaunchError, StoppedError
-from llm.run import devices, waiting
+from llm.run import devices, owner
 from llm.run.console import log, start_logging
+from llm.run.devices import settled_trainer
 from llm.run.files import digest_of, sha256_of
 from llm.run.identity import Plan
 from llm.run.making import Outcome, make
 from llm.run.manifest import check_files
 from llm.run.metrics import read_metrics
 from llm.run.models import find_model
-from llm.run.precision import settled_trainer
 from llm.run.runs import Run, load
 from llm.stage import run_stage
 from tests.korean import documents
@@ -406,7 +406,7 @@ def test_a_rank_on_another_kind_of_device_does_as_rank_zero_has_recorded(
     )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     with monkeypatch.context() as patch:
-        patch.setattr(waiting, "IDLE_SECONDS", 0.0)
+        patch.setattr(owner, "IDLE_SECONDS", 0.0)
         patch.setenv("RANK", "1")
         with pytest.raises(LaunchError, match=rf"for rank 0 to begin {tmp_path}\S* or {tmp_path}\S*, and nobody is"):
             settled_trainer(asked)

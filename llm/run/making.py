@@ -20,10 +20,9 @@ from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
 from llm.run.files import clear_temporaries, write_text
 from llm.run.identity import KEY_DIGITS, Plan, differences
 from llm.run.manifest import check_metrics, list_files
-from llm.run.owner import forget_dead_owner, owned
+from llm.run.owner import forget_dead_owner, owned, wait_for_rank_zero
 from llm.run.record import commit, now, provenance, recorded_config
 from llm.run.runs import Run, candidates, read_record, recorded_place, write_record
-from llm.run.waiting import looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +165,8 @@ def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: boo
         raise ConfigError(
             "RANK is set, but not by torch.distributed.run or srun. Unset it, or start with one of these."
         )
-    look = looks([folder])
-    while True:
+
+    def look() -> Run | None:
         record = read_record(folder) or {}
         of_this_launch = record.get("launch") == launch
         if record.get("status") == "done" and (of_this_launch or not begins_anew(plan, folder)):
@@ -176,10 +175,13 @@ def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: boo
             raise DamagedError(f"{folder}: rank 0 failed: {record['error']}")
         if of_this_launch and "stopped" in record:
             raise StoppedError(record["stopped"])
-        if of_this_launch and not wait:  # a run that all ranks make; the others are made by rank zero alone
-            work(Run(folder, record))
-            return Run(folder, record)
-        next(look)
+        is_of_all = of_this_launch and not wait  # else it is made by rank zero alone
+        return Run(folder, record) if is_of_all else None
+
+    run = wait_for_rank_zero([folder], look)
+    if not run.is_done:
+        work(run)
+    return run
 
 
 def _reusable(plan: Plan, folder: Path) -> Run | None:

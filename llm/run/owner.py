@@ -9,23 +9,27 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from llm.errors import ConfigError, DamagedError, say_error
+from llm.environment import process_rank
+from llm.errors import ConfigError, DamagedError, LaunchError, say_error
 from llm.run.console import log
 from llm.run.files import write_json
+
+T = TypeVar("T")
 
 LOCK, OWNER = ".lock", ".owner.json"
 WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
 BEAT_SECONDS = 10.0
 RETRY_SECONDS = 0.5  # until a beat that failed is tried again: who took over meanwhile is to be noticed soon
 DEAD_AFTER_SECONDS = 60.0  # without a beat
+IDLE_SECONDS = 600.0  # without an owner: rank zero makes another run than a rank waits for, or none
 
 
 class OwnedError(ConfigError):
@@ -82,6 +86,28 @@ def is_owned(folder: Path) -> bool:
             return _lives_elsewhere(folder)
     except (Timeout, PermissionError):
         return True
+
+
+def wait_for_rank_zero(folders: Sequence[Path], look: Callable[[], T | None]) -> T:
+    """What `look` finds once rank zero has come so far in one of these folders, for as long as somebody is at it.
+
+    Raises:
+        LaunchError: nobody has begun in any of them.
+    """
+    deadline = time.monotonic() + IDLE_SECONDS
+    while (found := look()) is None:
+        time.sleep(WAIT_SECONDS)
+        if time.monotonic() >= deadline:
+            if not any(map(is_owned, folders)):
+                places = " or ".join(map(str, folders))
+                raise LaunchError(
+                    f"rank {process_rank()} has waited {IDLE_SECONDS / 60:.0f} minutes for rank 0 to begin {places}, "
+                    "and nobody is at it. All processes of a launch need the same code, the same data and one folder "
+                    "for outputs: see what rank 0 says, and where it starts its run.",
+                    exit_code=1,
+                )
+            deadline = time.monotonic() + IDLE_SECONDS
+    return found
 
 
 def forget_dead_owner(folder: Path) -> None:

@@ -10,11 +10,10 @@ from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.devices import with_precision
+from llm.run.devices import settled_trainer, with_precision
 from llm.run.identity import Plan
 from llm.run.making import NOT_MINE, Outcome
 from llm.run.manifest import check_files
-from llm.run.precision import settled_trainer
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_training
