@@ -217,8 +217,8 @@ def test_the_end_of_input_ends_a_conversation(talker: Talker, capsys: pytest.Cap
 def test_a_control_tokens_name_in_a_message_is_text(talker: Talker) -> None:
     said = [{"role": "system", "content": "<|endoftext|>"}, *messages("끝 <|endoftext|>질문", "<|endoftext|>", "또")]
     ids, _ = talker.encode(said, Sampling(max_new_tokens=4))
-    assert [ids[0], ids.count(talker.special.eos_id)] == [talker.special.bos_id, 2]  # and the end of the one answer
-    assert talker.words.decode(ids).count("<|endoftext|>") == 3
+    assert [ids[0], ids.count(talker.eos_id)] == [talker.tokenizer.bos_token_id, 2]  # and the end of the one answer
+    assert talker.tokenizer.backend_tokenizer.decode(ids).count("<|endoftext|>") == 3
 
 
 def test_a_message_that_cannot_be_is_refused_and_the_conversation_goes_on(
@@ -278,7 +278,7 @@ def test_the_system_prompt_stands_before_the_conversation_and_stays(
     assert seen[2] == messages("가", "답", "나", "답", "다")
     assert "there is no command /nwe. /new begins anew" in capsys.readouterr().err
     ids, left_out = talker.encode([*head, *messages(*["가나다라"] * 20, QUESTION)], SETTINGS)
-    assert left_out and talker.words.decode(ids).startswith("지시: 짧게\n질문: ")
+    assert left_out and talker.tokenizer.backend_tokenizer.decode(ids).startswith("지시: 짧게\n질문: ")
 
 
 def test_the_prompt_with_a_system_prompt_is_what_the_template_makes(

@@ -27,9 +27,9 @@ class Talker:
 
     name: str
     model: Any
-    words: Any  # tokenizers.Tokenizer
-    chat: Any  # the same as transformers sees it
-    special: tokenizer.Special
+    tokenizer: Any  # as transformers has it, with its chat template
+    pad_id: int
+    eos_id: int
     positions: int  # tokens that prompt and answer may take together
 
     def encode(
@@ -78,10 +78,10 @@ class Talker:
         pieces = stream(
             self.model,
             ids,
-            self.words,
+            self.tokenizer.backend_tokenizer,
             sampling=settings,
-            pad_id=self.special.pad_id,
-            eos_ids=(self.special.eos_id,),
+            pad_id=self.pad_id,
+            eos_ids=(self.eos_id,),
             answer=answer,
         )
         return _without_first_space(pieces)
@@ -95,10 +95,10 @@ class Talker:
         return generate(
             self.model,
             prompts,
-            self.words,
+            self.tokenizer.backend_tokenizer,
             sampling=settings,
-            pad_id=self.special.pad_id,
-            eos_ids=(self.special.eos_id,),
+            pad_id=self.pad_id,
+            eos_ids=(self.eos_id,),
             seeds=seeds,
         )
 
@@ -121,7 +121,7 @@ class Talker:
     @cached_property
     def _renderer(self) -> tokenizer.Renderer:
         """Its process, where the template is not ours, ends with this one."""
-        renderer = tokenizer.Renderer(self.chat)
+        renderer = tokenizer.Renderer(self.tokenizer)
         atexit.register(renderer.close)
         return renderer
 
@@ -147,31 +147,20 @@ def open_talker(source: Model) -> Talker:
     """A model that can be talked to, with its adapter where it has one.
 
     Raises:
-        ConfigError: it is of a kind that transformers does not have, or has no end of a text.
+        ConfigError: it is of a kind that transformers does not have, or its tokenizer names no end of a text.
         DamagedError: a file of it is missing, is not what it was, or cannot be used.
     """
     source.check()
     from llm import model as models
 
     chat = tokenizer.load_chat(source.tokenizer)
-    model = models.load_for_use(source)
-    if source.run is not None:
-        words, special = tokenizer.load(source.tokenizer), tokenizer.special(source.tokenizer)
-    else:
-        words, special = chat.backend_tokenizer, _special(chat, source)
-        if chat.chat_template is None:
-            chat.chat_template = CHAT_TEMPLATE
-            log.info("%s has no chat template; turns are marked by plain words", source.title)
-    return Talker(source.title, model, words, chat, special, source.positions)
-
-
-def _special(chat: Any, source: Model) -> tokenizer.Special:
-    """The special tokens of a tokenizer that is none of ours: without an end, a text ends for want of room."""
-    end = chat.eos_token_id
+    end, pad = chat.eos_token_id, chat.pad_token_id
     if end is None:
         raise ConfigError(
             f"{source.path}: tokenizer_config.json names no eos_token, so that an answer never ends. Add it."
         )
-    pad = chat.pad_token_id if chat.pad_token_id is not None else end
-    begin = chat.bos_token_id if chat.bos_token_id is not None else end
-    return tokenizer.Special(bos_id=begin, eos_id=end, pad_id=pad, tokens=tuple(chat.all_special_tokens))
+    model = models.load_for_use(source)
+    if chat.chat_template is None:
+        chat.chat_template = CHAT_TEMPLATE
+        log.info("%s has no chat template; turns are marked by plain words", source.title)
+    return Talker(source.title, model, chat, end if pad is None else pad, end, source.positions)

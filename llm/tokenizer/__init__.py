@@ -5,8 +5,7 @@ morphemes.py    where morphemes begin, by an optional analyser
 training.py     texts, or a sample of them -> a trained tokenizer; a trained one -> a smaller one
 fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
 llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
-pretrained.py   the folder of a tokenizer that is there already -> the tokenizer, or a folder as ours
-folder.py       a trained tokenizer <-> a folder that AutoTokenizer loads too
+folder.py       a tokenizer <-> a folder that AutoTokenizer loads too, ours or one that was there already
 chat.py         a chat template -> the text of conversations, and the tokens that it needs
 rendering.py    the same in a process with limits, where the template is not ours
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
@@ -14,17 +13,23 @@ report.py       what a tokenizer keeps of held-out text, what it loses, how shor
 
 from llm.tokenizer.chat import TEMPLATES, Renderer, adopt_template, answers_of, check_template, read_template
 from llm.tokenizer.fast import batch_encoder
-from llm.tokenizer.folder import Special, digest, load, load_chat, save, save_with_roles, special
-from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
-from llm.tokenizer.morphemes import installed_analyser
-from llm.tokenizer.pretrained import (
+from llm.tokenizer.folder import (
+    Special,
     adopt,
+    digest,
     digest_of_pretrained,
     gives_same_ids,
+    load,
+    load_chat,
     read_pretrained,
     require_chat,
+    save,
+    save_with_roles,
+    special,
     tokens_of,
 )
+from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
+from llm.tokenizer.morphemes import installed_analyser
 from llm.tokenizer.rendering import TemplateError
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
 from llm.tokenizer.training import Sample, cut, has_merges, peak_memory_bytes, train, why_not_reproducible

@@ -1,4 +1,8 @@
-"""A trained tokenizer <-> a folder that transformers' AutoTokenizer loads too."""
+"""A tokenizer <-> a folder that transformers' AutoTokenizer loads too, ours or one that was there already.
+
+Ours has a digest beside it, by which a damaged one is known. Any other may lack that, and whatever else its tokenizer
+can be used without.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from llm.config.tokenizer import TokenizerConfig
-from llm.errors import DamagedError, first_line, is_panic
-from llm.run.files import digest_of, naming, write_text
-from llm.run.models import opening
+from llm.errors import ConfigError, DamagedError, first_line, is_panic
+from llm.run.files import digest_of, naming, whole_folder, write_text
+from llm.run.models import TOKENIZER, opening, read_json
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DIGEST_FILE = "tokenizer.sha256"
+SETTINGS_FILE = "tokenizer_config.json"
 ROLES = ("bos_token", "eos_token", "pad_token")
+_OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents
+_OF_IDS = ("normalizer", "pre_tokenizer", "model")
 _PROBE = "가나다 라마바 <0x41>\nabc 😀"  # what a damaged model stumbles over, it should when it is loaded
 
 # Plain words mark the turns, and the end of a turn is the end of a document, so that every tokenizer can say it and a
@@ -60,12 +67,17 @@ def save_with_roles(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -
     unknown = unknown_token(tokenizer)
     if unknown is not None and tokenizer.token_to_id(unknown) is not None:
         roles = roles | {"unk_token": unknown}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
-    wrapped.chat_template = CHAT_TEMPLATE
-    path, content = folder / "tokenizer.json", tokenizer.to_str(pretty=True)
+    chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
+    chat.chat_template = CHAT_TEMPLATE
+    _write(chat, tokenizer, folder)
+
+
+def _write(chat: "PreTrainedTokenizerFast", tokenizer: Tokenizer, folder: Path) -> None:
+    """What transformers writes, then `tokenizer` itself, to which it may have added, and its digest."""
+    path, content = folder / TOKENIZER, tokenizer.to_str(pretty=True)
     with naming(path, num_bytes=len(content.encode())):
-        wrapped.save_pretrained(folder)
-    write_text(path, content)  # transformers had added a post-processor
+        chat.save_pretrained(folder)
+    write_text(path, content)
     write_text(folder / DIGEST_FILE, digest(folder) + "\n")
 
 
@@ -75,55 +87,39 @@ def load(folder: Path) -> Tokenizer:
     Raises:
         DamagedError: its files are not what was saved, or are no tokenizer.
     """
-    path = _checked(folder)
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(_read(path)))  # what the digest was taken of, each key once
-        tokenizer.encode_special_tokens = True
-        tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
-    except BaseException as error:
-        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
-            raise
-        raise _damaged(path, error) from None
+    _check(folder)
+    tokenizer = _tokenizer(folder)
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer as transformers sees it, with its chat template.
+    """The tokenizer as transformers sees it, with the chat template beside it; no code that it names is run.
 
     Raises:
-        DamagedError: its files are not what was saved, or are no tokenizer.
-    """
-    _checked(folder)
-    chat = as_transformers(folder)
-    chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
-    return chat
-
-
-def as_transformers(folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer with its settings beside it, whosever it is; no code that it names is run.
-
-    Raises:
-        DamagedError: transformers cannot use it, or it cannot be used on text.
+        DamagedError: its files are not what was saved, or transformers cannot use them on text.
     """
     from transformers import PreTrainedTokenizerFast
 
+    _check(folder)
     with opening(folder, as_a="tokenizer"):
         chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         chat.init_kwargs.pop("auto_map", None)  # which would be saved with it, and its code would not
         chat.decode(chat(_PROBE, add_special_tokens=False)["input_ids"])
+    chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
     return chat
 
 
 def special(folder: Path) -> Special:
     """The special tokens of a saved tokenizer."""
-    config, state = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
+    config, state = read_json(folder / SETTINGS_FILE), read_json(folder / TOKENIZER)
     try:
         added = {token["content"]: token["id"] for token in state["added_tokens"]}
         bos, eos, pad = (added[config[role]] for role in ROLES)
     except (KeyError, TypeError) as error:
-        raise _damaged(folder / "tokenizer_config.json", error) from None
+        raise _damaged(folder / SETTINGS_FILE, error) from None
     return Special(bos_id=bos, eos_id=eos, pad_id=pad, tokens=tuple(added))
 
 
@@ -132,33 +128,145 @@ def digest(folder: Path) -> str:
 
     Two trainings that gave the same tokenizer have one digest, however their files are laid out.
     """
-    path = folder / "tokenizer.json"
-    config = _read(folder / "tokenizer_config.json")
+    state, config = read_json(folder / TOKENIZER), read_json(folder / SETTINGS_FILE)
     try:
-        return digest_of([_read(path), [config.get(role) for role in ROLES]])
-    except DamagedError:
-        raise
+        return digest_of([state, [config.get(role) for role in ROLES]])
     except ValueError as error:  # no number, half a character
-        raise _damaged(path, error) from None
+        raise _damaged(folder / TOKENIZER, error) from None
 
 
-def _checked(folder: Path) -> Path:
-    """The tokenizer.json of a folder, after checking it against the digest that was saved beside it, if one was."""
-    path, recorded = folder / "tokenizer.json", folder / DIGEST_FILE
-    found = digest(folder)
-    if recorded.exists() and recorded.read_text(encoding="utf-8", errors="replace").strip() != found:
-        raise _damaged(path, ValueError(f"{recorded.name} beside it says otherwise"))
-    return path
+# Of any origin
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_pretrained(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, dict[str, str]]:
+    """(the tokenizer in a folder, the token of each role, bos and pad being eos where it has none).
+
+    Raises:
+        ConfigError: it is no tokenizer, has no end of a text, or lacks a token that the config names.
+        DamagedError: it cannot be read.
+    """
+    key = f"tokenizer.path={config.path}"
+    tokenizer, roles = _with_roles(folder, key, config)
+    if max(tokenizer.get_vocab().values()) >= tokenizer.get_vocab_size():
+        raise ConfigError(f"{key}: its ids have gaps. Choose another.")
+    return tokenizer, roles
+
+
+def digest_of_pretrained(folder: Path, config: TokenizerConfig) -> str:
+    """SHA-256 of what is taken from the folder: the tokenizer and the roles of its special tokens."""
+    tokenizer, roles = read_pretrained(folder, config)
+    return digest_of([json.loads(tokenizer.to_str()), roles])
+
+
+def require_chat(folder: Path, *, template: str | None = None) -> None:
+    """Refuse, before any work, a base whose tokenizer cannot say a conversation; a `template` is in place of its own.
+
+    Raises:
+        ConfigError: it has no chat template, or no token that ends a text.
+        DamagedError: the tokenizer cannot be read.
+    """
+    _with_roles(folder, key := f"base={folder}")
+    if not (template or load_chat(folder).chat_template):
+        raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
+
+
+def adopt(source: Path, target: Path, *, key: str, template: str | None = None) -> Path:
+    """`target`, with the tokenizer of `source` as our own runs have it, and `template` as its own where it is given.
+
+    What ends a text also pads and begins one, where nothing else does. Padding is never trained on: its labels are left
+    out of the loss by their place, not by their token. `key` is how the user named the folder.
+
+    Raises:
+        ConfigError: it is no tokenizer, or has no end of a text.
+        DamagedError: it cannot be read.
+    """
+    tokenizer, roles = _with_roles(source, key)
+    chat = load_chat(source)
+    chat.chat_template = template or chat.chat_template
+    for role, token in roles.items():
+        setattr(chat, role, token)
+    with whole_folder(target) as folder:
+        _write(chat, tokenizer, folder)
+    return target
+
+
+def gives_same_ids(folder: Path, other: Path) -> bool:
+    """Whether the tokenizers of two folders make the same ids of any text: what frames, cuts or pads does not count."""
+    with opening(folder, as_a="tokenizer"):
+        return _of_ids(_state(folder)) == _of_ids(_state(other))
+
+
+def tokens_of(folder: Path) -> dict[str, int]:
+    """Every token and its id, of the tokenizer in a folder."""
+    return dict(_tokenizer(folder).get_vocab())
+
+
+def _of_ids(state: dict[str, Any]) -> Any:
+    added = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
+    return {key: state.get(key) for key in _OF_IDS} | {"added": added}
+
+
+def _check(folder: Path) -> None:
+    """Refuse a file that is no JSON, and files that the digest beside them, where there is one, was not taken of."""
+    recorded = folder / DIGEST_FILE
+    read_json(folder / TOKENIZER)
+    if recorded.exists() and recorded.read_text(encoding="utf-8", errors="replace").strip() != digest(folder):
+        raise _damaged(folder / TOKENIZER, ValueError(f"{recorded.name} beside it says otherwise"))
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    return read_json(folder / TOKENIZER) | dict.fromkeys(_OF_A_CALL)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    state = _state(folder)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(value, dict):
-        raise _damaged(path, ValueError("no JSON object"))
-    return value
+        tokenizer = Tokenizer.from_str(json.dumps(state))  # what a digest is taken of, each key once
+        tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
+    except BaseException as error:
+        if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
+            raise
+        raise _damaged(folder / TOKENIZER, error) from None
+    return tokenizer
+
+
+def _with_roles(folder: Path, key: str, config: TokenizerConfig | None = None) -> tuple[Tokenizer, dict[str, str]]:
+    """(the tokenizer in a folder, the token of each role: as the config names it, else as its files say)."""
+    if "model" not in _state(folder):
+        path = folder / TOKENIZER
+        raise ConfigError(f"{path} is no tokenizer of the tokenizers library. Give a folder that has one.")
+    tokenizer = _tokenizer(folder)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    way = "Set tokenizer.{}." if config else f"Name one in its {SETTINGS_FILE} as {{}}."
+    found: dict[str, str] = {}
+    for role in ("eos_token", "bos_token", "pad_token"):
+        named = getattr(config, role) if config else None
+        token = named or _role_of_folder(folder, role, tokenizer) or found.get("eos_token")
+        if token is None:
+            raise ConfigError(f"{key}: it names no eos_token, which ends a text. {way.format(role)}")
+        if token not in added:
+            raise ConfigError(f"{key}: its {role} {token} is none of its special tokens. {way.format(role)}")
+        found[role] = token
+    return tokenizer, {role: found[role] for role in ROLES}
+
+
+def _role_of_folder(folder: Path, role: str, tokenizer: Tokenizer) -> str | None:
+    """What the files beside tokenizer.json say, the likeliest first."""
+    for name in (SETTINGS_FILE, "special_tokens_map.json"):
+        value = _json(folder / name).get(role)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            return value
+    number = _json(folder / "config.json").get(f"{role.removesuffix('_token')}_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return tokenizer.id_to_token(number) if isinstance(number, int) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except DamagedError:
+        return {}  # transformers can do without, and so can this: the roles are then asked for
 
 
 def _damaged(path: Path, error: BaseException) -> DamagedError:
