@@ -4,6 +4,7 @@ Each contestant keeps its model, so that what it compiled serves all its rounds;
 optimizer, clipping and schedule.
 """
 
+import copy
 import math
 import tempfile
 import time
@@ -64,7 +65,10 @@ class Shape:
     def stock_model(self, seed: int = 0) -> Any:
         """The same weights in the model as transformers makes it: what a user has who does not use ours."""
         ours = self.model(seed)
-        stock = AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32).to(device())
+        config = copy.deepcopy(ours.config)
+        if self.architecture is Architecture.gpt2:  # ours has the same function as one operator, not seven
+            config.activation_function = type(config)().activation_function
+        stock = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device())
         stock.load_state_dict(ours.state_dict())
         return stock
 

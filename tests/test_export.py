@@ -55,6 +55,7 @@ def plain(code: str, cwd: Path, *arguments: str) -> Any:
     return json.loads(shown.stdout)
 
 
+HALF = "\ufffd"  # of a character that the last token cuts: ours leaves it out
 TRANSFORMERS_ALONE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 folder = sys.argv[1]
@@ -88,11 +89,13 @@ def test_a_merged_model_loads_and_writes_in_transformers_alone(merged: Run, trai
     ids = list(chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
     assert said["prompt_ids"] == ids
     ours = models.generate(model, [ids], words, sampling=sampling, pad_id=1)[0].text
-    assert said["text"] == said["pipeline"] == ours and len(said["ids"]) == 8
+    assert said["text"] == said["pipeline"] and len(said["ids"]) == 8
+    assert ours.rstrip(HALF) == said["text"].rstrip(HALF)
     begin = [tokenizer.special(tuned / "adapter").bos_id]
     assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids
     sampling = Sampling(max_new_tokens=4, repetition_penalty=1.0)
-    assert said["plain"] == models.generate(model, [said["plain_ids"]], words, sampling=sampling, pad_id=1)[0].text
+    ours = models.generate(model, [said["plain_ids"]], words, sampling=sampling, pad_id=1)[0].text
+    assert ours.rstrip(HALF) == said["plain"].rstrip(HALF)
 
 
 def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, trained: Path) -> None:
