@@ -26,6 +26,7 @@ from llm.run.models import own_folder
 from llm.run.runs import Run, find_runs
 from llm.run.tables import output_console, shown
 from llm.tokenizer.fast import symbol_bytes
+from llm.tokenizer.report import FIGURES
 from llm.tokenizer.training import unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
@@ -33,24 +34,6 @@ UNKNOWN_COLOUR = "#ff3b3b"
 PAGE_COLUMNS = 160  # characters of a line of the HTML page
 STAGES = ("tokenizer", *MODEL_STAGES)  # whose runs keep a tokenizer
 MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥", "\r": "␍"})  # white space that a reader can see
-NUMBERS = {
-    "vocab_size": "vocabulary",
-    "tokens_per_eojeol": "tokens per eojeol",
-    "characters_per_token": "characters per token",
-    "bytes_per_token": "bytes per token",
-    "exact_round_trip": "lines exact",
-    "nfc_round_trip": "lines exact in NFC",
-    "lossless_documents": "documents lossless",
-    "lost_bytes_share": "bytes lost",
-    "unknown_rate": "unknown tokens",
-    "byte_piece_rate": "byte pieces",
-    "single_token_common_syllables": "of 2,350 syllables one token",
-    "single_token_syllables": "of 11,172 syllables one token",
-    "vocabulary_used": "vocabulary used",
-    "renyi_efficiency": "Rényi efficiency",
-    "morpheme_crossing_rate": "tokens crossing a morpheme",
-    "encode_megabytes_per_second": "MB encoded a second",
-}
 
 
 @dataclass(frozen=True)
@@ -194,7 +177,7 @@ def table_of_reports(measured: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """A row for each number, a column for each tokenizer; numbers in and out of domain with a slash between."""
     wheres = list(next(iter(measured.values())))
     table = Table(" / ".join(wheres), *measured, highlight=False)
-    for key, label in NUMBERS.items():
+    for key, label in FIGURES.items():
         cells = [[_cell(report.get(key)) for report in by_place.values()] for by_place in measured.values()]
         table.add_row(label, *(" / ".join(dict.fromkeys(cell)) for cell in cells))
     return table

@@ -15,6 +15,7 @@ from llm.errors import ConfigError, DataError
 from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.tokenizer import load
+from llm.tokenizer.report import FIGURES
 from tests.korean import documents, preset, save_preset
 
 SIZES = {"blog": 600, "byte_bpe": 700, "char_bpe": 3000, "jamo": 600, "bert_wordpiece": 600}
@@ -118,7 +119,7 @@ def test_the_report_has_every_number_of_every_run(
     told = tmp_path / "numbers.json"
     said = shown(capsys, "blog", "char_bpe", "--report", "--outputs", str(outputs), "--json", str(told))
     found, numbers = rows(said), json.loads(told.read_text(encoding="utf-8"))
-    assert list(found) == list(tokenize.NUMBERS.values())
+    assert list(found) == list(FIGURES.values())
     assert all(len(cells) == 2 for cells in found.values())
     assert "not measured on the same" not in said
     for name, by_place in numbers.items():

@@ -4,8 +4,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import islice
+from typing import Any
 from unicodedata import normalize
 
 from tokenizers import Tokenizer
@@ -20,38 +21,46 @@ RENYI_ORDER = 2.5  # Zouhar et al. 2023 (arXiv:2306.16842), section 5: where it 
 ANALYSED_BYTES = 50_000  # of text that the morphemes are compared on: analysers read 0.1 to 0.3 MB/s
 
 
+def figure(label: str) -> Any:
+    """A field of a report that a table shows, under this label."""
+    return field(metadata={"label": label})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Counts over held-out documents; rates are shares from 0 to 1."""
 
-    vocab_size: int
+    vocab_size: int = figure("vocabulary")
     documents: int
     raw_bytes: int  # UTF-8, before any normalization
     tokens: int
-    tokens_per_eojeol: float  # an eojeol: what stands between white space
-    characters_per_token: float
-    bytes_per_token: float
-    exact_round_trip: float  # share of non-empty lines that decode to exactly themselves
-    nfc_round_trip: float  # the same with both in NFC: equal to a reader, if not to the byte
-    lossless_documents: float  # share of whole documents that are the same in NFC, line feeds included
+    tokens_per_eojeol: float = figure("tokens per eojeol")  # an eojeol: what stands between white space
+    characters_per_token: float = figure("characters per token")
+    bytes_per_token: float = figure("bytes per token")
+    exact_round_trip: float = figure("lines exact")  # share of non-empty lines that decode to exactly themselves
+    nfc_round_trip: float = figure("lines exact in NFC")  # equal to a reader, if not to the byte
+    lossless_documents: float = figure("documents lossless")  # share that is the same in NFC, line feeds included
     first_failing_line: str | None  # the first line that does not come back, not even in NFC
     failing_lines: list[str]  # the first few
     lost_characters: dict[str, int]  # the most frequent, and how often each is lost
     lost_bytes: int
-    lost_bytes_share: float
-    unknown_rate: float  # share of tokens that are the unknown token
-    byte_piece_rate: float  # share of tokens that byte fallback wrote, one for each byte
-    single_token_common_syllables: float  # share of the 2,350 syllables of KS X 1001 that are one token
-    single_token_syllables: float  # share of all 11,172 syllables
-    vocabulary_used: float  # share of the vocabulary that occurs
-    renyi_efficiency: float  # 1: all tokens occur equally often; order RENYI_ORDER
-    morpheme_crossing_rate: float | None  # share of tokens that cross a morpheme's border; None without an analyser
+    lost_bytes_share: float = figure("bytes lost")
+    unknown_rate: float = figure("unknown tokens")  # share of tokens that are the unknown token
+    byte_piece_rate: float = figure("byte pieces")  # share of tokens that byte fallback wrote, one for each byte
+    single_token_common_syllables: float = figure("of 2,350 syllables one token")  # those of KS X 1001
+    single_token_syllables: float = figure("of 11,172 syllables one token")
+    vocabulary_used: float = figure("vocabulary used")  # share of the vocabulary that occurs
+    renyi_efficiency: float = figure("Rényi efficiency")  # 1: all tokens occur equally often; order RENYI_ORDER
+    morpheme_crossing_rate: float | None = figure("tokens crossing a morpheme")  # None without an analyser
     morpheme_analyser: str | None
-    encode_megabytes_per_second: float  # of wall time, on the cores that were there
+    encode_megabytes_per_second: float = figure("MB encoded a second")  # of wall time, on the cores that were there
 
     @property
     def is_lossless(self) -> bool:
         return self.lossless_documents == 1
+
+
+FIGURES = {each.name: each.metadata["label"] for each in fields(Report) if "label" in each.metadata}
 
 
 def report(
