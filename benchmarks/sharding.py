@@ -136,8 +136,7 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llm import tokenizer
     from llm.config.stages import ShardsStage
-    from llm.run.identity import Plan
-    from llm.run.making import Outcome, make
+    from llm.run.making import Outcome, Plan, make
     from llm.stage import shards
 
     with tempfile.TemporaryDirectory(dir=folder) as outputs:

@@ -22,9 +22,8 @@ from llm.data import open_corpus
 from llm.dry_run import memory_of, show, survey
 from llm.errors import ConfigError
 from llm.run.console import start_logging
-from llm.run.identity import Plan
-from llm.run.making import find
-from llm.run.runs import write_record
+from llm.run.making import Plan, find
+from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
 from llm.stage.estimate import parameters_by_part
 from llm.sweep.search import run_search

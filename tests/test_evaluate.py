@@ -18,7 +18,8 @@ from llm.config.fields import identity_settings
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
-from llm.run.runs import Run, load, write_record
+from llm.run.record import write_record
+from llm.run.runs import Run, load
 from llm.stage.report import flat, table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of

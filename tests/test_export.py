@@ -19,7 +19,8 @@ from llm.config.fields import identity_settings
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.export.plot import loss_plot
-from llm.run.runs import Run, load, write_record
+from llm.run.record import write_record
+from llm.run.runs import Run, load
 from llm.verify import verify, with_parents
 from tests.korean import documents
 from tests.test_stages import _log, _quick_peak, compose, run

@@ -20,8 +20,7 @@ from llm.config.tokenizer import TokenizerConfig
 from llm.config.fields import HOW, check_settings, setting
 from llm.config.stages import stage
 from llm.run.files import digest_of, write_text
-from llm.run.identity import Plan
-from llm.run.making import Outcome
+from llm.run.making import Outcome, Plan
 from llm.run.runs import Run
 from llm.stage import Stage, Work, step_of
 from llm.stage.estimate import Estimate

@@ -18,7 +18,8 @@ from llm.compare.entries import Entry
 from llm.compare.ranking import shown_estimate
 from llm.config.stages import PretrainStage
 from llm.errors import ConfigError
-from llm.run.runs import Run, load, write_record
+from llm.run.record import write_record
+from llm.run.runs import Run, load
 from llm.stage.pretrain import steps_within_budget
 from tests.korean import documents, save_preset
 

@@ -35,12 +35,12 @@ from llm.errors import (
 from llm.run import earlier, owner
 from llm.run.console import log
 from llm.run.files import clear_temporaries, digest_of, give_usual_mode, whole_folder, write_json, write_text
-from llm.run.identity import Plan, differences
-from llm.run.making import Outcome, make
+from llm.run.making import Outcome, Plan, make
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
-from llm.run.runs import candidates, find_run, load, write_record
+from llm.run.record import differences, write_record
+from llm.run.runs import candidates, find_run, load
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +200,7 @@ def test_reuse_tells_of_metrics_that_are_damaged(tmp_path, lines):
 def same_keys(monkeypatch, digits):
     """Have every key begin with so many zeros."""
     monkeypatch.setattr(
-        "llm.run.identity.digest_of", lambda value: "0" * digits + digest_of(value)[digits:], raising=True
+        "llm.run.record.digest_of", lambda value: "0" * digits + digest_of(value)[digits:], raising=True
     )
 
 

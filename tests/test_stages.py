@@ -42,8 +42,7 @@ from llm.run import devices, owner
 from llm.run.console import log, start_logging
 from llm.run.devices import settled_trainer
 from llm.run.files import digest_of, sha256_of
-from llm.run.identity import Plan
-from llm.run.making import Outcome, make
+from llm.run.making import Outcome, Plan, make
 from llm.run.manifest import check_files
 from llm.run.metrics import read_metrics
 from llm.run.models import find_model

@@ -11,7 +11,7 @@ from rich.console import Console
 from sweeps import Sweep
 
 from llm.run.announcing import Result, write_result
-from llm.run.identity import key_of
+from llm.run.record import key_of
 from llm.run.runs import Run
 from llm.sweep.board import Board
 from llm.sweep.jobs import Job, NewMetrics

@@ -9,7 +9,8 @@ from llm.errors import ConfigError
 from llm.run.console import start_logging
 from llm.run.devices import with_precision
 from llm.run.making import find
-from llm.run.runs import Run, read_record
+from llm.run.record import read_record
+from llm.run.runs import Run
 from llm.stage import Step, require_machine, stage_named, step_of
 from llm.stage.estimate import Estimate, estimate_memory, estimated_run
 

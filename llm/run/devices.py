@@ -8,8 +8,7 @@ from llm.config.training import Accelerator, Precision, TrainerConfig
 from llm.environment import is_launched, launch_id, launch_size, process_rank
 from llm.errors import ConfigError
 from llm.run.console import log, start_logging
-from llm.run.identity import Plan
-from llm.run.making import begins_anew, place_of, record_in
+from llm.run.making import Plan, begins_anew, place_of, record_in
 from llm.run.owner import wait_for_rank_zero
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16

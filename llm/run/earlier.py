@@ -14,7 +14,7 @@ from llm.errors import StoppedError
 from llm.run.console import log
 from llm.run.files import remove
 from llm.run.owner import LOCK, OWNER
-from llm.run.runs import read_record
+from llm.run.record import read_record
 
 EARLIER = ".earlier"
 RECORD = "run.json"

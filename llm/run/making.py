@@ -10,19 +10,70 @@ from typing import Any
 
 import yaml
 
-from llm.config.stages import Reuse
+from llm.config.fields import identity_settings
+from llm.config.stages import Reuse, StageConfig
 from llm.credentials import without_secrets
 from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
-from llm.run.files import clear_temporaries, write_text
-from llm.run.identity import KEY_DIGITS, Plan, differences
+from llm.run.files import clear_temporaries, digest_of, write_text
 from llm.run.manifest import check_metrics, list_files
 from llm.run.owner import forget_dead_owner, owned, wait_for_rank_zero
-from llm.run.record import commit, now, provenance, recorded_config
-from llm.run.runs import Run, candidates, read_record, recorded_place, write_record
+from llm.run.record import (
+    commit,
+    differences,
+    key_of,
+    now,
+    provenance,
+    read_record,
+    recorded_config,
+    recorded_place,
+    write_record,
+)
+from llm.run.runs import Run, candidates
+
+KEY_DIGITS = (8, 16, 64)  # the next where a run of another identity has the key: of 2**32 some two may share one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run before it is made: its config, what it is made from, and how it is named."""
+
+    config: StageConfig
+    default_name: str  # where the user gave none
+    format_version: int  # of what the stage makes; raised when a change to the code alters that
+    parents: dict[str, str] = field(default_factory=dict)  # what it is made from -> SHA-256 digest of that
+    folders: dict[str, str] = field(default_factory=dict)  # what it is made from -> where that lies
+    key_digits: int = KEY_DIGITS[0]
+
+    @property
+    def stage(self) -> str:
+        return self.config.stage
+
+    @property
+    def name(self) -> str:
+        return self.config.name or self.default_name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the content, the digests of the parents, the format."""
+        return {
+            "stage": self.stage,
+            "format_version": self.format_version,
+            "settings": identity_settings(self.config),
+            "parents": self.parents,
+        }
+
+    @property
+    def key(self) -> str:
+        """The first hex digits of the identity's SHA-256."""
+        return key_of(self.identity, digits=self.key_digits)
+
+    def is_of(self, record: dict[str, Any]) -> bool:
+        """Whether the run that a run.json is of is this one."""
+        return digest_of(record.get("identity")) == digest_of(self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)

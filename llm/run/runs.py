@@ -1,6 +1,5 @@
 """The runs that are there: one by its folder or its name, all of a stage, and how each of them stands."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ import yaml
 from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
-from llm.run.files import composed, digest_of, write_json
-from llm.run.identity import key_of
+from llm.run.files import composed
 from llm.run.owner import is_owned
+from llm.run.record import place_now, read_record
 
 MOST_LISTED = 20  # runs that an error names
-STATUSES = ("running", "done", "failed")
-OWN_DIGEST = "record_digest"  # of all else that run.json says; what the first versions wrote has none
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
 
@@ -71,7 +68,7 @@ class Run:
         What lay in the outputs folder is looked for in the one that this run lies in.
         """
         outputs = Path(os.path.normpath(self.path / "../.."))
-        return {role: _place(Path(of), outputs) for role, of in (self.record.get("folders") or {}).items()}
+        return {role: place_now(Path(of), outputs) for role, of in (self.record.get("folders") or {}).items()}
 
     def parent(self, role: str) -> "Run":
         """The run that this one was made from, by its role."""
@@ -159,62 +156,6 @@ def damaged_records(outputs: str | Path, name_or_folder: str) -> list[DamagedErr
             except DamagedError as error:
                 found.append(error)
     return found
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What run.json says; None if there is none.
-
-    Raises:
-        DamagedError: it cannot be read, or is not what was written.
-    """
-    path = folder / "run.json"
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        record = json.loads(content)
-        fault = _fault(record)
-    except (ValueError, RecursionError) as error:
-        fault = f"it cannot be read ({error})"
-    if fault:
-        raise DamagedError(f"{path}: {fault}. Put it back as it was, or remove the folder to make the run again.")
-    return dict(record)
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write run.json with a digest of all that it says; gives what is then on the disk."""
-    said = json.loads(json.dumps(record, allow_nan=False))
-    said.pop(OWN_DIGEST, None)
-    said[OWN_DIGEST] = digest_of(said)
-    write_json(folder / "run.json", said)
-    return dict(said)
-
-
-def recorded_place(folder: Path, outputs: str | Path) -> str:
-    """A folder as run.json names it: from the outputs folder if it lies in there, so that both can be moved."""
-    absolute, root = folder.absolute(), Path(outputs).resolve()
-    inside = next((path for path in absolute.parents if path.resolve() == root), None)
-    return str(absolute.relative_to(inside) if inside else absolute)
-
-
-def _place(recorded: Path, outputs: Path) -> Path:
-    """Where a recorded folder lies; the first versions wrote it as it was seen from where the command was typed."""
-    places = (outputs / recorded, outputs / Path(*recorded.parts[-2:]), recorded)
-    return next((place for place in places if place.exists()), outputs / recorded)
-
-
-def _fault(record: Any) -> str | None:
-    """What shows that a record is not what was written; None if nothing does."""
-    if not isinstance(record, dict) or not {"stage", "name", "key", "status"} <= record.keys():
-        return "it does not say what run it is of"
-    if record["status"] not in STATUSES:
-        return f"its status is {record['status']!r}, which is none of {', '.join(STATUSES)}"
-    if OWN_DIGEST in record and record[OWN_DIGEST] != digest_of({k: v for k, v in record.items() if k != OWN_DIGEST}):
-        return f"what it says is not what was written, by its own {OWN_DIGEST}"
-    if "identity" in record and record["key"] != key_of(record["identity"], digits=len(str(record["key"]))):
-        return f"its key {record['key']} is not that of its identity"
-    return None
 
 
 def _matching(outputs: str | Path, named: str) -> list[Run]:

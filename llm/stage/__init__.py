@@ -15,8 +15,7 @@ from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.run.console import log, start_logging
 from llm.run.devices import require_devices
-from llm.run.identity import Plan
-from llm.run.making import Outcome, make
+from llm.run.making import Outcome, Plan, make
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
 

@@ -29,8 +29,7 @@ from llm.environment import process_rank
 from llm.errors import ConfigError, DataError, DivergedError
 from llm.run.console import console, log
 from llm.run.files import TEMPORARY, digest_of, write_json, write_text
-from llm.run.identity import Plan
-from llm.run.making import Outcome
+from llm.run.making import Outcome, Plan
 from llm.run.manifest import check_files
 from llm.run.models import Model
 from llm.run.runs import Run

@@ -11,8 +11,7 @@ from llm.environment import process_rank
 from llm.errors import ConfigError, UnequalError
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of, whole_folder, write_text
-from llm.run.identity import Plan
-from llm.run.making import Outcome
+from llm.run.making import Outcome, Plan
 from llm.run.manifest import check_files, metrics_of
 from llm.run.metrics import SAMPLES
 from llm.run.models import Model, model_of, own_folder

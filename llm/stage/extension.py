@@ -9,8 +9,8 @@ from pathlib import Path
 from llm.config.stages import PretrainStage, Reuse
 from llm.config.training import Schedule
 from llm.run.console import log
-from llm.run.identity import Plan, differences
-from llm.run.runs import read_record
+from llm.run.making import Plan
+from llm.run.record import differences, read_record
 
 LENGTH = "settings.trainer.max_steps"
 

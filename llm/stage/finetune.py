@@ -30,8 +30,7 @@ from llm.errors import DataError
 from llm.run.console import log
 from llm.run.devices import settled_trainer, with_precision
 from llm.run.files import digest_of, sha256_of
-from llm.run.identity import Plan
-from llm.run.making import NOT_MINE, Outcome
+from llm.run.making import NOT_MINE, Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work

@@ -11,8 +11,7 @@ from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.devices import settled_trainer, with_precision
-from llm.run.identity import Plan
-from llm.run.making import NOT_MINE, Outcome
+from llm.run.making import NOT_MINE, Outcome, Plan
 from llm.run.manifest import check_files
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, Work, step_of

@@ -20,8 +20,7 @@ from llm.data import (
 from llm.data.mixed_shards import ROLE, sources_of, totals
 from llm.run.console import log
 from llm.run.files import digest_of
-from llm.run.identity import Plan
-from llm.run.making import Outcome
+from llm.run.making import Outcome, Plan
 from llm.run.manifest import check_files
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, Work, step_of

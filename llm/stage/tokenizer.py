@@ -13,8 +13,7 @@ from llm.data import Corpus, MixedCorpus, corpus_notes, open_texts
 from llm.errors import DataError
 from llm.run.console import log
 from llm.run.files import whole_files, write_json
-from llm.run.identity import Plan
-from llm.run.making import Outcome
+from llm.run.making import Outcome, Plan
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work, run_step, step_of

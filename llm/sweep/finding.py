@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from llm.config.stages import Reuse, StageConfig
 from llm.errors import UserError
 from llm.run.console import console, log, start_logging
-from llm.run.identity import Plan
-from llm.run.making import find, reuse
+from llm.run.making import Plan, find, reuse
 from llm.run.runs import Run
 from llm.stage import Step, stage_named, step_of
 

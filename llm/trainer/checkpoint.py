@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json
-from llm.run.identity import differences
+from llm.run.record import differences
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"
