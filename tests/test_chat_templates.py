@@ -137,8 +137,7 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], t
     tokenizer, _ = chats[template]
     made = talk(*sentences(6, seed=3), system="짧게")
     (encoded,) = encode(chats[template], made)
-    with Renderer(tokenizer) as renderer:
-        (text,) = renderer.prompts([made.messages[:-1]])
+    (text,) = Renderer(tokenizer).prompts([made.messages[:-1]])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert encoded.input_ids[: len(ids)].tolist() == ids
     assert encoded.is_answer[len(ids)] and not encoded.is_answer[len(ids) - 1]
@@ -260,13 +259,15 @@ def test_a_template_that_goes_wrong_only_on_some_record_names_it(base: Path, tmp
         encode(chat, talk("하나", "둘"), talk("덫", "둘", origin="b.jsonl:9"))
 
 
-def test_a_helper_goes_on_after_a_template_that_failed() -> None:
+def test_a_helper_goes_on_after_a_template_that_failed_and_leaves_no_process() -> None:
     helper = Helper()
     messages = [{"role": "user", "content": "뭐?"}]
     with pytest.raises(TemplateError):
         helper.render("{{ 1 / 0 }}", {}, [messages], False)
     assert helper.render(LOOP, {}, [messages], False) == [("뭐?", [])]
-    helper.close()
+    process = helper._process
+    del helper
+    assert process is not None and process.poll() is not None  # it ends with what asked it
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A model and its tokenizer -> the answer to a conversation, in pieces of whole characters."""
 
-import atexit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,10 +119,7 @@ class Talker:
 
     @cached_property
     def _renderer(self) -> tokenizer.Renderer:
-        """Its process, where the template is not ours, ends with this one."""
-        renderer = tokenizer.Renderer(self.tokenizer)
-        atexit.register(renderer.close)
-        return renderer
+        return tokenizer.Renderer(self.tokenizer)
 
     def _or_lower(self, num_tokens: int, key: Callable[[str], str]) -> str:
         left = self.positions - num_tokens

@@ -50,17 +50,17 @@ def encode_conversations(
     """
     kept: list[Encoded] = []
     counts: Counter[str] = Counter()
-    with Renderer(tokenizer) as renderer:
-        for conversation, encoded in _encoded(conversations, renderer):
-            if len(encoded.input_ids) <= sequence_length:
-                kept.append(encoded)
-            elif overlong is Overlong.drop:
-                counts[f"longer than data.sequence_length={sequence_length} tokens"] += 1
-            elif shorter := _cut(conversation, renderer, sequence_length):
-                kept.append(shorter)
-                counts["oldest turns cut (kept)"] += 1
-            else:
-                counts[f"last question and answer longer than data.sequence_length={sequence_length} tokens"] += 1
+    renderer = Renderer(tokenizer)
+    for conversation, encoded in _encoded(conversations, renderer):
+        if len(encoded.input_ids) <= sequence_length:
+            kept.append(encoded)
+        elif overlong is Overlong.drop:
+            counts[f"longer than data.sequence_length={sequence_length} tokens"] += 1
+        elif shorter := _cut(conversation, renderer, sequence_length):
+            kept.append(shorter)
+            counts["oldest turns cut (kept)"] += 1
+        else:
+            counts[f"last question and answer longer than data.sequence_length={sequence_length} tokens"] += 1
     return kept, counts
 
 

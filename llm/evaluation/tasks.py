@@ -4,7 +4,6 @@ Each text begins with bos, as every document of ours does; the questions of a tu
 which renders in its own process where it is not ours.
 """
 
-from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,6 @@ class ScoredModel(HFLM):
         text, last = self._renderer.whole([messages])[0].text.replace(PART, ""), messages[-1]["content"].strip()
         return text[: text.rindex(last) + len(last)]
 
-    def close(self) -> None:
-        self._renderer.close()
-
     def _rows(self, text: str) -> list[list[int]]:
         bos, *ids = self._scorer.encode(text)
         size = self._scorer.positions
@@ -112,8 +108,8 @@ def answer_tasks(
     Raises:
         ConfigError: the questions are to be put by the chat template (`has_chat`), which cannot say them.
     """
-    with closing(ScoredModel(scorer, words, batch_tokens=config.batch_tokens)) as model:
-        found = _found(model, config, has_chat=has_chat, seed=seed)
+    model = ScoredModel(scorer, words, batch_tokens=config.batch_tokens)
+    found = _found(model, config, has_chat=has_chat, seed=seed)
     return {name: _metrics(values) for name, values in found["results"].items()}
 
 

@@ -116,8 +116,7 @@ def _sampler(
 
 def prompts_of(tokenizer_folder: Path, turns: list[list[dict[str, str]]]) -> list[tuple[str, list[int]]]:
     """Each conversation's last message, and the ids of all its messages as what an answer comes after."""
-    with tokenizer.Renderer(tokenizer.load_chat(tokenizer_folder)) as renderer:
-        ids = renderer.prompt_ids(turns)
+    ids = tokenizer.Renderer(tokenizer.load_chat(tokenizer_folder)).prompt_ids(turns)
     return [(messages[-1]["content"], line) for messages, line in zip(turns, ids, strict=True)]
 
 

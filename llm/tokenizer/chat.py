@@ -7,19 +7,17 @@ a limit of time, of memory and of what it writes: templates come with models fro
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from llm.errors import ConfigError
 from llm.run.files import write_text
 from llm.tokenizer import folder as folders
-from llm.tokenizer.rendering import Helper, TemplateError, render
+from llm.tokenizer.rendering import Helper, Rendered, TemplateError, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,19 +60,9 @@ MAX_TEMPLATE = 2**20  # characters
 PART, MARK = "\ufdd0", "\ufdd1"
 WAY = "Choose one: chat_template=chatml, plain or blog, or a .jinja file."
 _NEEDED = re.compile(r"<\|[^|<>\s'\"{}]{1,40}\|>")  # the form of control tokens that a template may bring
-_PROBES: tuple[list[Message], ...] = tuple(
-    [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-    for roles in (("user", "assistant"), ("user", "assistant", "user", "assistant"), ("system", "user", "assistant"))
-    for texts in (("물음", "대답", "또 물음", "또 대답"),)
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text, and where in it the assistant speaks: (first character, end) of each answer."""
-
-    text: str
-    answers: list[tuple[int, int]]
+_SAID = ("물음", "대답", "또 물음", "또 대답")
+_ROLES = (("user", "assistant"), ("user", "assistant", "user", "assistant"), ("system", "user", "assistant"))
+_PROBES = [[{"role": role, "content": text} for role, text in zip(roles, _SAID, strict=False)] for roles in _ROLES]
 
 
 class Renderer:
@@ -91,18 +79,7 @@ class Renderer:
         self._control = re.compile("|".join(map(re.escape, self._controls)) or "(?!)")
         self._template = str(tokenizer.chat_template)
         self._variables = dict(tokenizer.special_tokens_map)
-        self._helper = None if self._template in TEMPLATES.values() else Helper()
-
-    def __enter__(self) -> "Renderer":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process that renders, where there is one."""
-        if self._helper is not None:
-            self._helper.close()
+        self._render = render if self._template in TEMPLATES.values() else Helper().render
 
     def whole(self, conversations: Sequence[list[Message]]) -> list[Rendered]:
         """Each with all of its answers.
@@ -110,7 +87,7 @@ class Renderer:
         Raises:
             TemplateError: the template refuses one, or takes more than its share of time or memory.
         """
-        return [Rendered(text, spans) for text, spans in self._render(conversations, is_prompt=False)]
+        return self._render(self._template, self._variables, self._as_said(conversations), False)
 
     def prompts(self, conversations: Sequence[list[Message]]) -> list[str]:
         """Each up to where the answer to its last turn begins.
@@ -118,7 +95,8 @@ class Renderer:
         Raises:
             TemplateError: as `whole`.
         """
-        return [text for text, _ in self._render(conversations, is_prompt=True)]
+        rendered = self._render(self._template, self._variables, self._as_said(conversations), True)
+        return [each.text for each in rendered]
 
     def prompt_ids(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
         """The tokens of each up to where the answer to its last turn begins.
@@ -161,10 +139,8 @@ class Renderer:
             model["merges"] = [pair for pair in model["merges"] if not {*pair, "".join(pair)} & names.keys()]
         return Tokenizer.from_str(json.dumps(state))
 
-    def _render(self, conversations: Sequence[list[Message]], *, is_prompt: bool) -> list[tuple[str, Any]]:
-        said = [[turn | {"content": self._as_text(turn["content"])} for turn in turns] for turns in conversations]
-        asked = (self._template, self._variables, said, is_prompt)
-        return render(*asked) if self._helper is None else self._helper.render(*asked)
+    def _as_said(self, conversations: Sequence[list[Message]]) -> list[list[Message]]:
+        return [[turn | {"content": self._as_text(turn["content"])} for turn in turns] for turns in conversations]
 
     def _as_text(self, content: str) -> str:
         content = content.replace(PART, "\ufffd").replace(MARK, "\ufffd")
@@ -262,20 +238,19 @@ def check_template(chat: "PreTrainedTokenizerFast", *, name: str, way: str = WAY
 
 def _check(chat: "PreTrainedTokenizerFast", name: str) -> str:
     """The token that ends an answer, after looking at how a few conversations are rendered."""
-    with Renderer(chat, name=name) as renderer:
-        end = ""
-        for number, messages in enumerate(_PROBES):
-            try:
-                (rendered,) = renderer.whole([messages])
-                turns = [messages[:turn] for turn, message in enumerate(messages) if message["role"] == "assistant"]
-                learned = answers_of(messages, rendered, renderer.prompts(turns))
-            except TemplateError as error:
-                if error.is_refusal and number == len(_PROBES) - 1:  # of a system prompt: some have no place for one
-                    break
-                raise ConfigError(f"{name}: {error}. Correct it, or choose chatml, plain or blog.") from None
-            except ValueError as error:
-                raise ConfigError(f"{name} {error}. Correct it, or choose chatml, plain or blog.") from None
-            end = _end_of(rendered.text[slice(*learned[-1])], chat, name)
+    renderer, end = Renderer(chat, name=name), ""
+    for messages in _PROBES:
+        turns = [messages[:turn] for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        try:
+            [rendered] = renderer.whole([messages])
+            learned = answers_of(messages, rendered, renderer.prompts(turns))
+        except TemplateError as error:
+            if error.is_refusal and messages[0]["role"] == "system":  # some have no place for one
+                break
+            raise ConfigError(f"{name}: {error}. Correct it, or choose chatml, plain or blog.") from None
+        except ValueError as error:
+            raise ConfigError(f"{name} {error}. Correct it, or choose chatml, plain or blog.") from None
+        end = _end_of(rendered.text[slice(*learned[-1])], chat, name)
     return end
 
 

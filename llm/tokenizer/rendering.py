@@ -8,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.environment import python_path, variables
 
@@ -20,6 +21,7 @@ SECONDS_EACH = 0.05  # beside, for each conversation of a batch
 MEMORY = 512 * 2**20  # bytes beyond what it has when it is ready
 MOST_CHARACTERS = 20_000  # of a text, beside
 TIMES = 20  # the characters of its messages
+OUT_OF_MEMORY = "takes more memory than it may"
 
 
 class TemplateError(Exception):
@@ -30,10 +32,17 @@ class TemplateError(Exception):
         self.index, self.is_refusal = index, is_refusal
 
 
+class Rendered(NamedTuple):
+    """A conversation as text, and where in it the assistant speaks: (first character, end) of each answer."""
+
+    text: str
+    answers: list[tuple[int, int]]
+
+
 def render(
-    template: str, variables: dict[str, Any], conversations: list[list[dict[str, str]]], is_prompt: bool
-) -> list[tuple[str, list[tuple[int, int]]]]:
-    """(text, where the assistant speaks) of each conversation.
+    template: str, variables: dict[str, Any], conversations: Sequence[list[dict[str, str]]], is_prompt: bool
+) -> list[Rendered]:
+    """Each conversation as the template writes it; a prompt ends where the answer to its last turn begins.
 
     Raises:
         TemplateError: the template is wrong, refuses a conversation, or makes too much of it.
@@ -41,7 +50,7 @@ def render(
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    made: list[tuple[str, list[tuple[int, int]]]] = []
+    made: list[Rendered] = []
     for index, messages in enumerate(conversations):
         try:
             [text], [spans] = render_jinja_template(
@@ -60,92 +69,84 @@ def render(
         most = MOST_CHARACTERS + TIMES * sum(len(message["content"]) for message in messages)
         if len(text) > most:
             raise TemplateError(f"makes {len(text)} characters of a conversation that may have {most}", index=index)
-        made.append((text, [(int(start), int(end)) for start, end in spans]))
+        made.append(Rendered(text, [(int(start), int(end)) for start, end in spans]))
     return made
 
 
 class Helper:
-    """A process that renders what is not trusted; it starts when it is first needed, and ends where it overruns."""
+    """A process that renders what is not trusted: started when first needed, ended with this or where it overruns."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def render(
-        self, template: str, variables: dict[str, Any], conversations: list[list[dict[str, str]]], is_prompt: bool
-    ) -> list[tuple[str, list[tuple[int, int]]]]:
+        self, template: str, variables: dict[str, Any], conversations: Sequence[list[dict[str, str]]], is_prompt: bool
+    ) -> list[Rendered]:
         """As `render`.
 
         Raises:
             TemplateError: as `render`, and where time or memory ran out.
         """
-        line = self._ask([template, variables, conversations, is_prompt])
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):  # it died: reading finds out
+            process.stdin.write(json.dumps([template, variables, conversations, is_prompt]) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
         if not line:
+            self._end()
+            self._process = None
             late = f"takes more than {seconds_for(conversations):.0f} s to render"
-            raise TemplateError(late if self.close() == -signal.SIGPROF else "takes more memory than it may")
+            raise TemplateError(late if process.returncode == -signal.SIGPROF else OUT_OF_MEMORY)
         answer = json.loads(line)
         if "error" in answer:
-            raise TemplateError(answer["error"], index=answer["index"], is_refusal=answer["is_refusal"])
-        return [(text, [(start, end) for start, end in spans]) for text, spans in answer["made"]]
+            raise TemplateError(answer.pop("error"), **answer)
+        return [Rendered(text, [(start, end) for start, end in spans]) for text, spans in answer["made"]]
 
-    def close(self) -> int | None:
-        """End the process, where there is one, and give what it ended with."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        process.kill()  # which is nothing to one that has ended
-        with suppress(BrokenPipeError):  # of what it did not read
-            process.communicate()
-        return process.returncode
+    def _start(self) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**variables(), "PYTHONPATH": python_path(str(Path(__file__).parents[2]))},
+            encoding="utf-8",
+        )
+        self._end = weakref.finalize(self, _end, process)
+        return process
 
-    def _ask(self, request: list[Any]) -> str:
-        """The line that the process answers; empty where it died."""
-        if self._process is None:
-            root = str(Path(__file__).parents[2])
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", "from llm.tokenizer.rendering import serve; serve()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**variables(), "PYTHONPATH": python_path(root)},
-                encoding="utf-8",
-            )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it died: reading finds out
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self._process.stdout.readline()
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()  # which is nothing to one that has ended
+    with suppress(BrokenPipeError):  # of what it did not read
+        process.communicate()
 
 
 def serve() -> None:
-    """Answer requests on stdin with one line of JSON each, until stdin ends."""
+    """Answer requests on stdin with one line of JSON each, until stdin ends.
+
+    What takes too long ends this process by SIGPROF: in C, too, where no handler would be heard.
+    """
     import transformers.utils.chat_template_utils  # noqa: F401  # its memory is not the template's
 
     _limit_memory()
     for line in sys.stdin:
         request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds_for(request[2]))
         try:
-            with _limited(seconds_for(request[2])):
-                answer: dict[str, Any] = {"made": render(*request)}
+            answer: dict[str, Any] = {"made": render(*request)}
         except TemplateError as error:
             answer = {"error": str(error), "index": error.index, "is_refusal": error.is_refusal}
         except MemoryError:
-            answer = {"error": "takes more memory than it may", "index": 0, "is_refusal": False}
+            answer = {"error": OUT_OF_MEMORY}
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 
-def seconds_for(conversations: list[Any]) -> float:
+def seconds_for(conversations: Sequence[Any]) -> float:
     """The processor's time that the rendering of a batch may take."""
     return SECONDS + SECONDS_EACH * len(conversations)
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """End this process by SIGPROF where what is done takes longer: in C, too, where no handler would be heard."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _limit_memory() -> None:
