@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from llm.run.manifest import list_files
+from llm.run.runs import list_files
 
 ROOT = Path(__file__).parents[1]
 

@@ -99,6 +99,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def named_line(error: BaseException) -> str:
+    """As it ends a traceback, in one line."""
+    said, name = first_line(error), type(error).__name__
+    return said if said == name else f"{name}: {said}"
+
+
 def stop_exit_code() -> int:
     """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
     return 0 if agents_sweep() and not is_launched() else StoppedError.exit_code

@@ -21,10 +21,9 @@ from llm.logger.live import kill_service
 from llm.logger.opening import begin
 from llm.logger.view import View
 from llm.run.console import log, start_logging
-from llm.run.manifest import check_metrics, metrics_of
 from llm.run.metrics import SAMPLES
 from llm.run.owner import is_owned
-from llm.run.runs import Run, candidates
+from llm.run.runs import Run, candidates, check_metrics, metrics_of
 
 ANSWER_SECONDS = 10
 START_SECONDS, UPLOAD_SECONDS = 60, 600  # of one run

@@ -6,10 +6,9 @@ from pathlib import Path
 from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
 from llm.run.console import start_logging
-from llm.run.manifest import check_files
 from llm.run.models import base_of, is_foreign
 from llm.run.record import OWN_DIGEST
-from llm.run.runs import Run, damaged_records, find_runs
+from llm.run.runs import Run, check_files, damaged_records, find_runs
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 

@@ -26,9 +26,9 @@ from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError, DamagedError
 from llm.model import add_lora, build, generate, load, load_adapter, save
 from llm.run.console import start_logging
-from llm.run.manifest import list_files
 from llm.run.models import find_model
 from llm.run.record import key_of, write_record
+from llm.run.runs import list_files
 from tests.korean import save_preset
 
 QUESTION = "주권은 누구에게 있나요?"

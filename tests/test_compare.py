@@ -15,8 +15,7 @@ from llm.compare.command import main
 from llm.compare.differing import varying
 from llm.compare.entries import Entry
 from llm.compare.ranking import Ranking, rank
-from llm.run.manifest import list_files
-from llm.run.runs import find_runs, load
+from llm.run.runs import find_runs, list_files, load
 from llm.run.tables import TextTable, shown
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"

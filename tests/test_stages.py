@@ -43,10 +43,9 @@ from llm.run.console import log, start_logging
 from llm.run.devices import settled_trainer
 from llm.run.files import digest_of, sha256_of
 from llm.run.making import Outcome, Plan, make
-from llm.run.manifest import check_files
 from llm.run.metrics import read_metrics
 from llm.run.models import find_model
-from llm.run.runs import Run, load
+from llm.run.runs import Run, check_files, load
 from llm.stage import run_stage
 from tests.korean import documents
 from tests.rounding import rounding

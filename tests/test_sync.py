@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm.run.manifest import WANDB_NOTE
+from llm.run.runs import WANDB_NOTE
 from tests.patience import PATIENCE
 from tests.wandb_attempts import (
     CONFIG,

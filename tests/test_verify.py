@@ -9,9 +9,8 @@ import pytest
 from llm import verify as tool
 from llm.errors import DamagedError
 from llm.run.files import write_json
-from llm.run.manifest import check_files, list_files, metrics_of
 from llm.run.record import key_of, write_record
-from llm.run.runs import Run, load
+from llm.run.runs import Run, check_files, list_files, load, metrics_of
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.verify import verify, with_parents
 

@@ -10,11 +10,10 @@ from typing import Any
 from llm.errors import ConfigError, DamagedError
 from llm.run.announcing import read_result
 from llm.run.console import log
-from llm.run.manifest import metrics_of
 from llm.run.metrics import history
 from llm.run.models import read_json
 from llm.run.owner import is_owned
-from llm.run.runs import Run, find_runs, load
+from llm.run.runs import Run, find_runs, load, metrics_of
 
 SWEEPS = "sweeps"  # under outputs
 LOSSES = ("val/bits_per_byte", "val/loss")  # what is ranked by; lower is better

@@ -13,8 +13,8 @@ from llm.compare.entries import Entry, Found
 from llm.compare.ranking import Ranking, rank
 from llm.config.compose import composed
 from llm.errors import ConfigError
-from llm.run.manifest import check_files
 from llm.run.metrics import SAMPLES
+from llm.run.runs import check_files
 from llm.run.tables import ABSENT, TextTable, markdown_text, shown
 
 MOST_SAMPLES = {"terminal": 2, "markdown": 4, "page": 8}  # runs whose texts stand side by side

@@ -9,10 +9,9 @@ import yaml
 
 from llm.config.stages import MODEL_STAGES
 from llm.export.plot import loss_plot
-from llm.run.manifest import metrics_of
 from llm.run.metrics import history
 from llm.run.models import is_foreign
-from llm.run.runs import Run
+from llm.run.runs import Run, metrics_of
 
 MOST_ROWS = 12  # of the table of losses
 SHOWN = ("val/loss", "val/bits_per_byte")

@@ -11,8 +11,7 @@ from llm.credentials import without_secrets
 from llm.environment import agents_parameters, agents_run_id, agents_sweep
 from llm.run.announcing import sweep_job
 from llm.run.files import write_json
-from llm.run.manifest import WANDB_NOTE
-from llm.run.runs import Run
+from llm.run.runs import WANDB_NOTE, Run
 
 TAG_CHARACTERS = 64  # W&B takes no longer tag
 BY_CHARACTER = "lost_characters"  # of a tokenizer: a number for each character of its text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm.credentials import without_secrets
 from llm.environment import is_launched, job_folder, process_rank
-from llm.errors import LaunchError, first_line
+from llm.errors import LaunchError, named_line
 from llm.run.files import write_json
 from llm.run.runs import Run
 
@@ -81,11 +81,8 @@ def kind_of(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """As it ends a traceback; of what is no bug, as the user is told."""
-    if hasattr(error, "exit_code") and str(error):
-        return " ".join(str(error).split())
-    said = first_line(error)
-    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+    """Of what is no bug, as the user is told."""
+    return " ".join(str(error).split()) if hasattr(error, "exit_code") and str(error) else named_line(error)
 
 
 def read_result(job: Path) -> Result | None:

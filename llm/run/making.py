@@ -14,12 +14,11 @@ from llm.config.fields import identity_settings
 from llm.config.stages import Reuse, StageConfig
 from llm.credentials import without_secrets
 from llm.environment import command_id, launch_id, may_go_on, process_rank
-from llm.errors import ConfigError, DamagedError, StoppedError, UserError
+from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named_line
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
 from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
 from llm.run.files import clear_temporaries, digest_of, write_text
-from llm.run.manifest import check_metrics, list_files
 from llm.run.owner import forget_dead_owner, owned, wait_for_rank_zero
 from llm.run.record import (
     commit,
@@ -32,7 +31,7 @@ from llm.run.record import (
     recorded_place,
     write_record,
 )
-from llm.run.runs import Run, candidates
+from llm.run.runs import Run, candidates, check_metrics, list_files
 
 KEY_DIGITS = (8, 16, 64)  # the next where a run of another identity has the key: of 2**32 some two may share one
 
@@ -182,7 +181,10 @@ def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
             if not isinstance(error, UserError):
                 log.debug("%s", traceback.format_exc())
             with suppress(OSError):  # of a folder that is gone, a disk that is full: what ended the work is to be told
-                write_record(folder, record | {"status": "failed", "ended_at": now(), "error": _one_line(error)})
+                write_record(
+                    folder,
+                    record | {"status": "failed", "ended_at": now(), "error": without_secrets(named_line(error))},
+                )
             raise
         log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)
     return done
@@ -325,7 +327,3 @@ def _difference(key: str, old: Any, new: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:8]}…"
-
-
-def _one_line(error: BaseException) -> str:
-    return without_secrets(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))

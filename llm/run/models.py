@@ -16,9 +16,8 @@ from llm.config.stages import MODEL_STAGES, STAGES
 from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
-from llm.run.manifest import check_files
 from llm.run.record import read_record
-from llm.run.runs import Run, as_typed, find_run, load
+from llm.run.runs import Run, as_typed, check_files, find_run, load
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer.json", "adapter_config.json"

@@ -1,7 +1,7 @@
-"""The runs that are there: one by its folder or its name, all of a stage, and how each of them stands."""
+"""The runs that are there: one by its folder or its name, all of a stage, how each stands, and whether it is whole."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,11 +11,16 @@ import yaml
 from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
-from llm.run.files import composed
-from llm.run.owner import is_owned
+from llm.run.earlier import EARLIER
+from llm.run.files import composed, sha256_of
+from llm.run.metrics import METRICS, Record, read_metrics
+from llm.run.owner import LOCK, OWNER, is_owned
 from llm.run.record import place_now, read_record
 
 MOST_LISTED = 20  # runs that an error names
+WANDB_NOTE = ".wandb.json"  # what W&B was told of the run, which changes where a later start goes on with it
+LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER, WANDB_NOTE)
+WITH_OWN_MANIFESTS = "checkpoints"
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
 
@@ -84,9 +89,7 @@ def find_run(outputs: str | Path, named: str, *, key: str = "", stages: Sequence
         ConfigError: no such run, several, or one of another stage or that is not done; those that there are are listed.
         DamagedError: there is one, but its run.json cannot be trusted.
     """
-    said = f"{as_typed(key, named)}: " if key else ""
-    if not (found := _matching(outputs, named)):
-        raise ConfigError(f"{said}there is no run {named} under {outputs}/. {_listed(outputs, stages)}")
+    found, said = find_runs(outputs, named, key=key, stages=stages), _said(key, named)
     if not (runs := [run for run in found if run.stage in stages]):
         raise ConfigError(
             f"{said}{found[0].path} is a {found[0].stage} run, but a {_either(stages)} run is needed. "
@@ -103,16 +106,28 @@ def find_run(outputs: str | Path, named: str, *, key: str = "", stages: Sequence
     return chosen[0]
 
 
-def find_runs(outputs: str, named: str) -> list[Run]:
-    """Every run that a folder, a folder's name, a name or a glob under outputs (pretrain/*) means.
+def find_runs(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = ()) -> list[Run]:
+    """Every run that a folder means; else that has this folder's name; else this name; else that the glob fits.
+
+    Globs are those of paths under outputs, such as pretrain/*. `key` and `stages` are what a message names.
 
     Raises:
         ConfigError: there is none; those that there are are listed.
         DamagedError: there is, but its run.json cannot be trusted.
     """
-    if found := _matching(outputs, named):
+    if (Path(named) / "run.json").is_file():
+        return [load(Path(named))]
+    runs, asked = candidates(outputs), composed(named)
+    found = (
+        [run for run in runs if composed(run.path.name) == asked]
+        or [run for run in runs if composed(run.record["name"]) == asked]
+        or [run for run in runs if PurePath(composed(str(run.path.relative_to(outputs)))).match(asked)]
+    )
+    if found:
         return found
-    raise ConfigError(f"there is no run {named} under {outputs}/. {_listed(outputs)}")
+    if damaged := damaged_records(outputs, named):
+        raise damaged[0]
+    raise ConfigError(f"{_said(key, named)}there is no run {named} under {outputs}/. {_listed(outputs, stages)}")
 
 
 def as_typed(key: str, value: object) -> str:
@@ -158,19 +173,45 @@ def damaged_records(outputs: str | Path, name_or_folder: str) -> list[DamagedErr
     return found
 
 
-def _matching(outputs: str | Path, named: str) -> list[Run]:
-    """The runs of that folder; else of that folder's name, else of that name, else that the glob fits."""
-    if (Path(named) / "run.json").is_file():
-        return [load(Path(named))]
-    runs, asked = candidates(outputs), composed(named)
-    found = (
-        [run for run in runs if composed(run.path.name) == asked]
-        or [run for run in runs if composed(run.record["name"]) == asked]
-        or [run for run in runs if PurePath(composed(str(run.path.relative_to(outputs)))).match(asked)]
-    )
-    if not found and (damaged := damaged_records(outputs, named)):
-        raise damaged[0]
-    return found
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path in the folder -> bytes and sha256; of a folder that has a manifest.json of its own, that alone."""
+    return {str(path.relative_to(folder)): _facts(path) for path in _files(folder)}
+
+
+def check_files(run: Run, *, under: str = "") -> int:
+    """The number of files that are what run.json says, of those whose path begins with `under`.
+
+    Raises:
+        DamagedError: one is not, or is missing.
+    """
+    listed: dict[str, dict[str, Any]] = run.record.get("files") or {}
+    names = [name for name in listed if name.startswith(under)]
+    if not names:
+        raise DamagedError(f"{run.path / 'run.json'} lists no file under {under or '.'}. {_remedy(run)}")
+    for name in names:
+        if fault := _fault(run.path / name, listed[name]):
+            raise DamagedError(f"{run.path / name}{fault}. {_remedy(run)}")
+    return len(names)
+
+
+def metrics_of(run: Run, name: str = METRICS) -> list[Record]:
+    """What a run wrote line by line, its metrics or its samples.
+
+    Raises:
+        DamagedError: as check_metrics; or of an unfinished run, a line before the last is no JSON.
+    """
+    check_metrics(run, name)
+    return read_metrics(run.path / name)
+
+
+def check_metrics(run: Run, name: str = METRICS) -> None:
+    """Have the lines of a finished run be what run.json says; those of an unfinished one may end anywhere.
+
+    Raises:
+        DamagedError: they are not.
+    """
+    if name in (run.record.get("files") or {}):
+        check_files(run, under=name)
 
 
 def _listed(outputs: str | Path, stages: Sequence[str] = ()) -> str:
@@ -184,5 +225,47 @@ def _listed(outputs: str | Path, stages: Sequence[str] = ()) -> str:
     return f"Runs: {names}{more}."
 
 
+def _said(key: str, named: str) -> str:
+    return f"{as_typed(key, named)}: " if key else ""
+
+
 def _either(stages: Sequence[str]) -> str:
     return " or ".join(reversed(stages))
+
+
+def _fault(path: Path, listed: dict[str, Any]) -> str | None:
+    """What is wrong with a file by what run.json lists of it; of lines of JSON it names the line, where it can.
+
+    Raises:
+        DamagedError: one of these is no JSON any more.
+    """
+    if not path.is_file():
+        return " is missing"
+    if path.stat().st_size == listed["bytes"] and sha256_of(path) == listed["sha256"]:
+        return None
+    if path.suffix == ".jsonl":
+        if path.stat().st_size < listed["bytes"]:
+            number = path.read_bytes().count(b"\n") + 1
+            return f":{number}: the rest is cut off, of {listed['bytes']} bytes"
+        read_metrics(path)
+    return " is not what run.json says"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name in LEFT_OUT or path.name == WITH_OWN_MANIFESTS:
+            continue
+        if path.is_file():
+            yield path
+        elif (path / "manifest.json").is_file():
+            yield path / "manifest.json"
+        else:
+            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _remedy(run: Run) -> str:
+    return f"Make the {run.stage} run again with reuse=never, or put the file back."

@@ -30,9 +30,8 @@ from llm.errors import ConfigError, DataError, DivergedError
 from llm.run.console import console, log
 from llm.run.files import TEMPORARY, digest_of, write_json, write_text
 from llm.run.making import Outcome, Plan
-from llm.run.manifest import check_files
 from llm.run.models import Model
-from llm.run.runs import Run
+from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.evaluated import Evaluated, find_evaluated, held_out_of_text, task_parents

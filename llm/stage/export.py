@@ -12,10 +12,9 @@ from llm.errors import ConfigError, UnequalError
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of, whole_folder, write_text
 from llm.run.making import Outcome, Plan
-from llm.run.manifest import check_files, metrics_of
 from llm.run.metrics import SAMPLES
 from llm.run.models import Model, model_of, own_folder
-from llm.run.runs import Run, find_run
+from llm.run.runs import Run, check_files, find_run, metrics_of
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of

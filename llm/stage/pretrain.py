@@ -12,8 +12,7 @@ from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.devices import settled_trainer, with_precision
 from llm.run.making import NOT_MINE, Outcome, Plan
-from llm.run.manifest import check_files
-from llm.run.runs import Run
+from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_training
 from llm.stage.extension import adopt_beginning

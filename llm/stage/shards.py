@@ -21,8 +21,7 @@ from llm.data.mixed_shards import ROLE, sources_of, totals
 from llm.run.console import log
 from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan
-from llm.run.manifest import check_files
-from llm.run.runs import Run
+from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_mixture, estimate_text
 
