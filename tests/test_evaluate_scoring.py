@@ -51,7 +51,7 @@ def alone(scorer: Scorer, ids: list[int], first: int) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_a_row_costs_in_a_batch_what_it_costs_alone(scorer: Scorer, batch_tokens: int) -> None:
-    together = Scorer(scorer.model, scorer.words, scorer.special, positions=POSITIONS, batch_tokens=batch_tokens)
+    together = Scorer(scorer.model, scorer.tokenizer, scorer.special, positions=POSITIONS, batch_tokens=batch_tokens)
     encoded = [scorer.encode(text)[:length] for text, length in zip(sentences(12), [*range(2, 60, 5)], strict=True)]
     rows = [(ids, 1 + number % (len(ids) - 1)) for number, ids in enumerate(encoded)]
     greedy = torch.tensor([encoded[0]])
@@ -70,5 +70,5 @@ def test_a_text_is_scored_after_bos_and_each_once(scorer: Scorer) -> None:
     found = scorer.nats([first, second, first])
     assert list(found) == [first, second]
     for text in (first, second):
-        ids = [scorer.special.bos_id, *scorer.words.encode(text).ids]
+        ids = [scorer.special.bos_id, *scorer.tokenizer.encode(text).ids]
         assert found[text] == pytest.approx(alone(scorer, ids, 1)[0], rel=1e-5)

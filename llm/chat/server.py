@@ -9,7 +9,7 @@ import asyncio
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -120,7 +120,7 @@ def make_app(talkers: Sequence[Talker], settings: Sampling, *, system: str | Non
             _check_origin(request)
             asked = read_request(await _body(request), talkers)
             talker = talkers[asked.talker]
-            ids, left_out = await _in_thread(lambda: talker.encode(asked.messages, asked.settings, key=_plain))
+            ids, left_out = await _in_thread(lambda: talker.encode(asked.messages, asked.settings, key=str))
         except UserError as error:
             status = 413 if isinstance(error, TooLongError) else 400
             said = str(error).encode(errors="replace").decode()  # it may name what was sent
@@ -136,10 +136,6 @@ def _page(talkers: Sequence[Talker], settings: Sampling, system: str | None) -> 
     models = [{"name": talker.name, "positions": talker.positions} for talker in talkers]
     state = json.dumps({"models": models, "settings": asdict(settings), "system": system or ""}, ensure_ascii=False)
     return PAGE.read_text(encoding="utf-8").replace("{state}", state.replace("<", "\\u003c"))
-
-
-def _plain(name: str) -> str:
-    return name
 
 
 def _check_origin(request: "Request") -> None:
@@ -229,7 +225,7 @@ async def _lines(
         except RuntimeError as error:  # out of memory, by and large
             yield _line({"error": (str(error).splitlines() or ["the model failed"])[0]})
         finally:
-            await _shielded(_closing(pieces))
+            await _shielded(pieces.close)
             if answer.end == "closed":
                 log.info("stopped after %d tokens", answer.num_tokens)
 
@@ -256,10 +252,6 @@ async def _turn(lock: asyncio.Lock, is_gone: Callable[[], Awaitable[bool]]) -> A
             lock.release()
         else:
             waiting.cancel()
-
-
-def _closing(pieces: Iterator[str]) -> Callable[[], None]:
-    return pieces.close  # type: ignore[attr-defined]  # a generator: ends the work beside it
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:

@@ -1,9 +1,10 @@
 """A model and its tokenizer -> the answer to a conversation, in pieces of whole characters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llm import tokenizer
 from llm.chat.settings import flag
@@ -14,6 +15,8 @@ from llm.run.models import Model
 from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
+    from tokenizers import Tokenizer
+
     from llm.model import Answer
 
 Message = dict[str, str]
@@ -50,15 +53,17 @@ class Talker:
             turns, left_out = turns[2:], left_out + 1
             ids = self._ids([*head, *turns])
         if len(ids) > room:
+            name, left = key("max_new_tokens"), self.positions - len(ids)
+            lower = f" or set {name}={left} or less" if left > 0 else ""
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens, but of the model's {self.positions} there are {room} beside "
-                f"{key('max_new_tokens')}={settings.max_new_tokens}. Shorten it{self._or_lower(len(ids), key)}."
+                f"{name}={settings.max_new_tokens}. Shorten it{lower}."
             )
         return ids, left_out
 
     def answer(
         self, messages: Sequence[Message], settings: Sampling, *, answer: "Answer | None" = None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The answer to the last message, without the space that it begins with.
 
         Raises:
@@ -70,20 +75,23 @@ class Talker:
             log.info("the oldest %d turns are left out: a prompt may have %d tokens", left_out, room)
         return self.stream(ids, settings, answer=answer)
 
-    def stream(self, ids: list[int], settings: Sampling, *, answer: "Answer | None" = None) -> Iterator[str]:
-        """What the model writes after a prompt that `encode` made."""
+    def stream(
+        self, ids: list[int], settings: Sampling, *, answer: "Answer | None" = None
+    ) -> Generator[str, None, None]:
+        """What the model writes after a prompt that `encode` made; an answer starts after a space, which is left out.
+
+        Closing it ends what works beside it.
+        """
         from llm.model import stream
 
-        pieces = stream(
-            self.model,
-            ids,
-            self.tokenizer.backend_tokenizer,
-            sampling=settings,
-            pad_id=self.pad_id,
-            eos_ids=(self.eos_id,),
-            answer=answer,
-        )
-        return _without_first_space(pieces)
+        has_begun = False
+        pieces = stream(self.model, ids, self._decoder, sampling=settings, answer=answer, **self._ends)
+        with closing(pieces):
+            for piece in pieces:
+                piece = piece if has_begun else piece.lstrip()
+                if piece:
+                    has_begun = True
+                    yield piece
 
     def generate(
         self, prompts: Sequence[list[int]], settings: Sampling, *, seeds: Sequence[int] | None = None
@@ -91,15 +99,15 @@ class Talker:
         """What the model writes after each of several prompts."""
         from llm.model import generate
 
-        return generate(
-            self.model,
-            prompts,
-            self.tokenizer.backend_tokenizer,
-            sampling=settings,
-            pad_id=self.pad_id,
-            eos_ids=(self.eos_id,),
-            seeds=seeds,
-        )
+        return generate(self.model, prompts, self._decoder, sampling=settings, seeds=seeds, **self._ends)
+
+    @property
+    def _decoder(self) -> "Tokenizer":
+        return cast("Tokenizer", self.tokenizer.backend_tokenizer)
+
+    @property
+    def _ends(self) -> dict[str, Any]:
+        return {"pad_id": self.pad_id, "eos_ids": (self.eos_id,)}
 
     def _check(self, message: Message, room: int) -> None:
         if any("\ud800" <= character <= "\udfff" for character in message["content"]):  # JSON can say what UTF-8 cannot
@@ -120,23 +128,6 @@ class Talker:
     @cached_property
     def _renderer(self) -> tokenizer.Renderer:
         return tokenizer.Renderer(self.tokenizer)
-
-    def _or_lower(self, num_tokens: int, key: Callable[[str], str]) -> str:
-        left = self.positions - num_tokens
-        return f" or set {key('max_new_tokens')}={left} or less" if left > 0 else ""
-
-
-def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:
-    """An answer starts after a space."""
-    has_begun = False
-    try:
-        for piece in pieces:
-            piece = piece if has_begun else piece.lstrip()
-            if piece:
-                has_begun = True
-                yield piece
-    finally:
-        pieces.close()  # type: ignore[attr-defined]  # a generator
 
 
 def open_talker(source: Model) -> Talker:

@@ -1,7 +1,7 @@
 """A conversation with a person in a terminal, with one model or with two side by side."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -73,9 +73,9 @@ def say(talkers: Sequence[Talker], asked: Sequence[list[Message]], settings: Sam
     return answers
 
 
-def _write(pieces: Iterator[str]) -> str:
+def _write(pieces: Generator[str, None, None]) -> str:
     text = ""
-    with closing(pieces):  # type: ignore[type-var]  # a generator: Ctrl-C ends what works beside it
+    with closing(pieces):  # Ctrl-C ends what works beside it
         for piece in pieces:
             print(piece, end="", flush=True)
             text += piece

@@ -24,14 +24,14 @@ class Scorer:
     """A model that scores texts, each after bos as a document of its own."""
 
     def __init__(
-        self, model: nn.Module, words: Tokenizer, special: Special, *, positions: int, batch_tokens: int
+        self, model: nn.Module, tokenizer: Tokenizer, special: Special, *, positions: int, batch_tokens: int
     ) -> None:
-        self.model, self.words, self.special, self.positions = model, words, special, positions
+        self.model, self.tokenizer, self.special, self.positions = model, tokenizer, special, positions
         self._batch_tokens = batch_tokens
 
     def encode(self, text: str) -> list[int]:
         """bos and the tokens of a text."""
-        return [self.special.bos_id, *self.words.encode(text, add_special_tokens=False).ids]
+        return [self.special.bos_id, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def nats(self, texts: Iterable[str]) -> dict[str, float]:
         """The nats of all tokens of each text, each different text once."""

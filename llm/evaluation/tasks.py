@@ -26,8 +26,8 @@ SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_rando
 class ScoredModel(HFLM):
     """A model as lm-eval asks it, of the length that ours has."""
 
-    def __init__(self, scorer: Scorer, words: Path, *, batch_tokens: int) -> None:
-        chat: Any = tokenizer.load_chat(words)
+    def __init__(self, scorer: Scorer, tokenizer_folder: Path, *, batch_tokens: int) -> None:
+        chat: Any = tokenizer.load_chat(tokenizer_folder)
         chat.add_bos_token = True  # which writes the post-processor that puts it there
         super().__init__(
             scorer.model,
@@ -101,14 +101,14 @@ def require_tasks(config: EvaluationConfig) -> None:
 
 
 def answer_tasks(
-    scorer: Scorer, words: Path, config: EvaluationConfig, *, has_chat: bool, seed: int
+    scorer: Scorer, tokenizer_folder: Path, config: EvaluationConfig, *, has_chat: bool, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value, its standard error under `<metric>_stderr`; `words` is the tokenizer's folder.
+    """Task -> metric -> value, its standard error under `<metric>_stderr`.
 
     Raises:
         ConfigError: the questions are to be put by the chat template (`has_chat`), which cannot say them.
     """
-    model = ScoredModel(scorer, words, batch_tokens=config.batch_tokens)
+    model = ScoredModel(scorer, tokenizer_folder, batch_tokens=config.batch_tokens)
     found = _found(model, config, has_chat=has_chat, seed=seed)
     return {name: _metrics(values) for name, values in found["results"].items()}
 

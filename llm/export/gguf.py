@@ -50,7 +50,7 @@ _BLOCK = 32  # weights that share a scale in q8_0; other rows are written in f16
 _GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")  # a tag of transformers alone
 
 
-def require_gguf(folder: Path, words: Tokenizer, *, asked: str) -> LlamaCppForm:
+def require_gguf(folder: Path, tokenizer: Tokenizer, *, asked: str) -> LlamaCppForm:
     """The form of the tokenizer in llama.cpp, where the model in a folder and its tokenizer have one.
 
     Raises:
@@ -59,7 +59,7 @@ def require_gguf(folder: Path, words: Tokenizer, *, asked: str) -> LlamaCppForm:
     config = open_config(folder)
     if reason := _why_not(config):
         raise ConfigError(f"{asked}: {reason}. Leave export.gguf out.")
-    form = llama_cpp_form(words)
+    form = llama_cpp_form(tokenizer)
     if isinstance(form, str):
         raise ConfigError(
             f"{asked}: {form}. Leave export.gguf out, or train with tokenizer=byte_bpe, which llama.cpp can do."

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,7 @@ def stream(
     pad_id: int,
     eos_ids: Sequence[int] = (),
     answer: Answer | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The same continuation in pieces, each as soon as it is whole characters; closing the iterator ends it."""
     answer, shown = answer or Answer(), 0
     try:

@@ -149,7 +149,7 @@ def _open(run: Run, config: EvaluateStage, evaluated: Evaluated, scratch: Path) 
         tokenizer_folder=folder,
         scorer=scorer,
         sources=sources,
-        documents=held_out_documents(sources.values(), scorer.words, seed=config.seed),
+        documents=held_out_documents(sources.values(), scorer.tokenizer, seed=config.seed),
         conversations=[record for record in records if isinstance(record, Conversation)],
     )
 
@@ -270,7 +270,7 @@ def _write(opened: _Opened) -> dict[str, Any]:
     written = generate(
         scorer.model,
         [ids for _, ids in fitting],
-        scorer.words,
+        scorer.tokenizer,
         sampling=Sampling(
             max_new_tokens=new_tokens,
             temperature=settings.temperature,
