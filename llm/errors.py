@@ -1,5 +1,6 @@
 """What can go wrong that is no bug, and its exit code: the user gets one line on stderr instead of a traceback."""
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from llm.environment import agents_sweep, is_launched, tracebacks_wanted
 
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
+# As Python, torch on a device and on the host, and Rust say it
+_OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b", re.I)
 
 
 class UserError(ValueError):
@@ -88,6 +91,11 @@ class StoppedError(BaseException):
 
     exit_code: int = 75  # EX_TEMPFAIL
     kind: str = "stopped"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left to give; not of what has been told in words of ours."""
+    return not isinstance(error, UserError) and bool(_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"))
 
 
 def is_panic(error: BaseException) -> bool:

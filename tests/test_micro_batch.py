@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from llm.config.training import Precision
-from llm.errors import ConfigError, ShortOfMemoryError
+from llm.errors import ConfigError, ShortOfMemoryError, is_out_of_memory
 from llm.run.console import log
 from llm.stage import run_stage
 from llm.trainer import fit
-from llm.trainer.memory import is_out_of_memory, kept_size, smaller
+from llm.trainer.memory import kept_size, smaller
 from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
 from tests.test_trainer import (
     ROUNDING,

@@ -7,8 +7,7 @@ from pathlib import Path
 from llm.compare.entries import Entry, Found, once_each, read_sweep
 from llm.compare.show import Section, print_section, ranking_of, report_of
 from llm.errors import LaunchError, StoppedError
-from llm.run.console import log
-from llm.run.tables import output_console
+from llm.run.console import log, output_console
 
 PAGE = "compare.html"
 ANSWERS = "answers/loss"  # what evaluations of tuned models are ranked by

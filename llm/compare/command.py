@@ -6,9 +6,8 @@ from pathlib import Path
 from llm.compare.entries import find_entries
 from llm.compare.show import markdown, print_report, report_of
 from llm.errors import one_line_errors
-from llm.run.console import start_logging
+from llm.run.console import output_console, start_logging
 from llm.run.files import write_text
-from llm.run.tables import output_console
 
 ABOUT = "Compare runs: a table of what differs in their configs and what came out, the best first."
 

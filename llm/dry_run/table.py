@@ -10,8 +10,7 @@ from rich.text import Text
 
 from llm.config.stages import StageConfig
 from llm.dry_run.survey import Job, survey
-from llm.run.console import log
-from llm.run.tables import output_console
+from llm.run.console import log, output_console
 
 PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
 

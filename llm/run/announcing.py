@@ -1,7 +1,6 @@
 """What a process and who started it, a sweep or launch_ranks, tell each other: files in the folder of TTUKTTAK_JOB."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -9,13 +8,11 @@ from pathlib import Path
 
 from llm.credentials import without_secrets
 from llm.environment import is_launched, job_folder, process_rank
-from llm.errors import LaunchError, named_line
+from llm.errors import LaunchError, is_out_of_memory, named_line
 from llm.run.files import write_json
 from llm.run.runs import Run
 
 JOB, RESULT = "job.json", "result.json"
-# As Python, torch on a device and on the host, and Rust say it
-OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,7 @@ def _tell_error(job: Path, error: BaseException) -> None:
 
 def kind_of(error: BaseException) -> str:
     """What an error is to a sweep, which tries some kinds again."""
-    kind = getattr(error, "kind", None)
-    if kind is None and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
-        return "out_of_memory"
-    return str(kind or "failed")
+    return getattr(error, "kind", None) or ("out_of_memory" if is_out_of_memory(error) else "failed")
 
 
 def _one_line(error: BaseException) -> str:

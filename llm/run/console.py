@@ -1,4 +1,4 @@
-"""What a person sees: log lines on the terminal and in log.txt, and the console that they share."""
+"""What a person sees: log lines on the terminal and in log.txt, the console that they share, and that of answers."""
 
 import logging
 import sys
@@ -21,6 +21,12 @@ log = logging.getLogger("llm")
 def console() -> Console:
     """The terminal (stderr), shared so that log lines and a progress bar do not overwrite each other."""
     return Console(file=cast(TextIO, _Stderr()), soft_wrap=True, highlight=False, emoji=False)
+
+
+def output_console() -> Console:
+    """The terminal, or a pipe, which has no width: nothing is folded."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=10_000)
 
 
 class _Stderr:

@@ -101,7 +101,8 @@ def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) 
 
     def pass_on(name: str) -> None:
         signals.append(name)
-        _pass_on(name, ranks)
+        for rank in ranks:
+            rank.send_signal(signal.Signals[name])
 
     ranks = [
         subprocess.Popen(
@@ -152,11 +153,6 @@ def _end_with_parent() -> None:
     """In a new process: have Linux kill it when its parent dies, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _pass_on(name: str, ranks: "list[subprocess.Popen[bytes]]") -> None:
-    for rank in ranks:
-        rank.send_signal(signal.Signals[name])
 
 
 def _wait(ranks: "list[subprocess.Popen[bytes]]") -> int | None:

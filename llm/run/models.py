@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from llm.config.stages import MODEL_STAGES, STAGES
-from llm.errors import ConfigError, DamagedError, UserError, first_line, is_panic
+from llm.errors import ConfigError, DamagedError, UserError, first_line, is_out_of_memory, is_panic
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.record import read_record
@@ -346,14 +346,8 @@ def opening(folder: Path, *, as_a: str = "model") -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)) or _is_short_of_memory(error):
+        if not (isinstance(error, Exception) or is_panic(error)) or is_out_of_memory(error):
             raise
         raise DamagedError(
             f"{folder} cannot be used as a {as_a}: {first_line(error)[:300]}. Put its files right, or choose another."
         ) from error
-
-
-def _is_short_of_memory(error: BaseException) -> bool:
-    """As Python, torch on a device, and torch on the host say it."""
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-    return named or "can't allocate memory" in str(error)

@@ -76,9 +76,3 @@ def shown(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.1f}" if abs(value) < 10_000 else f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.4g}"
-
-
-def output_console() -> Console:
-    """The terminal, or a pipe, which has no width: nothing is folded."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=10_000)

@@ -22,9 +22,9 @@ from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, UserError
+from llm.run.console import output_console
 from llm.run.metrics import history
 from llm.run.owner import is_owned
-from llm.run.tables import output_console
 from llm.sweep.board import Board
 from llm.sweep.driver import Driver, opened
 from llm.sweep.finding import Finder

@@ -14,7 +14,7 @@ import torch
 from llm.data import EvaluationBatches, TrainingBatches
 from llm.data.rows import Batch
 from llm.environment import ask_for_another_launch
-from llm.errors import ShortOfMemoryError, StoppedError
+from llm.errors import ShortOfMemoryError, StoppedError, is_out_of_memory
 from llm.run.console import log
 from llm.run.files import write_json
 from llm.trainer.loading import StepRows
@@ -124,11 +124,6 @@ def resident_bytes() -> int:
     from llm.tokenizer import peak_memory_bytes
 
     return peak_memory_bytes()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left to give."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def release(device: torch.device) -> None:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from llm.config.training import Precision
 from llm.data import MixedRows, Rows
-from llm.errors import DivergedError
+from llm.errors import DivergedError, is_out_of_memory
 from llm.model import next_token_nats
 from llm.run.console import log
-from llm.trainer.memory import is_out_of_memory, release
+from llm.trainer.memory import release
 from llm.trainer.recording import DIVERGED_HINT, Recorder
 from llm.trainer.strategy import autocast
 
