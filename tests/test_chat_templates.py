@@ -22,12 +22,12 @@ from llm.tokenizer import (
     Renderer,
     Special,
     TemplateError,
-    adopt_template,
     check_template,
     digest,
     load,
     load_chat,
     read_template,
+    save_with_template,
     special,
 )
 from llm.tokenizer.rendering import Helper
@@ -49,7 +49,7 @@ def chats(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cha
     made: dict[str, Chat] = {}
     for name, template in TEMPLATES.items():
         (root / name).mkdir()
-        adopt_template(base, template, root / name, name=f"chat_template={name}")
+        save_with_template(base, template, root / name, name=f"chat_template={name}")
         made[name] = load_chat(root / name), special(root / name)
     return made
 
@@ -118,7 +118,7 @@ def test_exactly_these_tokens_are_trained(chats: dict[str, Chat], template: str,
 def test_the_tokens_of_the_blogs_tokenizer_worked_by_hand(tmp_path: Path) -> None:
     folder = save_preset("blog", tmp_path / "blog")
     (tmp_path / "chat").mkdir()
-    assert adopt_template(folder, TEMPLATES["blog"], tmp_path / "chat", name="blog") == []
+    assert save_with_template(folder, TEMPLATES["blog"], tmp_path / "chat", name="blog") == []
     tokenizer, tokens = load_chat(tmp_path / "chat"), special(tmp_path / "chat")
     (encoded,) = encode((tokenizer, tokens), talk("책을 읽었다", "오늘 책을 샀다."))
     pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
@@ -150,7 +150,7 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], t
 
 def test_chatml_adds_two_tokens_and_ends_at_its_own(base: Path, tmp_path: Path) -> None:
     size = len(load_chat(base))
-    assert adopt_template(base, TEMPLATES["chatml"], tmp_path, name="chatml") == [size, size + 1]
+    assert save_with_template(base, TEMPLATES["chatml"], tmp_path, name="chatml") == [size, size + 1]
     tokenizer, tokens, before = load_chat(tmp_path), special(tmp_path), special(base)
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [size, size + 1]
     assert (tokens.bos_id, tokens.eos_id, tokens.pad_id) == (before.bos_id, size + 1, before.pad_id)
@@ -161,7 +161,7 @@ def test_chatml_adds_two_tokens_and_ends_at_its_own(base: Path, tmp_path: Path) 
 
 
 def test_a_template_without_new_tokens_changes_no_token(base: Path, tmp_path: Path) -> None:
-    assert adopt_template(base, TEMPLATES["plain"], tmp_path, name="plain") == []
+    assert save_with_template(base, TEMPLATES["plain"], tmp_path, name="plain") == []
     assert special(tmp_path) == special(base)
     assert digest(tmp_path) == digest(base)
 
@@ -169,7 +169,7 @@ def test_a_template_without_new_tokens_changes_no_token(base: Path, tmp_path: Pa
 def test_the_same_tokenizer_and_template_give_the_same_files(base: Path, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-        adopt_template(base, TEMPLATES["chatml"], tmp_path / name, name="chatml")
+        save_with_template(base, TEMPLATES["chatml"], tmp_path / name, name="chatml")
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ab"]
     assert files[0] == files[1]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files[0])
@@ -236,7 +236,7 @@ BAD = {
 @pytest.mark.parametrize(("template", "line"), BAD.values(), ids=BAD)
 def test_a_bad_template_ends_in_one_line_before_training(base: Path, tmp_path: Path, template: str, line: str) -> None:
     with pytest.raises(ConfigError, match="^chat_template=x.jinja" + line) as raised:
-        adopt_template(base, template, tmp_path, name="chat_template=x.jinja")
+        save_with_template(base, template, tmp_path, name="chat_template=x.jinja")
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
@@ -245,7 +245,7 @@ def test_a_good_template_of_ones_own_is_rendered_as_transformers_does(base: Path
     template = by_role("{{ '<|q|>' + message['content'] }}", "{{ '<|a|>' }}" + MARKED)
     template += "{%- if add_generation_prompt -%}{{ '<|a|>' }}{%- endif -%}"
     size = len(load_chat(base))
-    assert adopt_template(base, template, tmp_path, name="x") == [size, size + 1]
+    assert save_with_template(base, template, tmp_path, name="x") == [size, size + 1]
     chat = load_chat(tmp_path), special(tmp_path)
     (encoded,) = encode(chat, talk("하나", "둘", "셋", "넷"))
     assert show_trained(encoded, chat[0]) == f"<|q|>하나<|a|>⟦둘{END}⟧<|q|>셋<|a|>⟦넷{END}⟧"
@@ -253,7 +253,7 @@ def test_a_good_template_of_ones_own_is_rendered_as_transformers_does(base: Path
 
 def test_a_template_that_goes_wrong_only_on_some_record_names_it(base: Path, tmp_path: Path) -> None:
     trap = "{% if '덫' in message['content'] %}{{ raise_exception('싫다') }}{% endif %}" + QUESTION
-    adopt_template(base, by_role(trap, MARKED), tmp_path, name="x")
+    save_with_template(base, by_role(trap, MARKED), tmp_path, name="x")
     chat = load_chat(tmp_path), special(tmp_path)
     with pytest.raises(DataError, match=r"^b.jsonl:9: the chat template refuses it: 싫다\."):
         encode(chat, talk("하나", "둘"), talk("덫", "둘", origin="b.jsonl:9"))
@@ -473,6 +473,6 @@ def test_a_model_with_rows_enough_keeps_its_size() -> None:
 
 
 def test_the_chat_template_is_saved_as_it_was_given(base: Path, tmp_path: Path) -> None:
-    adopt_template(base, TEMPLATES["chatml"], tmp_path, name="chatml")
+    save_with_template(base, TEMPLATES["chatml"], tmp_path, name="chatml")
     assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATES["chatml"]
     assert json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "<|im_end|>"

@@ -432,8 +432,8 @@ def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_
             with monkeypatch.context() as patch:
                 killed_at(moment, patch)
                 with suppress(Killed):
-                    earlier.settle_earlier(run.path)
-        earlier.settle_earlier(run.path)
+                    earlier.keep_new_or_earlier(run.path)
+        earlier.keep_new_or_earlier(run.path)
         assert content(run.path) == before, number
     assert number == 1 + len(before)  # a look for what an earlier one left, and a rename each
 

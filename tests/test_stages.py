@@ -40,7 +40,7 @@ from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError, LaunchError, StoppedError
 from llm.run import devices, owner
 from llm.run.console import log, start_logging
-from llm.run.devices import settled_trainer
+from llm.run.devices import resolve_precision
 from llm.run.files import digest_of, sha256_of
 from llm.run.making import Outcome, Plan, make
 from llm.run.metrics import read_metrics
@@ -407,7 +407,7 @@ def test_a_rank_on_another_kind_of_device_does_as_rank_zero_has_recorded(
         patch.setattr(owner, "IDLE_SECONDS", 0.0)
         patch.setenv("RANK", "1")
         with pytest.raises(LaunchError, match=rf"for rank 0 to begin {tmp_path}\S* or {tmp_path}\S*, and nobody is"):
-            settled_trainer(asked)
+            resolve_precision(asked)
 
     def stop(_: Run) -> Outcome:
         raise StoppedError("by SIGTERM")
@@ -415,7 +415,7 @@ def test_a_rank_on_another_kind_of_device_does_as_rank_zero_has_recorded(
     with pytest.raises(StoppedError):
         make(in_bf16, stop)
     monkeypatch.setenv("RANK", "1")
-    assert settled_trainer(asked).precision is Precision.bf16
+    assert resolve_precision(asked).precision is Precision.bf16
 
 
 def test_reuse_require_refuses_to_train(outputs: Path, made: tuple[Path, Path, Run]) -> None:

@@ -20,14 +20,13 @@ from llm.model.isolation import require_isolation
 from llm.model.loading import load_adapter, new_model, open_config, open_model
 from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
-from llm.model.pretrained import as_it_is, check_tokenizer, digest_of_model, folder_of_model, read_config
+from llm.model.pretrained import check_tokenizer, digest_of_model, folder_of_model, read_config, with_settings_of_folder
 from llm.model.vocabulary import grow, padding_of
 
 __all__ = [
     "EAGER",
     "Answer",
     "add_lora",
-    "as_it_is",
     "begin",
     "build",
     "check_architecture",
@@ -58,4 +57,5 @@ __all__ = [
     "steps",
     "stream",
     "targets",
+    "with_settings_of_folder",
 ]

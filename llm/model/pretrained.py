@@ -31,7 +31,7 @@ def folder_of_model(config: ModelConfig) -> Path:
     return folder_of(config.path, key=KEY, file=CONFIG)
 
 
-def as_it_is(config: ModelConfig) -> ModelConfig:
+def with_settings_of_folder(config: ModelConfig) -> ModelConfig:
     """A config with a path, with the architecture and the sizes that the folder has: what else was typed is refused.
 
     Raises:

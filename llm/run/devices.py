@@ -41,7 +41,7 @@ def with_precision(config: TrainerConfig) -> TrainerConfig:
     return replace(config, precision=fast)
 
 
-def settled_trainer(plan: Plan) -> TrainerConfig:
+def resolve_precision(plan: Plan) -> TrainerConfig:
     """The plan's trainer, with the precision that the run was begun in on whatever machine; of a new run, what is fast.
 
     Rank zero decides, and the others do as it has recorded: their devices may be of another kind.

@@ -39,12 +39,12 @@ def taking_its_place(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, StoppedError) or command_id() is None:
-            settle_earlier(folder)
+            keep_new_or_earlier(folder)
         raise
     forget_earlier(folder)
 
 
-def settle_earlier(folder: Path) -> None:
+def keep_new_or_earlier(folder: Path) -> None:
     """Keep what has come of a run that took an earlier one's place: the new one, once it has something; else the old.
 
     So it is also after any moment at which the process that set the old one aside was killed.

@@ -17,7 +17,7 @@ from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named_line
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
-from llm.run.earlier import EARLIER, set_aside, settle_earlier, taking_its_place
+from llm.run.earlier import EARLIER, keep_new_or_earlier, set_aside, taking_its_place
 from llm.run.files import clear_temporaries, digest_of, write_text
 from llm.run.owner import forget_dead_owner, owned, wait_for_rank_zero
 from llm.run.record import (
@@ -86,12 +86,12 @@ class Outcome:
 
 
 PARENTS = "parents."  # how the keys of what a run is made from begin, in its identity
-NOT_MINE = Outcome(results={}, digest="")  # from ranks above zero: rank zero saves, and says what came of the run
+RankWork = Callable[[Run], Outcome | None]  # None above rank zero, which saves, and says what came of the run
 
 
 def make(
     plan: Plan,
-    work: Callable[[Run], Outcome],
+    work: RankWork,
     *,
     wait: bool = False,
     prepare: Callable[[Path], None] | None = None,
@@ -136,7 +136,7 @@ def begins_anew(plan: Plan, folder: Path) -> bool:
 def _find_or_make(
     plan: Plan,
     folder: Path,
-    work: Callable[[Run], Outcome],
+    work: RankWork,
     *,
     wait: bool,
     prepare: Callable[[Path], None] | None,
@@ -149,7 +149,7 @@ def _find_or_make(
         raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
     with owned(folder, wait=wait) as has_waited:
         if (folder / EARLIER).exists() and not _is_of_this_command(plan, folder):
-            settle_earlier(folder)
+            keep_new_or_earlier(folder)
         if _is_of_another(plan, record_in(folder, plan)):  # who took the same key while this process looked for it
             raise ConfigError(f"{folder} has just become that of another config. Start the same command again.")
         if has_waited and (finished := _finished(plan, folder)):
@@ -165,12 +165,13 @@ def _find_or_make(
             return _carry_out(plan, folder, work)
 
 
-def _carry_out(plan: Plan, folder: Path, work: Callable[[Run], Outcome]) -> Run:
+def _carry_out(plan: Plan, folder: Path, work: RankWork) -> Run:
     record = _begin(plan, folder)
     started = time.monotonic()
     with log_to(folder / "log.txt"):
         try:
             outcome = work(Run(folder, record))
+            assert outcome is not None, "rank zero says what came of the run"
             ended = {"ended_at": now(), "seconds": round(time.monotonic() - started, 1)}
             made = asdict(outcome) | {"files": list_files(folder)}
             done = Run(folder, write_record(folder, record | ended | made | {"status": "done"}))
@@ -211,7 +212,7 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
     return write_record(folder, record)
 
 
-def _join(plan: Plan, folder: Path, work: Callable[[Run], Outcome], *, wait: bool) -> Run:
+def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
     """What ranks above zero do: wait for rank zero to make the run, or to start it, and then work beside it."""
     launch = launch_id()
     if launch is None:

@@ -15,7 +15,7 @@ from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.run.console import log, start_logging
 from llm.run.devices import require_devices
-from llm.run.making import Outcome, Plan, make
+from llm.run.making import Outcome, Plan, RankWork, make
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
 
@@ -39,7 +39,7 @@ class Work:
     """A run before it is made, and what makes it."""
 
     plan: Plan
-    do: Callable[[Run], Outcome]
+    do: RankWork
     prepare: Callable[[Path], None] | None = None  # given the folder, before any rank begins to work in it
     check: Callable[[Run], None] | None = None  # of the run once it is there, be it made now or before
     waits: bool = False  # for another process that makes this very run, in place of a refusal
@@ -130,7 +130,7 @@ def _parents(step: Step, made: dict[int, Run]) -> dict[str, Run]:
     return {role: runs.get(role) or _run(parent, wait=True, made=made) for role, parent in step.parents.items()}
 
 
-def _do(work: Work, run: Run) -> Outcome:
+def _do(work: Work, run: Run) -> Outcome | None:
     """Do the work, and log what came of it where the command asks for this very stage.
 
     What is made on the way of another run has no logger: it is an artifact of that one's. So a sweep over tokenizers
@@ -138,7 +138,7 @@ def _do(work: Work, run: Run) -> Outcome:
     """
     outcome = work.do(run)
     logger = getattr(work.plan.config, "logger", None)
-    if logger is not None and not work.logs:
+    if outcome is not None and logger is not None and not work.logs:
         from llm.logger import open_logger
 
         with open_logger(logger, run, outputs=Path(work.plan.config.outputs)) as opened:

@@ -126,7 +126,7 @@ def _open(run: Run, config: EvaluateStage, evaluated: Evaluated, scratch: Path) 
 
     model = evaluated.model
     own = model.tokenizer  # as our runs have it, whosever it is
-    folder = own if model.run else tokenizer.adopt(own, scratch / "tokenizer", key=f"run={model.path}")
+    folder = own if model.run else tokenizer.convert(own, scratch / "tokenizer", key=f"run={model.path}")
     scorer = _open_scorer(config, model, folder)
     sources: Sources = {}
     if evaluated.shards:

@@ -15,12 +15,16 @@ from llm.run.record import differences, read_record
 LENGTH = "settings.trainer.max_steps"
 
 
-def adopt_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
+def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     """Copy the latest checkpoint of the stable phase that another run of these settings left, and what led there."""
     checkpoints = folder / "checkpoints"
     if config.optimizer.schedule is not Schedule.wsd or config.reuse is Reuse.never or any(checkpoints.glob("*")):
         return
-    from llm.trainer.checkpoint import adopt, find_fault, step_of  # takes seconds, which other schedules need not wait
+    from llm.trainer.checkpoint import (  # takes seconds, which other schedules need not wait
+        copy_checkpoint,
+        find_fault,
+        step_of,
+    )
 
     found = [path for path in _shared_checkpoints(folder.parent, plan, config) if not find_fault(path)]
     if not found:
@@ -29,7 +33,7 @@ def adopt_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     other = newest.parents[1]
     for name in ("metrics.jsonl", "samples.jsonl"):  # cut to where the checkpoint was, when training goes on
         shutil.copyfile(other / name, folder / name)
-    adopt(newest, checkpoints, plan.identity)
+    copy_checkpoint(newest, checkpoints, plan.identity)
     log.info("until step %d this is %s, whose checkpoint it goes on from", step_of(newest), other)
 
 

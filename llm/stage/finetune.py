@@ -28,9 +28,9 @@ from llm.data import (
 from llm.environment import process_rank
 from llm.errors import DataError
 from llm.run.console import log
-from llm.run.devices import settled_trainer, with_precision
+from llm.run.devices import resolve_precision, with_precision
 from llm.run.files import digest_of, sha256_of
-from llm.run.making import NOT_MINE, Outcome, Plan
+from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
@@ -66,15 +66,15 @@ def plan(config: FinetuneStage, parents: Runs) -> Work:
         | ({"chat_template": digest_of([template])} if template is not None else {}),
         folders={"base": str(base.path)},
     )
-    config = replace(config, trainer=settled_trainer(plan))
+    config = replace(config, trainer=resolve_precision(plan))
 
-    def work(run: Run) -> Outcome:
+    def work(run: Run) -> Outcome | None:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
             return _train(run, config, base, corpus, folder, new_ids)
 
     def prepare(folder: Path) -> None:
         if base.run is None:
-            tokenizer.adopt(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
+            tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
 
     return Work(plan=replace(plan, config=config), do=work, prepare=prepare, logs=True)
 
@@ -115,7 +115,7 @@ def _chat_tokenizer(run: Run, base: Model, template: str | None, name: str) -> I
         yield own, []
         return
     with tempfile.TemporaryDirectory(prefix="ttukttak-") as folder:
-        new_ids = tokenizer.adopt_template(own, template, Path(folder), name=f"chat_template={name}")
+        new_ids = tokenizer.save_with_template(own, template, Path(folder), name=f"chat_template={name}")
         if new_ids:
             log.info("chat_template=%s: %d new tokens, whose embeddings are trained", name, len(new_ids))
         yield Path(folder), new_ids
@@ -123,7 +123,7 @@ def _chat_tokenizer(run: Run, base: Model, template: str | None, name: str) -> I
 
 def _train(
     run: Run, config: FinetuneStage, base: Model, corpus: Corpus, tokenizer_folder: Path, new_ids: list[int]
-) -> Outcome:
+) -> Outcome | None:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
@@ -155,7 +155,7 @@ def _train(
         facts=_sizes(model, config) | {f"{split}_records": rows[split].num_conversations for split in rows},
     )
     if results is None:
-        return NOT_MINE
+        return None
     return Outcome(
         results=results | ({} if is_full else _saved_sizes(run.path / "adapter", results)),
         digest=model_digest(run.path / "model") if is_full else _adapter_digest(run.path / "adapter"),

@@ -10,12 +10,12 @@ from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.devices import settled_trainer, with_precision
-from llm.run.making import NOT_MINE, Outcome, Plan
+from llm.run.devices import resolve_precision, with_precision
+from llm.run.making import Outcome, Plan
 from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, Work, step_of
 from llm.stage.estimate import Estimate, estimate_training
-from llm.stage.extension import adopt_beginning
+from llm.stage.extension import copy_beginning
 from llm.stage.tokenizer import vocab_size
 from llm.stage.training import measured_names, model_digest, train
 
@@ -32,14 +32,14 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model, folder = _known(config).model, models.folder_of_model(config.model)
+        model, folder = _resolved(config).model, models.folder_of_model(config.model)
         shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, folder, made.path)
     return {"shards": shards}
 
 
 def plan(config: PretrainStage, parents: Runs) -> Work:
     shards, source = parents["shards"], {}
-    config = _known(config)
+    config = _resolved(config)
     if config.model.path is not None:
         from llm import model as models
 
@@ -52,18 +52,18 @@ def plan(config: PretrainStage, parents: Runs) -> Work:
         parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
-    config = replace(config, trainer=settled_trainer(plan))
+    config = replace(config, trainer=resolve_precision(plan))
     plan = replace(plan, config=config)
     return Work(
         plan=plan,
         do=lambda run: _train(run, config, shards),
-        prepare=lambda folder: adopt_beginning(folder, plan, config),
+        prepare=lambda folder: copy_beginning(folder, plan, config),
         logs=True,
     )
 
 
 def estimate(config: PretrainStage, parents: Runs) -> Estimate:
-    config, text = _known(config), parents["shards"].results
+    config, text = _resolved(config), parents["shards"].results
     steps = steps_within_budget(config, parents["shards"])
     config = replace(config, trainer=replace(with_precision(config.trainer), max_steps=steps))
     return estimate_training(config, _outline(config, text["vocab_size"]), text=text, leaves="model")
@@ -71,7 +71,7 @@ def estimate(config: PretrainStage, parents: Runs) -> Estimate:
 
 def outline(config: PretrainStage) -> Any:
     """The model that would be trained, on the meta device."""
-    return _outline(_known(config), vocab_size(config.tokenizer))
+    return _outline(_resolved(config), vocab_size(config.tokenizer))
 
 
 def result_names(config: PretrainStage) -> list[str]:
@@ -112,13 +112,13 @@ def steps_within_budget(config: PretrainStage, shards: Run) -> int:
     return steps
 
 
-def _known(config: PretrainStage) -> PretrainStage:
-    """The config with what the model is that is gone on from."""
+def _resolved(config: PretrainStage) -> PretrainStage:
+    """The config; where its model goes on from a folder, with the architecture and the sizes that this has."""
     if config.model.path is None:
         return config
     from llm import model as models
 
-    return replace(config, model=models.as_it_is(config.model))
+    return replace(config, model=models.with_settings_of_folder(config.model))
 
 
 def _outline(config: PretrainStage, num_tokens: int) -> Any:
@@ -131,7 +131,7 @@ def _outline(config: PretrainStage, num_tokens: int) -> Any:
         return models.build(config.model, vocab_size=num_tokens, special=special)
 
 
-def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
+def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
@@ -175,7 +175,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome:
         | epochs,
     )
     if results is None:
-        return NOT_MINE
+        return None
     return Outcome(results=results, digest=model_digest(run.path / "model"), objective=results["val/bits_per_byte"])
 
 

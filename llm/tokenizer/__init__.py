@@ -11,11 +11,11 @@ rendering.py    the same in a process with limits, where the template is not our
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
-from llm.tokenizer.chat import TEMPLATES, Renderer, adopt_template, answers_of, check_template, read_template
+from llm.tokenizer.chat import TEMPLATES, Renderer, answers_of, check_template, read_template, save_with_template
 from llm.tokenizer.fast import batch_encoder
 from llm.tokenizer.folder import (
     Special,
-    adopt,
+    convert,
     digest,
     digest_of_pretrained,
     gives_same_ids,
@@ -42,11 +42,10 @@ __all__ = [
     "Sample",
     "Special",
     "TemplateError",
-    "adopt",
-    "adopt_template",
     "answers_of",
     "batch_encoder",
     "check_template",
+    "convert",
     "cut",
     "digest",
     "digest_of_pretrained",
@@ -65,6 +64,7 @@ __all__ = [
     "require_chat",
     "save",
     "save_with_roles",
+    "save_with_template",
     "special",
     "tokens_of",
     "train",

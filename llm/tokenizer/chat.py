@@ -193,7 +193,7 @@ def read_template(choice: str) -> str:
     return text
 
 
-def adopt_template(base: Path, template: str, target: Path, *, name: str) -> list[int]:
+def save_with_template(base: Path, template: str, target: Path, *, name: str) -> list[int]:
     """Write the tokenizer of `base` with this template and the tokens that it needs to `target`; give their ids.
 
     Tokens of the form <|...|> in the template that the tokenizer lacks are added as special ones; the token that ends
@@ -224,7 +224,7 @@ def check_template(chat: "PreTrainedTokenizerFast", *, name: str, way: str = WAY
     """Refuse a tokenizer whose own template cannot be trained with; `way` says what can be done about it.
 
     Raises:
-        ConfigError: it has none, or it is as `adopt_template` says.
+        ConfigError: it has none, or it is as `save_with_template` says.
     """
     if not isinstance(chat.chat_template, str):
         raise ConfigError(f"{name} has no chat template. {way}")

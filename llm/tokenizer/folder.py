@@ -170,7 +170,7 @@ def require_chat(folder: Path, *, template: str | None = None) -> None:
         raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
 
 
-def adopt(source: Path, target: Path, *, key: str, template: str | None = None) -> Path:
+def convert(source: Path, target: Path, *, key: str, template: str | None = None) -> Path:
     """`target`, with the tokenizer of `source` as our own runs have it, and `template` as its own where it is given.
 
     What ends a text also pads and begins one, where nothing else does. Padding is never trained on: its labels are left

@@ -67,7 +67,7 @@ def _as_of_now(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"callbacks": {"AfterStep": counts}}
 
 
-def adopt(checkpoint: Path, checkpoints: Path, identity: dict[str, Any]) -> None:
+def copy_checkpoint(checkpoint: Path, checkpoints: Path, identity: dict[str, Any]) -> None:
     """Copy the checkpoint of one run among those of another, which is the same run up to there."""
     with whole_folder(checkpoints / checkpoint.name) as folder:
         for name in FILES:

@@ -142,7 +142,7 @@ class Recorder:
         yield
         self._paused += time.monotonic() - began
 
-    def settle(self, trainer: pl.Trainer) -> float:
+    def sum_loss(self, trainer: pl.Trainer) -> float:
         """Sum the loss since the last record over the ranks, for rank zero to keep: a checkpoint holds what it has."""
         mine = torch.as_tensor(self._nats, device=trainer.strategy.root_device)
         nats = float(torch.as_tensor(trainer.strategy.reduce(mine, reduce_op="sum")))
@@ -155,7 +155,7 @@ class Recorder:
         return self._seconds_before + time.monotonic() - self._started
 
     def _write_record(self, trainer: pl.Trainer) -> None:
-        nats, device = self.settle(trainer), trainer.strategy.root_device
+        nats, device = self.sum_loss(trainer), trainer.strategy.root_device
         now, waited = time.monotonic(), self._loader.waited_seconds
         seconds = max(now - self._mark - self._paused, 1e-9)
         speed = self._interval_tokens / seconds
@@ -236,7 +236,7 @@ class Recorder:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; after `settle`."""
+        """What a checkpoint keeps; after `sum_loss`."""
         files = {"metrics": self._metrics, "samples": self._samples}
         return {
             "tokens": self.tokens,

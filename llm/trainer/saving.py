@@ -60,7 +60,7 @@ class Saving:
         stops, is_late = self._ask_ranks(trainer)
         is_due_now = is_due(trainer, self._config.checkpoint_every_steps)
         if stops or is_late or is_due_now or step in (best_step, self._kept_step):
-            self._recorder.settle(trainer)
+            self._recorder.sum_loss(trainer)
             with self._recorder.pause():
                 self._save(trainer, keep_steps=(best_step, self._kept_step))
         if stops:
