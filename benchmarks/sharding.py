@@ -94,7 +94,7 @@ def _train_tokenizer(folder: Path, name: str) -> None:
 
     config = _tokenizer_config(name)
     texts = (document.text for document, _ in zip(_corpus(folder).records(held_out=False), range(3000), strict=False))
-    save(train(config, texts), config, folder / "tokenizer")
+    save(train(config, texts), config.roles, folder / "tokenizer")
 
 
 def _tokenizer_config(name: str) -> TokenizerConfig:

@@ -119,7 +119,7 @@ def save_letters(folder: Path, vocab_size: int) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    save(tokenizer, TokenizerConfig(name="letters", model="WordLevel", vocab_size=vocab_size), folder)
+    save(tokenizer, TokenizerConfig(name="letters", model="WordLevel", vocab_size=vocab_size).roles, folder)
     return folder
 
 
@@ -235,7 +235,7 @@ def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -
     unigram = TokenizerConfig(
         name="unigram", vocab_size=300, model="Unigram", special_tokens=["<|endoftext|>", "<unk>"]
     )
-    save(train(unigram, iter(documents(50))), unigram, tmp_path / "unigram")
+    save(train(unigram, iter(documents(50))), unigram.roles, tmp_path / "unigram")
     corpus = corpus_of(["글 <unk> 안", *documents(40), "글 <|endoftext|> 끝"], tmp_path)
     with pytest.raises(DataError, match=r"corpus.jsonl:42: the text holds <\|endoftext\|>, .* Remove or rewrite it"):
         write(corpus, tmp_path / "unigram", tmp_path / "shards")

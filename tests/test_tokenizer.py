@@ -58,7 +58,7 @@ def test_the_blog_preset_is_the_recipe_of_the_blog(folders: dict[str, Path]) -> 
 def test_the_blog_preset_says_the_sentence_of_the_blog(tmp_path: Path) -> None:
     text = "토크나이저 만들기 성공"
     blog = preset("blog")
-    save(train(blog, iter([*documents(20), text])), blog, tmp_path / "with")
+    save(train(blog, iter([*documents(20), text])), blog.roles, tmp_path / "with")
     tokenizer = load_chat(tmp_path / "with")
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.bos_token == tokenizer.eos_token == END
@@ -155,7 +155,7 @@ MODELS = {
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_every_model_of_the_library_trains_and_is_loaded_again(settings: TokenizerConfig, tmp_path: Path) -> None:
     trained = train(settings, iter(documents(100)))
-    save(trained, settings, tmp_path / "saved")
+    save(trained, settings.roles, tmp_path / "saved")
     ours, auto = load(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
     assert len(settings.special_tokens) < ours.get_vocab_size() == len(auto) <= 300
     for text in documents(5, seed=3):
@@ -313,7 +313,7 @@ def test_the_report_names_the_first_line_that_does_not_come_back(folders: dict[s
 
 def test_the_report_counts_the_unknown_token_of_every_model(tmp_path: Path) -> None:
     for name in ("WordPiece", "Unigram", "WordLevel"):
-        save(train(MODELS[name], iter(documents(100))), MODELS[name], tmp_path / name)
+        save(train(MODELS[name], iter(documents(100))), MODELS[name].roles, tmp_path / name)
         assert report(load(tmp_path / name), ["뷁"]).unknown_rate > 0
 
 

@@ -125,7 +125,7 @@ def test_every_combination_trains_and_encodes_equally_when_it_is_loaded_again(
         assert again.decode_batch(ids) == trained.decode_batch(ids)
         if number % len(MODELS) != (number // len(MODELS)) % len(MODELS):
             continue  # once for each pre-tokenizer, with one model after the other: it takes a hundred times as long
-        save(trained, settings, tmp_path)
+        save(trained, settings.roles, tmp_path)
         auto = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
         ours = load(tmp_path)
         for text in sentences(2, seed=6):

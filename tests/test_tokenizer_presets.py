@@ -195,7 +195,7 @@ def test_words_are_cut_by_the_rule_that_the_preset_is_named_after(
 def test_jamo_shares_pieces_across_final_consonants_and_gives_syllables_back(tmp_path: Path) -> None:
     config = preset("jamo", vocab_size=400)
     corpus = ["가다 간다 갈 때 감", "오다 온다 올 때 옴"] * 20
-    save(train(config, iter(corpus)), config, tmp_path)
+    save(train(config, iter(corpus)), config.roles, tmp_path)
     tokenizer = load(tmp_path)
     for text in ("간 갈 감", "온 올 옴", "값 닭 없다", "café"):
         ids = tokenizer.encode(text).ids

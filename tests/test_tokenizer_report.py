@@ -132,7 +132,7 @@ def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp
             name=form, model="BPE", normalizer=form, decoder="Fuse", special_tokens=[END], min_frequency=9
         )
         folder = tmp_path / form
-        save(train(config, iter(["각갂갃간"])), config, folder)  # no pair is frequent enough to be merged
+        save(train(config, iter(["각갂갃간"])), config.roles, folder)  # no pair is frequent enough to be merged
         manifest = write_shards(corpus, folder, folder / "shards", made_from=form)
         assert read_manifest(folder / "shards") == manifest
         rows = TokenRows(folder / "shards", manifest, manifest.held_out, sequence_length=8)

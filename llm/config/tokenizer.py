@@ -95,6 +95,13 @@ class TokenizerConfig:
                 )
 
     @property
+    def roles(self) -> dict[str, str]:
+        """The token of each role, of a tokenizer that is trained."""
+        first = self.special_tokens[0]
+        end = self.eos_token or first
+        return {"bos_token": self.bos_token or first, "eos_token": end, "pad_token": self.pad_token or end}
+
+    @property
     def label(self) -> str:
         """What a run of it is called, unless the user says."""
         if self.path is None:

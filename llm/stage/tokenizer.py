@@ -73,21 +73,19 @@ def result_names(config: TokenizerStage) -> list[str]:
 def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Outcome:
     corpus.keep_left_out(run.path)
     if config.tokenizer.path is None:
-        trained, notes = _cut(config) or _learn(config.tokenizer, corpus)
-        with whole_files(run.path) as target:
-            tokenizer.save(trained, config.tokenizer, target)
+        made, notes = _cut(config) or _learn(config.tokenizer, corpus)
+        roles = config.tokenizer.roles
     else:
-        taken, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
+        made, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
         log.info("taken from %s: %s", folder, ", ".join(f"{role} {token}" for role, token in roles.items()))
         notes = corpus_notes(corpus) | {"taken_from": str(folder)}
-        with whole_files(run.path) as target:
-            tokenizer.save_with_roles(taken, roles, target)
-    texts = list(corpus.texts(held_out=True))
+    with whole_files(run.path) as target:
+        tokenizer.save(made, roles, target)
     loaded = tokenizer.load(run.path)
-    report = tokenizer.report(loaded, texts, morphemes=tokenizer.installed_analyser())
-    write_json(run.path / "report.json", asdict(report))
-    _say(config.tokenizer, loaded, report)
+    report = tokenizer.report(loaded, corpus.texts(held_out=True), morphemes=tokenizer.installed_analyser())
     results = asdict(report)
+    write_json(run.path / "report.json", results)
+    _say(config.tokenizer, loaded, report)
     _refuse_lossy(config.tokenizer, results)
     notes |= {"llama_cpp": _llama_cpp(tokenizer.llama_cpp_form(loaded))}
     return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)

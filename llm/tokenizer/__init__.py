@@ -24,7 +24,6 @@ from llm.tokenizer.folder import (
     read_pretrained,
     require_chat,
     save,
-    save_with_roles,
     special,
     tokens_of,
 )
@@ -63,7 +62,6 @@ __all__ = [
     "report",
     "require_chat",
     "save",
-    "save_with_roles",
     "save_with_template",
     "special",
     "tokens_of",

@@ -52,16 +52,8 @@ class Special:
     tokens: tuple[str, ...]  # every special token's text: none of it may come from a user
 
 
-def save(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
+def save(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -> None:
     """Write tokenizer.json, its digest, and what transformers wants beside it: roles and the chat template."""
-    first = config.special_tokens[0]
-    end = config.eos_token or first
-    roles = {"bos_token": config.bos_token or first, "eos_token": end, "pad_token": config.pad_token or end}
-    save_with_roles(tokenizer, roles, folder)
-
-
-def save_with_roles(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -> None:
-    """The same for any tokenizer, whose special tokens have these roles."""
     from transformers import PreTrainedTokenizerFast  # 2.6 s to import
 
     unknown = unknown_token(tokenizer)
