@@ -136,10 +136,9 @@ def main(listed: str, devices: int) -> None:
     sys.modules["llm.trainer.fit"].peak_flops = lambda *_: (1e9, "assumed")  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     _TrainingEpochLoop._broadcast_sigterm_tensor = _asked  # type: ignore[method-assign]
-    with errors.one_line_errors():
+    with errors.one_line_errors(), launch.in_group():
         for case in json.loads(Path(listed).read_text(encoding="utf-8")):
             run_case(Case(**case), devices=devices)
-    torch.distributed.destroy_process_group()
 
 
 def _asked(_loop: _TrainingEpochLoop) -> None:
