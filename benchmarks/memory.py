@@ -24,7 +24,7 @@ from benchmarks.harness import begin_peak, status_bytes, train_by_fit
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
-from llm.run.tables import output_console
+from llm.run.console import output_console
 from llm.tokenizer import Special
 
 ROOT = Path(__file__).parents[1]
