@@ -538,7 +538,7 @@ def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
     talker, settings = open_talker(find_model(str(outputs), str(finished.path))), Sampling(max_new_tokens=4)
     asked = [{"role": "user", "content": "무엇을 샀나요?"}]
     ids, _ = talker.encode(asked, settings)
-    assert talker.chat.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")
+    assert talker.tokenizer.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")
     rows = talker.model.get_input_embeddings()(torch.tensor([size, size + 1]))
     assert not torch.equal(rows[0], rows[1])  # they began as one mean, and were trained
     assert "<|" not in "".join(talker.answer(asked, settings))
