@@ -40,7 +40,8 @@ def test_the_record_of_shards_is_their_manifest(outputs: Path) -> None:
     manifest = read_manifest(made.path / "shards")
     assert made.results == json.loads((made.path / "run.json").read_text(encoding="utf-8"))["results"]
     assert made.results["train"]["documents"] == manifest.train.documents > 300
-    assert {path.name for path in made.path.iterdir()} == {"config.yaml", "run.json", "log.txt", "shards", ".lock"}
+    left = {"config.yaml", "run.json", "log.txt", "shards", ".lock", ".wandb.json"}
+    assert {path.name for path in made.path.iterdir()} == left
 
 
 def test_workers_and_packing_make_no_other_shards(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
