@@ -225,7 +225,9 @@ def test_a_damaged_folder_is_one_line_at_every_door(
     damage(folder)
     with pytest.raises(SystemExit) as stop:
         door(folder)
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    shown = capfd.readouterr().err.splitlines()
+    errors = [line for line in shown if line.startswith("error:")]
+    assert not [line for line in shown if "panicked" in line], shown
     code, line = said
     assert len(errors) == 1 and re.search(line, errors[0]), errors
     assert stop.value.code == code

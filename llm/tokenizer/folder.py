@@ -5,6 +5,10 @@ can be used without.
 """
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,13 +217,28 @@ def _state(folder: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Tokenizer:
     state = _state(folder)
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(state))  # what a digest is taken of, each key once
-        tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
+        with _rust_silenced():
+            tokenizer = Tokenizer.from_str(json.dumps(state))  # what a digest is taken of, each key once
+            tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
     except BaseException as error:
         if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
             raise
         raise _damaged(folder / TOKENIZER, error) from None
     return tokenizer
+
+
+@contextmanager
+def _rust_silenced() -> Iterator[None]:
+    """Keep off the terminal what Rust prints of a panic before Python hears of it: that one is said in one line."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _with_roles(folder: Path, key: str, config: TokenizerConfig | None = None) -> tuple[Tokenizer, dict[str, str]]:
