@@ -100,7 +100,11 @@ def odd_eos(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token={"text": "<|endoftext|>"})
 
 
-def panicking_normalizer(folder: Path) -> None:
+def broken_charsmap(folder: Path) -> None:
+    edit(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+
+
+def broken_pattern(folder: Path) -> None:
     edit(folder / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(" * 50}, "content": ""})
 
 
@@ -164,7 +168,8 @@ DAMAGE: dict[Callable[[Path], None], tuple[int, str]] = {
     attention_kernel: (74, r"mine/config\.json asks for the attention flash_attention_3, and what a folder as"),
     kernel_of_the_hub: (74, r"mine/config\.json asks for the attention kernels-community/flash-attn3, and what a f"),
     odd_eos: (74, "mine cannot be used as a tokenizer: "),
-    panicking_normalizer: (74, "mine.*tokenizer"),
+    broken_charsmap: (74, "mine.*tokenizer"),  # the library panics, and says so by itself, if it is let
+    broken_pattern: (74, "mine.*tokenizer"),
     deep("config.json"): (74, r"mine/config\.json cannot be read \(maximum recursion depth exceeded"),
     deep("tokenizer.json"): (74, r"mine/tokenizer\.json cannot be read \(maximum recursion depth exceeded"),
     index_of("../outside.safetensors"): (74, WEIGHTS + r"\S+index\.json names \.\./outside\.safetensors, which is no"),

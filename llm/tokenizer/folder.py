@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -98,7 +99,7 @@ def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     _check(folder)
-    with opening(folder, as_a="tokenizer"):
+    with opening(folder, as_a="tokenizer"), _without_panic_text():
         chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -217,7 +218,7 @@ def _state(folder: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Tokenizer:
     state = _state(folder)
     try:
-        with _rust_silenced():
+        with _without_panic_text():
             tokenizer = Tokenizer.from_str(json.dumps(state))  # what a digest is taken of, each key once
             tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
     except BaseException as error:
@@ -228,17 +229,20 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 @contextmanager
-def _rust_silenced() -> Iterator[None]:
-    """Keep off the terminal what Rust prints of a panic before Python hears of it: that one is said in one line."""
+def _without_panic_text() -> Iterator[None]:
+    """Keep off the terminal what Rust prints of a panic, which ends in one line of ours; all else is printed after."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
+    with TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        printed.seek(0)
+        sys.stderr.write(printed.read().decode(errors="replace"))
 
 
 def _with_roles(folder: Path, key: str, config: TokenizerConfig | None = None) -> tuple[Tokenizer, dict[str, str]]:
