@@ -105,7 +105,6 @@ def test_a_question_that_names_a_control_token_is_asked_as_it_is_written(scorer:
     asked = [{"role": "user", "content": "<|endoftext|>는?"}, {"role": "assistant", "content": "끝<|endoftext|>"}]
     assert model.apply_chat_template(asked[:1]).endswith("질문: <|endoftext|>는?\n답변:")
     assert model.apply_chat_template(asked, add_generation_prompt=False).endswith("답변: 끝<|endoftext|>")
-    model.close()
 
 
 def test_a_task_that_lm_eval_does_not_know_is_one_line_with_the_nearest(task_path: Path) -> None:
