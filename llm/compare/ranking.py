@@ -193,7 +193,7 @@ def rank(entries: Sequence[Entry], *, metric: str | None = None, is_highest_best
     if ranking.decided:
         listed = ", ".join(ranking.decided[:8])
         more = f" and {len(ranking.decided) - 8} more" if len(ranking.decided) > 8 else ""
-        ranking.notes.append(f"What is shown decides, and so is not shown: {listed}{more}.")
+        ranking.notes.append(f"Not shown, since the settings that are shown decide them: {listed}{more}.")
     return ranking
 
 
