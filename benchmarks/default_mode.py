@@ -30,7 +30,7 @@ from llm.config.compose import from_hydra
 from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
 from llm.data import EvaluationBatches, MicroBatch, TokenRows, TrainingBatches, read_manifest
 from llm.run.devices import with_precision
-from llm.trainer import evaluate
+from llm.trainer.validation import evaluate
 
 ROOT = Path(__file__).parents[1]
 FP32 = Mode(Precision.fp32, False)  # what TrainingArguments has on a CPU unless it is told otherwise

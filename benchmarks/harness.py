@@ -15,7 +15,7 @@ from llm.config.training import Accelerator, OptimizerConfig, Precision, Trainer
 from llm.data import Rows
 from llm.logger import RunLogger
 from llm.run.console import log
-from llm.trainer import Fit, fit
+from llm.trainer.fit import Fit, fit
 
 NEVER = 10**9  # steps
 
@@ -45,7 +45,6 @@ def train_by_fit(
         fit(
             Fit(
                 model=model,
-                model_config=config or model.config,
                 train_rows=rows[0],
                 held_out_rows=rows[1],
                 data=DataConfig(

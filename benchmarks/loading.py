@@ -156,7 +156,7 @@ def _stream(rows: TokenRows, *, batch_size: int, num_workers: int) -> Any:
     """The batches of an epoch, as training takes them."""
     from torch.utils.data import DataLoader
 
-    from llm.trainer.loading import StepRows
+    from llm.trainer.rows import StepRows
 
     steps = len(rows) // batch_size
     batches: Any = TrainingBatches(

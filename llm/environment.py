@@ -166,8 +166,3 @@ def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         set_variables(before, only=True)
-
-
-def cxx_compiler() -> str | None:
-    """The C++ compiler that the user chose."""
-    return os.environ.get("CXX")

@@ -21,7 +21,7 @@ from llm.config.tuning import LoraConfig, Method
 from llm.data import TokenRows
 from llm.model import add_lora
 from llm.run import launch
-from llm.trainer import Fit, fit
+from llm.trainer.fit import Fit, fit
 from tests.test_data_rows import write_rows
 from tests.test_micro_batch import short_of
 from tests.test_trainer import LENGTH, VOCAB, model_of, run_interrupted, task, weights

@@ -101,7 +101,7 @@ def test_throughput_is_measured_for_ours_and_its_peers(
 ) -> None:
     module = import_module("benchmarks.train_throughput")
     monkeypatch.setattr(module, "peak_flops", lambda *_: (1e9, "assumed"))
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     small = module.Shape(
         name="tiny", num_layers=1, num_heads=2, hidden_size=16, vocab_size=97, sequence_length=16, batch_size=2
     )
@@ -138,7 +138,7 @@ def test_a_step_of_fit_has_no_operator_that_the_plain_loop_has_not_but_for_its_g
 ) -> None:
     """So what their speeds differ by on a CPU is noise, or memory; benchmarks.overhead measures the host's own work."""
     contestants = import_module("benchmarks.contestants")
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     small = contestants.Shape(
         name="tiny", num_layers=2, num_heads=2, hidden_size=32, vocab_size=97, sequence_length=32, batch_size=4
     )
@@ -169,7 +169,7 @@ def test_overhead_is_what_a_side_takes_more_than_its_bare_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = import_module("benchmarks.overhead")
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     small = module.Shape(
         name="tiny", num_layers=1, num_heads=2, hidden_size=16, vocab_size=97, sequence_length=16, batch_size=2
     )
@@ -190,7 +190,7 @@ def test_in_fp32_ours_comes_to_the_loss_of_the_trainer(
 ) -> None:
     """Of one model on the same rows, several documents to a row: weights, masks, optimizer, clipping, schedule, all."""
     module = import_module("benchmarks.default_mode")
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     small = module.Shape(
         name="tiny", num_layers=2, num_heads=2, hidden_size=32, vocab_size=600, sequence_length=64, batch_size=4
     )
@@ -219,7 +219,7 @@ def test_lora_is_measured_beside_full_fine_tuning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     module = import_module("benchmarks.lora")
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
+    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     monkeypatch.setattr(module, "find_spec", lambda _: None)  # the peer is an extra
     small = module.Contest(
         model="llama_tiny", vocab_size=97, length=32, rows=2, precision=module.Precision.fp32, conversations=64

@@ -12,7 +12,7 @@ import torch
 from llm.errors import DamagedError
 from llm.run.console import log
 from llm.trainer import checkpoint
-from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, keep, newest_good
+from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, newest_good
 
 ALL_FILES = (*FILES, "manifest.json")
 
@@ -34,27 +34,12 @@ def back(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "value",
     [
-        None,
-        True,
-        False,
-        0,
-        -1,
-        2**80,
-        "",
+        [None, True, False, 0, -1, 2**80, ""],
         "한국어\n\u2028 \ud55c",
-        [],
-        (),
-        {},
-        [[], (), {}],
-        (1, [2, (3, {"a": (4,)})]),
-        {0: "int key", 1: {2: (3,)}},
+        [[], (), {}, (1, [2, (3, {"a": (4,)})])],
         {"$tensor": "no tensor", "$items": 1, "$tuple": []},
-        {None: 1, True: 2, 1.5: 3, "x": 4},
-        0.1,
-        -0.0,
-        5e-324,
-        sys.float_info.max,
-        1 / 3,
+        {None: 1, True: 2, 1.5: 3, "x": 4, 0: {2: (3,)}},
+        [0.1, -0.0, 5e-324, sys.float_info.max, 1 / 3],
     ],
     ids=repr,
 )
@@ -64,30 +49,13 @@ def test_plain_values_come_back_as_they_were(value: Any, tmp_path: Path) -> None
     assert repr(again) == repr(value)  # types, too: True is not 1, a tuple no list, -0.0 not 0.0
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
-)
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3, 0, 2), (2, 3)])
 def test_tensors_come_back_bit_for_bit(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100).to(dtype)
     again = back({"a": {"b": [tensor]}}, tmp_path)["a"]["b"][0]
     assert (again.dtype, again.shape) == (dtype, shape)
     assert torch.equal(again, tensor)
-
-
-def test_special_floats_in_tensors_come_back(tmp_path: Path) -> None:
-    tensor = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-45])
-    again = back({"x": tensor}, tmp_path)["x"]
-    assert torch.equal(again.view(torch.int32), tensor.view(torch.int32))
-
-
-def test_a_bool_tensor_comes_back(tmp_path: Path) -> None:
-    assert back({"x": torch.tensor([True, False])}, tmp_path)["x"].tolist() == [True, False]
-
-
-def test_a_transposed_tensor_comes_back(tmp_path: Path) -> None:
-    tensor = torch.arange(6.0).reshape(2, 3).T
-    assert torch.equal(back({"x": tensor}, tmp_path)["x"], tensor)
 
 
 def test_parts_of_one_tensor_come_back_each_by_itself(tmp_path: Path) -> None:
@@ -104,38 +72,14 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     assert (tmp_path / "state" / FILES[0]).stat().st_size < 50_000
 
 
-def test_one_tensor_under_two_types_comes_back_as_both(tmp_path: Path) -> None:
-    floats = torch.randn(4)
-    again = back({"floats": floats, "bits": floats.view(torch.int32)}, tmp_path)
-    assert torch.equal(again["bits"], floats.view(torch.int32))
-    assert torch.equal(again["floats"], floats)
-
-
-def test_keys_with_slashes_are_kept_apart(tmp_path: Path) -> None:
-    state = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}}
-    again = back(state, tmp_path)
-    assert (again["a/b"].item(), again["a"]["b"].item()) == (0, 1)
-
-
 def test_keys_of_two_types_are_kept_apart(tmp_path: Path) -> None:
     again = back({"x": {1: torch.zeros(1), "1": torch.ones(1)}}, tmp_path)["x"]
     assert (again[1].item(), again["1"].item()) == (0, 1)
 
 
-def test_the_state_of_adamw_comes_back(tmp_path: Path) -> None:
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    again = back({"optimizer_states": [optimizer.state_dict()]}, tmp_path)["optimizer_states"][0]
-    assert again["param_groups"] == optimizer.state_dict()["param_groups"]
-    for number, state in optimizer.state_dict()["state"].items():
-        assert all(torch.equal(again["state"][number][name], value) for name, value in state.items())
-
-
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", Path("x"), 1j, math.nan, math.inf])
+@pytest.mark.parametrize("value", [{1, 2}, b"bytes", math.nan])
 def test_what_is_no_plain_value_is_refused_with_its_place(value: Any, tmp_path: Path) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"/callbacks/1/state"):
+    with pytest.raises(TypeError, match=r"/callbacks/1/state"):
         back({"callbacks": [0, {"state": value}]}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -152,37 +96,14 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999])
-@pytest.mark.parametrize("bit", [0, 7])
-def test_a_flipped_bit_anywhere_is_found(name: str, share: float, bit: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 0.999])
+def test_a_flipped_bit_anywhere_is_found(name: str, share: float, tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     assert find_fault(path) is None
     content = bytearray((path / name).read_bytes())
-    content[int(share * len(content))] ^= 1 << bit
+    content[int(share * len(content))] ^= 1
     (path / name).write_bytes(content)
     assert find_fault(path)
-
-
-@pytest.mark.parametrize("name", ALL_FILES)
-@pytest.mark.parametrize("length", [0, 1, 20, -2])
-def test_a_file_that_was_cut_is_found(name: str, length: int, tmp_path: Path) -> None:
-    path = write(tmp_path, 1)
-    (path / name).write_bytes((path / name).read_bytes()[:length])
-    assert find_fault(path)
-
-
-@pytest.mark.parametrize("name", ALL_FILES)
-def test_a_missing_file_is_found_and_named(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, 1)
-    (path / name).unlink()
-    assert name in str(find_fault(path))
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"tensors.safetensors": 1, "state.json": 2}'])
-def test_a_manifest_of_another_form_is_found(text: str, tmp_path: Path) -> None:
-    path = write(tmp_path, 1)
-    (path / "manifest.json").write_text(text, encoding="utf-8")
-    assert "manifest.json" in str(find_fault(path))
 
 
 # Falling back
@@ -190,18 +111,6 @@ def test_a_manifest_of_another_form_is_found(text: str, tmp_path: Path) -> None:
 
 def damage(path: Path) -> None:
     (path / "state.json").write_text("{}", encoding="utf-8")
-
-
-def test_the_newest_checkpoint_is_taken(tmp_path: Path) -> None:
-    write(tmp_path, 9)
-    newest = write(tmp_path, 10)
-    write(tmp_path, 2)
-    assert newest_good(tmp_path) == newest
-
-
-def test_without_any_checkpoint_there_is_none(tmp_path: Path) -> None:
-    assert newest_good(tmp_path / "absent") is None
-    assert newest_good(tmp_path) is None
 
 
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
@@ -214,13 +123,6 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-step-00000010", "step-00000005"]
     assert "step-00000010 is damaged (state.json is not what the manifest says)" in caplog.text
     assert CheckpointFolders().load_checkpoint(good)["step"] == 5
-
-
-def test_a_checkpoint_damaged_a_second_time_is_set_aside_too(tmp_path: Path) -> None:
-    good = write(tmp_path, 5)
-    for _ in range(2):
-        damage(write(tmp_path, 10))
-        assert newest_good(tmp_path) == good
 
 
 def test_when_all_are_damaged_the_run_stops_and_never_begins_again(tmp_path: Path) -> None:
@@ -260,11 +162,3 @@ def test_an_error_while_saving_leaves_the_older_checkpoint(
     assert list(tmp_path.iterdir()) == [good]
     assert {file.name: file.read_bytes() for file in good.iterdir()} == content
     assert newest_good(tmp_path) == good
-
-
-@pytest.mark.parametrize(("number", "kept"), [(1, [12]), (2, [9, 12]), (9, [3, 6, 9, 12])])
-def test_the_newest_checkpoints_are_kept(number: int, kept: list[int], tmp_path: Path) -> None:
-    for step in (3, 6, 9, 12):
-        write(tmp_path, step)
-    keep(tmp_path, newest=number)
-    assert sorted(tmp_path.iterdir()) == [folder_of(tmp_path, step) for step in kept]

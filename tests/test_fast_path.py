@@ -15,7 +15,7 @@ from llm.config.tuning import LoraConfig
 from llm.model import add_lora, attention, build, document_bounds, loss, next_token_loss, next_token_nats
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
-from llm.trainer import fit
+from llm.trainer.fit import fit
 from tests.test_trainer import same, task, untimed, values, weights
 
 ARCHITECTURES = list(Architecture)

@@ -7,7 +7,7 @@ import torch
 
 from llm.config.training import Accelerator, Architecture, Precision
 from llm.model import attention, document_bounds, next_token_nats
-from llm.trainer import fit
+from llm.trainer.fit import fit
 from tests.test_fast_path import LENGTH, PACKED, PLAIN, batch_of, model_of
 from tests.test_trainer import task, values
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llm.config.training import Algorithm, OptimizerConfig
-from llm.trainer import fit
+from llm.trainer.fit import fit
 from llm.trainer.module import NextTokenModule
 from tests.test_fast_path import Seen
 from tests.test_trainer import quick_peak, task  # noqa: F401  # a fixture

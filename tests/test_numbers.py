@@ -4,22 +4,19 @@ import json
 import mmap
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llm.config.training import OptimizerConfig, Precision, TrainerConfig
-from llm.errors import ConfigError
+from llm.config.training import OptimizerConfig, Precision
 from llm.run.console import log
-from llm.trainer import fit
-from llm.trainer.loading import TimedLoader
-from llm.trainer.memory import memory_in_use, resident_bytes
-from llm.trainer.progress import clock
+from llm.run.memory import resident_bytes
+from llm.trainer.fit import fit
+from llm.trainer.recording import memory_in_use
 from llm.trainer.throughput import PEAKS, listed_peaks, peak_flops
-from tests.test_trainer import RandomRows, metrics, quick_peak, task, values
+from tests.test_trainer import RandomRows, metrics, quick_peak, task
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["quick_peak"]  # a fixture that every test here uses
@@ -49,24 +46,6 @@ class SlowRows(RandomRows):
 # Waiting for data
 
 
-def test_a_loader_counts_the_seconds_that_it_is_waited_for() -> None:
-    def slow() -> Iterator[int]:
-        for number in range(4):
-            time.sleep(0.02)
-            yield number
-
-    class Numbers(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-        def __iter__(self) -> Iterator[int]:
-            return slow()
-
-    loader = TimedLoader(Numbers(), batch_size=None)
-    assert [int(number) for number in loader] == [0, 1, 2, 3]
-    assert loader.waited_seconds >= 0.08
-    before = loader.waited_seconds
-    time.sleep(0.05)
-    assert loader.waited_seconds == before  # what happens between batches is no waiting
-
-
 def test_the_share_of_waiting_is_that_of_slow_rows(tmp_path: Path) -> None:
     made = task(tmp_path, max_steps=3, batch_size=2, micro_batch_size=1)
     rows = SlowRows(21)
@@ -88,32 +67,12 @@ def _interval_seconds(folder: Path, record: dict[str, Any]) -> float:
 # Time left
 
 
-def test_no_time_is_left_at_the_last_step(tmp_path: Path) -> None:
-    fit(task(tmp_path, max_steps=4))
-    left = values(tmp_path, "throughput/seconds_left")
-    assert len(left) == 4 and left[-1] == 0
-
-
 def test_the_time_left_is_the_pace_so_far_times_the_steps_to_come(tmp_path: Path) -> None:
     made = task(tmp_path, max_steps=10)
     object.__setattr__(made, "train_rows", SlowRows(21))
     fit(made)
     first = next(record for record in metrics(tmp_path) if "throughput/seconds_left" in record)
     assert first["throughput/seconds_left"] >= 9 * SlowRows.seconds
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")]
-)
-def test_a_clock_has_hours_minutes_and_seconds(seconds: float, words: str) -> None:
-    assert clock(seconds) == words
-
-
-def test_log_lines_say_the_time_left(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
-    fit(task(tmp_path, max_steps=2))
-    lines = [message for message in said.messages if message.endswith(" left")]
-    assert len(lines) == 2
-    assert all(re.fullmatch(r"step \d of 2: loss [\d.]+  [\d,]+ tokens/s  \d+:\d\d left", line) for line in lines)
 
 
 def test_a_log_line_says_the_step_that_was_measured_and_says_it_once(
@@ -125,13 +84,10 @@ def test_a_log_line_says_the_step_that_was_measured_and_says_it_once(
     assert not any(message.endswith(": ") for message in said.messages)
 
 
-@pytest.mark.parametrize(("warmup", "said_it"), [(8, True), (2, False)])
-def test_a_warmup_that_the_run_does_not_finish_is_said(
-    warmup: int, said_it: bool, tmp_path: Path, said: pytest.LogCaptureFixture
-) -> None:
-    fit(task(tmp_path, max_steps=2, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=warmup)))
+def test_a_warmup_that_the_run_does_not_finish_is_said(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    fit(task(tmp_path, max_steps=2, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=8)))
     line = "optimizer.warmup_steps=8, but the run has 2 steps: it ends at 25 % of the peak learning rate"
-    assert (line in said.messages) is said_it
+    assert line in said.messages
 
 
 # Memory
@@ -147,58 +103,7 @@ def test_on_a_cpu_memory_is_what_the_process_has_in_ram() -> None:
     assert grown == pytest.approx(size, rel=0.2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_on_a_gpu_memory_is_the_peak_of_its_tensors() -> None:
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    held = torch.ones(2**20, device="cuda")
-    assert memory_in_use(torch.device("cuda")) - before >= held.numel() * 4
-
-
 # Peaks
-
-
-@pytest.mark.parametrize(
-    ("name", "listed"),
-    [
-        ("NVIDIA B200", "B200"),
-        ("NVIDIA GB200", "GB200"),
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA A100-PCIE-40GB", "A100"),
-        ("NVIDIA L40S", "L40S"),
-        ("NVIDIA L40", "L40"),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-        ("NVIDIA RTX A6000", "RTX A6000"),
-        ("Tesla T4", "T4"),
-        ("Tesla V100-SXM2-16GB", "V100-SXM2"),
-    ],
-)
-def test_a_gpu_is_found_in_the_table_by_its_name(name: str, listed: str) -> None:
-    assert listed_peaks(name) == PEAKS[listed]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-        "NVIDIA GeForce RTX 4080 SUPER",
-        "NVIDIA GeForce GTX 1080",
-        "NVIDIA A800-SXM4-80GB",
-        "NVIDIA H100 NVL",  # another clock than the H100's
-        "NVIDIA H200 NVL",
-        "NVIDIA GH200 480GB",
-        "NVIDIA L4",
-        "Tesla V100-PCIE-16GB",
-    ],
-)
-def test_a_chip_of_a_similar_name_is_measured(name: str) -> None:
-    assert listed_peaks(name) is None
 
 
 @pytest.mark.parametrize(("precision", "peak"), [(Precision.bf16, 989e12), (Precision.fp32, 67e12), (None, 989e12)])
@@ -211,15 +116,27 @@ def test_the_peak_is_that_of_the_precision(
     assert peak_flops(torch.device("cuda"), precision) == expected
 
 
-@pytest.mark.parametrize(("precision", "words"), [(Precision.bf16, "bf16"), (Precision.fp32, "fp32"), (None, "fp32")])
-def test_what_is_not_listed_is_measured_in_the_precision(precision: Precision | None, words: str) -> None:
-    peak, source = peak_flops(torch.device("cpu"), precision)
-    assert peak > 1e8 and source == f"measured cpu, 1024 x 1024 product in {words}"
+def test_a_cpu_is_measured_in_the_precision() -> None:
+    peak, source = peak_flops(torch.device("cpu"), Precision.bf16)
+    assert peak > 1e8 and source == "measured cpu, 1024 x 1024 product in bf16"
 
 
-def test_the_log_says_what_mfu_is_measured_against(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
-    fit(task(tmp_path, max_steps=1))
-    assert any(message.startswith("MFU is measured against 1e+09 FLOP/s (assumed)") for message in said.messages)
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H100 NVL", None),  # another clock than the H100's
+        ("NVIDIA L4", None),
+    ],
+)
+def test_a_gpu_is_found_in_the_table_by_its_whole_name(name: str, listed: str | None) -> None:
+    assert listed_peaks(name) == (PEAKS[listed] if listed else None)
 
 
 # The trace
@@ -232,15 +149,8 @@ def test_a_trace_has_the_steps_after_the_warm_up_and_where_it_lies_is_said(
     events = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))["traceEvents"]
     steps = [event for event in events if event.get("name", "").startswith("Optimizer.step#")]
     assert len(steps) == 2
-    expected = f"steps 6 to 7 are traced in {tmp_path / 'profile.json'}: open it at https://ui.perfetto.dev"
-    assert any(message.startswith(expected) for message in said.messages)
+    assert f"2 steps are traced in {tmp_path / 'profile.json'}: open it at https://ui.perfetto.dev" in said.messages
     assert not list(tmp_path.glob(".tmp-*"))
-
-
-def test_tracing_changes_no_number(tmp_path: Path) -> None:
-    fit(task(tmp_path / "traced", max_steps=8, profile_steps=1))
-    fit(task(tmp_path / "plain", max_steps=8))
-    assert values(tmp_path / "traced", "train/loss") == values(tmp_path / "plain", "train/loss")
 
 
 def test_too_few_steps_are_not_traced_and_it_is_said(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
@@ -248,13 +158,6 @@ def test_too_few_steps_are_not_traced_and_it_is_said(tmp_path: Path, said: pytes
     assert not (tmp_path / "profile.json").exists()
     expected = "trainer.profile_steps=2: nothing is traced, for 6 steps are left, and the first 5 warm up"
     assert expected in said.messages
-
-
-def test_no_steps_to_trace_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=re.escape("trainer.profile_steps=0 is out of range. Set 1 or more, or null.")
-    ):
-        TrainerConfig(profile_steps=0)
 
 
 def test_every_metric_of_a_run_is_in_the_table_of_the_docs(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from llm.run.runs import Run, load
 from llm.stage import run_stage
 from llm.stage.estimate import parameters_by_part
 from llm.tokenizer import Special
-from llm.trainer import fit
+from llm.trainer.fit import fit
 from llm.trainer.throughput import flops_per_token
 from tests.korean import save_preset
 from tests.rounding import assert_same_but_for_rounding, rounding

@@ -203,7 +203,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = go_on(tmp_path / "whole", text, folder)
-    saving = import_module("llm.trainer.saving")
+    saving = import_module("llm.trainer.checkpoint")
     original = saving.Saving.save_if_due
 
     def fail_at_three(self: Any, trainer: Any, **rest: Any) -> None:

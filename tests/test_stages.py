@@ -320,7 +320,7 @@ def test_a_pretraining_that_died_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
         if place == "in training":
-            patch.setattr("llm.trainer.saving.keep", die)
+            patch.setattr("llm.trainer.checkpoint.keep", die)
         else:
             patch.setattr(models, "save", die)
         pretrain(outputs, made[1], *settings)
@@ -382,7 +382,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in_on_a_machine_of_ano
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
         patch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
-        patch.setattr("llm.trainer.saving.keep", die)
+        patch.setattr("llm.trainer.checkpoint.keep", die)
         pretrain(outputs, made[1], *settings)
     caplog.clear()
     moved = pretrain(outputs, made[1], *settings)  # on a CPU that does not have it
@@ -503,7 +503,7 @@ def test_a_fine_tuning_is_reused_and_one_that_died_goes_on(
 
     settings = ["name=tuned", "reuse=never", "trainer.checkpoint_every_steps=2"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
-        patch.setattr("llm.trainer.saving.keep", die)
+        patch.setattr("llm.trainer.checkpoint.keep", die)
         finetune(outputs, conversations, *settings)
     finished = finetune(outputs, conversations, "name=tuned")
     assert finished.path == whole.path

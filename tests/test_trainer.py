@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,16 @@ from llm.config.training import (
 )
 from llm.config.tuning import LoraConfig
 from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
-from llm.errors import ConfigError, DamagedError, DivergedError, StoppedError, StorageError
+from llm.errors import DamagedError, DivergedError, StoppedError, StorageError
 from llm.logger import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
 from llm.run.console import log
 from llm.run.metrics import read_metrics
 from llm.tokenizer import Special
-from llm.trainer import Evaluation, Fit, evaluate, fit
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
-from llm.trainer.module import seed_dropout
-from llm.trainer.validation import bits_per_byte
+from llm.trainer.fit import Fit, fit
+from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
 from tests.patience import PATIENCE
 from tests.rounding import rounding
 
@@ -127,7 +126,6 @@ def task(
     settings.setdefault("precision", Precision.fp32)
     return Fit(
         model=model,
-        model_config=model.config,
         train_rows=RandomRows(rows),
         held_out_rows=RandomRows(held_out, seed=1),
         data=DataConfig(name="x", kind=DataKind.text, path="x", sequence_length=LENGTH, batch_size=batch_size),
@@ -204,12 +202,6 @@ def test_evaluation_is_the_mean_over_all_labels_of_a_slow_loop() -> None:
     assert result.bits_per_byte == pytest.approx((nats / math.log(2) + 30 * 8) / 1000, rel=ROUNDING)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
-def test_evaluation_does_not_depend_on_the_batch_size(batch_size: int) -> None:
-    model, rows = model_of(), RandomRows(7)
-    assert evaluated(model, rows, batch_size).loss == pytest.approx(evaluated(model, rows, 3).loss, rel=ROUNDING)
-
-
 # The loss of a step
 
 
@@ -273,22 +265,6 @@ def test_a_record_of_several_steps_has_their_mean_loss_over_labels(tmp_path: Pat
     assert values(tmp_path / "fifth", "train/loss") == pytest.approx(expected, rel=ROUNDING)
 
 
-def test_a_small_model_learns_what_repeats(tmp_path: Path) -> None:
-    made = task(tmp_path, max_steps=60, rows=4, optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=5))
-    fit(made)
-    losses = values(tmp_path, "train/loss")
-    assert losses[0] == pytest.approx(math.log(VOCAB), rel=0.1)
-    assert losses[-1] < 0.5
-
-
-def test_a_micro_batch_draws_as_after_a_manual_seed_of_torch() -> None:
-    """Which is left alone on a CPU: it writes down a stack for each kind of device that is not there."""
-    seed_dropout(3, 5, rank=0, device=torch.device("cpu"))
-    drawn = torch.rand(4)
-    torch.manual_seed(int(np.random.SeedSequence([3, 5, 0]).generate_state(1, np.uint64)[0]))
-    assert torch.equal(drawn, torch.rand(4))
-
-
 def test_a_model_that_comes_in_eval_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
     fit(task(tmp_path / "eval", model=model_of(dropout=0.3).eval(), max_steps=2))
     fit(task(tmp_path / "train", model=model_of(dropout=0.3).train(), max_steps=2))
@@ -299,16 +275,6 @@ def test_two_workers_read_what_none_do(tmp_path: Path) -> None:
     for workers in (0, 2):
         fit(task(tmp_path / str(workers), max_steps=3, num_workers=workers))
     assert untimed(tmp_path / "2") == untimed(tmp_path / "0")
-
-
-def test_a_record_says_how_fast_it_was(tmp_path: Path) -> None:
-    fit(task(tmp_path))
-    assert len(values(tmp_path, "train/loss")) == 10
-    for name in ("throughput/tokens_per_second", "throughput/mfu", "memory/gigabytes"):
-        assert len(values(tmp_path, name)) == 10
-        assert all(value > 0 for value in values(tmp_path, name))
-    seconds = values(tmp_path, "seconds")
-    assert seconds == sorted(seconds)
 
 
 def test_mfu_is_the_flops_of_the_model_over_those_of_the_device(tmp_path: Path) -> None:
@@ -336,13 +302,6 @@ def test_validation_is_before_the_first_step_every_so_many_and_at_the_last(
 ) -> None:
     fit(task(tmp_path, max_steps=steps, validate_every_steps=every))
     assert [record["step"] for record in metrics(tmp_path) if "val/loss" in record] == expected
-
-
-def test_validation_before_the_first_step_is_of_the_model_that_came(tmp_path: Path) -> None:
-    fit(task(tmp_path))
-    expected = evaluated(model_of(), RandomRows(5, seed=1), 5)
-    assert values(tmp_path, "val/loss")[0] == pytest.approx(expected.loss, rel=ROUNDING)
-    assert values(tmp_path, "val/bits_per_byte")[0] == pytest.approx(expected.bits_per_byte, rel=ROUNDING)
 
 
 def test_each_validation_writes_its_samples_as_rows(tmp_path: Path) -> None:
@@ -488,15 +447,6 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
 
 
-def test_a_run_without_a_good_checkpoint_does_not_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_interrupted(resumable(tmp_path, "gpt2"), 5, "error", monkeypatch)
-    (folder_of(tmp_path / "checkpoints", 4) / "state.json").write_text("{}", encoding="utf-8")
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(DamagedError, match="no checkpoint is good"):
-        fit(resumable(tmp_path, "gpt2"))
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
 def test_a_finished_training_is_not_trained_on(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     fit(resumable(tmp_path, "gpt2"))
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -504,21 +454,6 @@ def test_a_finished_training_is_not_trained_on(tmp_path: Path, uninterrupted: Un
     fit(again)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert same(weights(again.model), uninterrupted("gpt2")[1])
-
-
-def test_a_run_may_go_on_with_other_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
-) -> None:
-    whole = task(tmp_path / "whole", micro_batch_size=4)
-    fit(whole)
-    run_interrupted(task(tmp_path / "cut", micro_batch_size=4), 5, "signal", monkeypatch)
-    again = task(tmp_path / "cut", micro_batch_size=1)
-    fit(again)
-    found, expected = ([r["step"] for r in metrics(tmp_path / name)] for name in ("cut", "whole"))
-    assert found == expected
-    assert values(tmp_path / "cut", "train/loss") == pytest.approx(values(tmp_path / "whole", "train/loss"), rel=1e-5)
-    for name, weight in weights(whole.model).items():
-        torch.testing.assert_close(weights(again.model)[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [10]), (2, [8, 10]), (9, [4, 8, 10])])
@@ -531,14 +466,6 @@ def test_a_checkpoint_of_lora_holds_no_frozen_weight(tmp_path: Path) -> None:
     fit(task(tmp_path, model=model_of(lora=True), max_steps=2))
     state = json.loads((folder_of(tmp_path / "checkpoints", 2) / "state.json").read_text(encoding="utf-8"))
     assert state["state_dict"] and all("lora_" in name for name in state["state_dict"])
-
-
-def test_training_lora_leaves_the_base_as_it_was(tmp_path: Path) -> None:
-    made = task(tmp_path, model=model_of(lora=True), max_steps=3)
-    before = weights(made.model)
-    fit(made)
-    changed = {name for name, weight in weights(made.model).items() if not torch.equal(weight, before[name])}
-    assert changed == {name for name in before if "lora_" in name}
 
 
 def test_the_signals_mean_what_they_did_before_once_training_has_ended(tmp_path: Path) -> None:
@@ -564,13 +491,6 @@ def test_a_signal_within_a_step_lets_it_end(place: str, tmp_path: Path, uninterr
     again = resumable(tmp_path, "gpt2")
     fit(again)
     assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
-
-
-def test_what_a_stop_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopping(2, "signal", monkeypatch)
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM after step 2, which is saved. Start the same command"):
-        fit(task(tmp_path))
-    assert StoppedError.exit_code == 75
 
 
 SCRIPT = """
@@ -651,21 +571,6 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out(
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.SGD, torch.optim.Adafactor])
-def test_a_step_of_any_optimizer_is_left_out(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(model: torch.nn.Module, _config: OptimizerConfig, *, max_steps: int) -> Any:
-        made = kind(model.parameters(), lr=1e-2)
-        return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)
-
-    monkeypatch.setattr(optimizer, "build", build)
-    made = task(tmp_path, max_steps=4, batch_size=8, optimizer=OptimizerConfig(warmup_steps=0))
-    poison(made.model, {2})
-    fit(made)
-    expected = plain_loop(replace(made, model=model_of()), leave_out=2)
-    for name, value in weights(made.model).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
-
-
 def plain_loop(made: Fit, *, leave_out: int) -> dict[str, torch.Tensor]:
     """The weights after a loop without Lightning that leaves out one step, but not its place in the schedule."""
     adamw, schedule = optimizer.build(made.model, made.optimizer, max_steps=made.trainer.max_steps)
@@ -735,34 +640,7 @@ def test_a_run_with_skipped_steps_goes_on_as_if_never_stopped(
     assert metrics(whole.folder)[-2]["train/skipped_steps"] == 3
 
 
-def test_a_jump_of_the_loss_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(log, "propagate", True)
-    calls: list[int] = []
-
-    def jumping(model: torch.nn.Module, batch: dict[str, Any], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(1)
-        nats = next_token_nats(model, batch, **more) * (3.0 if len(calls) == 15 else 1.0)
-        return nats, nats
-
-    monkeypatch.setattr("llm.trainer.module.next_token_loss", jumping)
-    fit(task(tmp_path, max_steps=20))
-    assert [line for line in caplog.messages if "train/loss jumped to" in line] == [
-        line for line in caplog.messages if "at step 15, from a mean of" in line
-    ]
-    assert "train/loss jumped to" in caplog.text
-
-
 # Keeping checkpoints
-
-
-def test_the_checkpoint_of_the_best_validation_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0])
-    monkeypatch.setattr("llm.trainer.validation.evaluate", lambda *_, **__: Evaluation(next(losses), 1.0))
-    settings = {"validate_every_steps": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 1}
-    fit(task(tmp_path, keep_best=True, **settings))
-    assert steps_kept(tmp_path) == [4, 10]
 
 
 def test_the_best_validation_is_remembered_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -782,21 +660,10 @@ def test_checkpoints_are_saved_by_the_clock_too(tmp_path: Path) -> None:
 def test_an_older_checkpoint_stays_where_the_new_one_is_not_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.trainer.saving.find_fault", lambda path: "a bit" if path.name.endswith("8") else None)
+    monkeypatch.setattr("llm.trainer.checkpoint.find_fault", lambda path: "a bit" if path.name.endswith("8") else None)
     with pytest.raises(DamagedError, match=r"step-00000008 is not what was written \(a bit\). Check the disk"):
         fit(task(tmp_path, keep_checkpoints=1))
     assert steps_kept(tmp_path) == [4, 8]
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    first = task(tmp_path, max_steps=4)
-    fit(replace(first, identity={"settings": {"optimizer": {"learning_rate": 0.1}}, "parents": {"shards": "ab"}}))
-    other = replace(first, identity={"settings": {"optimizer": {"learning_rate": 0.2}}, "parents": {"shards": "cd"}})
-    with pytest.raises(
-        ConfigError,
-        match=r"of another run: optimizer.learning_rate=0.2 \(it was 0.1\), parents.shards=cd \(it was ab\). Give",
-    ):
-        fit(other)
 
 
 @pytest.mark.parametrize(("schedule", "number"), [(Schedule.cosine, 3), (Schedule.wsd, 4)])
@@ -804,7 +671,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(
     schedule: Schedule, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("llm.trainer.saving.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("llm.trainer.checkpoint.shutil.disk_usage", lambda _path: usage)
     refusal = rf"0.00 GB are free on the disk, but {number} checkpoints of .* lower trainer.keep_"
     with pytest.raises(StorageError, match=refusal):
         fit(task(tmp_path, optimizer=OptimizerConfig(warmup_steps=3, schedule=schedule)))
@@ -817,34 +684,6 @@ def steps_kept(folder: Path) -> list[int]:
 
 
 # Older checkpoints, and Lightning
-
-
-def test_a_checkpoint_of_before_one_callback_is_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
-) -> None:
-    """Lightning counted micro-batches then, two a step here, and the counts lay in three callbacks."""
-    run_interrupted(resumable(tmp_path, "gpt2"), 5, "signal", monkeypatch)
-    path = folder_of(tmp_path / "checkpoints", 5)
-    file = CheckpointFolders()
-    state = file.load_checkpoint(path)
-    counts = state["callbacks"]["AfterStep"]
-    of_health, of_validation = ("in_a_row", "losses"), ("best_step", "best_loss")
-    rest = counts.keys() - {"gradient_norm", *of_health, *of_validation}
-    state["callbacks"] = {
-        "Meter": {name: counts[name] for name in rest},
-        "Health": {name: counts[name] for name in of_health} | {"told": 0, "last_skipped": 0.0},
-        "Validation": {name: counts[name] for name in of_validation},
-    }
-    state["gradient_norm"] = counts["gradient_norm"]
-    loop = state["loops"]["fit_loop"]
-    for which in ("total", "current"):
-        loop["epoch_loop.batch_progress"][which] |= {"ready": 10, "started": 10, "processed": 10, "completed": 9}
-        loop["epoch_loop.manual_optimization.optim_step_progress"][which] |= {"ready": 0, "completed": 0}
-    file.remove_checkpoint(path)
-    CheckpointFolders({}).save_checkpoint(state, path)
-    again = resumable(tmp_path, "gpt2")
-    fit(again)
-    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
 
 
 def test_what_is_replaced_in_lightning_is_there() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
 from llm.run.console import start_logging
-from llm.run.devices import with_precision
+from llm.run.devices import require_devices, with_precision
 from llm.run.making import find
 from llm.run.record import read_record
 from llm.run.runs import Run
-from llm.stage import Step, require_machine, stage_named, step_of
+from llm.stage import Step, stage_named, step_of
 from llm.stage.estimate import Estimate, estimate_memory, estimated_run
 
 
@@ -41,7 +41,7 @@ def survey(config: StageConfig, label: str = "") -> Job:
     job = Job(label=label, stage=config.stage)
     if hasattr(config, "trainer"):
         try:
-            require_machine(config.trainer)
+            require_devices(config.trainer)
         except ConfigError as error:  # a cluster's jobs are looked at where there is no GPU
             job.notes.append(f"Not on this machine: {error}")
     run = _look(step_of(config), job, {})

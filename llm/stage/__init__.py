@@ -81,26 +81,13 @@ def run_stage(config: StageConfig) -> Run:
     """
     start_logging()
     if isinstance(trainer := getattr(config, "trainer", None), TrainerConfig):
-        require_machine(trainer)
+        require_devices(trainer)
     return run_step(step_of(config))
 
 
 def run_step(step: Step, *, wait: bool = False) -> Run:
     """The finished run of a step; `wait` for another process that makes it, or do as its stage says."""
     return _run(step, wait=wait, made={})
-
-
-def require_machine(trainer: TrainerConfig) -> None:
-    """Refuse, before any work, what this machine cannot carry out.
-
-    Raises:
-        ConfigError: devices, a precision or a compiler that are not there.
-    """
-    require_devices(trainer)
-    if trainer.compile:
-        from llm.trainer import require_compiler
-
-        require_compiler(trainer)
 
 
 def _run(step: Step, *, wait: bool, made: dict[int, Run]) -> Run:

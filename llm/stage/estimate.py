@@ -145,7 +145,7 @@ def estimate_training(
     import torch
 
     from llm.model import count_parameters
-    from llm.trainer.fit import micro_batch_size
+    from llm.trainer.rows import micro_batch_size
     from llm.trainer.throughput import flops_per_token
 
     trainer, data, is_there = config.trainer, config.data, torch.cuda.is_available()
@@ -175,8 +175,8 @@ def estimate_training(
 
 def estimate_memory(config: PretrainStage | FinetuneStage, model: Any, *, is_on_gpu: bool) -> "Memory":
     """What a device holds at the most; `model` is used up."""
-    from llm.trainer.fit import micro_batch_size
     from llm.trainer.rehearsal import rehearse
+    from llm.trainer.rows import micro_batch_size
 
     trainer, data, before = config.trainer, config.data, _resident_bytes()
     rows = micro_batch_size(data, trainer)
@@ -196,7 +196,7 @@ def estimate_memory(config: PretrainStage | FinetuneStage, model: Any, *, is_on_
 @cache
 def _resident_bytes() -> int:
     """What this process holds before it has worked out a model: what a training's process begins with, too."""
-    from llm.trainer.memory import resident_bytes
+    from llm.run.memory import resident_bytes
 
     return resident_bytes()
 

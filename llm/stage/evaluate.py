@@ -40,7 +40,7 @@ from llm.stage.training import prompts_of
 
 if TYPE_CHECKING:
     from llm.evaluation import Scorer
-    from llm.trainer import Evaluation
+    from llm.trainer.validation import Evaluation
 
 PROBES = ("particles", "next_sentence", "word_order")
 WRITTEN = (
@@ -216,14 +216,14 @@ def _loss(opened: _Opened, rows: Rows, sequence_length: int) -> "Evaluation":
     """What training validates."""
     from torch.utils.data import DataLoader
 
-    from llm import trainer
+    from llm.trainer.validation import evaluate
 
     batch_size = max(1, opened.config.evaluation.batch_tokens // sequence_length)
     edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
     batches: Any = EvaluationBatches(rows.num_labels, batch_size=batch_size, edges=edges)
     loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_same)  # type: ignore[arg-type]  # __getitems__
     model = opened.scorer.model
-    found = trainer.evaluate(model, loader, rows, device=next(model.parameters()).device)
+    found = evaluate(model, loader, rows, device=next(model.parameters()).device)
     if not isfinite(found.loss):
         raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
     return found
@@ -350,5 +350,5 @@ STAGE = Stage(
     plan=plan,
     result_names=result_names,
     estimate=estimate,
-    loads=("llm.model", "llm.trainer", "llm.evaluation"),
+    loads=("llm.model", "llm.trainer.validation", "llm.evaluation"),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from llm.config.stages import PretrainStage, Reuse
 from llm.config.training import Schedule
 from llm.run.console import log
+from llm.run.files import whole_folder
 from llm.run.making import Plan
 from llm.run.record import differences, read_record
 
@@ -20,11 +21,7 @@ def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     checkpoints = folder / "checkpoints"
     if config.optimizer.schedule is not Schedule.wsd or config.reuse is Reuse.never or any(checkpoints.glob("*")):
         return
-    from llm.trainer.checkpoint import (  # takes seconds, which other schedules need not wait
-        copy_checkpoint,
-        find_fault,
-        step_of,
-    )
+    from llm.trainer.checkpoint import find_fault, step_of  # takes seconds, which other schedules need not wait
 
     found = [path for path in _shared_checkpoints(folder.parent, plan, config) if not find_fault(path)]
     if not found:
@@ -33,7 +30,8 @@ def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     other = newest.parents[1]
     for name in ("metrics.jsonl", "samples.jsonl"):  # cut to where the checkpoint was, when training goes on
         shutil.copyfile(other / name, folder / name)
-    copy_checkpoint(newest, checkpoints, plan.identity)
+    with whole_folder(checkpoints / newest.name) as target:
+        shutil.copytree(newest, target, dirs_exist_ok=True)
     log.info("until step %d this is %s, whose checkpoint it goes on from", step_of(newest), other)
 
 

@@ -127,7 +127,7 @@ def _train(
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
-    from llm.trainer import require_rows
+    from llm.trainer.fit import require_rows
 
     special = tokenizer.special(tokenizer_folder)
     vocab_size = tokenizer.load(tokenizer_folder).get_vocab_size()
@@ -146,7 +146,6 @@ def _train(
         run,
         config,
         model=model,
-        model_config=loaded.config,
         rows={**rows},
         tokenizer_folder=tokenizer_folder,
         prompts=prompts,
@@ -267,5 +266,5 @@ STAGE = Stage(
     result_names=result_names,
     estimate=estimate,
     outline=outline,
-    loads=("llm.model", "llm.trainer", "llm.logger", "peft"),
+    loads=("llm.model", "llm.trainer.fit", "llm.logger", "peft"),
 )

@@ -135,7 +135,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
     import torch  # these take seconds, which a run that is already finished need not wait for
 
     from llm import model as models
-    from llm.trainer import require_rows
+    from llm.trainer.fit import require_rows
 
     check_files(shards.parent("tokenizer"), under="tokenizer")
     tokenizer_folder = shards.parent("tokenizer").path
@@ -159,7 +159,6 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
         run,
         config,
         model=model,
-        model_config=model.config,
         rows=rows,
         tokenizer_folder=tokenizer_folder,
         prompts=[
@@ -194,5 +193,5 @@ STAGE = Stage(
     result_names=result_names,
     estimate=estimate,
     outline=outline,
-    loads=("llm.model", "llm.trainer", "llm.logger"),
+    loads=("llm.model", "llm.trainer.fit", "llm.logger"),
 )

@@ -14,6 +14,7 @@ from llm.errors import DataError
 from llm.run.console import log
 from llm.run.files import whole_files, write_json
 from llm.run.making import Outcome, Plan
+from llm.run.memory import peak_memory_bytes
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work, run_step, step_of
@@ -119,7 +120,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
 def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Tokenizer, dict[str, Any]]:
     sample = tokenizer.Sample(lambda: corpus.texts(held_out=False), config.sample_bytes, config.sample_seed)
     trained = tokenizer.train(config, sample)
-    peak, reason = tokenizer.peak_memory_bytes(), tokenizer.why_not_reproducible(config)
+    peak, reason = peak_memory_bytes(), tokenizer.why_not_reproducible(config)
     log.info("trained; this process has held at most %.2f GB of memory", peak / 1e9)
     if reason:
         log.info("trained again, it may come out otherwise: %s. What uses it is keyed by what came out", reason)

@@ -16,7 +16,6 @@ from llm.run.runs import Run
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
 
     from llm.data import Rows
 
@@ -36,7 +35,6 @@ def train(
     config: PretrainStage | FinetuneStage,
     *,
     model: "nn.Module",
-    model_config: "PreTrainedConfig",
     rows: dict[str, "Rows"],
     tokenizer_folder: Path,
     prompts: list[tuple[str, list[int]]],
@@ -49,14 +47,13 @@ def train(
     `prompts` are texts and their token ids, to sample from at each validation. Gives `facts` and what training
     measured; None above rank zero.
     """
-    from llm import trainer  # takes seconds, which a run that is already finished need not wait for
-    from llm.logger import open_logger
+    from llm.logger import open_logger  # these take seconds, which a run that is already finished need not wait for
+    from llm.trainer.fit import Fit, fit
 
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
-        trainer.fit(
-            trainer.Fit(
+        fit(
+            Fit(
                 model=model,
-                model_config=model_config,
                 train_rows=rows["train"],
                 held_out_rows=rows["held_out"],
                 data=config.data,
@@ -67,7 +64,6 @@ def train(
                 logger=logger,
                 sample=_sampler(model, tokenizer_folder, prompts, config.trainer),
                 label=config.stage,
-                identity=run.record["identity"],
             )
         )
         if process_rank() > 0:

@@ -31,7 +31,7 @@ from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 from llm.tokenizer.morphemes import installed_analyser
 from llm.tokenizer.rendering import TemplateError
 from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
-from llm.tokenizer.training import Sample, cut, has_merges, peak_memory_bytes, train, why_not_reproducible
+from llm.tokenizer.training import Sample, cut, has_merges, train, why_not_reproducible
 
 __all__ = [
     "TEMPLATES",
@@ -56,7 +56,6 @@ __all__ = [
     "load_chat",
     "lost_bytes",
     "lost_characters",
-    "peak_memory_bytes",
     "read_pretrained",
     "read_template",
     "report",

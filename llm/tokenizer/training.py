@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -68,12 +66,6 @@ class Sample:
         """A number from 0 to 1 that looks random, and has nothing to do with which texts are held out."""
         digest = hashlib.sha256(f"tokenizer sample {self.seed}\n{text}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process held so far (resident)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

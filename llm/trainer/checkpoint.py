@@ -1,9 +1,9 @@
-"""A checkpoint's folder: whole or absent, checked before it is trusted, without pickle.
+"""A run's checkpoints: whole or absent, checked before they are trusted, without pickle; and when they are saved.
 
     checkpoints/step-00000200/
       tensors.safetensors   every tensor of the state
       state.json            everything else, with the tensors' places
-      manifest.json         size and SHA-256 of both, the identity of the run, and a SHA-256 of this
+      manifest.json         size and SHA-256 of both, and a SHA-256 of this
 
 The newest good one is where a run goes on; one that is not what its manifest says is set aside under bad-<name>.
 """
@@ -11,29 +11,32 @@ The newest good one is where a run goes on; one that is not what its manifest sa
 import json
 import math
 import shutil
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from llm.errors import ConfigError, DamagedError
+from llm.config.training import TrainerConfig
+from llm.errors import DamagedError, StoppedError, StorageError
 from llm.run.console import log
+from llm.run.earlier import forget_earlier
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json
-from llm.run.record import differences
+from llm.trainer.recording import is_due
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"
 FILES = ("tensors.safetensors", "state.json")
+STATES = 3  # of a parameter in a checkpoint: its value and AdamW's two moments
 
 
 class CheckpointFolders(CheckpointIO):
     """Lightning's seam for how a checkpoint is written and read; a path names a folder."""
-
-    def __init__(self, identity: dict[str, Any] | None = None) -> None:
-        self._identity = identity  # of the run whose checkpoints these are
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -41,44 +44,18 @@ class CheckpointFolders(CheckpointIO):
         with whole_folder(Path(path)) as folder:
             save_file(tensors, folder / FILES[0])
             write_json(folder / FILES[1], state)
-            _write_manifest(folder, self._identity)
+            files = {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in FILES}
+            write_json(folder / "manifest.json", {"files": files, "sha256": digest_of({"files": files})})
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         tensors = load_file(Path(path) / FILES[0])
         state: dict[str, Any] = _unpack(json.loads((Path(path) / FILES[1]).read_text(encoding="utf-8")), tensors)
-        return _as_of_now(state)
+        return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path)
-
-
-def _as_of_now(state: dict[str, Any]) -> dict[str, Any]:
-    """A state of before 2026-12, in which Lightning counted micro-batches and callbacks had other names, as of now."""
-    if "Meter" not in (old := state.get("callbacks", {})):
-        return state
-    counts = old["Meter"] | old["Health"] | old["Validation"] | {"gradient_norm": state.pop("gradient_norm")}
-    done, loop = state["global_step"], state["loops"]["fit_loop"]
-    for which in ("total", "current"):
-        loop["epoch_loop.batch_progress"][which] |= {"ready": done, "started": done, "processed": done}
-        loop["epoch_loop.batch_progress"][which]["completed"] = done - 1  # saved as the last one ended
-        loop["epoch_loop.manual_optimization.optim_step_progress"][which] |= {"ready": done, "completed": done}
-    return state | {"callbacks": {"AfterStep": counts}}
-
-
-def copy_checkpoint(checkpoint: Path, checkpoints: Path, identity: dict[str, Any]) -> None:
-    """Copy the checkpoint of one run among those of another, which is the same run up to there."""
-    with whole_folder(checkpoints / checkpoint.name) as folder:
-        for name in FILES:
-            shutil.copyfile(checkpoint / name, folder / name)
-        _write_manifest(folder, identity)
-
-
-def _write_manifest(folder: Path, identity: dict[str, Any] | None) -> None:
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES}
-    manifest = {"identity": identity, "files": files}
-    write_json(folder / "manifest.json", manifest | {"sha256": digest_of(manifest)})
 
 
 def step_of(checkpoint: Path) -> int:
@@ -91,59 +68,35 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{PREFIX}{step:08d}"
 
 
-def newest_good(checkpoints: Path, identity: dict[str, Any] | None = None) -> Path | None:
+def newest_good(checkpoints: Path) -> Path | None:
     """The newest checkpoint that is what its manifest says; None if none was ever written.
 
     Raises:
         DamagedError: there are checkpoints, and none of them is good.
-        ConfigError: it is of a run with another identity than the given one.
     """
     if not checkpoints.is_dir():
         return None
     clear_temporaries(checkpoints)
-    bad = {path.name for path in checkpoints.glob(f"{BAD_PREFIX}*")}
     for path in sorted(checkpoints.glob(f"{PREFIX}*"), reverse=True):
-        if fault := find_fault(path):
-            aside = path.with_name(f"{BAD_PREFIX}{path.name}")
-            log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            bad.add(aside.name)
-            continue
-        if identity is not None:
-            _require_identity(path, identity)
-        return path
-    if bad:
-        raise DamagedError(
-            f"{checkpoints}: no checkpoint is good ({', '.join(sorted(bad))}). Set reuse=never to begin again."
-        )
+        if (fault := find_fault(path)) is None:
+            return path
+        aside = path.with_name(f"{BAD_PREFIX}{path.name}")
+        log.warning("checkpoint %s is damaged (%s); set aside as %s", path.name, fault, aside.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if bad := sorted(path.name for path in checkpoints.glob(f"{BAD_PREFIX}*")):
+        raise DamagedError(f"{checkpoints}: no checkpoint is good ({', '.join(bad)}). Set reuse=never to begin again.")
     return None
-
-
-def _require_identity(path: Path, identity: dict[str, Any]) -> None:
-    made_by = _manifest(path)["identity"]
-    if changed := [
-        f"{key.removeprefix('settings.')}={new} (it was {old})" for key, old, new in differences(made_by, identity)
-    ]:
-        raise ConfigError(
-            f"{path} is of another run: {', '.join(changed)}. Give this run a name of its own, or set reuse=never to "
-            "begin again."
-        )
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
 
 
 def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's folder, None if it is what its manifest says."""
     try:
-        manifest = _manifest(path)
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest.pop("sha256") != digest_of(manifest):
             return "manifest.json is not what it was"
-        files = manifest["files"]
-        entries = {name: (files[name]["bytes"], files[name]["sha256"]) for name in FILES}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json: {error!r}"
     for name, (size, digest) in entries.items():
         file = path / name
@@ -163,30 +116,110 @@ def keep(checkpoints: Path, *, newest: int, steps: Collection[int | None] = ()) 
             shutil.rmtree(going)
 
 
+class Saving:
+    """Saves every so many steps or minutes, at the last step, at the best validation, and when a signal asks for it."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        config: TrainerConfig,
+        *,
+        stop: list[str],  # the signal that came, if one has
+        kept_step: int | None = None,  # saved whatever the others are, and kept
+    ) -> None:
+        self._checkpoints, self._config, self._stop, self._kept_step = checkpoints, config, stop, kept_step
+        self._hosts: Any = None  # the ranks, to be asked without waiting for their devices
+
+    def start(self, trainer: pl.Trainer) -> None:
+        self._saved_at = time.monotonic()
+        if trainer.world_size > 1:
+            self._hosts = torch.distributed.new_group(backend="gloo")
+
+    def asked(self, trainer: pl.Trainer, *, best_step: int | None) -> tuple[bool, bool]:
+        """(whether the step that has ended is one to save, whether the run is to stop then), the same on all ranks."""
+        minutes = self._config.checkpoint_every_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        urgency = 2 if self._stop else int(is_late)
+        if trainer.world_size > 1:
+            everywhere = torch.tensor(urgency)
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self._hosts)
+            urgency = int(everywhere)
+        is_kept = trainer.global_step in self._steps_to_keep(best_step)
+        return urgency > 0 or is_kept or is_due(trainer, self._config.checkpoint_every_steps), urgency == 2
+
+    def save(self, trainer: pl.Trainer, *, best_step: int | None) -> None:
+        """Older ones go only when the new one is on the disk as it should be."""
+        path = folder_of(self._checkpoints, trainer.global_step)
+        trainer.save_checkpoint(path)
+        self._saved_at = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        if fault := find_fault(path):
+            raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
+        forget_earlier(self._checkpoints.parent)
+        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=self._steps_to_keep(best_step))
+
+    def end(self, trainer: pl.Trainer) -> None:
+        """Leave the training; its last step is saved.
+
+        Raises:
+            StoppedError: always.
+        """
+        signal_name = self._stop[0] if self._stop else "another rank"
+        raise StoppedError(
+            f"stopped by {signal_name} after step {trainer.global_step}, which is saved. Start the same command again "
+            "to go on."
+        )
+
+    def _steps_to_keep(self, best_step: int | None) -> tuple[int | None, int | None]:
+        return (best_step if self._config.keep_best else None, self._kept_step)
+
+
+def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *, kept: int = 0) -> None:
+    """Refuse to start what could not be saved; so many checkpoints are `kept` beside the newest and the best.
+
+    Raises:
+        StorageError: the disk has less free than the checkpoints still to come and the finished model take.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    number = config.keep_checkpoints + config.keep_best + kept + 1  # the new one is written before an old one goes
+    to_come = max(1, number - len(list(checkpoints.glob(f"{PREFIX}*"))))
+    needed = (to_come * STATES + 1) * trained
+    free = shutil.disk_usage(checkpoints.parent).free
+    if free < needed:
+        raise StorageError(
+            f"{checkpoints.parent}: {free / 1e9:.2f} GB are free on the disk, but {to_come} checkpoints of "
+            f"{STATES * trained / 1e9:.2f} GB and the model take {needed / 1e9:.2f} GB. Free some, lower "
+            "trainer.keep_checkpoints, or set outputs to a folder on another disk."
+        )
+
+
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> Any:
     """JSON for a tree of plain values; tensors go to `tensors` under their place, shared ones (tied weights) once."""
     if isinstance(value, torch.Tensor):
-        new = f"{len(tensors)}:{place}"  # two places can read alike: {1: ...} and {"1": ...}
-        storage = value.untyped_storage().data_ptr()
-        shared = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
-        name = seen.setdefault(shared, new) if value.numel() else new
-        if name == new:
-            is_part = seen.setdefault(storage, new) != new  # safetensors takes no two tensors that overlap
-            tensors[new] = value.detach().clone().contiguous() if is_part else value.detach().contiguous()
-        return {"$tensor": name}
+        return {"$tensor": _pack_tensor(value, place, tensors, seen)}
     if isinstance(value, dict):
         items = [[key, _pack(item, f"{place}/{key}", tensors, seen)] for key, item in value.items()]
-        if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return dict(items)
-        return {"$items": items}
+        is_object = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        return dict(items) if is_object else {"$items": items}
     if isinstance(value, list | tuple):
         packed = [_pack(item, f"{place}/{index}", tensors, seen) for index, item in enumerate(value)]
         return packed if isinstance(value, list) else {"$tuple": packed}
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a checkpoint holds numbers, not {value} (at {place})")
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {place})")
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {value!r} (at {place})")
+
+
+def _pack_tensor(value: torch.Tensor, place: str, tensors: dict[str, torch.Tensor], seen: dict[Any, str]) -> str:
+    """The name under which a tensor is kept: a part of another is copied, for no two may overlap."""
+    new = f"{len(tensors)}:{place}"  # two places can read alike: {1: ...} and {"1": ...}
+    storage = value.untyped_storage().data_ptr()
+    shared = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
+    name = seen.setdefault(shared, new) if value.numel() else new
+    if name == new:
+        is_part = seen.setdefault(storage, new) != new
+        tensors[new] = value.detach().clone().contiguous() if is_part else value.detach().contiguous()
+    return name
 
 
 def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

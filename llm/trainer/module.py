@@ -14,9 +14,9 @@ from llm import optimizer
 from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data.rows import Batch
 from llm.model import compiled, next_token_loss
-from llm.trainer.memory import MicroBatches, release
+from llm.trainer.checkpoint import Saving
 from llm.trainer.recording import Recorder, is_due
-from llm.trainer.saving import Saving
+from llm.trainer.rows import RunRows
 from llm.trainer.strategy import autocast, share_out, whole
 from llm.trainer.validation import Validation
 
@@ -34,7 +34,7 @@ class NextTokenModule(pl.LightningModule):
         trainer: TrainerConfig,
         *,
         seed: int,
-        micro_batches: MicroBatches,
+        rows: RunRows,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -44,7 +44,7 @@ class NextTokenModule(pl.LightningModule):
         # not the model itself: validation and samples call it in shapes of their own, which need no graphs
         self._passes = compiled() if trainer.compile else None
         self._config, self._max_steps, self._precision = config, trainer.max_steps, trainer.precision
-        self._seed, self._micro_batches = seed, micro_batches
+        self._seed, self._rows = seed, rows
         self._trained: list[nn.Parameter] = []  # kept, for a walk through the modules at each step takes its time
 
     def configure_model(self) -> None:
@@ -60,32 +60,19 @@ class NextTokenModule(pl.LightningModule):
     def training_step(self, batch: list[Batch], step: int) -> dict[str, Any]:
         """(`nats` of this rank, `gradient_norm`): one that is not finite says that the step was skipped."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        nats = self._gradients(batch, step)
+        nats = self._rows.fit(lambda: self._forward_and_backward(batch, step))
         norm = clip_and_step(optimizer, self._trained, max_norm=self._config.gradient_clip_norm)
         optimizer.zero_grad()
         schedule.step()
         return {"nats": nats, "gradient_norm": norm}
-
-    def _gradients(self, batch: list[Batch], step: int) -> torch.Tensor:
-        """Forward and backward; where memory runs out, again from the step's beginning, with fewer rows at once."""
-        while True:
-            if len(batch) != self._micro_batches.per_step:  # it was read before memory ran out
-                batch = self.trainer.strategy.batch_to_device(self._micro_batches.read(step), self.device)
-            try:
-                return self._forward_and_backward(batch, step)
-            except Exception as error:
-                self._micro_batches.reduce(error, step=step, world_size=self.trainer.world_size)
-            # only here is the error gone, whose frames hold the activations
-            self.zero_grad()
-            release(self.device)
-            if self._passes:
-                torch.compiler.reset()  # a second size would make the sizes symbolic, which kernels are slower for
 
     def _forward_and_backward(self, batch: list[Batch], step: int) -> torch.Tensor:
         """The gradients of the step's mean loss over labels: each weighs the same, on any micro-batch and rank.
 
         A loss that is not finite gives gradients that are not, on every rank, whatever the model's own would be.
         """
+        self.optimizers().zero_grad()  # what is there after memory ran out
+        batch = self.trainer.strategy.batch_to_device(self._rows.cut(batch, step), self.device)
         nats = torch.zeros((), device=self.device)
         for number, micro_batch in enumerate(batch):
             seed_dropout(self._seed, step * len(batch) + number, rank=self.global_rank, device=self.device)
@@ -119,6 +106,10 @@ class AfterStep(pl.Callback):
         self._saving.start(trainer)
         if self._validation.best_step is None:  # else a resumed run has it behind it
             self._validation.run(trainer, pl_module)
+        self._recorder.end_step()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._recorder.begin_step()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,7 +117,15 @@ class AfterStep(pl.Callback):
         self._recorder.record(trainer, num_labels=batch[0]["num_labels"], **outputs)
         if is_due(trainer, self._config.validate_every_steps):
             self._validation.run(trainer, pl_module)
-        self._saving.save_if_due(trainer, best_step=self._validation.best_step)
+        best_step = self._validation.best_step
+        is_to_save, is_to_stop = self._saving.asked(trainer, best_step=best_step)
+        if is_to_save:
+            self._recorder.sum_loss(trainer)
+            with self._recorder.pause():
+                self._saving.save(trainer, best_step=best_step)
+        if is_to_stop:
+            self._saving.end(trainer)
+        self._recorder.end_step()
 
     def state_dict(self) -> dict[str, Any]:
         return self._recorder.state() | self._validation.state()

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from llm.config.training import Precision
 from llm.data import MixedRows, Rows
-from llm.errors import DivergedError, is_out_of_memory
+from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run.console import log
-from llm.trainer.memory import release
 from llm.trainer.recording import DIVERGED_HINT, Recorder
+from llm.trainer.rows import RunRows
 from llm.trainer.strategy import autocast
 
 NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
@@ -86,15 +86,14 @@ class Validation:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
-        rows: Rows,
+        rows: RunRows,
         *,
         recorder: Recorder,
         precision: Precision,
         sample: Callable[[], list[dict[str, str]]],
         whole_model: Callable[[pl.LightningModule], AbstractContextManager[nn.Module]],
     ) -> None:
-        self._loader, self._rows, self._recorder = loader, rows, recorder
+        self._rows, self._recorder = rows, recorder
         self._precision, self._sample = precision, sample
         self._whole_model = whole_model  # which one rank can call without the others
         self.best_step: int | None = None  # of the lowest loss
@@ -110,41 +109,21 @@ class Validation:
         def add_up(nats: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(trainer.strategy.reduce(nats.to(module.device), reduce_op="sum"))
 
+        def measure(model: nn.Module) -> Evaluation:
+            loader, held_out = self._rows.held_out_loader, self._rows.held_out
+            return evaluate(model, loader, held_out, device=module.device, add_up=add_up)
+
         with self._recorder.pause(), self._whole_model(module) as model:
             with autocast(self._precision, module.device):
-                result = self._evaluate(model, device=module.device, add_up=add_up)
+                result = self._rows.fit(lambda: measure(model))
             if not math.isfinite(result.loss):
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             if result.loss < self._best_loss:
                 self._best_loss, self.best_step = result.loss, trainer.global_step
             samples = self._sample() if trainer.is_global_zero else ()
             self._recorder.write(trainer, result.metrics(), samples=samples)
-        log.info(
-            "step %d of %d: val/loss %.3f, val/bits_per_byte %.3f",
-            trainer.global_step,
-            trainer.max_steps,
-            result.loss,
-            result.bits_per_byte,
-        )
-
-    def _evaluate(
-        self, model: nn.Module, *, device: torch.device, add_up: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Evaluation:
-        """`evaluate`; where memory runs out, again with half as many rows at once, which each rank does by itself."""
-        batches: Any = self._loader.batch_sampler
-        while True:
-            try:
-                return evaluate(model, self._loader, self._rows, device=device, add_up=add_up)
-            except Exception as error:
-                if not is_out_of_memory(error) or batches.batch_size == 1:
-                    raise
-            log.warning(
-                "memory ran out in a validation with %d rows at once: from now on %d, whose loss stays what it was",
-                batches.batch_size,
-                batches.batch_size // 2,
-            )
-            batches.batch_size //= 2
-            release(device)
+        numbers = (trainer.global_step, trainer.max_steps, result.loss, result.bits_per_byte)
+        log.info("step %d of %d: val/loss %.3f, val/bits_per_byte %.3f", *numbers)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
