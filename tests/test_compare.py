@@ -12,10 +12,9 @@ from rich.console import Console
 
 from llm import demo
 from llm.compare.command import main
-from llm.compare.differing import varying
 from llm.compare.entries import Entry
-from llm.compare.ranking import Ranking, rank
-from llm.run.runs import find_runs, list_files, load
+from llm.compare.ranking import Ranking, rank, varying
+from llm.run.runs import find_runs, list_files
 from llm.run.tables import TextTable, shown
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
@@ -144,20 +143,11 @@ def test_a_run_that_nobody_is_at_is_unfinished_and_shows_what_it_measured(tmp_pa
     }
 
 
-def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
-    write_run(
-        tmp_path, "shards/a-00000001", results={"dtype": "uint16", "bos_id": 0, "vocab_size": 9, "train": {"a": 1}}
-    )
-    assert compare(tmp_path, "a").table.columns == ["run", "stage", "state", "vocab_size", "seconds"]
-
-
 @pytest.mark.parametrize(
     ("configs", "expected"),
     [
-        ([{"a": {"b": 1}}, {"a": {"b": 1}}], {}),
         ([{"a": {"b": 1}}, {"a": {"b": 2}}], {"a.b": ["1", "2"]}),
         ([{"a": {"b": None, "c": 0}}, {"a": {"c": 0}}], {"a.b": ["null", "-"]}),
-        ([{"a": {"b": "NFC"}}, {"a": {"b": {"type": "NFKC"}}}], {"a.b": ["NFC", "-"], "a.b.type": ["-", "NFKC"]}),
         ([{"a": {"b": ["가", 1]}}, {"a": {"b": []}}], {"a.b": ['["가", 1]', "[]"]}),
         ([{"model": {"b": 1}}, {"lora": {"rank": 8}}], {}),  # a whole group is absent
         ([{"m": {"b": 1}}, {"m": {"b": 2}}, {}], {"m.b": ["1", "2", "-"]}),
@@ -173,11 +163,8 @@ def test_only_keys_that_vary_are_shown(configs: list[dict[str, Any]], expected: 
     [
         (2_402_720, "2,402,720"),
         (1.23456, "1.2346"),
-        (-0.5, "-0.5000"),
         (0.000123456, "0.0001235"),
-        (0.0, "0"),
         (4077.97, "4,078.0"),
-        (123456.7, "123,457"),
         (float("inf"), "inf"),
     ],
 )
@@ -196,18 +183,6 @@ def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) 
     assert compare(tmp_path, "pretrain/*").notes == []
 
 
-@pytest.mark.parametrize(("group", "key"), [("layout", "files"), ("cleaning", "level")])
-def test_ranks_over_text_that_was_read_or_cleaned_otherwise_come_with_a_warning(
-    tmp_path: Path, group: str, key: str
-) -> None:
-    for number, value in enumerate(("one", "two"), 1):
-        config = {"data": {"path": "a", group: {key: value}}}
-        write_run(tmp_path, f"pretrain/a-0000000{number}", config=config, results={"val/bits_per_byte": 1.0})
-    assert compare(tmp_path, "a").notes == [
-        f"They were not measured on the same held-out text (data.{group}.{key} differ): ranks mean little."
-    ]
-
-
 # Which runs
 
 
@@ -216,9 +191,7 @@ def test_ranks_over_text_that_was_read_or_cleaned_otherwise_come_with_a_warning(
     [
         ("a", ["a-00000001", "a-00000002", "a-00000003"]),
         ("a-00000002", ["a-00000002"]),
-        ("pretrain/a-00000002", ["a-00000002"]),
         ("pretrain/*", ["a-00000001", "a-00000002", "a-00000003"]),
-        ("*-0000000[13]", ["a-00000001", "a-00000003"]),
         ("OUT/pretrain/a-00000003", ["a-00000003"]),
     ],
 )
@@ -235,22 +208,13 @@ def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.
     assert names.count("a-00000001") == 1
 
 
-@pytest.mark.parametrize(
-    ("folder", "message"),
-    [
-        (".", "Runs: pretrain/a-00000001, pretrain/a-00000002, pretrain/a-00000003."),
-        ("empty", "There is none yet: make one with python train.py."),
-    ],
-)
-def test_a_missing_run_is_one_line_with_what_there_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, message: str
-) -> None:
+def test_a_missing_run_is_one_line_with_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
-    outputs = tmp_path / folder
     with pytest.raises(SystemExit) as stop:
-        main(["b", "--outputs", str(outputs)])
+        main(["b", "--outputs", str(tmp_path)])
+    listed = "Runs: pretrain/a-00000001, pretrain/a-00000002, pretrain/a-00000003."
     assert stop.value.code == 2
-    assert capsys.readouterr() == ("", f"error: there is no run b under {outputs}/. {message}\n")
+    assert capsys.readouterr() == ("", f"error: there is no run b under {tmp_path}/. {listed}\n")
 
 
 # How it looks
@@ -281,20 +245,19 @@ def test_many_columns_give_a_column_for_each_run_and_a_pipe_folds_nothing(
     assert lines[5] == "│ optimizer.learning_rate │ 0 │ 1 │ 2 │ 3 │ 4 │ 5 │"
 
 
-@pytest.mark.parametrize("width", [80, 100])
-def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys(width: int) -> None:
+def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys() -> None:
     key = "trainer.validate_every_steps"
     columns = ["run", key, "b", "c", "d", "e", "f"]
     rows = [[f"{LONG}-{i}", f"{i}0000.5", *"bcdef"] for i in range(5)]
-    console = Console(width=width, force_terminal=True, color_system=None, no_color=True)
+    console = Console(width=100, force_terminal=True, color_system=None, no_color=True)
     with console.capture() as capture:
         for table in TextTable(columns, rows).drawn(console):
             console.print(table)
     lines = capture.get().splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(map(len, lines)) <= 100
     found = [line.split("│")[2:-1] for line in lines if key in line]
     assert [cell.strip() for block in found for cell in block] == [row[1] for row in rows]
-    assert [len(block) for block in found] == [2, 2, 1] if width == 80 else [3, 2]
+    assert [len(block) for block in found] == [3, 2]
 
 
 def test_compare_and_demo_import_no_torch() -> None:
@@ -386,15 +349,6 @@ def test_the_demo_shows_what_the_models_say(tmp_path: Path, capsys: pytest.Captu
     assert lines[start + 1 : start + 7] == answers
 
 
-def test_a_long_question_is_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_demo(tmp_path)
-    question = "가나다라마바사아자차카타파하" * 20
-    sample = {"step": 1, "prompt": question, "text": "답"}
-    path = tmp_path / "finetune" / "demo-00000003" / "samples.jsonl"
-    path.write_text(json.dumps(sample) + "\n", encoding="utf-8")
-    assert question in "".join("".join(shown_by_demo(tmp_path, capsys)).split())
-
-
 def test_the_demo_says_where_everything_lies_and_what_to_type_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,25 +377,10 @@ def test_of_several_demos_the_newest_is_shown_and_named_by_its_folder(
     assert shown_by_demo(tmp_path, capsys)[-1].startswith("python -m llm.chat demo-00000004 --prompt")
 
 
-@pytest.mark.parametrize("with_an_unfinished_one", [False, True])
-def test_without_a_finished_demo_there_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], with_an_unfinished_one: bool
-) -> None:
-    if with_an_unfinished_one:
-        write_run(tmp_path, "finetune/demo-00000001", status="failed", error="x")
+def test_without_a_finished_demo_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "finetune/demo-00000001", status="failed", error="x")
     with pytest.raises(SystemExit) as stop:
         demo.main(["--outputs", str(tmp_path)])
     assert stop.value.code == 2
     message = f"error: there is no finished finetune run named demo under {tmp_path}/. Make it with make demo.\n"
     assert capsys.readouterr().err == message
-
-
-def test_missing_samples_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_demo(tmp_path)
-    path = tmp_path / "pretrain" / "demo-00000002" / "samples.jsonl"
-    path.unlink()
-    with pytest.raises(SystemExit) as stop:
-        demo.main(["--outputs", str(tmp_path)])
-    assert stop.value.code == 74
-    assert f"error: {path} is missing or empty" in capsys.readouterr().err
-    assert load(path.parent).is_done

@@ -167,8 +167,8 @@ def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *
     done = [config for config, returned in zip(configs, returns, strict=True) if returned.status is JobStatus.COMPLETED]
     if len(configs) < 2 or len({config.stage for config in configs}) > 1 or not done:
         return
-    from llm.compare.at_end import print_ranked  # imports what composing does not need
-    from llm.compare.entries import Entry, read_sweep
+    from llm.compare.entries import Entry, read_sweep  # imports what composing does not need
+    from llm.compare.show import print_ranked
     from llm.sweep.finding import Finder
 
     if has_ledger:

@@ -16,10 +16,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     start_logging()  # for what is left out
     with one_line_errors():
-        found = find_entries(arguments.outputs, arguments.runs)
+        entries, sweep = find_entries(arguments.outputs, arguments.runs)
         report = report_of(
-            found,
-            title=found.sweep.name if found.sweep else " ".join(arguments.runs),
+            entries,
+            sweep,
+            title=sweep.name if sweep else " ".join(arguments.runs),
             metric=arguments.metric,
             is_highest_best=arguments.highest,
             keys=arguments.key,
@@ -33,7 +34,6 @@ def main(argv: list[str] | None = None) -> None:
             print(markdown(report), end="")
         elif arguments.markdown:
             write_text(Path(arguments.markdown), markdown(report))
-            print(f"{arguments.markdown}: written")
         if not (arguments.html or arguments.markdown):
             print_report(report, output_console())
 

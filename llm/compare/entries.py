@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from llm.errors import ConfigError, DamagedError
 from llm.run.announcing import read_result
 from llm.run.console import log
-from llm.run.metrics import history
+from llm.run.metrics import METRICS, history
 from llm.run.models import read_json
 from llm.run.owner import is_owned
 from llm.run.runs import Run, find_runs, load, metrics_of
@@ -21,25 +21,7 @@ MEASURED = (*LOSSES, "train/loss", "tokens", "seconds")  # what a run that is no
 NOT_RESULTS = ("bos_id", "eos_id")
 OF_TOKENIZER = ("vocab_size", "lost_bytes_share", "lossless_documents")
 TEXT_READ = "megabytes_of_text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A job of a sweep, as its folder tells."""
-
-    folder: Path
-    number: int
-    overrides: list[str]
-    state: str = "waiting"
-    run: str | None = None  # its run's folder, as the sweep saw it
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def error(self) -> str:
-        """Why its last attempt failed: the kind, and one line; empty if it did not."""
-        last = self.attempts[-1] if self.attempts else {}
-        kind = last.get("kind")
-        return ": ".join(filter(None, [kind, last.get("message")])) if kind not in (None, "done") else ""
+FAILURES_ASIDE = (None, "done")  # kinds of an attempt that failed at nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +29,27 @@ class Entry:
     """What is compared: a run, a job of a sweep, or a job with its run."""
 
     run: Run | None
-    job: Job | None = None
-
-    @property
-    def name(self) -> str:
-        """The run's folder, by its name; of a job without one its number."""
-        return self.run.path.name if self.run else f"job {self.job.number if self.job else '?'}"
+    job: Path | None = None  # its folder
+    overrides: Sequence[str] = ()  # of the job
+    job_state: str = "waiting"
+    job_error: str = ""  # why its last attempt failed
 
     @property
     def path(self) -> Path:
-        found = self.run.path if self.run else self.job.folder if self.job else None
+        found = self.run.path if self.run else self.job
         assert found is not None
         return found
 
     @property
+    def name(self) -> str:
+        """The run's folder, by its name; of a job without one its number."""
+        return self.run.path.name if self.run else f"job {int(self.path.name)}"
+
+    @property
     def stage(self) -> str:
         """Of the run; of a job without one as it was typed."""
-        typed = [o.partition("=")[2] for o in (self.job.overrides if self.job else []) if o.startswith("stage=")]
-        return self.run.stage if self.run else (typed or ["-"])[-1]
+        typed = [override.partition("=")[2] for override in self.overrides if override.startswith("stage=")]
+        return self.run.stage if self.run else [*typed, "-"][0]
 
     @property
     def is_done(self) -> bool:
@@ -73,28 +58,24 @@ class Entry:
     @cached_property
     def state(self) -> str:
         """done, running, failed, stopped (it can go on), unfinished (nobody is at it), or waiting."""
-        if self.run is not None and (self.job is None or self.run.is_done or self.job.state in ("done", "waiting")):
-            state = self.run.state
-            return "stopped" if state == "unfinished" and "stopped" in self.run.record else state
-        assert self.job is not None
-        return "unfinished" if self.job.state == "running" and not is_owned(self.job.folder) else self.job.state
+        if self.run and (self.job is None or self.run.is_done or self.job_state in ("done", "waiting")):
+            return "stopped" if self.run.state == "unfinished" and "stopped" in self.run.record else self.run.state
+        return "unfinished" if self.job_state == "running" and not is_owned(self.path) else self.job_state
 
     @property
     def error(self) -> str:
         """Why it failed, in one line; empty if it did not."""
-        if self.state == "failed" and self.job and self.job.error:
-            return self.job.error
-        return str(self.run.record.get("error", "")) if self.run else ""
+        return (self.state == "failed" and self.job_error) or (
+            str(self.run.record.get("error", "")) if self.run else ""
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed config; empty before there is one."""
-        if self.run is None:
-            return {}
         try:
-            return self.run.config
+            return self.run.config if self.run else {}
         except (OSError, ValueError, TypeError):
-            log.warning("%s/config.yaml is missing or cannot be read: its settings are not compared", self.run.path)
+            log.warning("%s/config.yaml is missing or cannot be read: its settings are not compared", self.path)
             return {}
 
     @cached_property
@@ -103,7 +84,7 @@ class Entry:
         if self.run is None:
             return {}
         if not self.run.is_done:
-            records = self.lines("metrics.jsonl")
+            records = self.lines(METRICS)
             by_part = sorted({n for r in records for n in r if n.startswith(tuple(f"{loss}/" for loss in LOSSES))})
             return {name: found[-1][1] for name in (*MEASURED, *by_part) if (found := history(records, name))}
         numbers = {k: v for k, v in self.run.results.items() if isinstance(v, int | float) and k not in NOT_RESULTS}
@@ -136,85 +117,53 @@ class Entry:
     @property
     def command(self) -> str:
         """What makes it again: the overrides of its job, else the command that it was started by."""
-        if self.job is not None:
-            # A recorded sweep (sweep=...) among the overrides would start all of it.
-            return f"python train.py {shlex.join([*self.job.overrides, 'hydra.mode=RUN'])}"
+        if self.job:  # a recorded sweep (sweep=...) among the overrides would start all of it
+            return f"python train.py {shlex.join([*self.overrides, 'hydra.mode=RUN'])}"
         recorded = str(self.run.record.get("command", "")) if self.run else ""
-        words = shlex.split(recorded) if recorded else []
-        if words and Path(words[0]).name == "train.py":
-            return f"python {shlex.join(['train.py', *words[1:]])}"
-        return recorded
+        program, *words = shlex.split(recorded) or [""]
+        return f"python {shlex.join(['train.py', *words])}" if Path(program).name == "train.py" else recorded
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is compared, and if it is one sweep, which."""
-
-    entries: list[Entry]
-    sweep: Path | None = None
-    num_repeated: int = 0  # that stood for a run that was there already
-
-    def objective(self) -> tuple[str, bool] | None:
-        """(the metric, whether the highest is the best) that a search is for first, once a run has measured it."""
-        said = _read_if_there(self.sweep / "search.json") if self.sweep else {}
-        if not said or not any(said["objectives"][0] in entry.outcome for entry in self.entries):
-            return None
-        return said["objectives"][0], said["directions"][0] == "maximize"
-
-
-def find_entries(outputs: str, names: Sequence[str]) -> Found:
-    """All that the names mean, each run once.
+def find_entries(outputs: str, names: Sequence[str]) -> tuple[list[Entry], Path | None]:
+    """(all that the names mean, each run once; the sweep, where they mean one and nothing else).
 
     Raises:
         ConfigError: a name or a folder means nothing, or a sweep has no jobs.
     """
-    found: list[Entry] = []
-    sweeps = []
-    for name in names:
-        entries, sweep = _meant(outputs, name)
-        found += entries
-        sweeps.append(sweep)
-    return once_each(found, sweep=sweeps[0] if len(sweeps) == 1 else None)
+    meant = [_meant(outputs, name) for name in names]
+    return once_each([entry for entries, _ in meant for entry in entries]), meant[0][1] if len(meant) == 1 else None
 
 
-def once_each(entries: Sequence[Entry], *, sweep: Path | None = None) -> Found:
+def once_each(entries: Sequence[Entry]) -> list[Entry]:
     """Of entries that share a run the first."""
     once: dict[Path, Entry] = {}
     for entry in entries:
         once.setdefault(entry.path.resolve(), entry)
-    return Found(list(once.values()), sweep, len(entries) - len(once))
+    return list(once.values())
 
 
 def _meant(outputs: str, name: str) -> tuple[list[Entry], Path | None]:
-    """(the entries, the sweep if it is one) of a sweep's folder or name, of runs, or of a folder of runs.
-
-    Raises:
-        ConfigError: there is no such thing, or several sweeps have that name.
-    """
-    root, folder = Path(outputs) / SWEEPS, Path(name)
-    if sweep := next((place for place in (folder, root / name, Path(outputs) / name) if _is_sweep(place)), None):
+    """(the entries, the sweep if it is one) of a sweep's folder or name, of runs, or of a folder of runs."""
+    sweeps = Path(outputs) / SWEEPS
+    named = [path for path in sorted(sweeps.glob("*")) if path.name.rpartition("-")[0] == name]
+    if sweep := next(filter(_is_sweep, (Path(name), sweeps / name, Path(outputs) / name)), None):
         return read_sweep(sweep), sweep
     try:
         return [Entry(run) for run in find_runs(outputs, name)], None
-    except ConfigError as error:
-        missing = str(error)
-    sweeps = sorted(path for path in root.glob("*") if path.is_dir())
-    named = [path for path in sweeps if path.name.rpartition("-")[0] == name]
-    if len(named) > 1:
-        listed = ", ".join(path.name for path in named)
-        raise ConfigError(f"{len(named)} sweeps are named {name}: {listed}. Give one of these.")
-    if named:
-        return read_sweep(named[0]), named[0]
-    if folder.is_dir():
-        return _runs_in(folder, outputs), None
-    raise ConfigError(f"{missing} Sweeps: {', '.join(path.name for path in sweeps[-20:])}." if sweeps else missing)
+    except ConfigError:
+        if len(named) > 1:
+            listed = ", ".join(path.name for path in named)
+            raise ConfigError(f"{len(named)} sweeps are named {name}: {listed}. Give one of these.") from None
+        if named:
+            return read_sweep(named[0]), named[0]
+        if Path(name).is_dir():
+            return _runs_in(Path(name), outputs), None
+        raise
 
 
 def _is_sweep(folder: Path) -> bool:
-    if not folder.is_dir() or (folder / "run.json").is_file():
-        return False
-    has_jobs = (folder / "sweep.json").is_file() or (folder / "jobs").is_dir()
-    return has_jobs or folder.resolve().parent.name == SWEEPS
+    is_one = (folder / "sweep.json").is_file() or (folder / "jobs").is_dir() or folder.resolve().parent.name == SWEEPS
+    return folder.is_dir() and is_one and not (folder / "run.json").is_file()
 
 
 def _runs_in(folder: Path, outputs: str) -> list[Entry]:
@@ -239,28 +188,31 @@ def read_sweep(folder: Path) -> list[Entry]:
     Raises:
         ConfigError: it has none.
     """
-    sweep = _read_if_there(folder / "sweep.json")
-    listed = {number: {"overrides": overrides} for number, overrides in enumerate(sweep.get("jobs", []))}
+    planned = _read_if_there(folder / "sweep.json").get("jobs", [])
+    said: dict[int, dict[str, Any]] = {number: {"overrides": overrides} for number, overrides in enumerate(planned)}
     for path in folder.glob("jobs/*/job.json"):
         try:
-            said = read_json(path)
-            listed[said["number"]] = {k: said[k] for k in ("overrides", "state", "run", "attempts")}
-        except (DamagedError, KeyError) as error:
-            log.warning("left out: %s (%s)", path, error)
-    if not listed:
-        again = f" Start it: python {sweep['command']}." if "command" in sweep else " Start it, or give another."
-        raise ConfigError(f"{folder} is a sweep without jobs: there is nothing to compare.{again}")
-    jobs = [Job(folder=folder / "jobs" / f"{n:04d}", number=n, **said) for n, said in sorted(listed.items())]
-    return [Entry(_run_of(job), job) for job in jobs]
+            said[int(path.parent.name)] = read_json(path)
+        except DamagedError as error:
+            log.warning("left out: %s", error)
+    if not said:
+        raise ConfigError(f"{folder} is a sweep without jobs: there is nothing to compare. Start it, or give another.")
+    return [_entry(folder / "jobs" / f"{number:04d}", said[number]) for number in sorted(said)]
 
 
-def _run_of(job: Job) -> Run | None:
+def _entry(job: Path, said: dict[str, Any]) -> Entry:
+    """The job of a folder, by what its job.json says."""
+    last = [{}, *said.get("attempts", [])][-1]
+    error = "" if last.get("kind") in FAILURES_ASIDE else ": ".join(filter(None, [last["kind"], last.get("message")]))
+    return Entry(_run_of(job, said.get("run")), job, said["overrides"], said.get("state", "waiting"), error)
+
+
+def _run_of(job: Path, named: str | None) -> Run | None:
     """The run of a job, in the folder that its sweep named, or that it has announced: seen from here, or beside it."""
-    told = read_result(job.folder)  # as soon as the job has begun it
-    named = job.run or (told.run if told else None)
-    if not named:
+    told = read_result(job)  # as soon as the job has begun it
+    if not (named := named or (told.run if told else None)):
         return None
-    beside = job.folder.resolve().parents[3] / Path(named).parent.name / Path(named).name
+    beside = job.resolve().parents[3] / Path(named).parent.name / Path(named).name
     for folder in (beside, Path(named)):
         try:
             return load(folder)
@@ -270,6 +222,14 @@ def _run_of(job: Job) -> Run | None:
             log.warning("left out what it measured: %s", error)
             break
     return None
+
+
+def objective_of(sweep: Path | None, entries: Sequence[Entry]) -> tuple[str | None, bool]:
+    """(the metric, whether the highest is the best) that a search is for first, once a run has measured it."""
+    said = _read_if_there(sweep / "search.json") if sweep else {}
+    if not said or not any(said["objectives"][0] in entry.outcome for entry in entries):
+        return None, False
+    return said["objectives"][0], said["directions"][0] == "maximize"
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

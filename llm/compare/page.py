@@ -2,15 +2,14 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from llm.compare.effects import Estimate
-from llm.compare.figures import Figure, colours, curves, effects, label, sizes, together
-from llm.compare.ranking import Choice, shown_key
-from llm.compare.show import MOST_SAMPLES, Report, Section, base_section, effects_section, samples_section
+from llm.compare.figures import LABELS, Figure, colour, figures
+from llm.compare.ranking import Choice, Ranking, shown_key
+from llm.compare.show import Report, Section, sections
 from llm.run.files import write_text
 from llm.run.record import now
 from llm.run.tables import TextTable
@@ -30,8 +29,8 @@ def write_page(report: Report, path: Path) -> int:
 
 def page(report: Report) -> str:
     """The page as text."""
-    figures: list[Figure] = []
-    body = "\n".join(_body(report, figures))
+    drawn = figures(report.ranking, report.effects)
+    body = "\n".join(_body(report, drawn))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -43,7 +42,7 @@ def page(report: Report) -> str:
 </head>
 <body>
 {body}
-<script type="application/json" id="figures">{as_script({each.name: each.drawn.to_json() for each in figures})}</script>
+<script type="application/json" id="figures">{as_script({each.name: each.drawn.to_json() for each in drawn})}</script>
 <script>{plotly_script()}</script>
 <script>{(HERE / "page.js").read_text(encoding="utf-8")}</script>
 </body>
@@ -65,108 +64,77 @@ def plotly_script() -> str:
     return (folder / "plotly.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
-def _body(report: Report, figures: list[Figure]) -> Iterator[str]:
-    """What is seen, from the top; the figures that it has places for are added to `figures`."""
-
-    def drawn(found: list[Figure]) -> str:
-        figures.extend(found)
-        return "".join(map(_figure, found))
-
+def _body(report: Report, drawn: Sequence[Figure]) -> Iterator[str]:
+    """What is seen, from the top."""
     ranking = report.ranking
-    yield f"<header><h1>{html.escape(report.title)}</h1>"
+    by = LABELS.get(ranking.metric or "", ranking.metric or "nothing, for none is measured")
     highest = " (the highest is the best)" if ranking.is_highest_best else ""
-    by = f"Ranked by {label(ranking.metric)}{highest}"
-    choices = f"{len(ranking.choices)} {'choice' if len(ranking.choices) == 1 else 'choices'}"
-    yield f"<p>{choices}: {html.escape(f'{report.counts}. {by}')}. Made {now()}.</p>"
+    yield f"<header><h1>{html.escape(report.title)}</h1>"
+    yield f"<p>{html.escape(f'{report.counts}. Ranked by {by}{highest}')}. Made {now()}.</p>"
     yield from (f'<p class="note">{html.escape(note)}</p>' for note in ranking.notes)
-    yield '<button id="theme" type="button" class="screen">Light or dark</button></header><main>'
-    yield "<section><h2>Which is the best?</h2>"
+    yield "</header><main><section><h2>Which is the best?</h2>"
     yield '<p class="screen">A heading sorts; a mark in the first column shows a choice alone in every figure.</p>'
     yield '<p class="screen"><label>Show only rows with <input id="filter" type="search"></label></p>'
-    yield f'<div class="wide tall">{"".join(_ranked(report))}</div></section>'
-    if lines := curves(ranking):
-        yield '<section><h2>How does the loss fall?</h2><p class="screen">'
-        yield '<label>Show <select id="view"></select></label>'
-        yield f'<label><input type="checkbox" id="log"> logarithmic axis below</label></p>{drawn([lines])}</section>'
-    effects_ = drawn(effects(ranking, report.effects))
-    yield _section(effects_section(report), f'<div class="pairs">{effects_}</div>')
-    if more := [*sizes(ranking), *filter(None, [together(ranking)])]:
-        yield f'<section><h2>What goes with a good result?</h2><div class="pairs">{drawn(more)}</div></section>'
-    for section in filter(None, (samples_section(report, MOST_SAMPLES["page"]), base_section(report))):
-        yield _section(section)
+    yield f'<div class="wide">{"".join(_ranked(ranking))}</div></section>'
+    yield f'<section><h2>Figures</h2><div class="figures">{"".join(map(_figure, drawn))}</div></section>'
+    yield from (_section(section) for section in sections(report, num_samples=8))
     yield "<section><h2>How is each made again?</h2>"
     yield "<p>Where the run is there, its command finds it and runs nothing.</p>"
     for place, choice in enumerate(ranking.choices, 1):
-        yield f"<details{' open' if place == 1 else ''}><summary>{place}. {html.escape(choice.name)}</summary>"
-        for entry in choice.entries:
-            yield f"<pre>{html.escape(entry.command or 'not recorded')}</pre>"
-            yield '<button type="button" class="copy screen">Copy</button>'
-        yield "</details>"
+        commands = "".join(f"<pre>{html.escape(entry.command or 'not recorded')}</pre>" for entry in choice.entries)
+        yield f"<details><summary>{place}. {html.escape(choice.name)}</summary>{commands}</details>"
     yield "</section></main>"
 
 
-def _ranked(report: Report) -> Iterator[str]:
+def _ranked(ranking: Ranking) -> Iterator[str]:
     """The ranked table: what sorts, filters, and follows a choice through the figures."""
-    ranking = report.ranking
-    columns, paint = ranking.table.columns, colours(len(ranking.choices))
-    shown = [*([ranking.metric] if ranking.metric else []), *map(shown_key, ranking.settings), "state", "run"]
-    order = [*shown, *(name for name in columns if name not in shown)]
-    extra = {name for name in ranking.results if name != ranking.metric} | {"stage"}  # what paper has no room for
+    columns = ranking.table.columns
+    first = [*([ranking.metric] if ranking.metric else []), *map(shown_key, ranking.settings), "state", "run"]
+    order = [*first, *(name for name in columns if name not in first)]
     yield '<table id="ranked"><thead><tr><th scope="col"></th>'
-    for name in ("#", *order):
-        extra_ = ' class="extra"' if name in extra else ""
-        yield f'<th scope="col"{extra_}><button type="button">{_breakable(name)}</button></th>'
+    yield from (f'<th scope="col"><button type="button">{_breakable(name)}</button></th>' for name in ("#", *order))
     yield "</tr></thead><tbody>"
     for place, (choice, row) in enumerate(zip(ranking.choices, ranking.table.rows, strict=True)):
         name = html.escape(choice.name)
         yield f'<tr><td><input type="checkbox" value="{place}" aria-label="Show {name} alone" '
-        yield f'style="accent-color:{paint[place]};outline-color:{paint[place]}"></td><td>{place + 1}</td>'
-        for column, text in ((column, row[columns.index(column)]) for column in order):
-            if column == "run":
-                yield f'<th scope="row" title="{html.escape(str(choice.best.path))}">{name}</th>'
-            elif column in ranking.results:
-                yield _number(text, choice.outcome.get(column), "number extra" if column in extra else "number")
-            else:
-                kind = f"state {_state(choice)}" if column == "state" else "error" if column == "error" else ""
-                yield f'<td class="{kind}{" extra" * (column in extra)}">{html.escape(text)}</td>'
+        yield f'style="outline-color:{colour(place)}"></td><td>{place + 1}</td>'
+        yield from (_ranked_cell(choice, column, row[columns.index(column)]) for column in order)
         yield "</tr>"
     yield "</tbody></table>"
 
 
-def _state(choice: Choice) -> str:
-    states = {entry.state for entry in choice.entries}
-    return states.pop() if len(states) == 1 else "mixed"
+def _ranked_cell(choice: Choice, column: str, text: str) -> str:
+    value = choice.outcome.get(column)
+    if column == "run":
+        return f'<th scope="row" title="{html.escape(str(choice.best.path))}">{html.escape(text)}</th>'
+    if value and isfinite(value.mean):
+        return f'<td class="number" data-value="{value.mean!r}" title="{value.mean!r}">{html.escape(text)}</td>'
+    kind = choice.best.state if column == "state" else column if column == "error" else ""
+    return f'<td class="{kind}">{html.escape(text)}</td>'
 
 
-def _number(text: str, value: Estimate | None, kind: str) -> str:
-    exact = f' data-value="{value.mean!r}" title="{value.mean!r}"' if value and isfinite(value.mean) else ""
-    return f'<td class="{kind}"{exact}>{html.escape(text)}</td>'
-
-
-def _section(section: Section, figures: str = "") -> str:
+def _section(section: Section) -> str:
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in section.notes)
-    table = f'<div class="wide tall">{_table(section.table)}</div>' if section.table else ""
-    return f"<section><h2>{_breakable(section.title)}</h2>{notes}{figures}{table}</section>"
+    table = f'<div class="wide">{_table(section.table)}</div>' if section.table else ""
+    return f"<section><h2>{_breakable(section.title)}</h2>{notes}{table}</section>"
 
 
 def _figure(figure: Figure) -> str:
-    caption = f"<h3>{_breakable(figure.title)}</h3><p>{html.escape(figure.note)}</p>"
+    of_curves = '<label>Show <select id="view"></select></label> <label><input type="checkbox" id="log"> log</label>'
     return (
-        f'<figure><figcaption>{caption}</figcaption><div class="plot" id="{figure.name}">'
-        "<noscript>This figure needs JavaScript.</noscript></div></figure>"
+        f"<figure><figcaption><h3>{_breakable(figure.title)}</h3><p>{html.escape(figure.note)}</p>"
+        f"{of_curves if figure.name == 'curves' else ''}</figcaption>"
+        f'<div class="plot" id="{figure.name}"><noscript>This figure needs JavaScript.</noscript></div></figure>'
     )
 
 
 def _table(table: TextTable) -> str:
     head = "".join(f'<th scope="col">{_breakable(name)}</th>' for name in table.columns)
-    body = "".join(
-        f'<tr><th scope="row">{_breakable(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>' for row in table.rows
+    rows = (
+        f'<tr><th scope="row">{_breakable(first)}</th>{"".join(f"<td>{html.escape(text)}</td>" for text in row)}</tr>'
+        for first, *row in table.rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(text: str) -> str:
-    return f"<td>{html.escape(text)}</td>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _breakable(name: str) -> str:

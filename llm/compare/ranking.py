@@ -2,25 +2,61 @@
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import Any
 
-from llm.compare.differing import settings_of, varying
-from llm.compare.effects import Effect, Estimate, effect_of, estimate
 from llm.compare.entries import LOSSES, Entry
 from llm.errors import ConfigError
 from llm.run.tables import ABSENT, TextTable, shown
 
 SEED = "seed"
+ANSWERS = "answers/loss"  # what evaluations of tuned models are ranked by
+NOT_CHOICES = ("stage", "name", "outputs", "reuse", "dry_run")  # a column of its own, or where and how, not what
+ADDED = ("tokenizer.ladder", "hydra.")  # overrides that the sweep adds, or that change nothing that a job makes
 HELD_OUT = (  # beginnings of the keys that say which text is held out
     "data.kind", "data.source", "data.path", "data.text_field", "data.layout.", "data.cleaning.",
     "data.held_out_share", "data.bad_records", "data.parts.",
 )  # fmt: skip
 HOW_MUCH = (".weight", ".max_bytes", ".max_tokens")  # ends of those of data.parts that say which is trained on
+NORMAL = 1.959964
+STUDENT = (  # what |t| stays under with 95 % probability, at 1, 2, 3, ... degrees of freedom
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
+    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
+    2.0452, 2.0423,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of `num_values` values."""
+
+    mean: float
+    half_width: float | None  # of its 95 % interval; None of one value, which says nothing about chance
+    num_values: int
+
+    def __str__(self) -> str:
+        return shown(self.mean) + (f" ± {shown(self.half_width)}" if self.half_width else "")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean +- t(n - 1) x s / sqrt(n), s the sample's standard deviation; values that are alike stay as they are."""
+    if len(set(values)) == 1:
+        return Estimate(values[0], 0.0 if len(values) > 1 else None, len(values))
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
+    return Estimate(statistics.fmean(values), half, len(values))
+
+
+def t_quantile(degrees_of_freedom: int) -> float:
+    """What |t| stays under with 95 % probability; past the table by Abramowitz & Stegun (1964), 26.7.5."""
+    if degrees_of_freedom <= len(STUDENT):
+        return STUDENT[degrees_of_freedom - 1]
+    first, second = (NORMAL**3 + NORMAL) / 4, (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
+    return NORMAL + first / degrees_of_freedom + second / degrees_of_freedom**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +76,9 @@ class Choice:
         return self.best.name + (f" and {more} more" if more else "")
 
     @property
-    def is_done(self) -> bool:
-        """Whether any of its runs is, so that its results are final ones."""
-        return self.best.is_done
-
-    @property
     def state(self) -> str:
-        states = [entry.state for entry in self.entries]
-        return (
-            states[0]
-            if len(states) == 1
-            else ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
-        )
+        counts = Counter(entry.state for entry in self.entries)
+        return self.best.state if len(self.entries) == 1 else ", ".join(f"{n} {state}" for state, n in counts.items())
 
     @property
     def error(self) -> str:
@@ -80,8 +107,7 @@ class Ranking:
     metric: str | None  # that they are ranked by; None: nothing was measured
     is_highest_best: bool
     settings: dict[str, list[str]]  # what differs: key -> its value in each choice
-    decided: list[str]  # keys that differ too, but as the settings have decided
-    notes: list[str] = field(default_factory=list)  # what a reader of the ranks must know
+    notes: list[str]  # what a reader of the ranks must know
 
     @cached_property
     def values(self) -> list[Estimate | None]:
@@ -92,16 +118,15 @@ class Ranking:
     @cached_property
     def results(self) -> list[str]:
         """What any of them measured: first what they are ranked by, last what tells their tokenizers apart."""
-        names = list(dict.fromkeys(n for c in self.choices for entry in c.measured for n in entry.outcome))
+        measured = [entry for choice in self.choices for entry in choice.measured]
+        names = list(dict.fromkeys(name for entry in measured for name in entry.outcome))
         if self.metric not in (None, *LOSSES):
             names = sorted(names, key=lambda name: name != self.metric)
-        return [*names, *(name for name in self._of_tokenizers if name not in names)]
+        of_tokenizer = dict.fromkeys(name for entry in measured for name in entry.tokenizer_outcome)
+        return [*names, *(name for name in of_tokenizer if name not in names and self._differs(name))]
 
-    @cached_property
-    def _of_tokenizers(self) -> list[str]:
-        """What their tokenizers did, where that is not alike."""
-        names = dict.fromkeys(n for c in self.choices for entry in c.measured for n in entry.tokenizer_outcome)
-        return [n for n in names if len({str(c.outcome.get(n)) for c in self.choices if c.outcome}) > 1]
+    def _differs(self, name: str) -> bool:
+        return len({choice.outcome.get(name) for choice in self.choices if choice.outcome}) > 1
 
     @cached_property
     def table(self) -> TextTable:
@@ -112,70 +137,70 @@ class Ranking:
         cells |= {shown_key(key): values for key, values in self.settings.items()}
         if any(len(choice.entries) > 1 for choice in choices):
             cells["seeds"] = [str(len(choice.measured)) for choice in choices]
-        cells |= {name: [shown_estimate(choice.outcome.get(name)) for choice in choices] for name in self.results}
+        cells |= {name: [str(choice.outcome.get(name, ABSENT)) for choice in choices] for name in self.results}
         if any(errors := [choice.error for choice in choices]):
             cells["error"] = [error or ABSENT for error in errors]
         return TextTable(list(cells), [list(row) for row in zip(*cells.values(), strict=True)])
 
-    @cached_property
+    @property
     def short_table(self) -> TextTable:
         """What tells the choices apart, by their rank, and what they are ranked by; the heads of columns in pieces."""
-        told = {key.rpartition(".")[2] for key in self.settings}
-        kept = {
-            *map(shown_key, self.settings),
-            "seeds",
-            self.metric,
-            *(n for n in self._of_tokenizers if n not in told),
-        }
+        kept = {*map(shown_key, self.settings), "seeds", self.metric}
         places = [place for place, name in enumerate(self.table.columns) if name in kept]
         heads = [re.sub(r"(?<=[./_])", "\n", self.table.columns[place]) for place in places]
         rows = [[str(rank), *(row[place] for place in places)] for rank, row in enumerate(self.table.rows, 1)]
         return TextTable(["#", *heads], rows, heads_may_fold=True)
 
     @cached_property
-    def together(self) -> dict[str, list[str]]:
-        """The settings, those that always vary together once: the key -> itself and those; a group's name first."""
-        groups: dict[tuple[int, ...], list[str]] = {}
-        for key, values in self.settings.items():
-            groups.setdefault(tuple(map(values.index, values)), []).append(key)
-        in_order = [sorted(keys, key=lambda key: not key.endswith(".name")) for keys in groups.values()]
-        return {keys[0]: keys for keys in in_order}
-
-    def effects(self, only: Sequence[str] = ()) -> list[Effect]:
-        """The effect of each setting (of `only`, if any is given), the strongest first, over the choices that are done.
-
-        Raises:
-            ConfigError: a key of `only` does not differ.
-        """
-        for key in only:
-            if key not in self.settings:
-                listed = f"These do: {', '.join(self.settings)}." if self.settings else "Nothing does."
-                raise ConfigError(f"--key {key}: it is alike in all that is compared. {listed}")
-        done = self.done
-        columns = {key: [self.settings[key][place] for place in done] for key in self.together}
-        values = [value.mean for place in done if (value := self.values[place])]
-        wanted = [key for key, keys in self.together.items() if not only or set(keys) & set(only)]
-        found = [effect for key in wanted if (effect := effect_of(key, columns, values))]
-        return sorted(found, key=lambda effect: -effect.spread)
+    def told_apart_by(self) -> list[str]:
+        """The settings, of those that always vary together the first; the choice of a group before what it decides."""
+        firsts: dict[tuple[int, ...], str] = {}
+        for key in sorted(self.settings, key=lambda key: not key.endswith(".name")):
+            firsts.setdefault(tuple(map(self.settings[key].index, self.settings[key])), key)
+        return [key for key in self.settings if key in firsts.values()]
 
     @cached_property
     def done(self) -> list[int]:
         """The places of the choices whose metric is a final one."""
-        return [n for n, (c, value) in enumerate(zip(self.choices, self.values, strict=True)) if c.is_done and value]
+        return [n for n, (c, v) in enumerate(zip(self.choices, self.values, strict=True)) if c.best.is_done and v]
+
+    def effects(self, only: Sequence[str] = ()) -> dict[str, dict[str, Estimate]]:
+        """Setting (of `only`, if any is given) -> its values -> the mean over the choices that are done and have it.
+
+        The setting whose means are the furthest apart comes first.
+
+        Raises:
+            ConfigError: a key of `only` does not differ.
+        """
+        if unknown := [key for key in only if key not in self.settings]:
+            listed = f"These do: {', '.join(self.settings)}." if self.settings else "Nothing does."
+            raise ConfigError(f"--key {unknown[0]}: it is alike in all that is compared. {listed}")
+        found = {key: self._means(self.settings[key]) for key in only or self.told_apart_by}
+        spread = {key: max(each.mean for each in of) - min(each.mean for each in of)
+                  for key, means in found.items() if len(of := list(means.values())) > 1}  # fmt: skip
+        return {key: found[key] for key in sorted(spread, key=lambda key: -spread[key])}
+
+    def _means(self, column: Sequence[str]) -> dict[str, Estimate]:
+        by_value: dict[str, list[float]] = defaultdict(list)
+        for place in self.done:
+            if value := self.values[place]:
+                by_value[column[place]].append(value.mean)
+        return {value: estimate(by_value[value]) for value in sorted(by_value, key=by_size)}
 
 
 def rank(entries: Sequence[Entry], *, metric: str | None = None, is_highest_best: bool = False) -> Ranking:
-    """The choices among entries by a metric; by default by bits per byte, else by loss.
+    """The choices among entries by a metric; by default by answers if all have them, else by bits per byte or loss.
 
     Raises:
         ConfigError: no entry has the metric.
     """
     grouped = _grouped(entries)
-    if metric and not any(metric in choice.outcome for choice in grouped):
-        known = sorted({name for choice in grouped for name in choice.outcome})
+    outcomes = [choice.outcome for choice in grouped]
+    if metric and not any(metric in outcome for outcome in outcomes):
+        known = sorted({name for outcome in outcomes for name in outcome})
         listed = f"There are {', '.join(known)}." if known else "None has measured anything yet."
         raise ConfigError(f"--metric {metric}: no run has measured it. {listed}")
-    names = (metric,) if metric else LOSSES
+    names = (metric,) if metric else (ANSWERS,) if all(ANSWERS in outcome for outcome in outcomes) else LOSSES
     sign = -1 if is_highest_best else 1
 
     def order(choice: Choice) -> tuple[float, ...]:
@@ -184,23 +209,22 @@ def rank(entries: Sequence[Entry], *, metric: str | None = None, is_highest_best
         return tuple(sign * each.mean if each and isfinite(each.mean) else inf for each in found)
 
     choices = sorted(grouped, key=order)
-    ranked_by = next((name for name in names if any(name in choice.outcome for choice in choices)), None)
-    has_seeds = any(len(choice.entries) > 1 for choice in choices)
-    settings, decided = settings_of([choice.best for choice in choices], without=(SEED,) if has_seeds else ())
-    ranking = Ranking(choices, ranked_by, is_highest_best, settings, decided)
+    ranked_by = next((name for name in names if any(name in outcome for outcome in outcomes)), None)
+    settings, decided = _settings([choice.best for choice in choices])
+    if any(len(choice.entries) > 1 for choice in choices):
+        settings.pop(SEED, None)
+    ranking = Ranking(choices, ranked_by, is_highest_best, settings, notes=[])
     measured = [choice.best for choice in choices if order(choice)[0] < inf and choice.best.run]
     ranking.notes.extend([*_held_out_notes(measured), *_chance_notes(ranking)])
-    if ranking.decided:
-        listed = ", ".join(ranking.decided[:8])
-        more = f" and {len(ranking.decided) - 8} more" if len(ranking.decided) > 8 else ""
-        ranking.notes.append(f"Not shown, since the settings that are shown decide them: {listed}{more}.")
+    if decided:
+        ranking.notes.append(f"Not shown, since the settings that are shown decide them: {', '.join(decided)}.")
     return ranking
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Choice]:
     """Entries by what they share but for the seed; a seed that is there again is no other draw of chance."""
     groups: dict[tuple[str, int], list[Entry]] = defaultdict(list)
-    times: dict[tuple[str, str], int] = defaultdict(int)
+    times: Counter[tuple[str, str]] = Counter()
     for entry in entries:
         shared, seed = _identity(entry)
         groups[shared, times[shared, seed]].append(entry)
@@ -210,9 +234,9 @@ def _grouped(entries: Sequence[Entry]) -> list[Choice]:
 
 def _identity(entry: Entry) -> tuple[str, str]:
     """(what those that differ only in their seed share, the seed)."""
-    if entry.job is not None:
-        shared = [o for o in entry.job.overrides if not o.startswith(f"{SEED}=")]
-        return json.dumps(shared), next((o for o in entry.job.overrides if o not in shared), "")
+    if entry.job:
+        seeds = [override for override in entry.overrides if override.startswith(f"{SEED}=")]
+        return json.dumps([override for override in entry.overrides if override not in seeds]), "".join(seeds)
     identity: dict[str, Any] = (entry.run.record.get("identity") if entry.run else None) or {}
     if "settings" not in identity:
         return str(entry.path), ""
@@ -220,29 +244,85 @@ def _identity(entry: Entry) -> tuple[str, str]:
     return json.dumps(identity | {"settings": settings}, sort_keys=True), str(identity["settings"].get(SEED))
 
 
-def _held_out_notes(entries: Sequence[Entry]) -> list[str]:
-    """What a reader of the ranks of these must know, if they were not measured on the same text."""
-    differing = ["stage"] if len({entry.stage for entry in entries}) > 1 else []
-    keys = varying([entry.config for entry in entries])
-    differing += [key for key in keys if key.startswith(HELD_OUT) and not key.endswith(HOW_MUCH)]
-    if not differing:
-        return []
-    return [f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."]
+# What differs
 
 
-def _chance_notes(ranking: Ranking) -> list[str]:
-    """What the seeds say about ranks."""
-    values = [value for value in ranking.values if value]
-    if not any(value.half_width for value in values):
-        return []
-    notes = ["± is half of the mean's 95 % interval over seeds (Student's t)."]
-    if any(value.num_values == 2 for value in values):
-        notes[0] = notes[0][:-1] + "; with 2 seeds it is 12.7 standard errors, with 3 it is 4.3."
-    best = values[0]
-    close = [v for v in values[1:] if abs(v.mean - best.mean) <= (best.half_width or 0) + (v.half_width or 0)]
-    if close:
-        notes.append(f"The intervals of {len(close)} more reach that of the best: they are not told apart.")
-    return notes
+def _settings(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], list[str]]:
+    """(what differs: key -> its value in each entry, the keys that differ too, but as the choice of their group has).
+
+    Of a sweep's jobs that is what was typed; of runs what their configs hold.
+    """
+    if all(entry.job for entry in entries):
+        typed = [
+            [o.lstrip("+").partition("=") for o in entry.overrides if not o.startswith(ADDED)] for entry in entries
+        ]
+        return _not_alike([{key: _short(value) for key, _, value in each} for each in typed]), []
+    found = varying([entry.config for entry in entries])
+    decided = [key for key in found if _is_decided(key, found)]
+    return {key: list(map(_short, values)) for key, values in found.items() if key not in decided}, decided
+
+
+def _typed(entry: Entry) -> dict[str, str]:
+    pairs = [override.lstrip("+").partition("=") for override in entry.overrides if not override.startswith(ADDED)]
+    return {key: _short(value) for key, _, value in pairs}
+
+
+def _is_decided(key: str, found: Mapping[str, list[str]]) -> bool:
+    """Whether a setting is alike wherever what was chosen for its group is."""
+    name = f"{key.partition('.')[0]}.name"
+    pairs = set(zip(found[name], found[key], strict=True)) if name in found and name != key else ()
+    return bool(pairs) and len(pairs) == len(set(found[name]))
+
+
+def varying(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Dotted key -> its value in each config, for the keys in which they are not all alike.
+
+    A config that lacks a whole group (a fine-tuning has no model of its own) does not make the group's keys vary.
+    """
+    found = _not_alike([flattened(config) for config in configs])
+
+    def varies(key: str) -> bool:
+        group = key.partition(".")[0]
+        return len({value for value, config in zip(found[key], configs, strict=True) if group in config}) > 1
+
+    return {key: values for key, values in found.items() if varies(key)}
+
+
+def _not_alike(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    cells = {key: [row.get(key, ABSENT) for row in rows] for key in keys}
+    return {key: values for key, values in cells.items() if len(set(values)) > 1}
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a config: dotted key -> value as JSON without the quotes of a bare string."""
+    return {k: v for key, value in config.items() if key not in NOT_CHOICES for k, v in _leaves(key, value)}
+
+
+def _leaves(key: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [leaf for inner, each in value.items() for leaf in _leaves(f"{key}.{inner}", each)]
+    return [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+def _short(value: str) -> str:
+    """A number of many digits, as a search draws it, with four of them; all else as it is."""
+    size = as_number(value)
+    return value if size is None or len(value) <= 8 or value.lstrip("-").isdigit() else f"{size:.4g}"
+
+
+def as_number(value: str) -> float | None:
+    """What a value is as a number; None if it is none that has a place on an axis."""
+    try:
+        return found if isfinite(found := float(value)) else None
+    except ValueError:
+        return None
+
+
+def by_size(value: str) -> tuple[bool, float, str]:
+    """Numbers by their size, before words by the alphabet."""
+    size = as_number(value)
+    return size is None, size or 0.0, value
 
 
 def shown_key(key: str) -> str:
@@ -250,8 +330,24 @@ def shown_key(key: str) -> str:
     return "run=" if key == "run" else key  # of an evaluation
 
 
-def shown_estimate(value: Estimate | None) -> str:
-    """A mean, and where it is of several values that differ, how far off it may be."""
-    if value is None:
-        return ABSENT
-    return shown(value.mean) + (f" ± {shown(value.half_width)}" if value.half_width else "")
+# What a reader must know
+
+
+def _held_out_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    """That these were not measured on the same text, if they were not."""
+    differing = ["stage"] if len({entry.stage for entry in entries}) > 1 else []
+    keys = varying([entry.config for entry in entries])
+    differing += [key for key in keys if key.startswith(HELD_OUT) and not key.endswith(HOW_MUCH)]
+    if differing:
+        yield f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."
+
+
+def _chance_notes(ranking: Ranking) -> Iterator[str]:
+    """What the seeds say about ranks."""
+    best, *others = [value for value in ranking.values if value] or [None]
+    if best is None or not any(value.half_width for value in (best, *others) if value):
+        return
+    yield "± is half of the mean's 95 % interval over seeds (Student's t): of 2 seeds 12.7 standard errors, of 3 4.3."
+    close = [v for v in others if v and abs(v.mean - best.mean) <= (best.half_width or 0) + (v.half_width or 0)]
+    if close:
+        yield f"The intervals of {len(close)} more reach that of the best: they are not told apart."

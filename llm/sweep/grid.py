@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm.compare.at_end import page_at_end
+from llm.compare.show import page_at_end
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig

@@ -17,7 +17,7 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from llm.compare.at_end import page_at_end
+from llm.compare.show import page_at_end
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
