@@ -17,7 +17,7 @@ from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError
 from llm.evaluation import Scorer
 from llm.evaluation.tasks import ScoredModel, answer_tasks, require_tasks
-from llm.export import write_tokenizer
+from llm.export.weights import write_tokenizer
 from tests.korean import save_preset, sentences
 
 pytestmark = pytest.mark.filterwarnings("default")  # of lm-eval and what it brings

@@ -344,10 +344,11 @@ def _held_out_notes(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _chance_notes(ranking: Ranking) -> Iterator[str]:
     """What the seeds say about ranks."""
-    best, *others = [value for value in ranking.values if value] or [None]
-    if best is None or not any(value.half_width for value in (best, *others) if value):
+    values = [value for value in ranking.values if value]
+    if not any(value.half_width for value in values):
         return
+    best = values[0]
     yield "± is half of the mean's 95 % interval over seeds (Student's t): of 2 seeds 12.7 standard errors, of 3 4.3."
-    close = [v for v in others if v and abs(v.mean - best.mean) <= (best.half_width or 0) + (v.half_width or 0)]
+    close = [v for v in values[1:] if abs(v.mean - best.mean) <= (best.half_width or 0) + (v.half_width or 0)]
     if close:
         yield f"The intervals of {len(close)} more reach that of the best: they are not told apart."

@@ -18,6 +18,7 @@ class GgufType(Enum):
     f16 = "f16"
     bf16 = "bf16"
     q8_0 = "q8_0"  # 8 bits a weight and a scale for every 32
+    q4_k_m = "q4_k_m"  # 4.5 bits or so, by llama.cpp's own quantizer
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,10 +2,10 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm import tokenizer
-from llm.config.export import GgufType, WeightType
+from llm.config.export import ExportConfig, GgufType, WeightType
 from llm.config.stages import ExportStage
 from llm.environment import process_rank
 from llm.errors import ConfigError, UnequalError
@@ -19,19 +19,20 @@ from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of
 
-if TYPE_CHECKING:
-    from llm.export import Trial
-
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MOST_PROMPTS = 8
-FILE_FOR_LLAMA_CPP = "model.gguf"
-GGUF_SHARE = {GgufType.f32: 1.0, GgufType.f16: 0.5, GgufType.bf16: 0.5, GgufType.q8_0: 34 / 128}  # of fp32's bytes
+GGUF_SHARE = {GgufType.f32: 1.0, GgufType.q8_0: 34 / 128, GgufType.q4_k_m: 1.15}  # of fp32's bytes; q4_k_m with f32's
 
 
 def plan(config: ExportStage, parents: Runs) -> Work:
     source = find_run(config.outputs, config.run, key="run")
     model = model_of(source).check()
-    _check(config, source, model)
+    if not config.export.merge and model.adapter is None:
+        raise ConfigError(
+            f"export.merge=false is for a run with an adapter, and {source.path} is a {source.stage} run with a whole "
+            "model. Leave it out."
+        )
+    form = _gguf_form(config.export, model)
     return Work(
         plan=Plan(
             config=config,
@@ -40,7 +41,7 @@ def plan(config: ExportStage, parents: Runs) -> Work:
             parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
             folders={"run": str(source.path)},
         ),
-        do=lambda run: _export(run, config, source, model),
+        do=lambda run: _export(run, config.export, source, model, form),
         check=lambda run: _check_made(config, run),
         waits=True,
     )
@@ -54,37 +55,28 @@ def estimate(config: ExportStage, parents: Runs) -> Estimate:
     share = 1.0 if settings.dtype is WeightType.fp32 else 0.5
     disk = {"model" if settings.merge else "adapter": weights * share}
     if settings.gguf is not None:
-        disk["model.gguf"] = weights * GGUF_SHARE[settings.gguf]
+        disk["model.gguf"] = weights * GGUF_SHARE.get(settings.gguf, 0.5)
     return Estimate(disk=disk)
 
 
 def result_names(config: ExportStage) -> list[str]:
     """The numbers that a run has to show at its end, by name."""
-    apart = ["max_logit_difference", "median_logit_difference", "rounding"]
-    compared = ["positions_compared", "texts_compared", "texts_parted_at_ties", "parameters"]
-    return [*apart, *compared, *(["max_logit_difference_of_merge"] if config.export.merge else [])]
+    apart = ["max_logit_difference", "median_logit_difference", "rounding", "same_likeliest_token"]
+    of_merge = ["max_logit_difference_of_merge"] if config.export.merge else []
+    return [*apart, "positions_compared", "parameters", *of_merge]
 
 
-def _check(config: ExportStage, source: Run, model: Model) -> None:
-    """Refuse, before any work, what this run cannot be exported as."""
-    if not config.export.merge and model.adapter is None:
-        raise ConfigError(
-            f"export.merge=false is for a run with an adapter, and {source.path} is a {source.stage} run with a whole "
-            "model. Leave it out."
-        )
-    if config.export.gguf is not None:
-        _require_gguf(config, model)
-
-
-def _require_gguf(config: ExportStage, model: Model) -> "tokenizer.LlamaCppForm":
-    """How llama.cpp cuts text as the run's tokenizer does."""
-    assert config.export.gguf is not None
-    asked = f"export.gguf={config.export.gguf.name}"
+def _gguf_form(config: ExportConfig, model: Model) -> tokenizer.LlamaCppForm | None:
+    """How llama.cpp cuts text as the run's tokenizer does, where a file for it is asked for."""
+    if config.gguf is None:
+        return None
     if find_spec("gguf") is None:
-        raise ConfigError(f"{asked} needs the package gguf. Install the extra: pip install -e '.[gguf]'.")
+        raise ConfigError(
+            f"export.gguf={config.gguf.name} needs the package gguf. Install the extra: pip install -e '.[gguf]'."
+        )
     from llm.export.gguf import require_gguf  # with transformers: takes seconds
 
-    return require_gguf(model.weights, tokenizer.load(model.tokenizer), asked=asked)
+    return require_gguf(model.weights, tokenizer.load(model.tokenizer), config.gguf)
 
 
 def _check_made(config: ExportStage, made: Run) -> None:
@@ -99,89 +91,69 @@ def _check_made(config: ExportStage, made: Run) -> None:
         check_files(made)
 
 
-def _export(run: Run, config: ExportStage, source: Run, model: Model) -> Outcome:
-    from llm import export  # takes seconds, which an export that is already finished need not wait for
+def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tokenizer.LlamaCppForm | None) -> Outcome:
+    from llm import model as models  # takes seconds, which an export that is already finished need not wait for
+    from llm.export import card, weights
 
-    settings = config.export
-    special = tokenizer.special(model.tokenizer)
-    trial, loaded = _try_out(source, model)
-    with whole_folder(run.path / ("model" if settings.merge else "adapter")) as target:
-        export.write_tokenizer(model.tokenizer, target, special, positions=model.positions)
-        if settings.merge or model.adapter is None:
-            proof = export.export_model(loaded, target, trial, special, settings)
+    special, loaded = tokenizer.special(model.tokenizer), models.load_for_use(model)
+    architecture = str(loaded.config.model_type)
+    with whole_folder(run.path / ("model" if config.merge else "adapter")) as target:
+        weights.write_tokenizer(model.tokenizer, target, special, positions=model.positions)
+        reference = _reference(loaded, source, model, special)
+        if config.merge or model.adapter is None:
+            proof = weights.export_model(loaded, target, reference, special, config)
         else:
-            proof = export.export_adapter(model.adapter, model.weights, target, trial, special, settings)
-        facts = export.Facts(
-            is_adapter=not settings.merge,
-            base_model=settings.base_model or _name_of_base(source),
-            architecture=loaded.config.model_type,
-            dtype=settings.dtype.value,
+            proof = weights.export_adapter(model.adapter, model.weights, target, reference, special, config)
+        if form:
+            _write_gguf(target, config, model, form, has_chat=source.stage == "finetune")
+        facts = card.Facts(
+            is_adapter=not config.merge,
+            base_model=config.base_model or source.places.get("base", source.path).resolve().name,
+            architecture=architecture,
+            dtype=config.dtype.value,
             positions=model.positions,
-            has_chat=source.stage == "finetune",
-            file_for_llama_cpp=FILE_FOR_LLAMA_CPP if settings.gguf else None,
+            has_gguf=form is not None,
             proof=proof,
         )
-        if settings.gguf is not None:
-            _write_gguf(target, config, model)
-        for name, text in export.card(source, facts).items():
-            write_text(target / name, text)
+        write_text(target / "README.md", card.card(source, facts))
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
-    before = "" if settings.dtype is WeightType.fp32 else "before rounding "
-    texts = f"; {before}the same text after {count} held-out prompts" if (count := proof["texts_compared"]) else ""
-    log.info(
-        "logits at most %.2g from those of %s at %d positions%s",
-        proof["max_logit_difference"],
-        source.path.name,
-        proof["positions_compared"],
-        texts,
-    )
+    furthest, compared = proof["max_logit_difference"], proof["positions_compared"]
+    log.info("logits at most %.2g from those of %s at %d positions", furthest, source.path.name, compared)
     return Outcome(results=proof, digest=digest)
 
 
-def _write_gguf(folder: Path, config: ExportStage, model: Model) -> None:
+def _write_gguf(
+    folder: Path, config: ExportConfig, model: Model, form: tokenizer.LlamaCppForm, *, has_chat: bool
+) -> None:
     from llm.export.gguf import write_gguf
+    from llm.export.ollama import modelfile
 
-    assert config.export.gguf is not None
-    form = _require_gguf(config, model)
-    write_gguf(
-        folder,
-        folder / FILE_FOR_LLAMA_CPP,
-        form,
-        tokenizer.special(model.tokenizer),
-        kind=config.export.gguf,
-        name=model.name,
-        positions=model.positions,
-    )
-    log.info("%s: read back and compared tensor by tensor", FILE_FOR_LLAMA_CPP)
+    assert config.gguf is not None
+    special, path = tokenizer.special(model.tokenizer), folder / "model.gguf"
+    write_gguf(folder, path, form, special, kind=config.gguf, name=model.name, positions=model.positions)
+    write_text(folder / "Modelfile", modelfile(folder, positions=model.positions, has_chat=has_chat))
+    log.info("%s: read back and compared tensor by tensor", path.name)
     if form.needs_nfc:
         log.info("llama.cpp does not normalize text: give it text in NFC, as keyboards and most files have it")
 
 
-def _try_out(source: Run, model: Model) -> tuple["Trial", Any]:
-    """(what the run's model makes of the run's prompts, that model in fp32)."""
-    from llm import export
-    from llm import model as models
+def _reference(loaded: Any, source: Run, model: Model, special: tokenizer.Special) -> Any:
+    """What the run's model, in fp32, makes of the prompts that the run wrote after at its validations.
 
-    vocabulary, loaded = tokenizer.load(model.tokenizer), models.load_for_use(model)
-    special = tokenizer.special(model.tokenizer)
+    Of a tuned run these are questions that it held out.
+    """
+    from llm.export.weights import reference_of
+
+    vocabulary = tokenizer.load(model.tokenizer)
     added = [number for token in special.tokens if (number := vocabulary.token_to_id(token)) is not None]
-    return export.try_out(loaded, _prompts(source, model.tokenizer), special, added, most=model.positions), loaded
-
-
-def _name_of_base(source: Run) -> str:
-    """Of the folder that a run was tuned from, or of the run itself."""
-    return source.places.get("base", source.path).resolve().name
-
-
-def _prompts(source: Run, folder: Path) -> list[list[int]]:
-    """The prompts that the run wrote after at its validations, as ids: of a tuned run, questions that it held out."""
-    samples = metrics_of(source, SAMPLES)
-    texts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:MOST_PROMPTS]
+    texts = list(dict.fromkeys(sample["prompt"] for sample in metrics_of(source, SAMPLES)))[:MOST_PROMPTS]
     if source.stage == "pretrain":
-        loaded, begin = tokenizer.load(folder), tokenizer.special(folder).bos_id
-        return [[begin, *loaded.encode(text, add_special_tokens=False).ids] for text in texts]
-    asked = [[{"role": "user", "content": text}] for text in texts]
-    return [ids for _, ids in prompts_of(folder, asked)]
+        prompts = [[special.bos_id, *vocabulary.encode(text, add_special_tokens=False).ids] for text in texts]
+    else:
+        asked = [[{"role": "user", "content": text}] for text in texts]
+        prompts = [ids for _, ids in prompts_of(model.tokenizer, asked)]
+    return reference_of(loaded, prompts, vocabulary, special, added, positions=model.positions)
 
 
-STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate, loads=("llm.model", "llm.export"))
+LOADS = ("llm.model", "llm.export.weights", "llm.export.card")
+STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate, loads=LOADS)

@@ -26,7 +26,7 @@ import pytorch_lightning  # noqa: F401  # loaded for the launches, as are the st
 import torch
 from peft import PeftModel
 
-import llm.export
+import llm.export.card
 import llm.model
 import llm.stage.export
 import llm.stage.finetune
@@ -52,7 +52,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (CheckpointFolders, "save_checkpoint"),
     "model saving": (llm.model, "save"),
     "adapter saving": (PeftModel, "save_pretrained"),
-    "card writing": (llm.export, "card"),  # the last of an export's files
+    "card writing": (llm.export.card, "card"),  # the last of an export's files
 }
 
 
