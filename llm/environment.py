@@ -135,11 +135,6 @@ def visible_gpus() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def tokenizes_in_parallel() -> bool:
-    """Whether the tokenizers library is to use every core."""
-    return os.environ.get("TOKENIZERS_PARALLELISM") != "false"
-
-
 def python_path(first: str) -> str:
     """Where Python is to look for modules: in a folder before all others."""
     return os.pathsep.join([first, *filter(None, [os.environ.get("PYTHONPATH")])])

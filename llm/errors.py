@@ -19,8 +19,8 @@ _OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|ou
 class UserError(ValueError):
     """Something that the user can put right; the message says what was wrong, what was expected and how to fix it."""
 
-    exit_code: int = 2
-    kind: str = "failed"  # what it is to a sweep, which tries some kinds again
+    exit_code = 2
+    kind = "failed"  # what it is to a sweep, which tries some kinds again
 
 
 class ConfigError(UserError):
@@ -32,27 +32,27 @@ class ConfigError(UserError):
 class DataError(UserError):
     """The user's text or records are not what the config says; the message starts with file:line."""
 
-    exit_code: int = 65  # EX_DATAERR in sysexits.h
+    exit_code = 65  # EX_DATAERR in sysexits.h
     kind = "data"
 
 
 class DivergedError(UserError):
     """The loss or the gradients stopped being finite."""
 
-    exit_code: int = 70  # EX_SOFTWARE
+    exit_code = 70  # EX_SOFTWARE
     kind = "diverged"
 
 
 class UnequalError(UserError):
     """What was made of a model does not do what that model does."""
 
-    exit_code: int = 70
+    exit_code = 70
 
 
 class DamagedError(UserError):
     """A file of a run, or of a model's folder, is missing, is not what its manifest says, or cannot be read."""
 
-    exit_code: int = 74  # EX_IOERR
+    exit_code = 74  # EX_IOERR
 
 
 class LaunchError(UserError):
@@ -66,13 +66,13 @@ class LaunchError(UserError):
 class StorageError(UserError):
     """The disk has no room for what a run would write."""
 
-    exit_code: int = 74
+    exit_code = 74
 
 
 class ShortOfMemoryError(UserError):
     """The device has no memory for what a run would compute, however small its parts."""
 
-    exit_code: int = 74
+    exit_code = 74
     kind = "out_of_memory"
 
 
@@ -89,8 +89,8 @@ class StoppedError(BaseException):
     Like KeyboardInterrupt it is no Exception: a sweep catches those of a job and starts the next one.
     """
 
-    exit_code: int = 75  # EX_TEMPFAIL
-    kind: str = "stopped"
+    exit_code = 75  # EX_TEMPFAIL
+    kind = "stopped"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -113,30 +113,34 @@ def named_line(error: BaseException) -> str:
     return said if said == name else f"{name}: {said}"
 
 
-def stop_exit_code() -> int:
-    """What a stopped process ends with: 75; the trial of an agent, which takes that for a failure and gives up, 0."""
-    return 0 if agents_sweep() and not is_launched() else StoppedError.exit_code
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what is no bug into one line on stderr and its exit code; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:
         yield
-    except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
-        if tracebacks_wanted():
-            _end_where_it_tells_a_secret(error)
+    except (Exception, StoppedError, KeyboardInterrupt) as error:
+        line, exit_code = _ending(error)
+        if line and not tracebacks_wanted():
+            fail(line, exit_code)
+        told = "".join(traceback.format_exception(error))
+        if (kept := without_secrets(told)) == told:
             raise
-        if isinstance(error, KeyboardInterrupt):
-            fail("interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE)
-        if isinstance(error, StoppedError):
-            fail(str(error), stop_exit_code())
-        if isinstance(error, UserError):
-            fail(str(error), error.exit_code)
-        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code)
-    except Exception as error:
-        _end_where_it_tells_a_secret(error)
-        raise
+        with suppress(OSError):
+            print(kept, end="", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """(the line, the exit code) of what is no bug; of a bug no line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted. The same command goes on from what was saved.", INTERRUPTED_EXIT_CODE
+    if isinstance(error, StoppedError):  # the trial of an agent, which takes 75 for a failure and gives up, ends with 0
+        return str(error), 0 if agents_sweep() and not is_launched() else error.exit_code
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or error}", DamagedError.exit_code
+    return "", 1
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
@@ -150,12 +154,3 @@ def say_error(message: str) -> None:
     """Say one line on stderr, after what is on its way to stdout."""
     sys.stdout.flush()
     print("error:", *without_secrets(message).splitlines(), file=sys.stderr, flush=True)
-
-
-def _end_where_it_tells_a_secret(error: BaseException) -> None:
-    """End the process with the traceback that Python would print, if that has a credential in it, without it."""
-    told = "".join(traceback.format_exception(error))
-    if (kept := without_secrets(told)) != told:
-        with suppress(OSError):
-            print(kept, end="", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None

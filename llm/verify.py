@@ -7,8 +7,7 @@ from llm.data import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
 from llm.run.console import start_logging
 from llm.run.models import base_of, is_foreign
-from llm.run.record import OWN_DIGEST
-from llm.run.runs import Run, check_files, damaged_records, find_runs
+from llm.run.runs import Run, check_files, find_folders, load
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
 
@@ -19,8 +18,6 @@ def verify(run: Run) -> tuple[list[str], list[str]]:
     if run.is_done:
         try:
             seen.append(f"{check_files(run)} files")
-            if OWN_DIGEST not in run.record:
-                seen.append("run.json itself unchecked: an earlier version wrote it, without a digest of its own")
             if run.stage == "shards" and "parts" not in run.results:  # a mixture has none of its own
                 manifest = read_manifest(run.path / "shards")
                 seen.append(f"{len(manifest.train.shards) + len(manifest.held_out.shards)} shards")
@@ -65,11 +62,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     start_logging()
     with one_line_errors():
-        named = [run for name in arguments.runs for run in find_runs(arguments.outputs, name)]
-        unread = [error for name in arguments.runs for error in damaged_records(arguments.outputs, name)]
-        for error in unread:
-            say_error(str(error))
-        runs, damaged = with_parents(named), len(unread)
+        damaged, named = 0, []
+        for name in arguments.runs:
+            for folder in find_folders(arguments.outputs, name):
+                try:
+                    named.append(load(folder))
+                except DamagedError as error:
+                    damaged += 1
+                    say_error(str(error))
+        runs = with_parents(named)
+        number = len(runs) + damaged
         for run in runs:
             seen, faults = verify(run)
             damaged += bool(faults)
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             for fault in faults:
                 say_error(fault)
         if damaged:
-            raise DamagedError(f"{damaged} of {len(runs) + len(unread)} runs are damaged.")
+            raise DamagedError(f"{damaged} of {number} runs are damaged.")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> str:
         name="mini",
         folders={"base": str(base)},
         identity=(identity := {"parents": {"base": "d1"}}),
-        key=key_of(identity, digits=8),
+        key=key_of(identity),
     )
     adapted = add_lora(model, LoraConfig(rank=2))
     for name, weights in adapted.named_parameters():
@@ -511,7 +511,7 @@ def test_an_adapter_is_refused_on_other_weights_than_its_own(outputs: str, tmp_p
     stale = shutil.copytree(find_model(outputs, "mini-00000002").path, tmp_path / "finetune" / "mini-00000002")
     identity = {"parents": {"base": "d0"}}
     record = json.loads((stale / "run.json").read_text(encoding="utf-8")) | {"identity": identity}
-    write_record(stale, record | {"key": key_of(identity, digits=8)})
+    write_record(stale, record | {"key": key_of(identity)})
     with pytest.raises(DamagedError, match=r"was tuned on other weights than .*mini-00000001 holds now"):
         open_talker(find_model(str(tmp_path), "mini"))
 

@@ -10,19 +10,16 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import pytest
 
 from llm.config.compose import as_recorded, from_hydra
-from llm.config.data import DataConfig, DataKind
+from llm.config.data import DataConfig
 from llm.credentials import as_recorded_text, secret_in, without_secrets
 from llm.data import open_corpus
-from llm.data.files import open_files
-from llm.data.records import Rejected
-from llm.errors import ConfigError, one_line_errors
+from llm.errors import ConfigError
 from llm.sweep.space import Dimension
 from tests.korean import documents
 from tests.wandb_attempts import begin_run, environment, sync
@@ -145,10 +142,9 @@ def test_a_recorded_variable_that_is_not_set_is_asked_for(monkeypatch: pytest.Mo
         as_recorded(DataConfig, values, place="a/config.yaml")
 
 
-@pytest.mark.parametrize("kind", ["text", "conversations"])
-def test_a_path_that_was_recorded_without_its_credential_matches_no_file(kind: str, tmp_path: Path) -> None:
+def test_a_path_that_was_recorded_without_its_credential_matches_no_file(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"text": "다른 글이다."}\n', encoding="utf-8")
-    values = {"name": kind, "kind": kind, "path": f"{tmp_path}/***.jsonl"}
+    values = {"name": "text", "kind": "text", "path": f"{tmp_path}/***.jsonl"}
     config = as_recorded(DataConfig, values, place="config.yaml")
     with pytest.raises(ConfigError, match=r"^data\.path=.*\*\*\* stands for a credential.*Give data="):
         open_corpus(config)
@@ -175,44 +171,7 @@ def test_a_credential_among_the_choices_of_a_search_is_refused() -> None:
         Dimension(key="logger.group", choices=("a", KEYS[0]))
 
 
-def test_the_refusal_names_the_variable_and_not_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DB_PASSWORD", "a-long-word")
-    with pytest.raises(ConfigError) as raised:
-        compose("name=x-${oc.env:DB_PASSWORD}")
-    assert str(raised.value) == (
-        "name holds the value of the environment variable DB_PASSWORD, and would be written down as it is. Set name "
-        "to something else."
-    )
-
-
-def test_a_credential_in_a_path_a_group_or_a_tag_is_none_of_that() -> None:
-    url = f"https://me:{KEYS[0]}@host/a.jsonl"
-    config = compose(f"data.path={url}", f"logger.group={KEYS[1]}", f"logger.tags=[{KEYS[2]}]")
-    assert (config.data.path, config.logger.group, config.logger.tags) == (url, KEYS[1], [KEYS[2]])
-
-
 # What is said
-
-
-@pytest.mark.parametrize("raised", [FileNotFoundError("http://me:a-word@127.0.0.1/x.jsonl"), RuntimeError("401")])
-def test_a_fault_behind_a_url_is_told_without_its_password(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise raised
-
-    url = "http://me:a-word@127.0.0.1/x.jsonl"
-    system = SimpleNamespace(size=lambda _: 5, unstrip_protocol=str, isdir=lambda _: False, open=refuse)
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda _: (system, url))
-    files = open_files(DataConfig(name="text", kind=DataKind.text, path=url))
-    (fault,) = files.records()
-    assert isinstance(fault, Rejected)
-    assert fault.origin == "http://me:***@127.0.0.1/x.jsonl"
-    assert "a-word" not in f"{fault.reason} {fault.fix}"
-
-
-def test_an_error_is_said_without_credentials(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), one_line_errors():
-        raise ConfigError("data.path=https://me:a-word@host: there is none")
-    assert capsys.readouterr().err == "error: data.path=https://me:***@host: there is none\n"
 
 
 def test_a_traceback_is_printed_without_credentials() -> None:

@@ -22,7 +22,7 @@ from llm.data import open_corpus
 from llm.dry_run import memory_of, show, survey
 from llm.errors import ConfigError
 from llm.run.console import start_logging
-from llm.run.making import Plan, find
+from llm.run.making import Plan, place_of
 from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
 from llm.stage.estimate import parameters_by_part
@@ -166,7 +166,7 @@ def test_a_budget_is_told_in_steps(
 def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
     whole = survey(pretrain(text, with_shards[0]))
     plan = plan_of(pretrain(text, with_shards[0]))
-    _, folder = find(plan)
+    folder = place_of(plan)
     (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
     write_record(
         folder,

@@ -316,7 +316,7 @@ def cut_short(folder: Path) -> None:
     [
         (without_config, "has no config.json. Give a folder in Hugging Face format."),
         (with_adapter, "has no config.json. It holds an adapter, not a whole model."),
-        (without_weights, "model.safetensors is missing (a pytorch_model.bin is a pickle, which is not read)"),
+        (without_weights, "model.safetensors is missing, or lies elsewhere; no pickle is read"),
         (cut_short, "model.safetensors cannot be read"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: edit(f, model_type=None), "config.json cannot be read (it has no model_type)"),

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import unicodedata
 import warnings
@@ -34,12 +33,12 @@ from llm.errors import (
 )
 from llm.run import earlier, owner
 from llm.run.console import log
-from llm.run.files import clear_temporaries, digest_of, give_usual_mode, whole_folder, write_json, write_text
+from llm.run.files import clear_temporaries, digest_of, whole_folder, write_json, write_text
 from llm.run.making import Outcome, Plan, make
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
-from llm.run.record import differences, write_record
+from llm.run.record import write_record
 from llm.run.runs import candidates, find_run, load
 from tests.patience import PATIENCE
 
@@ -109,55 +108,21 @@ def test_a_run_is_kept_under_its_name_and_key_with_all_that_made_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "is_another"),
     [
-        {"name": "mine"},
-        {"outputs": Path("elsewhere")},
-        {"reuse": Reuse.never},
-        {"data": {"sequence_length": 8}},
-        {"data": {"batch_size": 8}},
+        ({"name": "mine"}, False),
+        ({"outputs": Path("elsewhere")}, False),
+        ({"reuse": Reuse.never}, False),
+        ({"data": {"batch_size": 8}}, False),
+        ({"vocab_size": 9000}, True),
+        ({"parents": {"data": "x"}}, True),
+        ({"format_version": 2}, True),
+        ({"data": {"held_out_share": 0.5}}, True),
     ],
     ids=str,
 )
-def test_how_and_where_a_run_is_made_is_not_in_its_key(change):
-    assert plan(**{"outputs": Path("outputs")} | change).key == plan(Path("outputs")).key
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"vocab_size": 9000}, {"parents": {"data": "x"}}, {"format_version": 2}, {"data": {"held_out_share": 0.5}}],
-    ids=str,
-)
-def test_what_changes_a_run_is_in_its_key(change):
-    assert plan(Path("outputs"), **change).key != plan(Path("outputs")).key
-
-
-@pytest.mark.parametrize("typed", ["absolute", "relative", "linked", "link to the run"])
-def test_a_parent_is_found_in_the_outputs_folder_wherever_that_is(typed, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    outputs = Path("outputs") if typed == "relative" else tmp_path / "outputs"
-    parent = make(plan(outputs), succeed)
-    if typed == "link to the run":
-        parent.path.rename(tmp_path / "disk")
-        parent.path.symlink_to(tmp_path / "disk")
-    if typed == "linked":
-        (tmp_path / "link").symlink_to(outputs)
-        outputs = tmp_path / "link"
-    of = parent.path if typed != "relative" else parent.path.absolute()
-    child = make(replace(plan(outputs, vocab_size=9000), folders={"base": str(of)}), succeed)
-    assert child.record["folders"] == {"base": f"tokenizer/{parent.path.name}"}
-    assert child.parent("base").path.resolve() == parent.path.resolve()
-    moved = (tmp_path / "outputs").rename(tmp_path / "moved") / "tokenizer"
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    for place, named in (
-        (".", f"moved/tokenizer/{child.path.name}"),
-        ("moved/tokenizer", child.path.name),
-        (f"moved/tokenizer/{child.path.name}", "."),
-        ("deep/er", f"../../moved/tokenizer/{child.path.name}"),
-    ):
-        monkeypatch.chdir(tmp_path / place)
-        found = load(Path(named)).parent("base")
-        assert (found.record, found.path.resolve()) == (parent.record, (moved / parent.path.name).resolve())
+def test_the_key_is_of_what_changes_a_run_and_not_of_how_or_where_it_is_made(change, is_another):
+    assert (plan(**{"outputs": Path("outputs")} | change).key != plan(Path("outputs")).key) is is_another
 
 
 def test_a_parent_outside_of_the_outputs_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):
@@ -167,19 +132,6 @@ def test_a_parent_outside_of_the_outputs_folder_is_kept_by_its_whole_path(tmp_pa
     assert child.record["folders"] == {"base": str(tmp_path / parent.path)}
     monkeypatch.chdir("/")
     assert load(tmp_path / child.path).parent("base").record == parent.record
-
-
-@pytest.mark.parametrize("recorded", ["outputs/tokenizer/{name}", "{tmp}/outputs/tokenizer/{name}"])
-def test_a_parent_that_an_earlier_version_recorded_is_found_in_moved_outputs(recorded, tmp_path, monkeypatch):
-    outputs = tmp_path / "outputs"
-    parent, child = make(plan(outputs), succeed), make(plan(outputs, vocab_size=9000), succeed)
-    old = {key: value for key, value in child.record.items() if key != "record_digest"}
-    folders = {"base": recorded.format(tmp=tmp_path, name=parent.path.name)}
-    write_json(child.path / "run.json", old | {"folders": folders})
-    outputs.rename(tmp_path / "elsewhere")
-    monkeypatch.chdir("/")
-    found = load(tmp_path / "elsewhere" / "tokenizer" / child.path.name).parent("base")
-    assert found.record == parent.record
 
 
 def test_reuse_tells_of_metrics_that_are_damaged(tmp_path, lines):
@@ -197,48 +149,13 @@ def test_reuse_tells_of_metrics_that_are_damaged(tmp_path, lines):
     ]
 
 
-def same_keys(monkeypatch, digits):
-    """Have every key begin with so many zeros."""
-    monkeypatch.setattr(
-        "llm.run.record.digest_of", lambda value: "0" * digits + digest_of(value)[digits:], raising=True
-    )
-
-
-def test_runs_whose_keys_collide_are_told_apart_by_longer_ones(tmp_path, monkeypatch):
-    same_keys(monkeypatch, 8)
-    plans = [plan(tmp_path, vocab_size=size) for size in (5000, 6000, 7000)]
-    made = [make(each, lambda run: Outcome(results={"of": run.path.name}, digest="d")) for each in plans]
-    assert [run.path.name for run in made] == [
-        "bpe-law-00000000",
-        *(f"bpe-law-00000000{digest_of(each.identity)[8:16]}" for each in plans[1:]),
-    ]
-    assert [load(run.path).key for run in made] == [run.path.name.removeprefix("bpe-law-") for run in made]
-    assert [make(each, never) for each in plans] == made  # each is found again, whoever came first
-    again = make(plan(tmp_path, vocab_size=6000, reuse=Reuse.never), succeed)
-    assert (again.path, load(made[0].path)) == (made[1].path, made[0])
-
-
-def test_runs_that_share_a_key_of_sixteen_digits_are_told_apart(tmp_path, monkeypatch):
-    same_keys(monkeypatch, 16)
-    made = [make(plan(tmp_path, vocab_size=size), succeed).path.name for size in (5000, 6000, 7000)]
-    assert [len(name.removeprefix("bpe-law-")) for name in made[:2]] == [8, 16]
-    assert len(made[2].removeprefix("bpe-law-")) == 64
-
-
-def test_an_unfinished_run_of_the_same_key_is_not_gone_on_with(tmp_path, monkeypatch):
-    same_keys(monkeypatch, 8)
-    with pytest.raises(RuntimeError):
-        make(plan(tmp_path, vocab_size=5000), failing(RuntimeError()))
-    other = make(plan(tmp_path, vocab_size=6000), succeed)
-    assert not (other.path / "half.txt").exists()
-    assert [run.state for run in candidates(tmp_path)] == ["failed", "done"]
-
-
-def test_a_run_of_another_name_with_the_same_key_is_not_taken(tmp_path, monkeypatch):
-    same_keys(monkeypatch, 8)
-    make(plan(tmp_path, name="mine", vocab_size=5000), succeed)
-    other = make(plan(tmp_path, vocab_size=6000), succeed)
-    assert other.path.name == "bpe-law-00000000"
+def test_a_run_whose_key_another_config_has_by_chance_is_refused_and_never_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm.run.record.digest_of", lambda value: "0" * 8 + digest_of(value)[8:])
+    run = make(plan(tmp_path, vocab_size=5000), succeed)
+    with pytest.raises(ConfigError, match=r"bpe-law-00000000 is of another config that has the same key by chance"):
+        make(plan(tmp_path, vocab_size=6000), never)
+    other = make(plan(tmp_path, name="mine", vocab_size=6000), succeed)
+    assert make(plan(tmp_path, vocab_size=5000), never) == run != other
 
 
 # Reuse
@@ -252,23 +169,18 @@ def test_a_finished_run_is_returned_and_a_line_says_so(tmp_path, lines):
 
 
 @pytest.mark.parametrize(
-    ("logger", "environment", "hint"),
+    ("logger", "hint"),
     [
-        (LoggerConfig(), {}, ". reuse=never runs again"),
-        (None, {}, ""),  # on the way of another stage, whose reuse=never would not make it again
-        (LoggerConfig(), {"TTUKTTAK_COMMAND": "s/0"}, ""),  # of a later start of a command that has reuse=never
+        (LoggerConfig(), ". reuse=never runs again"),
+        (None, ""),  # on the way of another stage, whose reuse=never would not make it again
     ],
-    ids=["typed", "on the way", "never"],
+    ids=["typed", "on the way"],
 )
-def test_reuse_names_another_commit_and_the_settings_that_are_not_applied(
-    logger, environment, hint, tmp_path, lines, monkeypatch
-):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_reuse_names_another_commit_and_the_settings_that_are_not_applied(logger, hint, tmp_path, lines, monkeypatch):
     run = make(plan(tmp_path), succeed)
     monkeypatch.setattr("llm.run.making.commit", lambda: "bbbb")
     lines.clear()
-    again = plan(tmp_path, data={"batch_size": 8}, reuse=Reuse.never if environment else Reuse.auto)
+    again = plan(tmp_path, data={"batch_size": 8})
     make(replace(again, config=replace(again.config, logger=logger)), never)
     assert lines == [
         f"reused {run.path} (made {run.record['ended_at']} by commit aaaa, this is bbbb)",
@@ -300,13 +212,6 @@ def test_reuse_never_makes_it_again_and_touches_nothing_else(tmp_path):
     assert (outside / "kept.txt").read_text() == "kept"
 
 
-def test_reuse_never_holds_where_one_would_wait_too(tmp_path):
-    make(plan(tmp_path), succeed)
-    again = []
-    make(plan(tmp_path, reuse=Reuse.never), lambda run: again.append(1) or OUTCOME, wait=True)
-    assert again == [1]
-
-
 def content(folder):
     """Every file of a run but its lock, with its bytes."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (".lock", ".owner.json"))
@@ -330,7 +235,7 @@ def with_checkpoint(error):
     return work
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), DataError("no text"), StoppedError("by SIGINT")], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError("broken"), StoppedError("by SIGINT")], ids=repr)
 def test_what_reuse_never_was_to_replace_is_given_back_where_nothing_came_of_it(error, tmp_path, lines):
     run, before = finished_before(tmp_path)
     with pytest.raises(type(error)):
@@ -353,10 +258,6 @@ def test_reuse_never_that_came_to_a_checkpoint_is_gone_on_with_and_not_what_was_
 STARTS = {  # who starts a command again -> what its first start and a later one know of that
     "slurm": ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
     "ranks": ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "1"}),
-    "ranks on slurm": (
-        {"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "a"},
-        {"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "b", "SLURM_RESTART_COUNT": "1"},
-    ),
     "sweep": ({"TTUKTTAK_COMMAND": "s/0 then"}, {"TTUKTTAK_COMMAND": "s/0 then"}),
 }
 
@@ -450,7 +351,6 @@ def test_reuse_require_refuses_to_make_and_writes_nothing(tmp_path):
     ("error", "said"),
     [
         (RuntimeError("broken\nin two lines"), "RuntimeError: broken"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
         (DivergedError("the loss is nan"), "DivergedError: the loss is nan"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -482,46 +382,21 @@ def test_a_stopped_run_stays_resumable_and_says_why_it_stopped(tmp_path):
     assert make(plan(tmp_path), succeed).state == "done"
 
 
-def test_results_that_json_cannot_hold_fail_the_run(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        make(plan(tmp_path), lambda run: Outcome(results={"loss": float("nan")}, digest="d"))
-    assert candidates(tmp_path)[0].state == "failed"
-
-
-def test_a_new_run_says_how_it_differs_from_the_nearest_of_its_name(tmp_path, lines):
-    make(plan(tmp_path, name="mine", vocab_size=5000, min_frequency=7), succeed)
-    make(plan(tmp_path, name="mine", vocab_size=6000), succeed)
-    make(plan(tmp_path, name="other", vocab_size=7001), succeed)
-    lines.clear()
-    make(plan(tmp_path, name="mine", vocab_size=7000), succeed)
-    assert (
-        lines[1] == "  a new run, for it differs from the nearest of that name in tokenizer.vocab_size=7000 (was 6000)"
-    )
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"name": "mine", "parents": {"data": "b" * 64, "chat_template": "c"}}, "its data, its chat template"),
-        ({"parents": {"data": "b" * 64}, "vocab_size": 7000}, "tokenizer.vocab_size=7000 (was 8192), its data"),
+        ({"name": "mine", "vocab_size": 7000}, "tokenizer.vocab_size=7000 (was 8192), its data"),
         ({"parents": {"data": "b" * 64}}, None),  # nobody named it: other data has other runs, of course
     ],
 )
-def test_what_a_new_run_is_made_from_is_said_in_words(given, said, tmp_path, lines):
+def test_a_new_run_says_how_it_differs_from_the_nearest_of_its_name(given, said, tmp_path, lines):
     make(plan(tmp_path, name=given.get("name"), parents={"data": "a" * 64}), succeed)
+    make(plan(tmp_path, name="other", **{key: value for key, value in given.items() if key != "name"}), succeed)
     lines.clear()
     make(plan(tmp_path, **given), succeed)
     expected = [f"  a new run, for it differs from the nearest of that name in {said}"] if said else []
     assert [line for line in lines if "a new run" in line] == expected
-
-
-def test_temporaries_of_a_dead_process_are_cleared(tmp_path):
-    with pytest.raises(RuntimeError):
-        make(plan(tmp_path), failing(RuntimeError()))
-    [run] = candidates(tmp_path)
-    (run.path / ".tmp-model-1").mkdir()
-    make(plan(tmp_path), succeed)
-    assert not list(run.path.glob(".tmp-*"))
 
 
 def test_the_log_and_the_warnings_of_libraries_are_kept_with_the_run(tmp_path):
@@ -624,31 +499,13 @@ def test_the_other_ranks_end_when_rank_zero_failed(tmp_path):
     assert "rank 0 failed: RuntimeError: no luck" in err
 
 
-def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ConfigError, match=r"RANK is set, but not by torch.distributed.run or srun"):
-        make(plan(tmp_path), never)
-
-
-def test_a_rank_that_nobody_comes_for_says_what_it_waits_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner, "IDLE_SECONDS", 0.0)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
-    folder = tmp_path / "tokenizer" / f"bpe-law-{plan(tmp_path).key}"
-    with pytest.raises(LaunchError) as caught:
-        make(plan(tmp_path), never)
-    assert str(caught.value).startswith(
-        f"rank 1 has waited 0 minutes for rank 0 to begin {folder}, and nobody is at it. All processes of a launch need"
-    )
-
-
 def test_a_rank_waits_as_long_as_somebody_is_at_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "IDLE_SECONDS", 0.0)
     looks = iter([None, None, None, "begun"])
     with owned(tmp_path, wait=False):
-        assert owner.wait_for_rank_zero([tmp_path], lambda: next(looks)) == "begun"
-    with pytest.raises(LaunchError, match="nobody is at it"):
-        owner.wait_for_rank_zero([tmp_path], lambda: None)
+        assert owner.wait_for_rank_zero(tmp_path, lambda: next(looks)) == "begun"
+    with pytest.raises(LaunchError, match=rf"has waited 0 minutes for rank 0 to begin {tmp_path}, and nobody is at it"):
+        owner.wait_for_rank_zero(tmp_path, lambda: None)
 
 
 SRUN = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "5", "SLURM_STEP_NUM_TASKS": "2"}
@@ -660,8 +517,6 @@ SRUN = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "5", "SLURM_STEP_NUM_TASKS": "2"}
         ({}, 0, None),
         ({"RANK": "3", "TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "2"}, 3, "a:2"),
         ({"SLURM_PROCID": "1"} | SRUN, 1, "77.5:0"),
-        ({"SLURM_PROCID": "1", "SLURM_RESTART_COUNT": "1"} | SRUN, 1, "77.5:1"),
-        ({"SLURM_PROCID": "0"} | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, 0, None),
         ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "4"}, 0, None),  # a batch script
     ],
 )
@@ -684,11 +539,10 @@ def test_a_run_is_found_by_name_by_folder_name_by_path_and_by_glob(tmp_path):
     assert [find_run(tmp_path, given, **TOKENIZERS) for given in names] == [run] * 4
 
 
-@pytest.mark.parametrize(("made", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
-def test_a_name_in_hangul_is_found_taken_apart_or_put_together(made, typed, tmp_path):
-    run = make(plan(tmp_path, name=unicodedata.normalize(made, "한글")), succeed)
+def test_a_name_in_hangul_is_found_taken_apart_or_put_together(tmp_path):
+    run = make(plan(tmp_path, name=unicodedata.normalize("NFD", "한글")), succeed)
     for given in ("한글", unicodedata.normalize("NFC", run.path.name), "tokenizer/한글-*"):
-        assert find_run(tmp_path, unicodedata.normalize(typed, given), **TOKENIZERS) == run
+        assert find_run(tmp_path, given, **TOKENIZERS) == run
 
 
 def test_an_unfinished_run_does_not_hide_the_finished_one_of_its_name(tmp_path):
@@ -718,12 +572,7 @@ def test_what_cannot_be_found_lists_the_candidates(tmp_path):
         find_run(tmp_path, "broken", **TOKENIZERS)
 
 
-def test_a_folder_without_a_record_is_no_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no run: it has no run\.json"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ['{"stage": "tok', "", "[]", "{}"])
+@pytest.mark.parametrize("text", ['{"stage": "tok', "[]"])
 def test_a_torn_record_is_one_line_and_hides_no_other_run(text, tmp_path, lines):
     torn = make(plan(tmp_path), succeed)
     whole = make(plan(tmp_path, vocab_size=9000), succeed)
@@ -736,15 +585,6 @@ def test_a_torn_record_is_one_line_and_hides_no_other_run(text, tmp_path, lines)
     assert len(lines) == 1
     assert lines[0].startswith(f"left out: {torn.path}")
     assert make(plan(tmp_path, reuse=Reuse.never), succeed).state == "done"
-
-
-# Secrets
-
-
-def test_the_recorded_command_is_without_credentials(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "logger.api_key=abc", "name=a b"])
-    run = make(plan(tmp_path), succeed)
-    assert run.record["command"] == "train.py 'logger.api_key=***' 'name=a b'"
 
 
 # Files
@@ -796,18 +636,6 @@ def test_files_of_a_whole_folder_are_as_readable_as_any(tmp_path):
     assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_mode_is_found_without_a_moment_in_which_all_may_write(tmp_path, monkeypatch):
-    masks, set_umask = [], os.umask
-    monkeypatch.setattr(os, "umask", lambda mask: masks.append(mask) or set_umask(mask))
-    before = set_umask(0o022)
-    try:
-        (tmp_path / "weights").write_bytes(b"0")
-        give_usual_mode(tmp_path / "weights")
-    finally:
-        set_umask(before)
-    assert masks == [0o077, 0o022]
-
-
 def test_clearing_temporaries_leaves_the_rest_and_what_links_point_to(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / ".tmp-a").mkdir()
@@ -821,12 +649,6 @@ def test_a_digest_is_of_the_value_not_of_its_order():
     assert digest_of({"b": [1, 2], "a": "글"}) == digest_of({"a": "글", "b": [1, 2]})
     assert digest_of([1, 2]) != digest_of([2, 1])
     assert digest_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
-
-
-def test_differences_are_leaf_by_leaf():
-    old = {"a": {"b": 1, "c": 2}, "gone": 3}
-    new = {"a": {"b": 1, "c": 4}, "new": [5]}
-    assert list(differences(old, new)) == [("a.c", 2, 4), ("gone", 3, None), ("new", None, [5])]
 
 
 # Metrics
@@ -857,23 +679,14 @@ def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
     assert metrics.size == path.stat().st_size
     metrics.close()
     assert read_metrics(path) == [{"step": 1}, {"step": 22}]
+    with pytest.raises(DamagedError, match=r"m\.jsonl has 25 bytes, but the checkpoint counts on 99\. Run with reuse="):
+        MetricsLog(path, size=99)
 
 
-def test_metrics_shorter_than_their_checkpoint_are_refused(tmp_path):
-    (tmp_path / "m.jsonl").write_text("{}\n")
-    with pytest.raises(DamagedError, match=r"m\.jsonl has 3 bytes, but the checkpoint counts on 9\. Run with reuse="):
-        MetricsLog(tmp_path / "m.jsonl", size=9)
-
-
-@pytest.mark.parametrize("line", ['{"st', '{"step": [2\n3]}', ""])
-def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
-    (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(DamagedError, match=r"m\.jsonl:2: this is no JSON\. Run with reuse=never"):
         read_metrics(tmp_path / "m.jsonl")
-
-
-def test_no_metrics_yet_are_no_error(tmp_path):
-    assert read_metrics(tmp_path / "m.jsonl") == []
 
 
 # Errors
@@ -900,20 +713,12 @@ def test_what_is_no_bug_ends_in_one_line_and_its_exit_code(error, code, line, ca
     assert capsys.readouterr() == ("", f"error: {line}\n")
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback_and_hydra_full_error_every_other(monkeypatch):
     with pytest.raises(ZeroDivisionError), one_line_errors():
         raise ZeroDivisionError
-
-
-def test_hydra_full_error_keeps_every_traceback(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ConfigError), one_line_errors():
         raise ConfigError("a=1 is wrong")
-
-
-def test_a_run_record_is_json(tmp_path):
-    run = make(plan(tmp_path), succeed)
-    assert json.loads((run.path / "run.json").read_text(encoding="utf-8")) == run.record
 
 
 def test_the_commit_is_that_of_this_source_tree():
@@ -921,24 +726,6 @@ def test_the_commit_is_that_of_this_source_tree():
     if head.returncode:
         pytest.skip("this source tree is no git checkout")
     assert commit_of_this_tree() in (head.stdout.strip(), head.stdout.strip() + "+")
-
-
-def test_credentials_reach_neither_the_config_nor_the_log(tmp_path, monkeypatch):
-    monkeypatch.setenv("HUB_TOKEN", "very-secret-value")
-
-    def work(run):
-        log.info("reading %s", "https://very-secret-value@hub/text")
-        raise RuntimeError("no access with very-secret-value")
-
-    data = {"source": DataSource.files, "path": "https://very-secret-value@hub/text"}
-    with pytest.raises(RuntimeError):
-        make(plan(tmp_path, data=data), work)
-    [run] = candidates(tmp_path)
-    assert run.config["data"]["path"] == "https://${oc.env:HUB_TOKEN}@hub/text"
-    assert run.record["error"] == "RuntimeError: no access with ***"
-    for path in run.path.rglob("*"):
-        assert not path.is_file() or path.name == "log.txt" or b"very-secret-value" not in path.read_bytes()
-    assert "reading https://***@hub/text" in (run.path / "log.txt").read_text(encoding="utf-8")
 
 
 # Owners on other hosts, where locks are not shared
@@ -956,70 +743,42 @@ def folder_of_plan(outputs):
     return outputs / "tokenizer" / f"bpe-law-{plan(outputs).key}"
 
 
-def test_an_owner_elsewhere_that_gives_signs_of_life_is_left_alone(tmp_path):
-    owner_elsewhere(folder_of_plan(tmp_path), seconds_ago=5)
+def test_an_owner_elsewhere_is_left_alone_until_it_gives_no_sign_of_life_and_one_here_that_died_is_taken_over(tmp_path):
+    folder = folder_of_plan(tmp_path)
+    owner_elsewhere(folder, seconds_ago=5)
     with pytest.raises(ConfigError, match=r"is being made by process 7 on elsewhere. Wait for it, or end it first"):
         make(plan(tmp_path), never)
-
-
-def test_an_owner_elsewhere_that_gave_none_is_taken_over(tmp_path):
-    owner_elsewhere(folder_of_plan(tmp_path), seconds_ago=120)
-    run = make(plan(tmp_path), succeed)
-    assert run.state == "done"
-    assert not (run.path / ".owner.json").exists()
-
-
-def test_an_owner_here_that_died_is_taken_over_at_once(tmp_path):
-    folder = folder_of_plan(tmp_path)
-    folder.mkdir(parents=True)
-    (folder / ".lock").touch()
-    (folder / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
+    owner_elsewhere(folder, seconds_ago=120)
     assert make(plan(tmp_path), succeed).state == "done"
+    assert not (folder / ".owner.json").exists()
+    (folder / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
+    assert make(plan(tmp_path, reuse=Reuse.never), succeed).state == "done"
 
 
-def test_the_owner_says_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr("llm.run.owner.BEAT_SECONDS", 0.02)
-
-    def work(run):
-        path = run.path / ".owner.json"
-        assert json.loads(path.read_text(encoding="utf-8")) == {"host": socket.gethostname(), "pid": os.getpid()}
-        os.utime(path, (0, 0))
-        for _ in range(500):
-            if path.stat().st_mtime > 0:
-                return OUTCOME
-            time.sleep(0.02)
-        raise AssertionError("no heartbeat in 10 seconds")
-
-    assert make(plan(tmp_path), work).state == "done"
-
-
-def test_an_owner_goes_on_beating_after_an_error_and_says_so_once(tmp_path, monkeypatch, lines):
+def test_an_owner_says_that_it_lives_and_goes_on_after_an_error(tmp_path, monkeypatch, lines):
     monkeypatch.setattr("llm.run.owner.BEAT_SECONDS", 0.01)
-    monkeypatch.setattr("llm.run.owner.RETRY_SECONDS", 0.01)
-    touch, calls = os.utime, []
+    touch, beats = os.utime, []
 
     def hiccup(path, *times, **options):
-        if Path(path).name == ".owner.json" and threading.current_thread() is not threading.main_thread():
-            calls.append(path)
-            if len(calls) in (2, 3, 4):
+        if Path(path).name == ".owner.json":
+            beats.append(path)
+            if len(beats) == 2:
                 raise OSError(errno.EIO, "Input/output error")
         touch(path, *times, **options)
 
     monkeypatch.setattr("llm.run.owner.os.utime", hiccup)
 
     def work(run):
-        for _ in range(1000):
-            if len(calls) >= 7:
-                return OUTCOME
-            time.sleep(0.02)
-        raise AssertionError("no heartbeat in 20 seconds")
+        path = run.path / ".owner.json"
+        assert json.loads(path.read_text(encoding="utf-8")) == {"host": socket.gethostname(), "pid": os.getpid()}
+        while len(beats) < 4:
+            time.sleep(0.01)
+        return OUTCOME
 
     run = make(plan(tmp_path), work)
-    said = [line for line in lines if "heartbeat" in line]
-    assert said == [
+    assert [line for line in lines if "heartbeat" in line] == [
         f"{run.path / '.owner.json'}: no heartbeat for now ([Errno 5] Input/output error); after a minute another host "
         "may take over",
-        f"{run.path / '.owner.json'}: the heartbeat is back",
     ]
 
 
@@ -1046,16 +805,6 @@ def test_an_owner_that_was_taken_over_ends_and_leaves_the_run_to_the_other(left,
     )
     assert (folder / "run.json").read_bytes() == before
     assert (folder / ".owner.json").exists() == (left is not None)
-
-
-def test_what_an_owner_left_who_died_after_its_run_was_done_is_removed(tmp_path):
-    run = make(plan(tmp_path), succeed)
-    (run.path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7}), encoding="utf-8")
-    make(plan(tmp_path), never)
-    assert not (run.path / ".owner.json").exists()
-    owner_elsewhere(run.path, seconds_ago=5)
-    make(plan(tmp_path), never)
-    assert (run.path / ".owner.json").exists()  # that one lives
 
 
 def test_the_exit_code_is_right_where_stderr_takes_nothing():

@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 
 from llm.config.stages import ShardsStage
-from llm.run.owner import OwnedError
 from llm.run.runs import Run, load
 from llm.stage import run_stage, shards
 from tests.korean import documents
@@ -27,14 +24,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("law", "news", "talk")
 SETTINGS = ("tokenizer=char_bpe", "tokenizer.vocab_size=500", "tokenizer.initial_alphabet=none")
 
-# Holds a run as another process would, on a host of a name, until the file `let_go` is there, or for ten minutes.
+# Holds a run as another process would, until the file `let_go` is there, or for ten minutes.
 HOLDER = """
-import socket, sys, time
+import sys, time
 from pathlib import Path
 from llm.run.owner import owned
-folder, host, let_go = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-if host:
-    socket.gethostname = lambda: host
+folder, let_go = Path(sys.argv[1]), Path(sys.argv[2])
 with owned(folder, wait=False):
     print("held", flush=True)
     deadline = time.monotonic() + 600
@@ -111,13 +106,8 @@ def made(outputs: Path) -> dict[str, bytes]:
     return files | {"mixture": json.dumps([whole[key] for key in ("results", "digest", "notes")]).encode()}
 
 
-@pytest.mark.parametrize(
-    ("host", "order"),
-    [("elsewhere", ["news", "talk", "law"]), ("", ["law", "news", "talk"])],
-    ids=["elsewhere", "here"],
-)
-def test_a_part_that_is_made_on_other_cores_is_left_for_the_last(
-    outputs: Path, host: str, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_part_that_another_process_makes_is_left_for_the_last(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     law, let_go = runs(outputs)["law"].path, tmp_path / "let_go"
     shutil.rmtree(outputs / "shards")
@@ -131,13 +121,11 @@ def test_a_part_that_is_made_on_other_cores_is_left_for_the_last(
         return write(run, config, *more)
 
     monkeypatch.setattr(shards, "_write", noted)
-    with start(HOLDER, str(law), host, str(let_go), stdout=subprocess.PIPE) as holder:
+    with start(HOLDER, str(law), str(let_go), stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        if not host:
-            threading.Timer(1.5, let_go.touch).start()  # for it is waited for before another part is begun
         run_stage(mixture(outputs))
         assert holder.wait(PATIENCE) == 0
-    assert begun == order
+    assert begun == ["news", "talk", "law"]
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -163,33 +151,3 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize(
-    ("owner", "has_other_cores"),
-    [
-        ({"host": "elsewhere", "pid": 1}, True),
-        ({"host": socket.gethostname(), "pid": os.getpid()}, False),
-        ({"host": socket.gethostname(), "pid": 2**22 + 1}, False),  # more than there can be: it has ended
-        ({}, False),
-    ],
-)
-def test_whose_cores_a_maker_has_is_known_by_its_host(owner: dict, has_other_cores: bool, tmp_path: Path) -> None:
-    (tmp_path / ".owner.json").write_text(json.dumps(owner))
-    assert OwnedError(tmp_path).has_other_cores is has_other_cores
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or os.cpu_count() == 1, reason="one core, or not Linux")
-def test_a_maker_that_is_bound_to_other_cores_of_this_host_leaves_ours_to_us(tmp_path: Path) -> None:
-    ours = os.sched_getaffinity(0)
-    first, *others = sorted(ours)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as maker:
-        os.sched_setaffinity(maker.pid, {first})
-        (tmp_path / ".owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": maker.pid}))
-        try:
-            assert not OwnedError(tmp_path).has_other_cores
-            os.sched_setaffinity(0, others)
-            assert OwnedError(tmp_path).has_other_cores
-        finally:
-            os.sched_setaffinity(0, ours)
-        maker.communicate(b"\n")

@@ -28,7 +28,7 @@ def board_of(tmp_path: Path, *, terminal: bool = True) -> tuple[Board, io.String
     run.mkdir(parents=True)
     settings = {"trainer": {"max_steps": 20}}
     record = {"stage": "pretrain", "name": "c", "status": "running", "identity": {"settings": settings}}
-    record["key"] = key_of(record["identity"], digits=8)
+    record["key"] = key_of(record["identity"])
     (run / "run.json").write_text(json.dumps(record))
     (run / "metrics.jsonl").write_text(
         '{"step": 4, "train/loss": 9.0}\n{"step": 5, "train/loss": 3.5}\n{"step": 6, "tr'

@@ -306,10 +306,7 @@ def strip(folder: Path, name: str) -> None:
         return
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    if name == "positions":
-        del config["n_positions"]
-        path.write_text(json.dumps(config), encoding="utf-8")
-    elif name == "quantised":
+    if name == "quantised":
         path.write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}), encoding="utf-8")
     elif name == "kind":
         path.write_text(json.dumps(config | {"model_type": "no_such_kind"}), encoding="utf-8")
@@ -333,7 +330,6 @@ def strip(folder: Path, name: str) -> None:
             r"base=.*other-model: it names no eos_token, which ends a text\. Name one in its",
         ),
         ("model.safetensors", r"base: .*other-model does not hold a model's weights: model\.safetensors is missing"),
-        ("positions", r"its config\.json does not say how long a text may be\. Add max_position_embeddings\."),
         ("kind", r"other-model/config\.json: model_type no_such_kind is none of transformers\. Choose another"),
         (
             "quantised",

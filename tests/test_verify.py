@@ -1,6 +1,5 @@
 """Verify: every byte of what a run left is looked at, and what differs is named."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from llm import verify as tool
 from llm.errors import DamagedError
-from llm.run.files import write_json
 from llm.run.record import key_of, write_record
 from llm.run.runs import Run, check_files, list_files, load, metrics_of
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
@@ -38,23 +36,21 @@ def test_a_run_as_it_was_made_has_no_fault(tmp_path: Path) -> None:
     assert check_files(run, under="model/") == 2
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_bit_of_every_file_counts(name: str, tmp_path: Path) -> None:
+def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
-    path = run.path / name
+    path = run.path / "model" / "a.safetensors"
     content = path.read_bytes()
-    for place in range(len(content)):
-        for bit in range(8):
-            flipped = bytearray(content)
-            flipped[place] ^= 1 << bit
-            path.write_bytes(flipped)
-            with pytest.raises(DamagedError, match=f"{name} is not what run.json says. Make the pretrain run again"):
-                check_files(run)
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedError, match=r"a.safetensors is not what run.json says. Make the pretrain run again"):
+            check_files(run)
     path.write_bytes(content + b"0")
-    with pytest.raises(DamagedError, match=f"{name} is not what run.json says"):
+    with pytest.raises(DamagedError, match=r"a.safetensors is not what run.json says"):
         check_files(run)
     path.unlink()
-    with pytest.raises(DamagedError, match=f"{name} is missing. Make the pretrain run again"):
+    with pytest.raises(DamagedError, match=r"a.safetensors is missing. Make the pretrain run again"):
         check_files(run)
 
 
@@ -62,12 +58,6 @@ def test_what_changes_while_a_run_is_used_is_not_listed(tmp_path: Path) -> None:
     files = {"config.yaml": "", "log.txt": "", ".lock": "", "checkpoints/step-1/x": "", "shards/manifest.json": "{}"}
     run = write_run(tmp_path, "shards", "00000001", files=files | {"shards/train.bin": "0"})
     assert list(run.record["files"]) == ["config.yaml", "shards/manifest.json"]
-
-
-def test_a_run_that_lists_no_file_is_refused(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "pretrain", "00000001", files={"config.yaml": ""})
-    with pytest.raises(DamagedError, match=r"run.json lists no file under model/"):
-        check_files(run, under="model/")
 
 
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
@@ -130,48 +120,36 @@ RECORD = {
 }
 
 
-@pytest.mark.parametrize("named", ["folder", "name", "glob"])
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ('"val/loss": 2.625', '"val/loss": 2.125', "what it says is not what was written, by its own record_digest"),
-        ('"tokens_per_second": 1000', '"tokens_per_second": 9000', "what it says is not what was written"),
-        ('"seed": 7', '"seed": 8', "what it says is not what was written"),
         ('"done"', '"dane"', "its status is 'dane', which is none of running, done, failed"),
-        ('"done"', '"running"', "what it says is not what was written"),
-        ('"가"', '"\\ud800"', "cannot be read"),
         ("2.625", "NaN", "cannot be read"),
     ],
 )
+@pytest.mark.parametrize("named", ["가", "*/*"])
 def test_what_was_changed_in_a_record_is_told_and_ends_with_74(
     old: str, new: str, said: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "pretrain" / "가-00000001"
     write_run(tmp_path, "pretrain", "00000001", files=FILES)
     write_run(tmp_path, "tokenizer", "00000002", files=FILES)
-    write_record(folder, load(folder).record | RECORD | {"key": key_of(RECORD["identity"], digits=8)})
+    write_record(folder, load(folder).record | RECORD | {"key": key_of(RECORD["identity"])})
     change(folder / "run.json", old, new)
     with pytest.raises(SystemExit) as ended:
-        tool.main([{"folder": str(folder), "name": "가", "glob": "*/*"}[named], "--outputs", str(tmp_path)])
+        tool.main([named, "--outputs", str(tmp_path)])
     assert ended.value.code == 74
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert errors[0].startswith(f"error: {folder / 'run.json'}: ") and said in errors[0]
-    assert errors[1:] == ([] if named == "folder" else ["error: 1 of 2 runs are damaged."])
+    assert errors[1:] == ["error: 1 of 2 runs are damaged."]
 
 
-def test_a_key_that_is_not_of_its_identity_is_damage_even_where_an_earlier_version_wrote_no_digest(
-    tmp_path: Path,
-) -> None:
+def test_a_key_that_is_not_of_its_identity_is_damage(tmp_path: Path) -> None:
     run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
-    old = {key: value for key, value in run.record.items() if key != "record_digest"}
-    write_json(run.path / "run.json", old | {"identity": {"seed": 1}})
+    write_record(run.path, run.record | {"identity": {"seed": 1}})
     with pytest.raises(DamagedError, match=r"its key 00000001 is not that of its identity"):
         load(run.path)
-    write_json(run.path / "run.json", old)
-    assert verify(load(run.path)) == (
-        ["3 files", "run.json itself unchecked: an earlier version wrote it, without a digest of its own"],
-        [],
-    )
 
 
 METRICS = '{"step": 1, "val/loss": 2.5}\n{"step": 2, "val/loss": 2.25}\n'
@@ -198,15 +176,3 @@ def test_metrics_of_a_finished_run_are_checked_and_the_line_is_said(
     unfinished = Run(run.path, {key: value for key, value in run.record.items() if key != "files"})
     if text is not None and "cut off" in said:  # its writer was killed
         assert [record["step"] for record in metrics_of(unfinished)] == [1]
-
-
-def test_a_run_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        tool.main(["나", "--outputs", str(tmp_path)])
-    assert ended.value.code == 2
-    assert "there is no run 나 under" in capsys.readouterr().err
-
-
-def test_the_record_is_json(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "pretrain", "00000001", files=FILES)
-    assert json.loads((run.path / "run.json").read_text(encoding="utf-8"))["files"]["config.yaml"]["bytes"] == 8

@@ -165,7 +165,7 @@ class _ShardWriter:
         index = BytesIO()  # for numpy does not say why it cannot write to a file
         np.save(index, documents[:, :2])
         index_path = self._path.with_name(f"{self._stem}.documents.npy")
-        with naming(index_path, num_bytes=index.getbuffer().nbytes):
+        with naming(index_path):
             index_path.write_bytes(index.getbuffer())
             sync_file(index_path)
         shard = Shard(
@@ -202,7 +202,7 @@ class _ShardWriter:
         if self._file is None:
             self._file = self._path.open("wb")
         content = ids.tobytes()
-        with naming(self._path, num_bytes=self._tokens * ids.itemsize + len(content)):
+        with naming(self._path):
             self._file.write(content)
         self._sha256.update(content)
         self._documents.append(documents)

@@ -8,7 +8,7 @@ from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
 from llm.run.console import start_logging
 from llm.run.devices import require_devices, with_precision
-from llm.run.making import find
+from llm.run.making import find, place_of
 from llm.run.record import read_record
 from llm.run.runs import Run
 from llm.stage import Step, stage_named, step_of
@@ -81,13 +81,13 @@ def _found(step: Step, parents: dict[str, Run], job: Job) -> Run | None:
         job.folder = ""
         return None
     work = stage_named(step.config.stage).plan(step.config, parents)
-    run, folder = find(work.plan)
+    run, folder = find(work.plan), place_of(work.plan)
     if run:
         for check in filter(None, (work.check, step.check)):
             check(run)
         job.reused.append(str(run.path))
         return run
-    step.config = work.plan.config  # which says more: steps of a budget, the precision that it was begun in
+    step.config = work.plan.config  # which says more: steps of a budget
     job.folder, job.first_missing = str(folder), job.first_missing or str(folder)
     _say_standing(job, step.config, folder)
     return None

@@ -66,17 +66,10 @@ def _tell_error(job: Path, error: BaseException) -> None:
     is_of_another = isinstance(error, LaunchError) or process_rank() > 0
     if (isinstance(error, LaunchError) and is_launched()) or (is_of_another and told.kind):
         return
-    write_result(job, replace(told, kind=kind_of(error), message=without_secrets(_one_line(error))))
-
-
-def kind_of(error: BaseException) -> str:
-    """What an error is to a sweep, which tries some kinds again."""
-    return getattr(error, "kind", None) or ("out_of_memory" if is_out_of_memory(error) else "failed")
-
-
-def _one_line(error: BaseException) -> str:
-    """Of what is no bug, as the user is told."""
-    return " ".join(str(error).split()) if hasattr(error, "exit_code") and str(error) else named_line(error)
+    kind = getattr(error, "kind", None) or ("out_of_memory" if is_out_of_memory(error) else "failed")
+    is_bug = not (hasattr(error, "exit_code") and str(error))
+    message = named_line(error) if is_bug else " ".join(str(error).split())  # of what is no bug, as the user is told
+    write_result(job, replace(told, kind=kind, message=without_secrets(message)))
 
 
 def read_result(job: Path) -> Result | None:

@@ -32,22 +32,16 @@ def output_console() -> Console:
 class _Stderr:
     """stderr, whatever that is now; a terminal that was closed ends no run, whose log.txt has the lines."""
 
-    @property
-    def _now(self) -> TextIO:
-        """What a progress bar of rich puts in its place leads back here."""
-        now: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        return now
-
     def write(self, text: str) -> None:
         with suppress(OSError):
-            self._now.write(text)
+            self.__getattr__("write")(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            self._now.flush()
+            self.__getattr__("flush")()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._now, name)
+        return getattr(getattr(sys.stderr, "rich_proxied_file", sys.stderr), name)  # a progress bar of rich is no file
 
 
 class _ConsoleHandler(logging.Handler):
@@ -56,14 +50,10 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk interrupts, which is said once, but that stops no run: what is made tells by itself."""
-
-    _has_failed = False
+    """A log that a full disk interrupts, but that stops no run: what is made tells of the disk by itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            console().print(f"{self.baseFilename} is not written to: {sys.exc_info()[1]}", markup=False)
+        """Go on without the line."""
 
     def close(self) -> None:
         with suppress(OSError):

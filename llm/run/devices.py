@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.training import Accelerator, Precision, TrainerConfig
-from llm.environment import is_launched, launch_id, launch_size, process_rank
+from llm.environment import is_launched, launch_id, launch_size
 from llm.errors import ConfigError
-from llm.run.console import log, start_logging
-from llm.run.making import Plan, begins_anew, place_of, record_in
-from llm.run.owner import wait_for_rank_zero
+from llm.run.console import log
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16
 CPU_INFO = Path("/proc/cpuinfo")
@@ -31,49 +29,29 @@ def require_devices(config: TrainerConfig) -> None:
 
 def with_precision(config: TrainerConfig) -> TrainerConfig:
     """The config with the precision that trainer.precision=auto is on these devices; it is said when it is bf16."""
-    if config.precision is not Precision.auto:
-        if config.precision is Precision.bf16 and _is_on_cpu(config) and not cpu_flags():
+    if config.precision is Precision.fp32:
+        return config
+    if _is_on_cpu(config):
+        is_fast, reason = bool(flags := _cpu_flags()), f"the CPU has {', '.join(flags)}"
+    else:
+        is_fast, reason = _gpus_have_bf16(config.devices), "all GPUs have it"
+    if config.precision is Precision.bf16:
+        if not is_fast:
             log.warning("trainer.precision=bf16: this CPU has no instructions for it, so it is slower than fp32")
         return config
-    fast, reason = fast_precision(config)
-    if reason:
-        log.info("trainer.precision=auto is bf16 here: %s. It is part of what the run is", reason)
-    return replace(config, precision=fast)
+    if is_fast:
+        log.info("trainer.precision=auto is bf16 here: %s", reason)
+    return replace(config, precision=Precision.bf16 if is_fast else Precision.fp32)
 
 
-def resolve_precision(plan: Plan) -> TrainerConfig:
-    """The plan's trainer, with the precision that the run was begun in on whatever machine; of a new run, what is fast.
-
-    Rank zero decides, and the others do as it has recorded: their devices may be of another kind.
-    """
-    start_logging()
-    trainer = _trainer(plan)
-    if trainer.precision is not Precision.auto:
-        return with_precision(trainer)
-    settled = [_with_trainer(plan, replace(trainer, precision=kind)) for kind in (Precision.fp32, Precision.bf16)]
-    if process_rank() > 0:
-        folders = [place_of(each) for each in settled]
-        return _trainer(wait_for_rank_zero(folders, lambda: next(filter(_is_rank_zeros, settled), None)))
-    fast = fast_precision(trainer)[0]
-    begun = [each for each in settled if _may_go_on(each)]
-    if not begun:
-        return with_precision(trainer)
-    chosen = max(begun, key=lambda each: (_record(each)["status"] == "done", _trainer(each).precision is fast))
-    if (precision := _trainer(chosen).precision) is not fast:
-        log.info("trainer.precision=auto is %s, which %s was begun in", precision.name, place_of(chosen))
-    return with_precision(_trainer(chosen))
+def as_begun(config: Any, record: dict[str, Any]) -> Any:
+    """A stage's config with the precision that its run was begun in, on whatever machine that was."""
+    if not (begun := record.get("precision")):
+        return config
+    return replace(config, trainer=replace(config.trainer, precision=Precision[begun]))
 
 
-def fast_precision(config: TrainerConfig) -> tuple[Precision, str | None]:
-    """(what is fast on these devices, why they are fast in bf16)."""
-    if _is_on_cpu(config):
-        reason = f"the CPU has {', '.join(flags)}" if (flags := cpu_flags()) else None
-    else:
-        reason = "all GPUs have it" if _gpus_have_bf16(config.devices) else None
-    return Precision.bf16 if reason else Precision.fp32, reason
-
-
-def cpu_flags() -> list[str]:
+def _cpu_flags() -> list[str]:
     """The instructions for products in bf16 that this CPU has, by Linux's names; none where that is not known."""
     try:
         lines = CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines()
@@ -81,32 +59,6 @@ def cpu_flags() -> list[str]:
         return []
     words = next((line.split() for line in lines if line.startswith("flags")), [])
     return sorted(CPU_FLAGS.intersection(words))
-
-
-def _is_rank_zeros(plan: Plan) -> bool:
-    """Whether the run is that which rank zero makes, or finds."""
-    record = _record(plan)
-    return record.get("launch") == launch_id() or (record.get("status") == "done" and _may_go_on(plan))
-
-
-def _may_go_on(plan: Plan) -> bool:
-    """Whether there is a run that is not to be begun anew."""
-    return bool(_record(plan)) and not begins_anew(plan, place_of(plan))
-
-
-def _record(plan: Plan) -> dict[str, Any]:
-    return record_in(place_of(plan), plan) or {}
-
-
-def _trainer(plan: Plan) -> TrainerConfig:
-    config: Any = plan.config  # of a stage that trains
-    trainer: TrainerConfig = config.trainer
-    return trainer
-
-
-def _with_trainer(plan: Plan, trainer: TrainerConfig) -> Plan:
-    config: Any = plan.config
-    return replace(plan, config=replace(config, trainer=trainer))
 
 
 def _is_on_cpu(config: TrainerConfig) -> bool:

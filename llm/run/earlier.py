@@ -5,20 +5,14 @@ it. run.json is moved first and given back last: as long as EARLIER has one, all
 folder does any of this.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from llm.environment import command_id
-from llm.errors import StoppedError
 from llm.run.console import log
 from llm.run.files import remove
 from llm.run.owner import LOCK, OWNER
 from llm.run.record import read_record
 
-EARLIER = ".earlier"
-RECORD = "run.json"
-_STAYS = (EARLIER, LOCK, OWNER)
+EARLIER, RECORD = ".earlier", "run.json"
 
 
 def set_aside(folder: Path) -> None:
@@ -26,31 +20,25 @@ def set_aside(folder: Path) -> None:
     forget_earlier(folder)
     if (folder / RECORD).exists():
         (folder / EARLIER).mkdir()
-        (folder / RECORD).rename(folder / EARLIER / RECORD)
-        for path in _content(folder):
+        for path in sorted(_content(folder), key=lambda path: path.name != RECORD):
             path.rename(folder / EARLIER / path.name)
     _clear(folder)
 
 
-@contextmanager
-def taking_its_place(folder: Path) -> Iterator[None]:
-    """Work on a run that may have an earlier one beside it; what is stopped may go on at the command's next start."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, StoppedError) or command_id() is None:
-            keep_new_or_earlier(folder)
-        raise
-    forget_earlier(folder)
-
-
 def keep_new_or_earlier(folder: Path) -> None:
-    """Keep what has come of a run that took an earlier one's place: the new one, once it has something; else the old.
+    """Keep the new run once it is done or has a checkpoint; else give back what it was to replace.
 
-    So it is also after any moment at which the process that set the old one aside was killed.
+    So it is also after any moment at which the process that set that aside was killed.
     """
-    if (folder / EARLIER / RECORD).exists() and not _has_something(folder):
-        _give_back(folder)
+    earlier = folder / EARLIER
+    if (earlier / RECORD).exists():
+        record = read_record(folder)  # of the new run; without it, what else is there is of the old
+        if record is None or (record["status"] != "done" and not any(folder.glob("checkpoints/step-*"))):
+            if record:
+                _clear(folder)
+            log.info("what was to take the place of %s came to nothing; it is again as it was", folder)
+            for path in sorted(earlier.iterdir(), key=lambda path: path.name == RECORD):
+                path.rename(folder / path.name)
     forget_earlier(folder)
 
 
@@ -61,26 +49,10 @@ def forget_earlier(folder: Path) -> None:
         remove(folder / EARLIER)
 
 
-def _has_something(folder: Path) -> bool:
-    """Whether the new run is done, or has a checkpoint to go on from."""
-    record = read_record(folder)
-    return record is not None and (record["status"] == "done" or any(folder.glob("checkpoints/step-*")))
-
-
-def _give_back(folder: Path) -> None:
-    if (folder / RECORD).exists():  # of the new run; without it, what else is there is of the old
-        _clear(folder)
-    log.info("what was to take the place of %s came to nothing; it is again as it was", folder)
-    for path in [*(folder / EARLIER).iterdir()]:
-        if path.name != RECORD:
-            path.rename(folder / path.name)
-    (folder / EARLIER / RECORD).rename(folder / RECORD)
-
-
 def _clear(folder: Path) -> None:
     for path in sorted(_content(folder), key=lambda path: path.name == RECORD):
         remove(path)
 
 
 def _content(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name not in _STAYS]
+    return [path for path in folder.iterdir() if path.name not in (EARLIER, LOCK, OWNER)]

@@ -21,11 +21,9 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole: a reader sees the old content or the new, never a part."""
     temporary, content = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}"), text.encode()
     try:
-        with naming(path, temporary, num_bytes=len(content)):
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        with naming(path, temporary):
+            temporary.write_bytes(content)
+            sync_file(temporary)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,43 +81,27 @@ def _temporary_folder(temporary: Path, path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path, temporary: Path | None = None, *, num_bytes: int | None = None) -> Iterator[None]:
-    """Have an error of a write say where, by the name that the file is to have, and of a full disk what is needed.
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Have an error of a write say where, by the name that the file is to have, and of a full disk what is free.
 
-    What is written may lie under a `temporary` name, and come to so many bytes at least. What libraries in Rust
-    (safetensors, tokenizers) say of a full disk and the like comes as an OSError too.
+    What is written may lie under a `temporary` name. What libraries in Rust (safetensors, tokenizers) say of a full
+    disk and the like comes as an OSError too.
     """
+    place = temporary or path
     try:
         yield
     except Exception as error:
-        if (number := _error_number(error)) is None:
+        in_rust = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(in_rust[1]) if in_rust else None
+        if number is None:
             raise
-        said = str(getattr(error, "filename", None) or path).replace(str(temporary or path), str(path))
+        said = str(getattr(error, "filename", None) or path).replace(str(place), str(path))
         reason = getattr(error, "strerror", None) or os.strerror(number)
         if number in FULL and ROOM not in reason:
-            written = _size(temporary or path)
-            room = written + shutil.disk_usage(path.parent).free
-            takes = f"more than the {_readable(room)} that are free"
-            if num_bytes is not None and num_bytes > room:
-                takes = f"{_readable(num_bytes)}, and {_readable(room)} are free"
-            reason = f"{reason}: it takes {takes}. {ROOM}"
+            written = [file for file in (place, *place.rglob("*")) if file.is_file()]
+            room = shutil.disk_usage(path.parent).free + sum(file.stat().st_size for file in written)
+            reason += f": it takes more than the {room / 1e6:.2f} MB that are free. {ROOM}"
         raise OSError(number, reason, said) from error
-
-
-def _error_number(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _readable(number: int) -> str:
-    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
 def give_usual_mode(path: Path) -> None:

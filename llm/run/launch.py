@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from llm.environment import ANOTHER_LAUNCH, JOB_FOLDER, is_launched, job_folder, process_rank, variables
 from llm.errors import LaunchError, StoppedError
@@ -52,7 +52,7 @@ def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
     """Run train.py with the overrides of one job as `devices` processes, and wait for them.
 
     A signal to this process is passed on to each of them; none of them outlives it. In `folder` they leave what they
-    tell this process, and the sweep that it may be a job of.
+    tell this process, and the sweep that it may be a job of; one may ask there that all be started again.
 
     Raises:
         StoppedError: they were stopped, and can go on.
@@ -62,11 +62,14 @@ def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
     (folder / ANOTHER_LAUNCH).unlink(missing_ok=True)
     for times in count():
         again = {"TORCHELASTIC_RESTART_COUNT": str(times), "MASTER_PORT": str(_free_port())}
-        if _launch_once(overrides, shared | again, devices=devices):
-            return
+        failed, is_stopped = _launch_once(overrides, shared | again, devices=devices)
+        if is_stopped or not (folder / ANOTHER_LAUNCH).exists():
+            break
         (folder / ANOTHER_LAUNCH).unlink()
         start_logging()
         log.info("starting the %d processes again", devices)
+    if failed:
+        _raise_for(*failed)
 
 
 @contextmanager
@@ -94,8 +97,8 @@ def in_group() -> Iterator[None]:
             group.destroy_process_group()
 
 
-def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) -> bool:
-    """Whether they are done; if not, one of them asked to be started again with all the others."""
+def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) -> tuple[tuple[int, int] | None, bool]:
+    """((the rank that failed first, its exit code), or None; whether a signal came)."""
     command = [sys.executable, str(TRAIN), *overrides, "hydra.mode=RUN"]
     signals: list[str] = []
 
@@ -115,16 +118,12 @@ def _launch_once(overrides: list[str], shared: dict[str, str], *, devices: int) 
     ]
     try:
         with on_signal(pass_on):
-            first_failed = _wait(ranks)
+            failed = _wait(ranks)
     finally:
         for rank in ranks:
             rank.kill()  # does nothing to one that has ended
             rank.wait()
-    if (Path(shared[JOB_FOLDER]) / ANOTHER_LAUNCH).exists() and not signals:
-        return False
-    if first_failed is not None:
-        _raise_for(first_failed, ranks[first_failed].returncode)
-    return True
+    return failed, bool(signals)
 
 
 def needs_launch(devices: int) -> bool:
@@ -155,22 +154,22 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _wait(ranks: "list[subprocess.Popen[bytes]]") -> int | None:
-    """The rank that failed first, once all have ended or their grace is over; None if none failed."""
-    first_failed, deadline = None, float("inf")
+def _wait(ranks: "list[subprocess.Popen[bytes]]") -> tuple[int, int] | None:
+    """(the rank that failed first, its exit code), once all have ended or their grace is over; None if none failed."""
+    failed, deadline = None, float("inf")
     while True:
         statuses = [rank.poll() for rank in ranks]
-        if first_failed is None and any(statuses):
-            failed = {rank: status for rank, status in enumerate(statuses) if status}
+        if failed is None and any(statuses):
             # Of those that a look finds ended: who was killed; who ends with 1 may only have lost another
-            first_failed = min(failed, key=lambda rank: (failed[rank] > 0, failed[rank] == 1))
+            ended = [(rank, status) for rank, status in enumerate(statuses) if status]
+            failed = min(ended, key=lambda each: (each[1] > 0, each[1] == 1))
             deadline = time.monotonic() + GRACE_SECONDS
         if None not in statuses or time.monotonic() >= deadline:
-            return first_failed
+            return failed
         time.sleep(LOOK_SECONDS)
 
 
-def _raise_for(rank: int, status: int) -> None:
+def _raise_for(rank: int, status: int) -> NoReturn:
     if status == StoppedError.exit_code:
         raise StoppedError(f"rank {rank} was stopped. Start the same command again to go on.")
     if status < 0:

@@ -17,9 +17,10 @@ from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named_line
 from llm.run.announcing import announce
 from llm.run.console import log, log_to, start_logging
-from llm.run.earlier import EARLIER, keep_new_or_earlier, set_aside, taking_its_place
+from llm.run.devices import as_begun, with_precision
+from llm.run.earlier import EARLIER, keep_new_or_earlier, set_aside
 from llm.run.files import clear_temporaries, digest_of, write_text
-from llm.run.owner import forget_dead_owner, owned, wait_for_rank_zero
+from llm.run.owner import owned, wait_for_rank_zero
 from llm.run.record import (
     commit,
     differences,
@@ -33,7 +34,8 @@ from llm.run.record import (
 )
 from llm.run.runs import Run, candidates, check_metrics, list_files
 
-KEY_DIGITS = (8, 16, 64)  # the next where a run of another identity has the key: of 2**32 some two may share one
+PARENTS = "parents."  # how the keys of what a run is made from begin, in its identity
+NO_CONTENT = ("name", "outputs", "reuse", "dry_run", "logger")  # settings whose change is nothing to tell of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,6 @@ class Plan:
     format_version: int  # of what the stage makes; raised when a change to the code alters that
     parents: dict[str, str] = field(default_factory=dict)  # what it is made from -> SHA-256 digest of that
     folders: dict[str, str] = field(default_factory=dict)  # what it is made from -> where that lies
-    key_digits: int = KEY_DIGITS[0]
 
     @property
     def stage(self) -> str:
@@ -68,11 +69,7 @@ class Plan:
     @property
     def key(self) -> str:
         """The first hex digits of the identity's SHA-256."""
-        return key_of(self.identity, digits=self.key_digits)
-
-    def is_of(self, record: dict[str, Any]) -> bool:
-        """Whether the run that a run.json is of is this one."""
-        return digest_of(record.get("identity")) == digest_of(self.identity)
+        return key_of(self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,6 @@ class Outcome:
     objective: float | None = None  # what a search minimises
 
 
-PARENTS = "parents."  # how the keys of what a run is made from begin, in its identity
 RankWork = Callable[[Run], Outcome | None]  # None above rank zero, which saves, and says what came of the run
 
 
@@ -105,64 +101,96 @@ def make(
         ConfigError: another process is at it, or reuse=require and there is no finished run.
     """
     start_logging()
-    plan, folder = _folder_of(plan)
+    folder = place_of(plan)
     announce(plan.stage, folder)
-    run = _find_or_make(plan, folder, work, wait=wait, prepare=prepare)
+    if process_rank() > 0:
+        run = _join(plan, folder, work, wait=wait)
+    else:
+        run = reuse(plan) or _make(plan, folder, work, wait=wait, prepare=prepare)
     announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
     return run
 
 
-def find(plan: Plan) -> tuple[Run | None, Path]:
-    """(the finished run that `make` would reuse, if there is one; the folder that the run has, or would have)."""
-    plan, folder = _folder_of(plan)
-    return (None if begins_anew(plan, folder) else _finished(plan, folder)), folder
+def find(plan: Plan) -> Run | None:
+    """The finished run that `make` would reuse, if there is one."""
+    folder = place_of(plan)
+    return None if _begins_anew(plan, folder) else _finished(plan, folder)
 
 
 def reuse(plan: Plan) -> Run | None:
     """The finished run that `make` would reuse, of which it says so; None if there is none."""
-    return _reusable(*_folder_of(plan))
+    if run := find(plan):
+        _say_reused(run, plan)
+    return run
 
 
 def place_of(plan: Plan) -> Path:
-    """The folder of the run that `make` finds, or begins."""
-    return _folder_of(plan)[1]
+    """The folder of the run that `make` finds, or begins.
+
+    Where the user gave no name, a finished run with the same identity serves whatever its name.
+    """
+    stage_folder = Path(plan.config.outputs) / plan.stage
+    own = stage_folder / f"{plan.name}-{plan.key}"
+    if plan.config.name or _record_of(plan, own):
+        return own
+    return next((folder for folder in sorted(stage_folder.glob(f"*-{plan.key}")) if _finished(plan, folder)), own)
 
 
-def begins_anew(plan: Plan, folder: Path) -> bool:
+def _record_of(plan: Plan, folder: Path) -> dict[str, Any]:
+    """What run.json says; nothing if there is none, or if it cannot be trusted and the run is to be made again."""
+    try:
+        return read_record(folder) or {}
+    except DamagedError:
+        if plan.config.reuse is Reuse.never:
+            return {}
+        raise
+
+
+def _begins_anew(plan: Plan, folder: Path) -> bool:
     """Whether what is there is to be made again: with reuse=never, and once a command."""
     return plan.config.reuse is Reuse.never and not _is_of_this_command(plan, folder)
 
 
-def _find_or_make(
-    plan: Plan,
-    folder: Path,
-    work: RankWork,
-    *,
-    wait: bool,
-    prepare: Callable[[Path], None] | None,
-) -> Run:
-    if process_rank() > 0:
-        return _join(plan, folder, work, wait=wait)
-    if finished := _reusable(plan, folder):
-        return finished
+def _is_of_this_command(plan: Plan, folder: Path) -> bool:
+    """Whether an earlier start of the very command that runs here has begun the run in a folder."""
+    return may_go_on() and _record_of(plan, folder).get("command_id") == command_id()
+
+
+def _finished(plan: Plan, folder: Path) -> Run | None:
+    record = _record_of(plan, folder)
+    is_finished = record.get("status") == "done" and digest_of(record.get("identity")) == digest_of(plan.identity)
+    return Run(folder, record) if is_finished else None
+
+
+def _make(plan: Plan, folder: Path, work: RankWork, *, wait: bool, prepare: Callable[[Path], None] | None) -> Run:
+    """Make a run, or go on with it, unless another process makes it meanwhile.
+
+    What reuse=never set aside comes back where nothing comes of the new run; one that was stopped may go on at the next
+    start of the same command.
+    """
     if plan.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {folder}. Set reuse=auto to make it.")
-    with owned(folder, wait=wait) as has_waited:
+    with owned(folder, wait=wait):
         if (folder / EARLIER).exists() and not _is_of_this_command(plan, folder):
             keep_new_or_earlier(folder)
-        if _is_of_another(plan, record_in(folder, plan)):  # who took the same key while this process looked for it
-            raise ConfigError(f"{folder} has just become that of another config. Start the same command again.")
-        if has_waited and (finished := _finished(plan, folder)):
+        if finished := reuse(plan):  # by a process that was faster
             return finished
-        if finished := _reusable(plan, folder):  # by a process that was faster
-            return finished
-        if begins_anew(plan, folder):
+        if (record := _record_of(plan, folder)) and digest_of(record.get("identity")) != digest_of(plan.identity):
+            raise ConfigError(f"{folder} is of another config that has the same key by chance. Set another name.")
+        if _begins_anew(plan, folder):
             set_aside(folder)
         clear_temporaries(folder)
-        with taking_its_place(folder):
+        may_go_on_later = False
+        try:
             if prepare:
                 prepare(folder)
             return _carry_out(plan, folder, work)
+        except StoppedError:
+            may_go_on_later = command_id() is not None
+            raise
+        finally:
+            if not may_go_on_later:
+                keep_new_or_earlier(folder)
 
 
 def _carry_out(plan: Plan, folder: Path, work: RankWork) -> Run:
@@ -181,11 +209,9 @@ def _carry_out(plan: Plan, folder: Path, work: RankWork) -> Run:
         except BaseException as error:
             if not isinstance(error, UserError):
                 log.debug("%s", traceback.format_exc())
+            failed = {"status": "failed", "ended_at": now(), "error": without_secrets(named_line(error))}
             with suppress(OSError):  # of a folder that is gone, a disk that is full: what ended the work is to be told
-                write_record(
-                    folder,
-                    record | {"status": "failed", "ended_at": now(), "error": without_secrets(named_line(error))},
-                )
+                write_record(folder, record | failed)
             raise
         log.info("%s done in %.0f s: %s", plan.stage, done.record["seconds"], folder)
     return done
@@ -207,8 +233,11 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
         "identity": plan.identity,
         "folders": {role: recorded_place(Path(of), plan.config.outputs) for role, of in plan.folders.items()},
     }
-    config = yaml.safe_dump(recorded_config(plan.config), allow_unicode=True, sort_keys=False)
-    write_text(folder / "config.yaml", config)
+    config: Any = as_begun(plan.config, earlier)
+    if hasattr(config, "trainer"):
+        config = replace(config, trainer=with_precision(config.trainer))
+        record["precision"] = config.trainer.precision.name
+    write_text(folder / "config.yaml", yaml.safe_dump(recorded_config(config), allow_unicode=True, sort_keys=False))
     return write_record(folder, record)
 
 
@@ -223,7 +252,7 @@ def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
     def look() -> Run | None:
         record = read_record(folder) or {}
         of_this_launch = record.get("launch") == launch
-        if record.get("status") == "done" and (of_this_launch or not begins_anew(plan, folder)):
+        if record.get("status") == "done" and (of_this_launch or not _begins_anew(plan, folder)):
             return Run(folder, record)
         if of_this_launch and record["status"] == "failed":
             raise DamagedError(f"{folder}: rank 0 failed: {record['error']}")
@@ -232,60 +261,10 @@ def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
         is_of_all = of_this_launch and not wait  # else it is made by rank zero alone
         return Run(folder, record) if is_of_all else None
 
-    run = wait_for_rank_zero([folder], look)
+    run = wait_for_rank_zero(folder, look)
     if not run.is_done:
         work(run)
     return run
-
-
-def _reusable(plan: Plan, folder: Path) -> Run | None:
-    """The finished run in a folder, unless it is to be made again; says that it is reused."""
-    if begins_anew(plan, folder) or not (run := _finished(plan, folder)):
-        return None
-    forget_dead_owner(folder)
-    _say_reused(run, plan)
-    return run
-
-
-def _folder_of(plan: Plan) -> tuple[Plan, Path]:
-    """(the plan, with a longer key where another run has its own; the run's folder).
-
-    Where the user gave no name, a finished run with the same identity serves whatever its name.
-    """
-    stage_folder = Path(plan.config.outputs) / plan.stage
-    keyed = [replace(plan, key_digits=digits) for digits in KEY_DIGITS]
-    own = [(each, stage_folder / f"{each.name}-{each.key}") for each in keyed]
-    records = [record_in(folder, plan) for _, folder in own]
-    if begun := [place for place, record in zip(own, records, strict=True) if record and plan.is_of(record)]:
-        return begun[0]
-    others = [(each, path) for each in keyed for path in sorted(stage_folder.glob(f"*-{each.key}"))]
-    if plan.config.name is None and (found := [place for place in others if _finished(*place)]):
-        return found[0]
-    return next(place for place, record in zip(own, records, strict=True) if not _is_of_another(plan, record))
-
-
-def record_in(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """What run.json says; None if there is none, or if it cannot be trusted and the run is to be made again."""
-    try:
-        return read_record(folder)
-    except DamagedError:
-        if plan.config.reuse is Reuse.never:
-            return None
-        raise
-
-
-def _is_of_another(plan: Plan, record: dict[str, Any] | None) -> bool:
-    return record is not None and not plan.is_of(record)
-
-
-def _finished(plan: Plan, folder: Path) -> Run | None:
-    record = record_in(folder, plan)
-    return Run(folder, record) if record and record["status"] == "done" and plan.is_of(record) else None
-
-
-def _is_of_this_command(plan: Plan, folder: Path) -> bool:
-    """Whether an earlier start of the very command that runs here has begun the run in a folder."""
-    return may_go_on() and (record_in(folder, plan) or {}).get("command_id") == command_id()
 
 
 def _say_reused(run: Run, plan: Plan) -> None:
@@ -298,19 +277,16 @@ def _say_reused(run: Run, plan: Plan) -> None:
         log.warning("%s", error)
     is_on_the_way = getattr(plan.config, "logger", plan) is None  # of another stage, whose reuse=never it is not
     hint = "" if is_on_the_way or plan.config.reuse is Reuse.never else ". reuse=never runs again"
-    for key, old, new in differences(run.config, recorded_config(plan.config)):
-        if key.split(".")[0] not in ("name", "outputs", "reuse", "dry_run", "logger"):
+    for key, old, new in differences(run.config, recorded_config(as_begun(plan.config, run.record))):
+        if key.split(".")[0] not in NO_CONTENT:
             log.info("  %s=%s is not applied (it was %s); it changes no content%s", key, new, old, hint)
 
 
 def _say_started(plan: Plan, folder: Path, *, is_resumed: bool) -> None:
-    if is_resumed:
-        log.info("%s goes on in %s", plan.stage, folder)
-        return
-    log.info("%s starts in %s", plan.stage, folder)
+    log.info("%s %s in %s", plan.stage, "goes on" if is_resumed else "starts", folder)
     siblings = [
         list(differences(run.record.get("identity", {}), plan.identity))
-        for run in candidates(plan.config.outputs, plan.stage)
+        for run in ([] if is_resumed else candidates(plan.config.outputs, plan.stage))
         if run.record["name"] == plan.name and run.path != folder
     ]
     nearest: list[tuple[str, Any, Any]] = min(siblings, key=len, default=[])
@@ -322,9 +298,4 @@ def _say_started(plan: Plan, folder: Path, *, is_resumed: bool) -> None:
 def _difference(key: str, old: Any, new: Any) -> str:
     if key.startswith(PARENTS):  # a digest says nothing to a person
         return f"its {key.removeprefix(PARENTS).replace('_', ' ')}"
-    return f"{key.removeprefix('settings.')}={_short(new)} (was {_short(old)})"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:8]}…"
+    return f"{key.removeprefix('settings.')}={new} (was {old})"

@@ -80,8 +80,9 @@ def find_model(outputs: str | Path, named: str, *, key: str = "", stages: Sequen
     """
     if (folder := _foreign_folder(named)) is not None:
         return _in_folder(folder, key=key)
-    if _is_hub_id(named):
-        return _in_folder(folder_of(named, key=key, file=CONFIG), key=key, name=named.rpartition("/")[2])
+    owner, slash, name = named.partition("/")
+    if slash and HUB_ID.fullmatch(named) and owner not in STAGES and not Path(owner).exists():
+        return _in_folder(folder_of(named, key=key, file=CONFIG), key=key, name=name)
     return model_of(find_run(outputs, named, key=key, stages=stages))
 
 
@@ -137,8 +138,6 @@ def folder_of(named: str, *, key: str, file: str) -> Path:
         folder = _from_hub(named, key=key, wanted=_WANTED[file])
     elif (folder / "run.json").is_file():
         folder = own_folder(find_run(folder.parent.parent, str(folder), key=key, stages=("tokenizer", "pretrain")))
-    if not folder.is_dir():
-        raise ConfigError(f"{as_typed(key, named)} is a file. Give the folder that it lies in.")
     if not (folder / file).is_file():
         adapter = " It holds an adapter, not a whole model." if (folder / ADAPTER).is_file() else ""
         raise ConfigError(f"{as_typed(key, named)} has no {file}.{adapter} Give a folder in Hugging Face format.")
@@ -180,23 +179,17 @@ def _in_folder(folder: Path, *, key: str = "", name: str | None = None) -> Model
         raise ConfigError(
             f"{as_typed(key, folder)} has no tokenizer.json. Put the model's tokenizer beside its weights."
         )
-    if (positions := positions_in(weights)) is None:
-        log.info("%s names no limit of its positions; %d are taken", weights / CONFIG, UNBOUNDED_POSITIONS)
+    positions, whole = _positions_in(weights), folder.resolve()
     weight_files(weights, key=key)
+    of_export = whole.parent if (whole.parent / "run.json").is_file() else whole
     return Model(
         path=folder,
-        name=name or _name_of(folder),
+        name=name or of_export.name,
         weights=weights,
         adapter=adapter,
         tokenizer=own[0],
-        positions=positions or UNBOUNDED_POSITIONS,
+        positions=positions,
     )
-
-
-def _name_of(folder: Path) -> str:
-    """Of an export's model/ or adapter/, the export's."""
-    folder = folder.resolve()
-    return (folder.parent if (folder.parent / "run.json").is_file() else folder).name
 
 
 def _under(adapter: Path) -> Path:
@@ -206,17 +199,15 @@ def _under(adapter: Path) -> Path:
         ConfigError: it is not there.
     """
     named = str(read_json(adapter / ADAPTER).get("base_model_name_or_path"))
-    base = Path(named)
-    if not (base / CONFIG).is_file() and (record := read_record(adapter.parent)):
-        run = Run(adapter.parent, record)
-        base = (run.parent("run") if run.stage == "export" else run).places.get("base", base)
-        base = base / "model" if (base / "run.json").is_file() else base
-    if not (base / CONFIG).is_file():
-        raise ConfigError(
-            f"{adapter} is an adapter on {named}, which is no folder with a config.json here. Put the base model "
-            "there, or name its folder as base_model_name_or_path in adapter_config.json."
-        )
-    return base
+    if (Path(named) / CONFIG).is_file():
+        return Path(named)
+    if (adapter.parent / "run.json").is_file():
+        run = load(adapter.parent)
+        return _tuned_on(run.parent("run") if run.stage == "export" else run).weights
+    raise ConfigError(
+        f"{adapter} is an adapter on {named}, which is no folder with a config.json here. Put the base model there, or "
+        "name its folder as base_model_name_or_path in adapter_config.json."
+    )
 
 
 def _tuned_on(run: Run) -> Model:
@@ -234,12 +225,6 @@ def _usable_positions(run: Run) -> int:
         return int(run.record["notes"]["positions"])
     learned = run.config["model"]["architecture"] == "gpt2"
     return int(run.config["data"]["sequence_length"] if learned else run.config["model"]["max_position_embeddings"])
-
-
-def _is_hub_id(named: str) -> bool:
-    """Whether a name is of the form owner/model, and not what runs go by (stage/name)."""
-    owner, slash, _ = named.partition("/")
-    return bool(slash and HUB_ID.fullmatch(named)) and owner not in STAGES and not Path(owner).exists()
 
 
 def _from_hub(named: str, *, key: str, wanted: list[str]) -> Path:
@@ -264,19 +249,16 @@ def _from_hub(named: str, *, key: str, wanted: list[str]) -> Path:
 # What the files of a folder say
 
 
-def positions_in(folder: Path) -> int | None:
-    """Tokens that a text may take, as config.json says; None where it names no limit.
-
-    Raises:
-        DamagedError: it cannot be read.
-    """
+def _positions_in(folder: Path) -> int:
+    """Tokens that a text may take, as config.json says; UNBOUNDED_POSITIONS where it names no limit."""
     config = read_json(folder / CONFIG)
     nested = config.get("text_config")
     for settings in (config, nested if isinstance(nested, dict) else {}):
         for key in POSITIONS:
             if isinstance(settings.get(key), int):
                 return int(settings[key])
-    return None
+    log.info("%s names no limit of its positions; %d are taken", folder / CONFIG, UNBOUNDED_POSITIONS)
+    return UNBOUNDED_POSITIONS
 
 
 def digest_in(folder: Path) -> str:
@@ -289,32 +271,21 @@ def weight_files(folder: Path, *, key: str) -> list[Path]:
     """The safetensors files of a folder's model, in the order of their names; they are not opened.
 
     Raises:
-        DamagedError: one is missing, or lies elsewhere.
+        DamagedError: one is missing, or an index names one that lies elsewhere, which is not this model's to read.
     """
-    names = [SINGLE]
+    names = {SINGLE}
     if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
-        names = _indexed(key, folder)
-    for name in names:
-        if not (folder / name).is_file():
-            pickles = " (a pytorch_model.bin is a pickle, which is not read)" if [*folder.glob("*.bin")] else ""
-            raise bad_weights(key, folder, f"{name} is missing{pickles}")
-    return [folder / name for name in names]
+        with opening(folder):
+            names = set(read_json(folder / INDEX)["weight_map"].values())
+    for name in map(str, names):
+        if PurePath(name).name != name or not (folder / name).is_file():
+            raise bad_weights(key, folder, f"{name} is missing, or lies elsewhere; no pickle is read")
+    return [folder / name for name in sorted(names)]
 
 
 def bad_weights(key: str, folder: Path, reason: str) -> DamagedError:
-    named = f"{key}: {folder}" if key else str(folder)
-    return DamagedError(f"{named} does not hold a model's weights: {reason}. Give a whole one.")
-
-
-def _indexed(key: str, folder: Path) -> list[str]:
-    """The names in an index, of files beside it: another folder is not this model's to read."""
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict):
-        raise bad_weights(key, folder, f"{INDEX} has no weight_map")
-    for name in shards.values():
-        if not isinstance(name, str) or PurePath(name).name != name:
-            raise bad_weights(key, folder, f"{INDEX} names {name}, which is no file of it")
-    return sorted(set(shards.values()))
+    said = f"{key}: " if key else ""
+    return DamagedError(f"{said}{folder} does not hold a model's weights: {reason}. Give a whole one.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

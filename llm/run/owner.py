@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -27,7 +27,6 @@ T = TypeVar("T")
 LOCK, OWNER = ".lock", ".owner.json"
 WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
 BEAT_SECONDS = 10.0
-RETRY_SECONDS = 0.5  # until a beat that failed is tried again: who took over meanwhile is to be noticed soon
 DEAD_AFTER_SECONDS = 60.0  # without a beat
 IDLE_SECONDS = 600.0  # without an owner: rank zero makes another run than a rank waits for, or none
 
@@ -40,29 +39,17 @@ class OwnedError(ConfigError):
     def __init__(self, folder: Path) -> None:
         self.maker = _name(folder)
         super().__init__(f"{folder} is being made by {self.maker}. Wait for it, or end it first.")
-        self._owner = _read(folder / OWNER) or {}
-
-    @property
-    def has_other_cores(self) -> bool:
-        """Whether it leaves our cores to us: it is on another host, or bound to other cores of this one."""
-        if self._owner.get("host", socket.gethostname()) != socket.gethostname():
-            return True
-        try:
-            return not os.sched_getaffinity(int(self._owner["pid"])) & os.sched_getaffinity(0)
-        except (AttributeError, KeyError, OSError):  # not Linux; it has just started, or just ended
-            return False
 
 
 @contextmanager
-def owned(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Be the one process that makes the run in `folder` while the block runs; gives whether another one was before.
+def owned(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Be the one process that makes the run in `folder` while the block runs.
 
     Raises:
         OwnedError: another one is, and `wait` says not to wait for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    has_waited = False
+    lock, has_waited = FileLock(folder / LOCK), False
     while not _take(lock, folder):
         if not wait:
             raise OwnedError(folder)
@@ -72,7 +59,7 @@ def owned(folder: Path, *, wait: bool) -> Iterator[bool]:
         time.sleep(WAIT_SECONDS)
     try:
         with _heartbeat(folder / OWNER):
-            yield has_waited
+            yield
     finally:
         lock.release()
 
@@ -88,32 +75,24 @@ def is_owned(folder: Path) -> bool:
         return True
 
 
-def wait_for_rank_zero(folders: Sequence[Path], look: Callable[[], T | None]) -> T:
-    """What `look` finds once rank zero has come so far in one of these folders, for as long as somebody is at it.
+def wait_for_rank_zero(folder: Path, look: Callable[[], T | None]) -> T:
+    """What `look` finds once rank zero has come so far with the run in `folder`, for as long as somebody is at it.
 
     Raises:
-        LaunchError: nobody has begun in any of them.
+        LaunchError: nobody has begun it.
     """
     deadline = time.monotonic() + IDLE_SECONDS
     while (found := look()) is None:
         time.sleep(WAIT_SECONDS)
         if time.monotonic() >= deadline:
-            if not any(map(is_owned, folders)):
-                places = " or ".join(map(str, folders))
+            if not is_owned(folder):
                 raise LaunchError(
-                    f"rank {process_rank()} has waited {IDLE_SECONDS / 60:.0f} minutes for rank 0 to begin {places}, "
-                    "and nobody is at it. All processes of a launch need the same code, the same data and one folder "
-                    "for outputs: see what rank 0 says, and where it starts its run.",
+                    f"rank {process_rank()} has waited {IDLE_SECONDS / 60:.0f} minutes for rank 0 to begin {folder}, "
+                    "and nobody is at it. All processes of a launch need the same code, data and folder for outputs.",
                     exit_code=1,
                 )
             deadline = time.monotonic() + IDLE_SECONDS
     return found
-
-
-def forget_dead_owner(folder: Path) -> None:
-    """Remove what an owner left who was killed after its last word."""
-    if (folder / OWNER).exists() and not is_owned(folder):
-        (folder / OWNER).unlink(missing_ok=True)
 
 
 def _take(lock: FileLock, folder: Path) -> bool:
@@ -144,18 +123,13 @@ def _heartbeat(path: Path) -> Iterator[None]:
     has_ended = Event()
 
     def beat() -> None:
-        fault: Exception | None = None
-        while not has_ended.wait(RETRY_SECONDS if fault else BEAT_SECONDS):
-            before, fault = fault, None
+        while not has_ended.wait(BEAT_SECONDS):
             try:
-                _end_if_taken_over(path, me)
+                if path.parent.is_dir() and json.loads(path.read_bytes() if path.exists() else b"0") != me:
+                    _end_as_taken_over(path.parent)
                 os.utime(path)
             except (OSError, ValueError) as error:
-                fault = error
-            if fault and not before:
-                log.warning("%s: no heartbeat for now (%s); after a minute another host may take over", path, fault)
-            if before and not fault:
-                log.warning("%s: the heartbeat is back", path)
+                log.warning("%s: no heartbeat for now (%s); after a minute another host may take over", path, error)
 
     thread = Thread(target=beat, daemon=True)
     thread.start()
@@ -168,18 +142,11 @@ def _heartbeat(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _end_if_taken_over(path: Path, me: dict[str, Any]) -> None:
-    """End this process, before it writes any more, where another one has become the owner, or has been it meanwhile."""
-    try:
-        if json.loads(path.read_bytes()) == me:
-            return
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise
-    other = _name(path.parent) if path.exists() else "another process"
+def _end_as_taken_over(folder: Path) -> None:
+    """End this process before it writes any more: another one is the owner, or has been it meanwhile."""
     with suppress(OSError):
         say_error(
-            f"{path.parent} was taken over by {other}, for this process gave no sign of life for a minute. It ends "
+            f"{folder} was taken over by {_name(folder)}, for this process gave no sign of life for a minute. It ends "
             "here, so that two do not write one run."
         )
     os._exit(DamagedError.exit_code)
@@ -187,7 +154,7 @@ def _end_if_taken_over(path: Path, me: dict[str, Any]) -> None:
 
 def _name(folder: Path) -> str:
     owner = _read(folder / OWNER)
-    return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process, which has just started"
+    return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from llm.run.files import digest_of, write_json
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "peft", "wandb", "hydra-core")
 STATUSES = ("running", "done", "failed")
-OWN_DIGEST = "record_digest"  # of all else that run.json says; what the first versions wrote has none
+OWN_DIGEST = "record_digest"  # of all else that run.json says
+KEY_DIGITS = 8
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -62,12 +63,6 @@ def recorded_place(folder: Path, outputs: str | Path) -> str:
     return str(absolute.relative_to(inside) if inside else absolute)
 
 
-def place_now(recorded: Path, outputs: Path) -> Path:
-    """Where a recorded folder lies; the first versions wrote it as it was seen from where the command was typed."""
-    places = (outputs / recorded, outputs / Path(*recorded.parts[-2:]), recorded)
-    return next((place for place in places if place.exists()), outputs / recorded)
-
-
 def _fault(record: Any) -> str | None:
     """What shows that a record is not what was written; None if nothing does."""
     if not isinstance(record, dict) or not {"stage", "name", "key", "status"} <= record.keys():
@@ -76,14 +71,14 @@ def _fault(record: Any) -> str | None:
         return f"its status is {record['status']!r}, which is none of {', '.join(STATUSES)}"
     if OWN_DIGEST in record and record[OWN_DIGEST] != digest_of({k: v for k, v in record.items() if k != OWN_DIGEST}):
         return f"what it says is not what was written, by its own {OWN_DIGEST}"
-    if "identity" in record and record["key"] != key_of(record["identity"], digits=len(str(record["key"]))):
+    if "identity" in record and record["key"] != key_of(record["identity"]):
         return f"its key {record['key']} is not that of its identity"
     return None
 
 
-def key_of(identity: dict[str, Any], *, digits: int) -> str:
-    """So many hex digits of the SHA-256 of what determines a run."""
-    return digest_of(identity)[:digits]
+def key_of(identity: dict[str, Any]) -> str:
+    """The first hex digits of the SHA-256 of what determines a run."""
+    return digest_of(identity)[:KEY_DIGITS]
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -104,7 +99,7 @@ def provenance() -> dict[str, Any]:
         "directory": os.getcwd(),  # that the paths of config.yaml are seen from
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 
 
@@ -131,18 +126,12 @@ def now() -> str:
 def commit() -> str | None:
     """The commit of this source tree, with `+` where files differ from it; None outside a git checkout."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
+        head, changed = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
     except OSError:  # no git on this machine
         return None
-    return head.stdout.strip() + ("+" if changed.stdout else "") if head.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    has_own = (root / ".git").exists()  # else it may lie in somebody's checkout
+    return head.stdout.strip() + ("+" if changed.stdout else "") if has_own and not head.returncode else None

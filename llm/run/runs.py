@@ -15,7 +15,7 @@ from llm.run.earlier import EARLIER
 from llm.run.files import composed, sha256_of
 from llm.run.metrics import METRICS, Record, read_metrics
 from llm.run.owner import LOCK, OWNER, is_owned
-from llm.run.record import place_now, read_record
+from llm.run.record import read_record
 
 MOST_LISTED = 20  # runs that an error names
 WANDB_NOTE = ".wandb.json"  # what W&B was told of the run, which changes where a later start goes on with it
@@ -73,7 +73,7 @@ class Run:
         What lay in the outputs folder is looked for in the one that this run lies in.
         """
         outputs = Path(os.path.normpath(self.path / "../.."))
-        return {role: place_now(Path(of), outputs) for role, of in (self.record.get("folders") or {}).items()}
+        return {role: outputs / of for role, of in (self.record.get("folders") or {}).items()}
 
     def parent(self, role: str) -> "Run":
         """The run that this one was made from, by its role."""
@@ -107,27 +107,35 @@ def find_run(outputs: str | Path, named: str, *, key: str = "", stages: Sequence
 
 
 def find_runs(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = ()) -> list[Run]:
-    """Every run that a folder means; else that has this folder's name; else this name; else that the glob fits.
+    """Every run that `find_folders` finds, the oldest first; one that is damaged is warned of, if there are others.
+
+    Raises:
+        ConfigError: there is none.
+        DamagedError: there is, but its run.json cannot be trusted.
+    """
+    folders = find_folders(outputs, named, key=key, stages=stages)
+    return _load_all(folders) or [load(folder) for folder in folders]
+
+
+def find_folders(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = ()) -> list[Path]:
+    """The folders of runs that a name means: that folder; else those of its name; of its name and a key; or of a glob.
 
     Globs are those of paths under outputs, such as pretrain/*. `key` and `stages` are what a message names.
 
     Raises:
         ConfigError: there is none; those that there are are listed.
-        DamagedError: there is, but its run.json cannot be trusted.
     """
     if (Path(named) / "run.json").is_file():
-        return [load(Path(named))]
-    runs, asked = candidates(outputs), composed(named)
+        return [Path(named)]
+    folders, asked = [path.parent for path in sorted(Path(outputs).glob("*/*/run.json"))], composed(named)
     found = (
-        [run for run in runs if composed(run.path.name) == asked]
-        or [run for run in runs if composed(run.record["name"]) == asked]
-        or [run for run in runs if PurePath(composed(str(run.path.relative_to(outputs)))).match(asked)]
+        [folder for folder in folders if composed(folder.name) == asked]
+        or [folder for folder in folders if composed(folder.name.rpartition("-")[0]) == asked]
+        or [folder for folder in folders if PurePath(composed(str(folder.relative_to(outputs)))).match(asked)]
     )
-    if found:
-        return found
-    if damaged := damaged_records(outputs, named):
-        raise damaged[0]
-    raise ConfigError(f"{_said(key, named)}there is no run {named} under {outputs}/. {_listed(outputs, stages)}")
+    if not found:
+        raise ConfigError(f"{_said(key, named)}there is no run {named} under {outputs}/. {_listed(outputs, stages)}")
+    return found
 
 
 def as_typed(key: str, value: object) -> str:
@@ -150,27 +158,17 @@ def load(path: Path) -> Run:
 
 def candidates(outputs: str | Path, stage: str = "*") -> list[Run]:
     """Every run of a stage under `outputs`, the oldest first; one whose run.json cannot be read is warned of."""
+    return _load_all([path.parent for path in Path(outputs).glob(f"{stage}/*/run.json")])
+
+
+def _load_all(folders: list[Path]) -> list[Run]:
     runs = []
-    for path in Path(outputs).glob(f"{stage}/*/run.json"):
+    for folder in folders:
         try:
-            runs.append(load(path.parent))
+            runs.append(load(folder))
         except DamagedError as error:
             log.warning("left out: %s", error)
     return sorted(runs, key=lambda run: (str(run.record.get("first_started_at")), run.path.name))
-
-
-def damaged_records(outputs: str | Path, name_or_folder: str) -> list[DamagedError]:
-    """What is wrong with those runs that a name or a glob may mean, as their folders go, whose run.json is damaged."""
-    found = []
-    for path in sorted(Path(outputs).glob("*/*/run.json")):
-        folder = path.parent
-        names = (folder.name, folder.name.rpartition("-")[0])
-        if name_or_folder in names or folder.relative_to(outputs).match(name_or_folder):
-            try:
-                read_record(folder)
-            except DamagedError as error:
-                found.append(error)
-    return found
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -241,7 +239,7 @@ def _fault(path: Path, listed: dict[str, Any]) -> str | None:
     """
     if not path.is_file():
         return " is missing"
-    if path.stat().st_size == listed["bytes"] and sha256_of(path) == listed["sha256"]:
+    if _facts(path) == listed:
         return None
     if path.suffix == ".jsonl":
         if path.stat().st_size < listed["bytes"]:
@@ -253,14 +251,12 @@ def _fault(path: Path, listed: dict[str, Any]) -> str | None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name in LEFT_OUT or path.name == WITH_OWN_MANIFESTS:
-            continue
-        if path.is_file():
+        if path.is_dir() and path.name not in (*LEFT_OUT, WITH_OWN_MANIFESTS):
+            manifest = path / "manifest.json"
+            inside = [manifest] if manifest.is_file() else sorted(path.rglob("*"))
+            yield from (each for each in inside if each.is_file())
+        elif path.is_file() and path.name not in LEFT_OUT:
             yield path
-        elif (path / "manifest.json").is_file():
-            yield path / "manifest.json"
-        else:
-            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -103,17 +103,14 @@ def _run(step: Step, *, wait: bool, made: dict[int, Run]) -> Run:
 
 
 def _parents(step: Step, made: dict[int, Run]) -> dict[str, Run]:
-    """Of several, one that a process on other cores makes is left to it while there is another to make."""
+    """Of several, one that another process makes is left to it while there is another to make."""
     runs: dict[str, Run] = {}
     only_waits = process_rank() > 0 or step.config.reuse is Reuse.never  # what another one made would be made again
     for role, parent in () if only_waits or len(step.parents) == 1 else step.parents.items():
         try:
             runs[role] = _run(parent, wait=False, made=made)
         except OwnedError as taken:
-            if taken.has_other_cores:
-                log.info("%s: left to %s", role, taken.maker)
-            else:
-                runs[role] = _run(parent, wait=True, made=made)
+            log.info("%s: left to %s", role, taken.maker)
     return {role: runs.get(role) or _run(parent, wait=True, made=made) for role, parent in step.parents.items()}
 
 

@@ -28,7 +28,7 @@ from llm.data import (
 from llm.environment import process_rank
 from llm.errors import DataError
 from llm.run.console import log
-from llm.run.devices import resolve_precision, with_precision
+from llm.run.devices import with_precision
 from llm.run.files import digest_of, sha256_of
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model
@@ -66,7 +66,6 @@ def plan(config: FinetuneStage, parents: Runs) -> Work:
         | ({"chat_template": digest_of([template])} if template is not None else {}),
         folders={"base": str(base.path)},
     )
-    config = replace(config, trainer=resolve_precision(plan))
 
     def work(run: Run) -> Outcome | None:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
@@ -76,7 +75,7 @@ def plan(config: FinetuneStage, parents: Runs) -> Work:
         if base.run is None:
             tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
 
-    return Work(plan=replace(plan, config=config), do=work, prepare=prepare, logs=True)
+    return Work(plan=plan, do=work, prepare=prepare, logs=True)
 
 
 def estimate(config: FinetuneStage, parents: Runs) -> Estimate:

@@ -10,7 +10,7 @@ from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.devices import resolve_precision, with_precision
+from llm.run.devices import with_precision
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, Work, step_of
@@ -52,8 +52,6 @@ def plan(config: PretrainStage, parents: Runs) -> Work:
         parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
-    config = replace(config, trainer=resolve_precision(plan))
-    plan = replace(plan, config=config)
     return Work(
         plan=plan,
         do=lambda run: _train(run, config, shards),

@@ -10,6 +10,7 @@ from llm.config.sampling import Sampling
 from llm.config.stages import FinetuneStage, PretrainStage
 from llm.config.training import TrainerConfig
 from llm.environment import process_rank
+from llm.run.devices import as_begun
 from llm.run.files import digest_of, sha256_of, whole_folder
 from llm.run.metrics import history, read_metrics
 from llm.run.runs import Run
@@ -58,7 +59,7 @@ def train(
                 held_out_rows=rows["held_out"],
                 data=config.data,
                 optimizer=config.optimizer,
-                trainer=config.trainer,
+                trainer=as_begun(config, run.record).trainer,
                 seed=config.seed,
                 folder=run.path,
                 logger=logger,

@@ -8,7 +8,7 @@ from llm.config.stages import FinetuneStage
 from llm.config.training import Architecture
 from llm.config.tuning import ALL_LINEAR, Method
 from llm.errors import ConfigError
-from llm.run.models import Model, find_model, opening, positions_in
+from llm.run.models import Model, find_model, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,10 +24,6 @@ def find_base(outputs: str, named: str) -> Model:
     base = find_model(outputs, named, key="base", stages=("pretrain",))
     if base.adapter:
         raise ConfigError(f"base={named} holds an adapter, not a model. Name the run or the folder that it is for.")
-    if base.run is None and positions_in(base.weights) is None:
-        raise ConfigError(
-            f"base={named}: its config.json does not say how long a text may be. Add max_position_embeddings."
-        )
     return base
 
 

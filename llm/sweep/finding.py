@@ -40,7 +40,7 @@ class Finder:
         if len(parents) < len(step.parents):
             return None  # a stage would begin by making them
         work = stage_named(step.config.stage).plan(step.config, parents)
-        run, _ = find(work.plan)
+        run = find(work.plan)
         if run is None:
             return None
         for check in filter(None, (work.check, step.check)):

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
-from llm.environment import tokenizes_in_parallel
+from llm.environment import variables
 from llm.run.console import log
 from llm.tokenizer.components import assemble
 
@@ -110,7 +110,7 @@ def _with_tiktoken(tokenizer: Tokenizer) -> Encoder:
         special_tokens={},
     )
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
-    threads = (os.cpu_count() or 1) if tokenizes_in_parallel() else 1
+    threads = (os.cpu_count() or 1) if variables().get("TOKENIZERS_PARALLELISM") != "false" else 1
     return lambda texts: encoding.encode_ordinary_batch([normalize(text) for text in texts], num_threads=threads)
 
 

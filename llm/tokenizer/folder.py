@@ -72,7 +72,7 @@ def save(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -> None:
 def _write(chat: "PreTrainedTokenizerFast", tokenizer: Tokenizer, folder: Path) -> None:
     """What transformers writes, then `tokenizer` itself, to which it may have added, and its digest."""
     path, content = folder / TOKENIZER, tokenizer.to_str(pretty=True)
-    with naming(path, num_bytes=len(content.encode())):
+    with naming(path):
         chat.save_pretrained(folder)
     write_text(path, content)
     write_text(folder / DIGEST_FILE, digest(folder) + "\n")

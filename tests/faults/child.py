@@ -9,7 +9,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -65,7 +64,6 @@ class Launch:
     environment: dict[str, str] = field(default_factory=dict)
     pauses: dict[str, float] = field(default_factory=dict)  # moment -> seconds that it is made to last longer
     waits_at: str | None = None  # the moment at which it waits to be told to go on, each time
-    limits: dict[int, int] = field(default_factory=dict)  # of the resource module, from the first checkpoint's end on
     console_name: str = "console.txt"
     keep_rows: bool = False  # write the digest of every row that is trained on to rows-<rank>.jsonl
 
@@ -91,10 +89,6 @@ def main(launch: Launch, told: Connection) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)  # for strace, where Yama asks for it
     if launch.keep_rows:
         NextTokenModule.training_step = _keeping_rows(NextTokenModule.training_step)  # type: ignore[method-assign]
-    if launch.limits:
-        CheckpointFolders.save_checkpoint = _limiting(  # type: ignore[method-assign]
-            CheckpointFolders.save_checkpoint, launch.limits
-        )
     sys.argv = [str(TRAIN), *launch.overrides]
     runpy.run_path(str(TRAIN), run_name="__main__")
 
@@ -128,14 +122,3 @@ def _keeping_rows(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(module, batch, batch_idx)
 
     return keeping_rows
-
-
-def _limiting(call: Callable[..., Any], limits: dict[int, int]) -> Callable[..., Any]:
-    @wraps(call)
-    def limiting(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        for kind, limit in limits.items():
-            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-        return result
-
-    return limiting

@@ -1,4 +1,4 @@
-"""A fault at each file call of one save beside older checkpoints: what is verified is there after each."""
+"""A fault at each file call of a save: checkpoints are whole, and what a stage made is all there or not at all."""
 
 import shutil
 import signal
@@ -8,115 +8,91 @@ from typing import Any
 
 import pytest
 
-from llm.trainer.checkpoint import find_fault, newest_good
 from tests.faults.harness import (
     Moment,
     Workspaces,
+    assert_ends_the_same,
     faults_of_checkpoints,
     is_told_in_one_line,
     launch,
-    leftovers,
-    remains,
-    run,
-    run_folder,
     said,
     strike_fork,
+    unfinished,
 )
-from tests.faults.tracing import CHANGING, Call, Traced, file_calls, needs_strace, some, writing_tensors
+from tests.faults.tracing import CHANGING, Call, Traced, file_calls, needs_strace, some
 
 Times = Callable[..., Any]
-SAVED, NEXT = ["step-00000003", "step-00000006"], "step-00000009"
+# What is saved -> the command, the moment before it, how often that came when the launch before was killed there
+SAVES = {
+    "a checkpoint": ("gpt2", "checkpoint", ("micro-batch", 15)),  # the third: the first to remove an older one
+    "a tokenizer": ("tokenizer", "tokenizer saving", ("tokenizer saving", 1)),
+    "a model": ("gpt2", "model saving", ("model saving", 1)),
+    "an adapter": ("lora", "adapter saving", ("adapter saving", 1)),
+}
+MOST_CALLS = 40  # of one save, in a storm
 
 
 @pytest.fixture(scope="module")
-def interrupted(workspaces: Workspaces, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose run was killed after its second checkpoint: the next save is the first to remove one."""
-    folder = workspaces.fresh("gpt2", tmp_path_factory.mktemp("interrupted") / "w")
-    assert strike_fork(launch("gpt2", folder), Moment("micro-batch", 15, 0.0)) == -signal.SIGKILL
-    assert sorted(path.name for path in checkpoints_of(folder).iterdir()) == SAVED
-    return folder
+def before(workspaces: Workspaces, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A workspace in which all is done up to a save."""
+    made: dict[str, Path] = {}
+
+    def get(save: str) -> Path:
+        if save not in made:
+            command, _, (killed_at, times) = SAVES[save]
+            made[save] = workspaces.fresh(command, tmp_path_factory.mktemp("before") / "w")
+            assert strike_fork(launch(command, made[save]), Moment(killed_at, times, 0.0)) == -signal.SIGKILL
+        return made[save]
+
+    return get
 
 
-@pytest.fixture(scope="module")
-def calls(interrupted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
-    """The file calls from the beginning of a save to the next micro-batch, removing an older one included."""
-    folder = tmp_path_factory.mktemp("calls") / "w"
-    shutil.copytree(interrupted, folder)
-    traced = Traced(launch("gpt2", folder, waits_at="checkpoint"), folder / "trace")
-    assert traced.running.reaches("micro-batch")
-    traced.running.send(signal.SIGKILL)
-    traced.exit_code()
-    found = file_calls(folder / "trace", until="micro-batch")
-    assert {"openat", "fsync", "rename", "mkdir", "unlinkat", "rmdir"} <= {call.name for call in found}
-    return found
+def traced(save: str, source: Path, folder: Path, *, inject: str | None = None) -> int:
+    """The exit code of a launch that goes on with a copy of `source` under strace, from the save on."""
+    command, moment, _ = SAVES[save]
+    shutil.copytree(source, folder)
+    found = Traced(launch(command, folder, waits_at=moment), folder / "trace", inject=inject)
+    while found.running.reaches(moment):  # those after this one
+        found.running.go_on()
+    return found.exit_code()
 
 
-def checkpoints_of(folder: Path) -> Path:
-    return run_folder(folder, "gpt2") / "checkpoints"
+def calls_of(save: str, source: Path, folder: Path) -> list[Call]:
+    """The file calls of the save: up to the next step, or the end of the run; but for those of the log."""
+    assert traced(save, source, folder) == 0, said(folder)[-1500:]
+    calls = file_calls(folder / "trace", until="micro-batch" if save == "a checkpoint" else None)
+    return [call for call in calls if "log.txt" not in call.shown]
 
 
-def with_fault(interrupted: Path, folder: Path, call: Call, fault: str) -> int:
-    """The exit code of the interrupted run, gone on with in `folder`, the fault befalling the call of its next save."""
-    shutil.copytree(interrupted, folder)
-    with_it = launch("gpt2", folder, waits_at="checkpoint")
-    traced = Traced(with_it, folder / "trace", inject=call.injected(fault))
-    while traced.running.reaches("checkpoint"):  # those after this one
-        traced.running.go_on()
-    return traced.exit_code()
-
-
-def assert_good_checkpoint_and_same_end(folder: Path, what: str, workspaces: Workspaces) -> None:
-    good = newest_good(checkpoints_of(folder))
-    assert good is not None and find_fault(good) is None, what
-    assert run("gpt2", folder) == 0, said(folder)[-1500:]
-    assert leftovers(folder) == [], what
-    assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2"), what
+def assert_nothing_is_lost(save: str, folder: Path, call: Call, workspaces: Workspaces) -> None:
+    command = SAVES[save][0]
+    assert (faults_of_checkpoints(folder), unfinished(folder, command, workspaces)) == ({}, []), call
+    assert_ends_the_same(command, folder, workspaces)
     shutil.rmtree(folder)
 
 
 @needs_strace
-@pytest.mark.parametrize("part", ["the rest", "removal"])
-def test_a_kill_at_any_file_call_of_a_save_leaves_every_checkpoint_whole(
-    part: str, interrupted: Path, calls: list[Call], workspaces: Workspaces, tmp_path: Path, times: Times
+@pytest.mark.parametrize("save", SAVES)
+def test_a_kill_at_any_file_call_of_a_save_leaves_all_or_nothing(
+    save: str, before: Callable[[str], Path], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
-    meant = [call for call in calls if (call in removing(calls)) == (part == "removal")]
-    for call in some(meant, times(few=2, storm=len(meant))):
+    calls = [call for call in calls_of(save, before(save), tmp_path / "all") if call.name in CHANGING]
+    for call in some(calls, times(few=2, storm=MOST_CALLS)):
         folder = tmp_path / f"{call.name}-{call.number}"
-        assert with_fault(interrupted, folder, call, "signal=SIGKILL") == -signal.SIGKILL, call
-        assert faults_of_checkpoints(folder) == {}, call
-        assert_good_checkpoint_and_same_end(folder, str(call), workspaces)
-
-
-def removing(calls: list[Call]) -> list[Call]:
-    """The calls that remove the oldest checkpoint, each after the first: when some of it is gone already."""
-    saved = max(i for i, call in enumerate(calls) if call.name == "rename" and f'/{NEXT}"' in call.shown)
-    found = [call for call in calls[saved:] if call.name in ("unlink", "unlinkat", "rmdir")]
-    assert len(found) >= 4, found
-    return found[1:]
+        assert traced(save, before(save), folder, inject=call.injected("signal=SIGKILL")) == -signal.SIGKILL, call
+        assert_nothing_is_lost(save, folder, call, workspaces)
 
 
 @needs_strace
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize(
-    "part",
-    ["the rest", "tensors", "removal"],
-)
+@pytest.mark.parametrize("save", ["a checkpoint", "a model"])
 def test_an_error_of_any_file_call_of_a_save_ends_in_one_line_or_in_a_whole_run(
-    part: str,
-    error: str,
-    interrupted: Path,
-    calls: list[Call],
-    workspaces: Workspaces,
-    tmp_path: Path,
-    times: Times,
+    save: str, error: str, before: Callable[[str], Path], workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
-    parts = {"tensors": writing_tensors(calls), "removal": removing(calls)}
-    others = [call for call in calls if not any(call in part for part in parts.values())]
-    meant = parts.get(part, [call for call in others if error == "EIO" or call.name in CHANGING])
-    for call in some(meant, times(few=2, storm=len(meant))):
+    calls = calls_of(save, before(save), tmp_path / "all")
+    meant = [call for call in calls if error == "EIO" or call.name in CHANGING]
+    for call in some(meant, times(few=2, storm=MOST_CALLS)):
         folder = tmp_path / f"{call.name}-{call.number}"
-        code = with_fault(interrupted, folder, call, f"error={error}")
-        assert "(INJECTED)" in (folder / "trace").read_text(encoding="utf-8", errors="replace"), call
+        code = traced(save, before(save), folder, inject=call.injected(f"error={error}"))
         assert code == 0 or is_told_in_one_line(folder, code), (call, code, said(folder)[-3000:])
-        assert faults_of_checkpoints(folder) == {}, call
-        assert_good_checkpoint_and_same_end(folder, str(call), workspaces)
+        assert_nothing_is_lost(save, folder, call, workspaces)

@@ -24,21 +24,12 @@ from tests.faults.harness import (
     remains,
     run_folder,
     said,
-    strike_command,
     strike_fork,
 )
 
 Times = Callable[..., Any]
 RELATIVE = 1e-6  # sums of floats in another order; measured: 2e-7 of a loss, 2e-5 in a weight
 Rows = dict[int, list[str]]
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_data_workers_gives_the_same_run(workers: int, workspaces: Workspaces, tmp_path: Path) -> None:
-    folder = workspaces.fresh("gpt2", tmp_path / "w")
-    command = launch("gpt2", folder, f"trainer.num_workers={workers}")
-    assert Running(command).exit_code() == 0, said(folder)[-1500:]
-    assert remains(run_folder(folder, "gpt2")) == workspaces.remains_of("gpt2")
 
 
 def test_a_run_killed_with_data_workers_goes_on_at_once_with_another_number_of_them(
@@ -131,17 +122,3 @@ def test_two_ranks_then_one_then_two_train_on_the_same_rows_at_each_step(
     assert losses(folder) == pytest.approx(losses(whole), rel=RELATIVE)
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(folder)[name], weight, rtol=0, atol=1e-4)
-
-
-def test_a_signal_to_a_launch_of_two_ranks_ends_in_75_and_one_rank_goes_on(
-    one_rank: tuple[Path, Rows], workspaces: Workspaces, tmp_path: Path, times: Times
-) -> None:
-    if times(few=True, storm=False):
-        pytest.skip("processes that load torch: pytest tests/faults --storm")
-    folder = workspaces.fresh("no dropout", tmp_path / "w")
-    two = launch("no dropout", folder, "trainer.devices=2", "trainer.micro_batch_size=1")
-    assert strike_command(two, Moment("training", 1, 0.1), signal.SIGTERM) == 75, said(folder)[-3000:]
-    assert faults_of_checkpoints(folder) == {}
-    (one,) = start_ranks(folder, 1)
-    assert one.exit_code() == 0, said(folder)[-3000:]
-    assert losses(folder) == pytest.approx(losses(one_rank[0]), rel=RELATIVE)

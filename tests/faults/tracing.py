@@ -83,10 +83,3 @@ def file_calls(log: Path, *, until: str | None = None) -> list[Call]:
 def some(calls: list[Call], number: int) -> list[Call]:
     """So many of the calls, always the same, in their order."""
     return sorted(random.Random(6).sample(calls, min(number, len(calls))), key=calls.index)
-
-
-def writing_tensors(calls: list[Call]) -> list[Call]:
-    """The calls by which safetensors writes: to a temporary file of its own, such as .tmpyIz2vJ."""
-    found = [call for call in calls if re.search(r"/\.tmp\w{6}[\">]", call.shown) and call.name in CHANGING]
-    assert {"openat", "write"} <= {call.name for call in found}
-    return found
