@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.chat import Talker
 from llm.chat.batch import read_prompts, write_answers
+from llm.chat.talker import Talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DataError
 from tests.test_chat import outputs, talker  # noqa: F401  # fixtures
@@ -70,24 +70,23 @@ def test_records_have_a_prompt_or_messages(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     turns = [{"role": "system", "content": "짧게"}, {"role": "user", "content": "나"}]
     path.write_text(
-        json.dumps({"prompt": "가"}) + "\n" + json.dumps({"messages": turns}) + "\n" + '{"question": "다"}\n',
+        json.dumps({"prompt": "가"}) + "\n" + json.dumps({"messages": turns}) + "\n",
         encoding="utf-8",
     )
-    found = [prompt.messages for prompt in read_prompts(path, system="길게")]
+    found = [messages for _, messages in read_prompts(path, system="길게")]
     head = {"role": "system", "content": "길게"}
     assert found == [
         [head, {"role": "user", "content": "가"}],
         turns,
-        [head, {"role": "user", "content": "다"}],
     ]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"prompt": "\xea\xb0\x80"}\n{"text": "x"}\n', r"p.jsonl:2: needs \"prompt\" .* \(keys: text\)"),
-        (b"{\n", r"p.jsonl:1: is no JSON"),
-        (b"[1]\n", r"p.jsonl:1: needs \"prompt\" .* \(keys: none\)"),
+        (b'{"prompt": "\xea\xb0\x80"}\n{"text": "x"}\n', r"p.jsonl:2: is no prompt. Write"),
+        (b"{\n", r"p.jsonl:1: is no prompt"),
+        (b'{"messages": [{"role": "assistant", "content": "x"}]}\n', r"p.jsonl:1: is no prompt"),
         ('{"prompt": "가"}\n'.encode("cp949"), r"p.jsonl:1: is not UTF-8. Convert the file"),
         (b"\n\n", r"there is no prompt in it. Write one on each line"),
     ],

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
-from llm.chat import open_talker
+from llm.chat.talker import open_talker
 from llm.config.compose import from_hydra
 from llm.config.sampling import Sampling
 from llm.data import (

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llm import model as models
-from llm.chat import Talker, open_talker
+from llm.chat.talker import Talker, open_talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError
 from llm.model.build import four_bits

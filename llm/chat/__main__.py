@@ -2,4 +2,5 @@
 
 from llm.chat.command import main
 
-main()
+if __name__ == "__main__":  # a process that renders a template imports this module, too
+    main()

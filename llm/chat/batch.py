@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,15 @@ from llm.chat.talker import Message, Talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DataError
 from llm.run.console import log
-from llm.run.files import digest_of, sha256_of
+from llm.run.files import digest_of
 from llm.run.models import Model
 
 ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A line of the input."""
-
-    line: int
-    messages: list[Message]
+Prompt = tuple[int, list[Message]]  # (line of the input, conversation)
 
 
 def read_prompts(path: Path, *, system: str | None) -> list[Prompt]:
-    """The prompts of a text file, one a line, or of a jsonl file: prompt, question or messages in each record.
+    """The prompts of a text file, one a line, or of a jsonl file: prompt or messages in each record.
 
     Raises:
         ConfigError: there is no such file.
@@ -39,74 +32,50 @@ def read_prompts(path: Path, *, system: str | None) -> list[Prompt]:
     """
     if not path.is_file():
         raise ConfigError(f"--input={path} is no file. Give a .txt with a prompt on each line, or a .jsonl.")
-    read = _of_record if path.suffix in (".jsonl", ".ndjson") else _of_text
-    prompts, empty = [], 0
-    for line, text in _lines(path):
-        if not text.strip():
-            empty += 1
-            continue
-        messages = read(text.strip(), f"{path}:{line}")
+    prompts = []
+    for number, line in _lines(path):
+        is_record = path.suffix in (".jsonl", ".ndjson")
+        messages = _of_record(line, f"{path}:{number}") if is_record else [{"role": "user", "content": line}]
         if system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
-        prompts.append(Prompt(line, messages))
-    if empty:
-        log.info("%s: %d empty lines are passed over", path, empty)
+        prompts.append((number, messages))
     if not prompts:
         raise DataError(f"{path}: there is no prompt in it. Write one on each line.")
     return prompts
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise DataError(
-                    f"{path}:{number}: is not UTF-8. Convert the file, for example with iconv -f cp949 -t utf-8."
-                ) from None
+    """(number, text) of each line that is not empty."""
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path}:{number}: is not UTF-8. Convert the file, for example with iconv -f cp949 -t utf-8."
+            ) from None
+        if text:
+            yield number, text
 
 
-def _of_text(text: str, place: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
-def _of_record(text: str, place: str) -> list[Message]:
+def _of_record(line: str, place: str) -> list[Message]:
     try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{place}: is no JSON ({error}). Write one object on each line.") from None
-    record = record if isinstance(record, dict) else {}
-    question = record.get("prompt", record.get("question"))
-    messages = record.get("messages", [{"role": "user", "content": question}])
-    is_right = isinstance(messages, list) and bool(messages) and all(_is_message(message) for message in messages)
-    if not is_right or messages[-1]["role"] != "user":
-        keys = ", ".join(record) or "none"
+        record = json.loads(line)
+        messages = record["messages"] if "messages" in record else [{"role": "user", "content": record["prompt"]}]
+        said = [{"role": each["role"], "content": each["content"].strip()} for each in messages]
+        is_right = said[-1]["role"] == "user" and all(each["role"] in ROLES and each["content"] for each in said)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        is_right = False
+    if not is_right:
         raise DataError(
-            f'{place}: needs "prompt" (a text), or "messages" whose last is the user\'s, each with role and content '
-            f"(keys: {keys})."
+            f'{place}: is no prompt. Write {{"prompt": "..."}}, or "messages" whose last is the user\'s, each with '
+            "role and content."
         )
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and message.get("role") in ROLES
-        and isinstance(message.get("content"), str)
-        and bool(message["content"].strip())
-    )
+    return said
 
 
 def key_of(source: Model, settings: Sampling) -> str:
     """What answers depend on beside their prompts: the model's files and how tokens are drawn."""
-    if source.run is not None:
-        model: Any = source.run.digest
-    else:
-        folders = sorted({folder for folder in (source.weights, source.adapter) if folder})
-        files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
-        model = [[path.name, sha256_of(path)] for path in files]
-    return digest_of({"model": model, "settings": asdict(settings), "drawn": "by prompt and seed"})[:8]
+    return digest_of({"model": source.digest, "settings": asdict(settings), "drawn": "by prompt and seed"})[:8]
 
 
 def write_answers(
@@ -127,8 +96,7 @@ def write_answers(
     for ids in map(tuple, encoded):
         seeds.append(settings.seed + said[ids])
         said[ids] += 1
-    done = _done(output, prompts, key)
-    if done:
+    if done := _done(output, prompts, key):
         log.info("%s has %d of %d answers; the rest is written", output, done, len(prompts))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
@@ -136,23 +104,28 @@ def write_answers(
             chosen = slice(start, start + batch_size)
             answers = talker.generate(encoded[chosen], settings, seeds=seeds[chosen])
             for prompt, answer in zip(prompts[chosen], answers, strict=True):
-                line = {"line": prompt.line, "key": key, "messages": prompt.messages, "answer": answer.text.strip()}
+                line = _line_of(prompt, key) | {"answer": answer.text.strip()}
                 line |= {"tokens": answer.num_tokens, "end": answer.end}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            log.info("%d of %d answers", min(start + batch_size, len(prompts)), len(prompts))
-    log.info("%d answers in %s", len(prompts), output)
+            log.info("%d of %d answers in %s", min(start + batch_size, len(prompts)), len(prompts), output)
 
 
 def _encode(talker: Talker, prompt: Prompt, settings: Sampling) -> list[int]:
+    line, messages = prompt
     try:
-        ids, left_out = talker.encode(prompt.messages, settings)
+        ids, left_out = talker.encode(messages, settings)
     except ConfigError as error:
-        raise DataError(f"line {prompt.line} of the input: {error}") from None
+        raise DataError(f"line {line} of the input: {error}") from None
     if left_out:
-        log.info("line %d of the input: the oldest %d turns are left out", prompt.line, left_out)
+        log.info("line %d of the input: the oldest %d turns are left out", line, left_out)
     return ids
+
+
+def _line_of(prompt: Prompt, key: str) -> dict[str, Any]:
+    """What is known of a line of the answers before there is one."""
+    return {"line": prompt[0], "key": key, "messages": prompt[1]}
 
 
 def _done(output: Path, prompts: Sequence[Prompt], key: str) -> int:
@@ -161,30 +134,21 @@ def _done(output: Path, prompts: Sequence[Prompt], key: str) -> int:
     Raises:
         ConfigError: they are to other prompts, of another model or drawn otherwise.
     """
-    if not output.exists():
-        return 0
-    if not output.is_file():
-        raise ConfigError(f"--output={output} is no file. Name one.")
-    whole = output.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    lines = kept.split(b"\n")[:-1]
-    is_ours = len(lines) <= len(prompts) and all(
-        _is_of(line, prompt, key) for line, prompt in zip(lines, prompts, strict=False)
-    )
-    if not is_ours or (whole and not lines and not whole.startswith(b'{"line"')):
+    whole = output.read_bytes() if output.exists() else b""
+    *lines, torn = whole.split(b"\n")
+    is_ours = len(lines) <= len(prompts) and bool(lines or not whole)
+    if not is_ours or not all(map(_is_of, lines, prompts, [key] * len(lines))):
         raise ConfigError(
             f"--output={output} holds something else: other prompts, another model or other settings. Give another "
             "--output, or remove the file."
         )
-    if len(kept) < len(whole):
-        os.truncate(output, len(kept))
+    if torn:
+        os.truncate(output, len(whole) - len(torn))
     return len(lines)
 
 
 def _is_of(line: bytes, prompt: Prompt, key: str) -> bool:
     try:
-        record = json.loads(line)
-    except ValueError:
+        return bool(_line_of(prompt, key).items() <= json.loads(line).items())
+    except (ValueError, AttributeError):
         return False
-    expected = {"line": prompt.line, "key": key, "messages": prompt.messages}
-    return isinstance(record, dict) and all(record.get(name) == value for name, value in expected.items())

@@ -1,26 +1,21 @@
 """A model and its tokenizer -> the answer to a conversation, in pieces of whole characters."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from llm import tokenizer
-from llm.chat.settings import flag
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.models import Model
-from llm.tokenizer.folder import CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which a mistyped name need not wait for
-    from tokenizers import Tokenizer
-
     from llm.model import Answer
+    from llm.tokenizer import Renderer
 
 Message = dict[str, str]
-MOST_CHARACTERS_A_TOKEN = 64  # past that, a text is too long however it is cut: it need not be encoded to know
 
 
 @dataclass(frozen=True)
@@ -30,13 +25,9 @@ class Talker:
     name: str
     model: Any
     tokenizer: Any  # as transformers has it, with its chat template
-    pad_id: int
-    eos_id: int
     positions: int  # tokens that prompt and answer may take together
 
-    def encode(
-        self, messages: Sequence[Message], settings: Sampling, *, key: Callable[[str], str] = flag
-    ) -> tuple[list[int], int]:
+    def encode(self, messages: Sequence[Message], settings: Sampling) -> tuple[list[int], int]:
         """(the token ids of a conversation up to where the answer begins, how many of its oldest turns are left out).
 
         The system prompt and the last message always stay.
@@ -44,27 +35,28 @@ class Talker:
         Raises:
             ConfigError: a message has half a character, or these alone are longer than the model's room.
         """
+        for message in messages:
+            if any("\ud800" <= character <= "\udfff" for character in message["content"]):  # as JSON can say it
+                raise ConfigError(f"the text of the {message['role']} has half a character. Write it again.")
         head = [message for message in messages[:1] if message["role"] == "system"]
         turns, room = list(messages[len(head) :]), self.positions - settings.max_new_tokens
-        for message in (*head, *turns):
-            self._check(message, room)
         ids, left_out = self._ids([*head, *turns]), 0
         while len(ids) > room and len(turns) > 1:
             turns, left_out = turns[2:], left_out + 1
             ids = self._ids([*head, *turns])
         if len(ids) > room:
-            name, left = key("max_new_tokens"), self.positions - len(ids)
-            lower = f" or set {name}={left} or less" if left > 0 else ""
+            left = self.positions - len(ids)
+            lower = f", or set max_new_tokens={left} or less" if left > 0 else ""
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens, but of the model's {self.positions} there are {room} beside "
-                f"{name}={settings.max_new_tokens}. Shorten it{lower}."
+                f"max_new_tokens={settings.max_new_tokens}. Shorten it{lower}."
             )
         return ids, left_out
 
     def answer(
         self, messages: Sequence[Message], settings: Sampling, *, answer: "Answer | None" = None
     ) -> Generator[str, None, None]:
-        """The answer to the last message, without the space that it begins with.
+        """The answer to the last message in pieces, without the space that it begins with; closing it ends the work.
 
         Raises:
             ConfigError: as encode.
@@ -73,20 +65,13 @@ class Talker:
         if left_out:
             room = self.positions - settings.max_new_tokens
             log.info("the oldest %d turns are left out: a prompt may have %d tokens", left_out, room)
-        return self.stream(ids, settings, answer=answer)
+        return self._stream(ids, settings, answer)
 
-    def stream(
-        self, ids: list[int], settings: Sampling, *, answer: "Answer | None" = None
-    ) -> Generator[str, None, None]:
-        """What the model writes after a prompt that `encode` made; an answer starts after a space, which is left out.
-
-        Closing it ends what works beside it.
-        """
+    def _stream(self, ids: list[int], settings: Sampling, answer: "Answer | None") -> Generator[str, None, None]:
         from llm.model import stream
 
         has_begun = False
-        pieces = stream(self.model, ids, self._decoder, sampling=settings, answer=answer, **self._ends)
-        with closing(pieces):
+        with closing(stream(self.model, ids, sampling=settings, answer=answer, **self._how)) as pieces:
             for piece in pieces:
                 piece = piece if has_begun else piece.lstrip()
                 if piece:
@@ -96,38 +81,30 @@ class Talker:
     def generate(
         self, prompts: Sequence[list[int]], settings: Sampling, *, seeds: Sequence[int] | None = None
     ) -> "list[Answer]":
-        """What the model writes after each of several prompts."""
+        """What the model writes after each of several prompts that `encode` made."""
         from llm.model import generate
 
-        return generate(self.model, prompts, self._decoder, sampling=settings, seeds=seeds, **self._ends)
+        return generate(self.model, prompts, sampling=settings, seeds=seeds, **self._how)
 
     @property
-    def _decoder(self) -> "Tokenizer":
-        return cast("Tokenizer", self.tokenizer.backend_tokenizer)
-
-    @property
-    def _ends(self) -> dict[str, Any]:
-        return {"pad_id": self.pad_id, "eos_ids": (self.eos_id,)}
-
-    def _check(self, message: Message, room: int) -> None:
-        if any("\ud800" <= character <= "\udfff" for character in message["content"]):  # JSON can say what UTF-8 cannot
-            raise ConfigError(f"the text of the {message['role']} has half a character. Write it again.")
-        if message["role"] != "assistant" and len(message["content"]) > room * MOST_CHARACTERS_A_TOKEN:
-            raise ConfigError(
-                f"the prompt has {len(message['content']):,} characters, which is more than a model of "
-                f"{self.positions} tokens can read. Shorten it."
-            )
+    def _how(self) -> dict[str, Any]:
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        return {"tokenizer": self.tokenizer.backend_tokenizer, "pad_id": end if pad is None else pad, "eos_ids": (end,)}
 
     def _ids(self, messages: list[Message]) -> list[int]:
+        from llm.tokenizer import TemplateError
+
         try:
             [ids] = self._renderer.prompt_ids([messages])
-        except tokenizer.TemplateError as error:
+        except TemplateError as error:
             raise ConfigError(f"the chat template of {self.name} cannot say this conversation: {error}") from None
         return ids
 
     @cached_property
-    def _renderer(self) -> tokenizer.Renderer:
-        return tokenizer.Renderer(self.tokenizer)
+    def _renderer(self) -> "Renderer":
+        from llm.tokenizer import Renderer
+
+        return Renderer(self.tokenizer)
 
 
 def open_talker(source: Model) -> Talker:
@@ -139,10 +116,11 @@ def open_talker(source: Model) -> Talker:
     """
     source.check()
     from llm import model as models
+    from llm.tokenizer import load_chat
+    from llm.tokenizer.folder import CHAT_TEMPLATE
 
-    chat = tokenizer.load_chat(source.tokenizer)
-    end, pad = chat.eos_token_id, chat.pad_token_id
-    if end is None:
+    chat = load_chat(source.tokenizer)
+    if chat.eos_token_id is None:
         raise ConfigError(
             f"{source.path}: tokenizer_config.json names no eos_token, so that an answer never ends. Add it."
         )
@@ -150,4 +128,4 @@ def open_talker(source: Model) -> Talker:
     if chat.chat_template is None:
         chat.chat_template = CHAT_TEMPLATE
         log.info("%s has no chat template; turns are marked by plain words", source.title)
-    return Talker(source.title, model, chat, end if pad is None else pad, end, source.positions)
+    return Talker(source.title, model, chat, source.positions)
