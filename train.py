@@ -8,8 +8,11 @@ with one_line_errors():  # Ctrl-C ends what loads here in one line, too
 
 def run(job: Job) -> float | None:
     """What a search minimises, of the run that a job finds or makes."""
+    from llm.run.console import start_logging
+
+    start_logging()
     if job.config.dry_run:
-        from llm.dry_run import show
+        from llm.dry_run.table import show
 
         show([job.config])
         return None

@@ -67,7 +67,7 @@ def model_config(name: str) -> ModelConfig:
 
 def expected(case: dict[str, Any]) -> dict[str, int]:
     """The parts, their total, and what of it is there before the model is built."""
-    from llm.trainer.rehearsal import rehearse
+    from llm.dry_run.memory import rehearse
 
     before = 0 if torch.cuda.is_available() else begin_peak()
     with torch.device("meta"):

@@ -65,18 +65,6 @@ def test_a_set_in_a_zip_is_the_same(tmp_path: Path, name: str) -> None:
     assert (found.preset, found.fits, found.usable) == (name, 1.0, len(texts))
 
 
-def test_a_preset_of_a_set_in_three_lines_reads_it(tmp_path: Path) -> None:
-    import yaml
-
-    from llm.config.choices import preset
-
-    (tmp_path / "a.json").write_text('{"items": [{"body": {"ko": "가"}}, {"body": {"ko": "나"}}]}', encoding="utf-8")
-    lines = "name: mine\nkind: text\ntext_field: items[].body.ko\n"
-    assert len(lines.splitlines()) == 3
-    records = open_files(preset(yaml.safe_load(lines), path=str(tmp_path))).records()
-    assert [record.text for record in records if not isinstance(record, Rejected)] == ["가\n나"]
-
-
 DOCS = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
@@ -91,15 +79,15 @@ def test_the_documented_example_and_commands_work(tmp_path: Path, capsys: pytest
 
     import yaml
 
-    from llm.config.choices import preset
+    from llm.config.compose import preset
     from llm.inspect import main
 
     (example,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
-    assert len(example.splitlines()) == 3
+    assert len(example.splitlines()) == 2
     (tmp_path / "a.json").write_text(
         '{"articles": [{"paragraphs": [{"body": "가"}, {"body": "나"}]}]}', encoding="utf-8"
     )
-    records = open_files(preset(yaml.safe_load(example), path=str(tmp_path / "a.json"))).records()
+    records = open_files(preset({"name": "my_set", **yaml.safe_load(example)}, path=str(tmp_path / "a.json"))).records()
     assert [record.text for record in records if not isinstance(record, Rejected)] == ["가\n나"]
 
     (commands,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)

@@ -19,18 +19,19 @@ from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig
 from llm.data import open_corpus
-from llm.dry_run import memory_of, show, survey
+from llm.dry_run.memory import Memory, rehearse
+from llm.dry_run.survey import memory_of, survey
+from llm.dry_run.table import show
+from llm.dry_run.training import parameters_by_part
 from llm.errors import ConfigError
 from llm.run.console import start_logging
 from llm.run.making import Plan, place_of
 from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
-from llm.stage.estimate import parameters_by_part
 from llm.sweep.search import run_search
 from llm.sweep.space import Dimension
 from llm.sweep.study import choose, open_study, points_ahead, short
 from llm.tokenizer import Special
-from llm.trainer.rehearsal import Memory, rehearse
 from tests.korean import documents
 
 ROOT = Path(__file__).parents[1]
@@ -347,7 +348,7 @@ def test_on_a_cpu_the_process_is_counted_by_what_it_holds_and_what_its_heap_keep
 def test_the_memory_of_a_job_is_told_without_its_text(
     text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("llm.stage.estimate"), "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(import_module("llm.dry_run.training"), "_resident_bytes", lambda: 0)
     told = survey(pretrain(text, with_shards[0])).takes.memory
     assert told is not None and memory_of(pretrain(text, with_shards[0])) == told.total
     assert memory_of(pretrain(text / "gone", with_shards[0])) == told.total

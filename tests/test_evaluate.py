@@ -202,8 +202,6 @@ def test_the_table_shows_each_number_with_chance_and_interval() -> None:
         ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0 is out of range. Set 1 or more, or null."),
         ("evaluation.temperature=-1", "evaluation.temperature=-1.0 is out of range. Set 0 or more"),
         ("evaluation.top_p=0", "evaluation.top_p=0.0 is out of range. Set more than 0 and up to 1."),
-        ("evaluation.task_limit=3", "evaluation.task_limit=3 is for tasks, and none is named"),
-        ("evaluation.chat_template=true", "evaluation.chat_template=true is for tasks, and none is named"),
         ("seed=-1", "seed=-1 is out of range. Set 0 or more."),
     ],
 )

@@ -16,6 +16,7 @@ from llm import tokenizer
 from llm.config.fields import identity_settings
 from llm.config.tokenizer import Alphabet
 from llm.config.training import Algorithm, Architecture, ModelConfig, OptimizerConfig
+from llm.dry_run.training import parameters_by_part
 from llm.errors import ConfigError
 from llm.model import (
     build,
@@ -32,7 +33,6 @@ from llm.model.loss import IGNORED, Passes
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run, load
 from llm.stage import run_stage
-from llm.stage.estimate import parameters_by_part
 from llm.tokenizer import Special
 from llm.trainer.fit import fit
 from llm.trainer.throughput import flops_per_token

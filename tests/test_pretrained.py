@@ -370,12 +370,7 @@ def test_settings_that_the_folder_contradicts_are_refused(
     ("overrides", "line"),
     [
         (["model=pretrained"], "model.path is missing. Set model.path=<a Hugging Face folder"),
-        (["tokenizer=pretrained"], "tokenizer.path is missing. Set tokenizer.path=<a folder with a tokenizer.json"),
-        (["model.resize_vocabulary=true"], "model.resize_vocabulary=true is for model=pretrained. Leave it out."),
-        (
-            ["model=pretrained", "model.path=x", "+model.extra.rope_theta=1"],
-            "model.extra={'rope_theta': 1} is not used with model.path, whose config.json says it. Leave it out.",
-        ),
+        (["tokenizer=pretrained"], "tokenizer.path is missing. Set it to a folder with a tokenizer.json"),
         (
             ["tokenizer=pretrained", "tokenizer.path=x", "tokenizer.vocab_size=9000"],
             "tokenizer.vocab_size is for a tokenizer that is trained; that of tokenizer.path=x is taken as it is.",

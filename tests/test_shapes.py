@@ -202,19 +202,16 @@ def test_a_column_of_tagged_text_is_mapped(tmp_path: Path) -> None:
             {"map": {"qestion": "x"}},
             r"data.map: qestion is nothing that data=conv.*Did you mean question",
         ),
-        ({"map": {"xyz": "x"}}, "data.map: xyz is nothing that data=conversations reads. Map question, input, answer"),
+        (
+            {"map": {"xyz": "x"}},
+            "data.map: xyz is nothing that data=conversations reads. Choose one of question, input, answer",
+        ),
         ({"map": {"answer": "a..b"}}, r"data.layout.answer=a..b is no path"),
-        ({"system_prompt": "  "}, "data.system_prompt is empty. Write one"),
     ],
 )
 def test_a_map_that_cannot_be_is_refused(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         chat("x", **settings)
-
-
-def test_what_is_for_conversations_is_refused_for_text() -> None:
-    with pytest.raises(ConfigError, match=r"data.system_prompt=규칙 is for conversations, and data=text is text"):
-        DataConfig(name="text", kind=DataKind.text, path="x", system_prompt="규칙")
 
 
 # A corpus

@@ -97,9 +97,6 @@ def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, capl
     assert (results["optimizer_bytes"], results["optimizer_bytes_full"]) == (8 * trained, 8 * base)
     assert results["adapter_bytes"] == (tuned.path / "adapter" / "adapter_model.safetensors").stat().st_size
     assert results["model_bytes"] == 4 * base
-    said = f"AdamW keeps {8 * trained / 1e6:.2f} MB of them; in full fine-tuning it would keep {8 * base / 1e6:.2f} MB"
-    assert said in caplog.text
-    assert f"full fine-tuning would leave a model of {4 * base / 1e6:.2f} MB" in caplog.text
     (checkpoint,) = (tuned.path / "checkpoints").iterdir()
     kept = load_file(checkpoint / "tensors.safetensors")
     moments = sum(t.numel() * t.element_size() for name, t in kept.items() if name.endswith(("exp_avg", "exp_avg_sq")))

@@ -17,8 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
-from llm.config.choices import searchpath
-from llm.config.compose import from_hydra
+from llm.config.compose import from_hydra, searchpath
 from llm.config.ladder import ladder_overrides
 from llm.config.overrides import readable
 from llm.config.stages import Reuse, StageConfig
@@ -186,7 +185,7 @@ def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) 
     """
     if not all(config.dry_run for config in configs):
         raise ConfigError("dry_run is true for some jobs of the sweep only. Set dry_run=true for all of them.")
-    from llm.dry_run import show  # imports what composing does not need
+    from llm.dry_run.table import show  # imports what composing does not need
 
     show(configs, [swept_of(job, jobs) for job in jobs])
 

@@ -1,8 +1,7 @@
 """The command line of train.py -> the job or the jobs that it asks for, composed by Hydra and checked."""
 
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from traceback import walk_tb
 from typing import Any
@@ -16,11 +15,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from llm.config.aliases import CONF, check_aliases
-from llm.config.choices import searchpath
-from llm.config.compose import from_hydra
-from llm.config.explain import explain
-from llm.config.overrides import readable
+from llm.config.compose import CONF, from_hydra, searchpath
+from llm.config.overrides import explain, readable
 from llm.errors import ConfigError
 
 
@@ -45,17 +41,15 @@ def run_command(run: Callable[[Job], float | None]) -> None:
     def task(cfg: DictConfig) -> float | None:
         is_alone = HydraConfig.get().mode is RunMode.RUN
         try:
-            overrides = [*map(str, HydraConfig.get().overrides.task), *searchpath()]
-            return run(Job(from_hydra(cfg), overrides, is_alone))
+            config = from_hydra(cfg)
+            return run(Job(config, [*map(str, HydraConfig.get().overrides.task), *searchpath()], is_alone))
         except Exception as error:
             if not is_alone:
                 raise
             raised.append(error)  # Hydra would add lines of its own
             return None
 
-    sys.argv[1:] = map(readable, from_root(sys.argv[1:]))
-    check_aliases(sys.argv[1:])
-    refuse_targets(sys.argv[1:])
+    sys.argv[1:] = map(readable, sys.argv[1:])
     hydra_utils.run_and_report = lambda func: func()  # as it is, it prints what is raised and exits with 1
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
@@ -65,30 +59,6 @@ def run_command(run: Callable[[Job], float | None]) -> None:
         raise ConfigError(explain(error)) from error
     if raised:
         raise raised[0]
-
-
-def from_root(words: Sequence[str]) -> list[str]:
-    """The words, with the folder of --config-path seen from where train.py lies, as Hydra has it."""
-    found = []
-    for before, word in zip(["", *words[:-1]], words, strict=True):
-        key, equals, folder = word.rpartition("=")
-        is_folder = (key if equals else before) in ("--config-path", "-cp") and "://" not in folder
-        found.append(f"{key}{equals}{CONF.parent / folder}" if is_folder else word)
-    return found
-
-
-def refuse_targets(words: Sequence[str]) -> None:
-    """Refuse a class that is typed as what Hydra is to call: what runs is chosen by its name.
-
-    Raises:
-        ConfigError: an override sets a `_target_`, alone or in a dict.
-    """
-    for word in words:
-        if re.search(r"(^[+~]*|[.{,]\s*)_target_\s*([=:]|$)", word):
-            raise ConfigError(
-                f"{word}: no override says which code runs. Leave _target_ out; hydra/launcher and hydra/sweeper are "
-                "chosen by name."
-            )
 
 
 def _is_of_hydra(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """The schema of conf/data: which text or conversations, how they are split, and the rows that a step takes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -7,20 +8,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.documents import CleaningConfig, LayoutConfig, no_path
-from llm.config.fields import (
-    CHAT,
-    HOW,
-    LENGTH,
-    ROWS,
-    SHARES,
-    SHARES_OF_TOKENS,
-    TEXT,
-    check_settings,
-    refuse_below,
-    refuse_unused,
-    setting,
-)
+from llm.config.documents import CHAT, CleaningConfig, LayoutConfig, no_path
+from llm.config.fields import HOW, check_settings, setting
 from llm.errors import ConfigError
 
 
@@ -53,6 +42,14 @@ class Overlong(Enum):
     cut = "cut"  # the oldest questions and answers go until the rest fits; the system prompt stays
 
 
+# Stages whose result a setting does not change, by what it is about; CHAT is another.
+TEXT = ("pretrain",)  # which is made from shards, whose digest says which text
+SHARES = ("finetune", "evaluate")  # how much of each text is learned from
+ROWS = ("tokenizer", "shards", "evaluate")  # how documents become training rows
+OF_FILES = ("source", (DataSource.files,))
+OF_TEXT, OF_CHATS = ("kind", (DataKind.text,)), ("kind", (DataKind.conversations,))
+
+
 @dataclass(kw_only=True, slots=True)
 class PartConfig:
     """A part of a mixture: a choice of conf/data, what differs from it, and how much of it is trained on.
@@ -61,61 +58,68 @@ class PartConfig:
     """
 
     use: str = setting(MISSING, HOW)  # a choice of conf/data
-    weight: float | None = setting(None, SHARES, above=0)  # of the bytes trained on; None, of all: by size
-    max_bytes: int | None = setting(None, SHARES, at_least=1)  # of its training text, no more is trained on
-    max_tokens: int | None = setting(None, SHARES_OF_TOKENS, at_least=1)  # the same in tokens
-    kind: DataKind = setting(MISSING, TEXT)  # from here on as in DataConfig
-    source: DataSource = setting(DataSource.files, TEXT)
+    weight: float | None = setting(None, not_of=SHARES, above=0)  # of the bytes trained on; None, of all: by size
+    max_bytes: int | None = setting(None, not_of=SHARES, at_least=1)  # of its training text, no more is trained on
+    max_tokens: int | None = setting(None, not_of=("tokenizer", *SHARES), at_least=1)  # the same in tokens
+    kind: DataKind = setting(MISSING, not_of=TEXT)  # from here on as in DataConfig
+    source: DataSource = setting(DataSource.files, not_of=TEXT)
     path: str | None = setting(None, HOW, is_file=True)
-    text_field: str = setting("text", TEXT, fault=no_path)
-    layout: LayoutConfig = setting(LayoutConfig(), TEXT)
-    cleaning: CleaningConfig = setting(CleaningConfig(), TEXT)
-    bad_records: BadRecords = setting(BadRecords.refuse, TEXT)
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data")
-        if self.kind is not DataKind.text or self.source is DataSource.mixture:
-            what = "a mixture itself" if self.source is DataSource.mixture else f"{self.kind.value}, not text"
-            raise ConfigError(f"data.use={self.use} is {what}. Use a choice of text such as korean_law.")
-        _check_source(self.source, self.path, self.use, self.kind)
+    text_field: str = setting("text", not_of=TEXT, fault=no_path, only_with=OF_FILES)
+    layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
+    cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
+    bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Documents or conversations, how they are split, and the rows that a step takes."""
 
-    name: str = setting(MISSING, HOW, is_public=True)
-    kind: DataKind = setting(MISSING, TEXT)
-    source: DataSource = setting(DataSource.files, TEXT)
+    name: str = setting(MISSING, HOW)
+    kind: DataKind = setting(MISSING, not_of=TEXT)
+    source: DataSource = setting(DataSource.files, not_of=TEXT)
     path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity
-    text_field: str = setting("text", TEXT, fault=no_path)  # path of a record's text, for kind text
-    layout: LayoutConfig = setting(LayoutConfig(), TEXT)
-    cleaning: CleaningConfig = setting(CleaningConfig(), TEXT)
-    held_out_share: float = setting(0.01, TEXT, above=0, below=1)  # of the documents, by hash of their text
-    bad_records: BadRecords = setting(BadRecords.refuse, TEXT)
-    num_workers: int | None = setting(None, HOW, at_least=1)  # processes that encode text; None: one for each core
-    sequence_length: int = setting(256, LENGTH, at_least=2)  # tokens per row
+    text_field: str = setting(
+        "text", not_of=TEXT, fault=no_path, only_with=OF_FILES
+    )  # path of a record's text, for kind text
+    layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
+    cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
+    held_out_share: float = setting(0.01, not_of=TEXT, above=0, below=1)  # of the documents, by hash of their text
+    bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
+    # processes that encode text; None: one for each core
+    num_workers: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)
+    sequence_length: int = setting(256, not_of=("tokenizer", "shards"), at_least=2)  # tokens per row
     # rows per optimizer step, over all devices
-    batch_size: int = setting(32, ROWS, at_least=1, computed_from=("batch_tokens",))
-    batch_tokens: int | None = setting(None, HOW)  # in place of batch_size, which is computed from it
-    packing: Packing = setting(Packing.auto, ROWS)
+    batch_size: int = setting(32, not_of=ROWS, at_least=1, computed_from=("batch_tokens",))
+    batch_tokens: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)  # of which batch_size is computed
+    packing: Packing = setting(Packing.auto, not_of=ROWS)
     map: dict[str, str] = setting({}, HOW)  # your columns: {question: 질의, answer: 응답}
-    system_prompt: str | None = setting(None, CHAT)  # of conversations that have none
-    overlong: Overlong = setting(Overlong.drop, CHAT)  # conversations longer than sequence_length
-    parts: Any = None  # of a mixture: name -> PartConfig, of which a user writes what is needed
-    tokenizer_part: str | None = setting(None, HOW)  # that its tokenizer learns from; None: all of them
+    system_prompt: str | None = setting(None, not_of=CHAT, only_with=OF_CHATS)  # of conversations that have none
+    overlong: Overlong = setting(Overlong.drop, not_of=CHAT, only_with=OF_CHATS)  # longer than sequence_length
+    parts: Any = setting(
+        None, only_where_set=True
+    )  # of a mixture: name -> PartConfig, of which what is needed is typed
+    # that its tokenizer learns from; None: all of them
+    tokenizer_part: str | None = setting(None, HOW, only_with=("parts", bool))
 
     def __post_init__(self) -> None:
         self._map_columns()
         check_settings(self, "data")
-        _check_source(self.source, self.path, self.name, self.kind)
-        self._check_parts()
+        _check_source("data", self)
+        if self.is_mixture:
+            self._check_parts()
         if self.batch_tokens is not None:
-            self.batch_size = _rows_of(self.batch_tokens, self.sequence_length)
-        if self.kind is DataKind.conversations:
-            self._refuse_what_is_for_text()
-        else:
-            self._refuse_what_is_for_conversations()
+            self.batch_size, rest = divmod(self.batch_tokens, self.sequence_length)
+            if rest or not self.batch_size:
+                raise ConfigError(
+                    f"data.batch_tokens={self.batch_tokens} is no multiple of data.sequence_length="
+                    f"{self.sequence_length}. Set it to {max(1, self.batch_size) * self.sequence_length}."
+                )
+        if self.kind is DataKind.conversations and self.packing is Packing.concatenate:
+            raise ConfigError(
+                "data.packing=concatenate would cut conversations anywhere. Set data.packing=best_fit, or padded."
+            )
+        if self.packing is Packing.auto:
+            self.packing = Packing.padded if self.kind is DataKind.conversations else Packing.concatenate
 
     @property
     def is_mixture(self) -> bool:
@@ -127,62 +131,34 @@ class DataConfig:
         own = {key: getattr(part, key) for key in ("kind", "source", "path", "text_field", "layout", "cleaning")}
         return replace(self, name=part.use, **own, bad_records=part.bad_records, parts=None, tokenizer_part=None)
 
+    def _map_columns(self) -> None:
+        """Put what data.map says where data.text_field and data.layout have it."""
+        paths: dict[str, Any] = dict(self.map)
+        for key in paths:
+            if key not in COLUMNS[self.kind]:
+                raise ConfigError(
+                    f"data.map: {key} is nothing that data={self.name} reads. {_nearest(key, COLUMNS[self.kind])}"
+                )
+        self.text_field = paths.pop("text", self.text_field)
+        self.layout = replace(self.layout, **paths)
+
     def _check_parts(self) -> None:
-        if not self.is_mixture:
-            why = f"is for data=mixture, not for {self.name}. Leave it out."
-            return refuse_unused(self, "data", ("parts", "tokenizer_part"), why)
         if not self.parts:
             raise ConfigError(
                 "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}, books: {use: text, path: "
                 "data/books, weight: 7}}: a name, a choice of conf/data and a weight for each part."
             )
-        if self.text_field != "text" or self.layout != LayoutConfig():
-            key = "layout" if self.text_field == "text" else "text_field"
-            raise ConfigError(f"data.{key} is not used by data=mixture. Set it in a part: data.parts.<part>.{key}.")
-        without = [name for name, part in self.parts.items() if part.weight is None]
-        if 0 < len(without) < len(self.parts):
-            other = next(name for name in self.parts if name not in without)
-            raise ConfigError(
-                f"data.parts.{without[0]}.weight is missing, but {other} has one. Give every part a weight, or none: "
-                "then each counts by its size."
-            )
+        for name, part in self.parts.items():
+            key = f"data.parts.{name}"
+            check_settings(part, key)
+            if part.kind is not DataKind.text or part.source is DataSource.mixture:
+                raise ConfigError(f"{key}.use={part.use} is no text. Use a choice of text such as korean_law.")
+            _check_source(key, part)
+            if (part.weight is None) != (next(iter(self.parts.values())).weight is None):
+                raise ConfigError(f"{key}.weight: give every part a weight, or none: then each counts by its size.")
         if self.tokenizer_part is not None and self.tokenizer_part not in self.parts:
-            close = get_close_matches(self.tokenizer_part, self.parts, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"They are {', '.join(self.parts)}."
+            hint = _nearest(self.tokenizer_part, self.parts)
             raise ConfigError(f"data.tokenizer_part={self.tokenizer_part} is none of data.parts. {hint}")
-
-    def _map_columns(self) -> None:
-        """Put what data.map says where data.text_field and data.layout have it."""
-        known = COLUMNS[self.kind]
-        for key in self.map:
-            if key not in known:
-                close = get_close_matches(key, known, n=1)
-                hint = f"Did you mean {close[0]}?" if close else f"Map {', '.join(known)}, each to a column of yours."
-                raise ConfigError(f"data.map: {key} is nothing that data={self.name} reads. {hint}")
-        if self.map and self.source is not DataSource.files:
-            raise ConfigError(f"data.map is for files of yours, not for data={self.name}. Leave it out.")
-        paths: dict[str, Any] = dict(self.map)
-        self.text_field = paths.pop("text", self.text_field)
-        self.layout = replace(self.layout, **paths)
-
-    def _refuse_what_is_for_conversations(self) -> None:
-        self.packing = Packing.concatenate if self.packing is Packing.auto else self.packing
-        why = f"is for conversations, and data={self.name} is text. Leave it out."
-        refuse_unused(self, "data", ("system_prompt", "overlong"), why)
-
-    def _refuse_what_is_for_text(self) -> None:
-        self.packing = Packing.padded if self.packing is Packing.auto else self.packing
-        if self.packing is Packing.concatenate:
-            raise ConfigError(
-                "data.packing=concatenate is for text: it would cut conversations anywhere. Choose "
-                "data.packing=best_fit, or padded."
-            )
-        if self.system_prompt is not None and not self.system_prompt.strip():
-            raise ConfigError("data.system_prompt is empty. Write one, or leave it out.")
-        why = "is for text: conversations are rows of unequal length. Set data.batch_size in its place."
-        refuse_unused(self, "data", ["batch_tokens"], why)
-        why = f"is for text, which becomes shards; data={self.name} does not. Leave it out."
-        refuse_unused(self, "data", ["num_workers"], why)
 
 
 COLUMNS = {
@@ -191,26 +167,18 @@ COLUMNS = {
 }
 
 
-def _check_source(source: DataSource, path: str | None, name: str, kind: DataKind) -> None:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(known)}."
+
+
+def _check_source(key: str, data: DataConfig | PartConfig) -> None:
     """Refuse files without a path, and a path without files."""
-    if source is DataSource.files and path is None:
-        raise ConfigError(f"data.path is missing. Set data.path=<file, folder or glob of {_FILES_OF[kind]}>.")
-    if source is DataSource.mixture and path is not None:
-        raise ConfigError(f"data.path={path} is not used by data={name}. Set data.parts.<part>.path.")
-    if source is not DataSource.files and path is not None:
-        raise ConfigError(f"data.path={path} is not used by data={name}. Choose data={kind.value}.")
-
-
-def _rows_of(batch_tokens: int, sequence_length: int) -> int:
-    """The rows that have so many tokens."""
-    refuse_below("data.batch_tokens", batch_tokens, sequence_length)
-    if batch_tokens % sequence_length:
-        below = batch_tokens // sequence_length * sequence_length
-        raise ConfigError(
-            f"data.batch_tokens={batch_tokens} is no multiple of data.sequence_length={sequence_length}. Set it to "
-            f"{below} or {below + sequence_length}."
-        )
-    return batch_tokens // sequence_length
+    if data.source is DataSource.files and data.path is None:
+        raise ConfigError(f"{key}.path is missing. Set {key}.path=<file, folder or glob of {_FILES_OF[data.kind]}>.")
+    if data.source is not DataSource.files and data.path is not None:
+        choose = f"{key}.use=text" if isinstance(data, PartConfig) else f"data={data.kind.value}"
+        raise ConfigError(f"{key}.path={data.path} is not read from source={data.source.value}. Choose {choose}.")
 
 
 _FILES_OF = {

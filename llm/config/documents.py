@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from llm.config.fields import CHAT, check_settings, refuse_below, setting
-from llm.errors import ConfigError
+from llm.config.fields import setting
+
+CHAT = ("tokenizer", "shards", "pretrain")  # whose text no conversation is of
 
 
 class FileFormat(Enum):
@@ -54,6 +55,14 @@ def _no_roles(names: dict[str, str]) -> str | None:
     return f"maps to {min(unknown)}, which is no role. Map to system, user or assistant." if unknown else None
 
 
+def _no_pattern(pattern: str) -> str | None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return f"is no regular expression: {error}."
+    return None if groups == 1 else "needs one pair of ( ), around what counts."
+
+
 def _no_character(text: str) -> str | None:
     return None if len(text) == 1 else "is not one character. Set one such as ';'."
 
@@ -74,7 +83,8 @@ class LayoutConfig:
     header: bool = True  # whether the first row of a csv or tsv names the columns; else they are 0, 1, 2...
     delimiter: str | None = setting(None, fault=_no_character)  # of a csv; None: what line 1 has most of , ; | and tab
     group: str | None = setting(None, fault=no_path)  # path whose equal values, one after another, make one document
-    group_pattern: str | None = None  # regular expression whose first group is what counts of that value
+    # regular expression whose one group is what counts of that value
+    group_pattern: str | None = setting(None, fault=_no_pattern, only_with=("group", bool))
     messages: str = setting("messages", fault=no_path)  # path of the list of turns, for kind conversations
     role: str = "role"
     content: str = "content"
@@ -83,21 +93,9 @@ class LayoutConfig:
     question: str = setting("question", fault=no_path)  # where there are no turns
     input: str | None = setting(None, fault=no_path)  # path of what goes below the question; "nan" and "" are none
     answer: str = setting("answer", fault=no_path)
-    shape: Shape = setting(Shape.auto, CHAT)
-    tags: dict[str, str] = setting({}, CHAT, fault=_no_roles)  # marks in tagged text -> user, assistant, system
-    repeated_turns: RepeatedTurns = setting(RepeatedTurns.merge, CHAT)
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data.layout")
-        if self.group_pattern is not None:
-            try:
-                groups = re.compile(self.group_pattern).groups
-            except re.error as error:
-                raise ConfigError(f"data.layout.group_pattern={self.group_pattern}: {error}. Correct it.") from None
-            if self.group is None or groups != 1:
-                raise ConfigError(
-                    f"data.layout.group_pattern={self.group_pattern} needs data.layout.group and one pair of ( )."
-                )
+    shape: Shape = setting(Shape.auto, not_of=CHAT)
+    tags: dict[str, str] = setting({}, not_of=CHAT, fault=_no_roles)  # marks in tagged text -> user, assistant, system
+    repeated_turns: RepeatedTurns = setting(RepeatedTurns.merge, not_of=CHAT)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,12 +114,8 @@ class CleaningConfig:
     near_duplicates: bool | None = None  # keep the first of texts whose similarity reaches near_duplicate_similarity
     min_hangul_share: float = setting(0.3, at_least=0, at_most=1)  # of the letters
     min_characters: int = setting(30, at_least=0)
-    max_characters: int = 1_000_000
+    max_characters: int = setting(1_000_000, at_least=1)
     # share of characters in lines, or in runs of words, that came before in the document
     max_repetition: float = setting(0.3, at_least=0, at_most=1)
     # Jaccard similarity of 5-character shingles, as MinHash estimates it
     near_duplicate_similarity: float = setting(0.8, at_least=0, at_most=1)
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data.cleaning")
-        refuse_below("data.cleaning.max_characters", self.max_characters, self.min_characters)

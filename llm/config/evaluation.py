@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from llm.config.fields import HOW, check_settings, refuse_unused, setting
+from llm.config.fields import HOW, check_settings, setting
 from llm.config.training import Accelerator
 
+OF_TASKS = ("tasks", bool)
 MOST_WRITTEN = 256  # tokens for a prompt, where nothing else is asked for: most answers are at their end by then
 
 
@@ -18,18 +19,18 @@ class EvaluationConfig:
     temperature: float = setting(0.7, at_least=0)  # 0: the likeliest token
     top_p: float = setting(0.95, above=0, at_most=1)
     tasks: list[str] = setting([])  # of lm-eval, by name
-    task_path: str | None = setting(None, HOW, is_file=True)  # folder of task files; its content is in the identity
-    num_fewshot: int | None = setting(None, at_least=0)  # examples before each question; None: as the task says
-    task_limit: int | None = setting(None, at_least=1)  # questions of each task; None: all
-    chat_template: bool | None = None  # put the questions of tasks by it; None: where the model was tuned with one
+    # folder of task files; its content is in the identity
+    task_path: str | None = setting(None, HOW, is_file=True, only_with=OF_TASKS)
+    # examples before each question; None: as the task says
+    num_fewshot: int | None = setting(None, at_least=0, only_with=OF_TASKS)
+    task_limit: int | None = setting(None, at_least=1, only_with=OF_TASKS)  # questions of each task; None: all
+    # put the questions of tasks by it; None: where the model was tuned with one
+    chat_template: bool | None = setting(None, only_with=OF_TASKS)
     batch_tokens: int = setting(4096, HOW, at_least=1)  # scored in one forward pass
     accelerator: Accelerator = setting(Accelerator.auto, HOW)
 
     def __post_init__(self) -> None:
         check_settings(self, "evaluation")
-        if not self.tasks:
-            why = "is for tasks, and none is named. Set evaluation.tasks=[<name>], or leave it out."
-            refuse_unused(self, "evaluation", ("task_path", "num_fewshot", "task_limit", "chat_template"), why)
 
     def tokens_to_write(self, positions: int) -> int:
         """For each prompt, of a model that can read so many positions."""

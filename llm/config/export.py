@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from llm.config.fields import HOW, check_settings, refuse_unused, setting
+from llm.config.fields import HOW, check_settings, setting
 
 
 class WeightType(Enum):
@@ -27,18 +27,14 @@ class ExportConfig:
 
     merge: bool = True  # write a whole model, the adapter merged into its base; False: the adapter alone
     dtype: WeightType = WeightType.fp32  # of the weights
-    gguf: GgufType | None = None  # weights of a file for llama.cpp beside; None: no such file
-    base_model: str | None = None  # that an adapter's config names, such as a hub id; None: the base run's folder
+    # weights of a file for llama.cpp beside; None: no such file
+    gguf: GgufType | None = setting(None, only_with=("merge", (True,)))
+    # that an adapter's config names, such as a hub id; None: the base run's folder
+    base_model: str | None = setting(None, only_with=("merge", (False,)))
     max_logit_difference: float | None = setting(None, HOW, at_least=0)  # None: what rounding explains
 
     def __post_init__(self) -> None:
         check_settings(self, "export")
-        if self.merge:
-            why = "is for an adapter; a merged model needs no base. Set export.merge=false, or leave it out."
-            refuse_unused(self, "export", ["base_model"], why)
-        else:
-            why = "is a whole model, and export.merge=false asks for the adapter alone. Leave one of them out."
-            refuse_unused(self, "export", ["gguf"], why)
 
     def judged(self, proof: Mapping[str, float]) -> tuple[float, float]:
         """(the difference of logits that counts, the most that it may be), of what an export's proof measured.

@@ -1,20 +1,27 @@
-"""Text as a value of a typed override: quoted where Hydra's grammar needs it, and the whole for a shell.
+"""What is typed -> what Hydra can read, or one line in the keys that were typed of what cannot be.
 
-The grammar takes no Hangul and no bracket outside of quotes, which a shell takes away: `data.path="내 글"` arrives as
-`data.path=내 글`.
+Hydra's grammar takes no Hangul and no bracket outside of quotes, which a shell takes away: `data.path="내 글"` arrives
+as `data.path=내 글`.
 """
 
 import re
 import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import lru_cache
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from llm.config.stages import STAGES, StageConfig
 
 _SIGNS = r""",:=(){}\[\]'\""""
 _WORDS = re.compile(rf"[^\s{_SIGNS}]([^{_SIGNS}]*[^\s{_SIGNS}])?")
-
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 
@@ -58,3 +65,87 @@ def _is_read(override: str) -> bool:
 
 def _value(text: str) -> object:
     return OverridesParser.create().parse_override(f"key={text}").value()
+
+
+# What went wrong
+
+
+def explain(error: BaseException) -> str:
+    """One line for what Hydra, OmegaConf or YAML raised: the file or the key, and what was expected there."""
+    if isinstance(error, OverrideParseException):
+        return _explain_unreadable(str(error.override))
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem or 'this is no YAML'}."
+    if isinstance(error, InstantiationException):
+        return " ".join(str(error).split())  # a paragraph, of which the first line is half a sentence
+    if isinstance(error, MissingConfigException) and "/" in (name := str(error.missing_cfg_file)):
+        group, _, choice = name.lstrip("/").rpartition("/")
+        return no_choice(group, choice, error.options or ())
+    message = str(error)
+    inner = error.__cause__ or (error.__context__ if isinstance(error, HydraException) else None)
+    cause: Any = inner if isinstance(inner, OmegaConfBaseException) else error
+    reason, key = re.sub(r"^In '[^']+': ", "", str(cause).strip().partition("\n")[0]), getattr(cause, "full_key", "")
+    file = f"conf/{found[1]}.yaml: " if (found := re.match(r"In '([^']+)'", message)) else ""
+    return file + (_explain_key(cause, reason, message) or (f"{key}: {reason}" if key else reason))
+
+
+def no_choice(key: str, choice: str, known: Iterable[str]) -> str:
+    """What to type in place of a choice that there is not."""
+    return f"{key}={choice} is not a choice. {suggestion(choice, sorted(known), f'{key}=')}"
+
+
+def suggestion(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """The nearest that there is, or all."""
+    known = list(known)
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"Did you mean {prefix}{close[0]}?" if close else f"Known here: {', '.join(known) or 'none'}."
+
+
+def _explain_key(cause: Any, reason: str, message: str) -> str | None:
+    """The cases that users run into; None leaves Hydra's own words."""
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is missing. Set {cause.full_key}=<value>."
+    if (unknown := re.match(r"Key '([^']+)' not in ", reason)) and isinstance(cause.object_type, type):
+        return _explain_unknown(unknown[1], cause.object_type, cause.full_key[: -len(unknown[1])])
+    if addition := re.search(r"^To append to your config use (\+(\S+?)=.*)$", message, re.MULTILINE):
+        return f"{addition[2]} is not there yet. Add it with {shlex.quote(addition[1])}"
+    if group := re.search(r"Could not override '([^'@]+).*'\. No match", message):
+        groups = dict.fromkeys(f.name for stage in STAGES.values() for f in fields(stage))
+        return f"{group[1]} is not a group of this stage. {_belongs(group[1]) or suggestion(group[1], groups)}"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'$", message, re.MULTILINE):
+        text = to_paste(ambiguous[1], re.sub("[\"']", "", ambiguous[2]))
+        return f"{'='.join(ambiguous.groups())} is a sweep, or a value with a comma. Add -m to sweep, or write {text}."
+    return None
+
+
+def _explain_unknown(key: str, schema: type, prefix: str) -> str:
+    known = [f.name for f in fields(schema)]
+    if issubclass(schema, StageConfig):
+        if belongs := _belongs(key):
+            return f"{key} is not part of this stage, which takes {', '.join(known)}. {belongs}"
+        nested = [dotted for dotted in _dotted_keys(schema) if dotted.endswith(f".{key}")]
+        known, key = (nested, nested[0]) if nested else (known, key)
+    return f"unknown key {prefix}{key.rpartition('.')[2]}. {suggestion(key, known, prefix)}"
+
+
+def _belongs(key: str) -> str | None:
+    stages = [f"stage={name}" for name, stage in STAGES.items() if key in (f.name for f in fields(stage))]
+    return f"It belongs to {', '.join(stages)}." if stages else None
+
+
+def _dotted_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(schema).items():
+        if is_dataclass(kind):
+            yield from _dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _explain_unreadable(override: str) -> str:
+    """How to write what Hydra's grammar has no word for."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w.@/$-]+", key, re.ASCII):
+        return f"cannot read the override {override!r}. Write key=value."
+    if re.search(r"[{,]\s*[^\s,:{}]*[^\x00-\x7f][^,:{}]*:", value):
+        return f"cannot read {override!r}: a key in {{ }} must be in Latin letters. Write it in a YAML file of conf/."
+    return f"cannot read the value of {override!r}. If it is meant as one text, write {to_paste(key, value)}."

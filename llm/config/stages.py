@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -12,18 +12,7 @@ from omegaconf import MISSING
 from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.export import ExportConfig
-from llm.config.fields import (
-    CHAT,
-    HOW,
-    LENGTH,
-    ROWS,
-    SHARES,
-    SHARES_OF_TOKENS,
-    TEXT,
-    check_settings,
-    public_texts,
-    setting,
-)
+from llm.config.fields import HOW, check_settings, divides, setting, unmasked_texts
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
@@ -75,38 +64,42 @@ class StageConfig:
     """What every stage has."""
 
     stage: str = MISSING
-    name: str | None = setting(None, HOW, fault=_no_folder, is_public=True)  # None: made from the choices
+    name: str | None = setting(None, HOW, fault=_no_folder)  # None: made from the choices
     outputs: str = setting("outputs", HOW, is_file=True)
     reuse: Reuse = setting(Reuse.auto, HOW)
     dry_run: bool = setting(False, HOW)  # say what it would take and what is there, and make nothing
 
     def __post_init__(self) -> None:
         check_settings(self)
-        _refuse_secrets(self)
+        for key, text in unmasked_texts(self):
+            if held := secret_in(text):
+                raise ConfigError(
+                    f"{key} holds {held}, and would be written down as it is. Set {key} to something else."
+                )
 
 
 @stage("tokenizer")
 @dataclass(kw_only=True, slots=True)
 class TokenizerStage(StageConfig):
     tokenizer: TokenizerConfig = MISSING
-    data: DataConfig = setting(MISSING, without=(ROWS, LENGTH, CHAT, SHARES_OF_TOKENS))
+    data: DataConfig = MISSING
     logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _needs_text(self)
+        _needs(DataKind.text, self.data, self.stage)
 
 
 @stage("shards")
 @dataclass(kw_only=True, slots=True)
 class ShardsStage(StageConfig):
     tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the tokenizer's digest is in the identity
-    data: DataConfig = setting(MISSING, without=(ROWS, LENGTH, CHAT))
+    data: DataConfig = MISSING
     logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _needs_text(self)
+        _needs(DataKind.text, self.data, self.stage)
 
 
 @stage("pretrain", has_model=True)
@@ -114,7 +107,7 @@ class ShardsStage(StageConfig):
 class PretrainStage(StageConfig):
     seed: int = setting(0, at_least=0)
     tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the shards' digest is in the identity
-    data: DataConfig = setting(MISSING, without=(TEXT, CHAT))  # the text is that of its shards
+    data: DataConfig = MISSING
     model: ModelConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
@@ -122,8 +115,8 @@ class PretrainStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _needs_text(self)
-        _needs_equal_shares(self.data, self.trainer)
+        _needs(DataKind.text, self.data, self.stage)
+        _share_out(self.data, self.trainer)
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
         if is_read and self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(
@@ -138,7 +131,7 @@ class FinetuneStage(StageConfig):
     base: str = setting(MISSING, HOW, is_file=True)  # a pretraining run: its name or folder; its digest is identity
     seed: int = setting(0, at_least=0)
     chat_template: str | None = setting(None, HOW, is_file=True)  # None: the base's; its text is in the identity
-    data: DataConfig = setting(MISSING, without=(SHARES, SHARES_OF_TOKENS))
+    data: DataConfig = MISSING
     lora: LoraConfig = setting(LoraConfig())
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
@@ -146,35 +139,30 @@ class FinetuneStage(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        if self.data.kind is not DataKind.conversations:
-            raise ConfigError(
-                f"data={self.data.name} is {self.data.kind.value}, but stage=finetune learns from conversations. "
-                "Choose data=conversations or data=korean_law_qa."
-            )
+        _needs(DataKind.conversations, self.data, self.stage)
+        _share_out(self.data, self.trainer)
         for key in BUDGETS:
             if getattr(self.trainer, key) is not None:
                 raise ConfigError(f"trainer.{key} is a budget of stage=pretrain. Set trainer.max_steps in its place.")
-        if self.optimizer.algorithm is Algorithm.muon and self.lora.method is not Method.full:
-            raise ConfigError(
-                "optimizer.algorithm=muon is for whole matrices; LoRA trains thin factors of them. Choose "
-                "optimizer=adamw_lora, or lora.method=full."
+        method, trainer = self.lora.method, self.trainer
+        if self.optimizer.algorithm is Algorithm.muon and method is not Method.full:
+            raise ConfigError("optimizer.algorithm=muon is for whole matrices. Set it to adamw, or lora.method=full.")
+        if trainer.compile and method is Method.dora:  # PEFT looks at the type of weights as it runs
+            raise ConfigError("trainer.compile=true is not for lora.method=dora. Set trainer.compile=false.")
+        is_mixed = (self.lora.base_precision is WeightPrecision.bf16) != (self.lora.precision is WeightPrecision.bf16)
+        if trainer.strategy is Strategy.fsdp and (is_mixed or method is Method.qlora):
+            raise ConfigError(  # a block is put together as one tensor, of one type
+                f"trainer.strategy=fsdp shares out weights of one precision, but lora.method={method.value}, "
+                f"lora.base_precision={self.lora.base_precision.name} and lora.precision={self.lora.precision.name}. "
+                "Set trainer.strategy=ddp."
             )
-        _needs_equal_shares(self.data, self.trainer)
-        if self.trainer.compile and self.lora.method is Method.dora:  # PEFT looks at the type of weights as it runs
-            raise ConfigError(
-                "trainer.compile=true is not for lora.method=dora, which torch cannot make one graph of. Set "
-                "trainer.compile=false, or another method."
-            )
-        if self.trainer.strategy is Strategy.fsdp:
-            _needs_one_precision(self.lora)
 
 
 @stage("evaluate")
 @dataclass(kw_only=True, slots=True)
 class EvaluateStage(StageConfig):
     run: str = setting(MISSING, HOW, is_file=True)  # a run, a folder or a hub id; its digest is in the identity
-    # whose held-out side is measured; None: what the run itself held out
-    data: DataConfig | None = setting(None, without=(ROWS, SHARES, SHARES_OF_TOKENS))
+    data: DataConfig | None = None  # whose held-out side is measured; None: what the run itself held out
     seed: int = setting(0, at_least=0)  # of the held-out sentences that are taken, their changes, and what is written
     evaluation: EvaluationConfig = setting(EvaluationConfig())
     logger: LoggerConfig = setting(MISSING, HOW)
@@ -188,47 +176,22 @@ class ExportStage(StageConfig):
     logger: LoggerConfig | None = setting(None, HOW)
 
 
-def _refuse_secrets(config: StageConfig) -> None:
-    """Neither what a run is called nor what decides its key can be masked; all else is, where it is kept."""
-    for key, text in public_texts(config):
-        if held := secret_in(text):
-            raise ConfigError(f"{key} holds {held}, and would be written down as it is. Set {key} to something else.")
-
-
-def _needs_text(config: Any) -> None:
-    if config.data.kind is not DataKind.text:
+def _needs(kind: DataKind, data: DataConfig, stage: str) -> None:
+    if data.kind is not kind:
         raise ConfigError(
-            f"data={config.data.name} is {config.data.kind.value}, but stage={config.stage} learns from text. "
-            "Choose data=text or data=korean_law."
+            f"data={data.name} is {data.kind.value}, but stage={stage} learns from {kind.value}. Choose "
+            f"data={kind.value}, for example."
         )
 
 
-def _needs_one_precision(lora: LoraConfig) -> None:
-    """A block is put together as one tensor, of one type."""
-    if lora.method is Method.qlora:
-        raise ConfigError("trainer.strategy=fsdp does not share out a base in 4 bits. Set trainer.strategy=ddp.")
-    if (lora.base_precision is WeightPrecision.bf16) != (lora.precision is WeightPrecision.bf16):
+def _share_out(data: DataConfig, trainer: TrainerConfig) -> None:
+    """Refuse rows that the devices cannot share equally."""
+    if data.batch_size % trainer.world_size:
+        above = -(-data.batch_size // trainer.world_size) * trainer.world_size
         raise ConfigError(
-            "trainer.strategy=fsdp shares out weights of one precision, but lora.base_precision="
-            f"{lora.base_precision.name} and lora.precision={lora.precision.name}. Make them equal, or set "
-            "trainer.strategy=ddp."
+            f"data.batch_size={data.batch_size} gives trainer.devices={trainer.devices} on trainer.num_nodes="
+            f"{trainer.num_nodes} unequal shares. Set data.batch_size={above}."
         )
-
-
-def _needs_equal_shares(data: DataConfig, trainer: TrainerConfig) -> None:
-    rows, rest = divmod(data.batch_size, trainer.world_size)
-    over = f"data.batch_size={data.batch_size} over trainer.devices={trainer.devices}"
-    if trainer.num_nodes > 1:
-        over += f" on trainer.num_nodes={trainer.num_nodes}"
-    if not rows:
-        raise ConfigError(f"{over} leaves some without a row. Set data.batch_size={trainer.world_size} or more.")
-    if rest:
-        raise ConfigError(
-            f"{over} gives unequal shares. Set data.batch_size={data.batch_size - rest} or "
-            f"{data.batch_size - rest + trainer.world_size}, or other devices."
-        )
-    if trainer.micro_batch_size is not None and rows % trainer.micro_batch_size:
-        raise ConfigError(
-            f"{over} gives {rows} rows, which do not divide by trainer.micro_batch_size={trainer.micro_batch_size}. "
-            f"Set it to a divisor of {rows}."
-        )
+    if trainer.micro_batch_size is not None:
+        rows = data.batch_size // trainer.world_size
+        divides("the rows of a device", rows, "trainer.micro_batch_size", trainer.micro_batch_size)

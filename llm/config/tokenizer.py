@@ -30,7 +30,7 @@ class Morphemes(Enum):
 class TokenizerConfig:
     """A tokenizer: its five stages in the format of tokenizer.json, and how it is trained."""
 
-    name: str = setting(MISSING, HOW, is_public=True)
+    name: str = setting(MISSING, HOW)
     path: str | None = setting(None, HOW, is_file=True)  # a folder with a tokenizer.json, or a hub id: taken as it is,
     # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
     vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
@@ -55,24 +55,19 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         check_settings(self, "tokenizer")
         if self.path is not None:
-            self._refuse_what_is_for_training()
-            return
+            return self._refuse_what_is_for_training()
         if self.model is None and not self.special_tokens:
-            raise ConfigError(
-                "tokenizer.path is missing. Set tokenizer.path=<a folder with a tokenizer.json, or the hub's id of a "
-                "model>."
-            )
+            raise ConfigError("tokenizer.path is missing. Set it to a folder with a tokenizer.json, or to a hub id.")
         if self.model is None:
             raise ConfigError("tokenizer.model is null. Set it to BPE, WordPiece, Unigram or WordLevel.")
-        if not self.special_tokens:
+        if not self.special_tokens or len(set(self.special_tokens)) < len(self.special_tokens):
             raise ConfigError(
-                "tokenizer.special_tokens is empty, but documents need an end. Set it to ['<|endoftext|>']."
+                f"tokenizer.special_tokens={self.special_tokens} is empty or names one twice. Set it to "
+                "['<|endoftext|>'], for example: documents need an end."
             )
         for role in ("bos_token", "eos_token", "pad_token"):
             if (token := getattr(self, role)) is not None and token not in self.special_tokens:
                 raise ConfigError(f"tokenizer.{role}={token} is not one of tokenizer.special_tokens. Add it there.")
-        if len(set(self.special_tokens)) < len(self.special_tokens):
-            raise ConfigError(f"tokenizer.special_tokens={self.special_tokens} names one twice. Remove it.")
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:
@@ -83,7 +78,7 @@ class TokenizerConfig:
         if self.ladder is not None and self.ladder < self.vocab_size:
             raise ConfigError(
                 f"tokenizer.ladder={self.ladder} is smaller than tokenizer.vocab_size={self.vocab_size}, which is cut "
-                "from it. Set tokenizer.ladder to the largest vocabulary of the sweep, or to null."
+                "from it. Set it to the largest vocabulary of the sweep, or to null."
             )
 
     def _refuse_what_is_for_training(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llm.config.fields import HOW, check_settings, divides, label_of, refuse_unused, setting
+from llm.config.fields import HOW, check_settings, divides, label_of, setting
 from llm.errors import ConfigError
 
 
@@ -20,14 +20,8 @@ class Architecture(StrEnum):
     qwen3_moe = "qwen3_moe"  # qwen3 whose every token goes through a few of many experts
 
 
-# What some of them have, and which.
-_SOME_HAVE: dict[str, tuple[Architecture, ...]] = {
-    "num_key_value_heads": (Architecture.llama, Architecture.qwen3, Architecture.gemma3, Architecture.qwen3_moe),
-    "num_experts": (Architecture.qwen3_moe,),
-    "num_experts_per_token": (Architecture.qwen3_moe,),
-}
-
-
+# Only a mixture of experts has them; of an architecture that is not known here it is not known.
+OF_EXPERTS = ("architecture", lambda it: it not in [*Architecture] or it == Architecture.qwen3_moe)
 MOST_LAYERS = 1_000  # of a model: the deepest that there are have 126, and an object for each is made before a check
 
 
@@ -63,39 +57,48 @@ class ModelConfig:
     With a path it is one that is there already, and what else it is comes from its config.json.
     """
 
-    name: str = setting(MISSING, HOW, is_public=True)
+    name: str = setting(MISSING, HOW)
     architecture: str | None = MISSING  # a model_type of transformers; None: of model.path
     path: str | None = setting(None, HOW, is_file=True)  # Hugging Face folder, finished run or hub id to go on from;
     # its weights' digest is in the identity
-    resize_vocabulary: bool = False  # take another tokenizer than the one of model.path: new tokens get new embeddings
+    # take another tokenizer than the one of model.path: new tokens get new embeddings
+    resize_vocabulary: bool = setting(False, only_with=("path", bool))
     num_layers: int = setting(3, at_least=1, at_most=MOST_LAYERS)
     num_heads: int = setting(4, at_least=1)
     hidden_size: int = setting(160, at_least=1)
     # None: 4 x hidden_size for gpt2; 8/3 x for the others (over a token's experts)
     intermediate_size: int | None = setting(None, at_least=1)
-    num_key_value_heads: int | None = setting(None, at_least=1)  # not for gpt2; None: as many as num_heads
-    num_experts: int | None = setting(None, at_least=1)  # of a mixture of experts; None: 8
-    num_experts_per_token: int | None = setting(None, at_least=1)  # of a mixture of experts; None: 2
+    # None: as many as num_heads
+    num_key_value_heads: int | None = setting(None, at_least=1, only_with=("architecture", lambda it: it != "gpt2"))
+    num_experts: int | None = setting(None, at_least=1, only_with=OF_EXPERTS)  # None: 8
+    num_experts_per_token: int | None = setting(None, at_least=1, only_with=OF_EXPERTS)  # None: 2
     max_position_embeddings: int = setting(1024, at_least=1)
     dropout: float = setting(0.0, at_least=0, below=1)
     tie_word_embeddings: bool = True
     # rows of the embeddings and the head while it trains: GPUs want a multiple of 64 or 128. No loss, text, count or
     # saved model has the padding
     pad_vocab_to_multiple_of: int | None = setting(None, at_least=1, only_where_set=True)
-    extra: dict[str, Any] = setting({})  # any other key of the architecture's Hugging Face config
+    # any other key of the architecture's Hugging Face config
+    extra: dict[str, Any] = setting({}, only_with=("path", (None,)))
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
         if self.path is not None:
-            why = "is not used with model.path, whose config.json says it. Leave it out."
-            return refuse_unused(self, "model", ["extra"], why)
-        self._refuse_what_is_for_a_path()
+            return
+        if self.architecture is None:
+            raise ConfigError(
+                "model.path is missing. Set model.path=<a Hugging Face folder, a finished pretraining run, or the "
+                "hub's id of a model>."
+            )
         divides("model.hidden_size", self.hidden_size, "model.num_heads", self.num_heads)
-        if self.architecture in [*Architecture]:
-            unused = [key for key, those in _SOME_HAVE.items() if self.architecture not in those]
-            refuse_unused(self, "model", unused, f"is no setting of {self.architecture}. Leave it out.")
-        if self.architecture != Architecture.gpt2:
-            self._check_heads()
+        head_size = self.hidden_size // self.num_heads
+        if self.architecture != Architecture.gpt2 and head_size % 2:
+            raise ConfigError(
+                f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of odd size "
+                f"{head_size}; rotary positions need an even one. Change either."
+            )
+        if self.num_key_value_heads is not None:
+            divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
         if (self.num_experts_per_token or 2) > (self.num_experts or 8):
             raise ConfigError(
                 f"model.num_experts_per_token={self.num_experts_per_token or 2} is more than model.num_experts="
@@ -111,23 +114,6 @@ class ModelConfig:
     def needs_library(self) -> bool:
         """Whether transformers must be asked whether there can be such a model."""
         return self.path is None and (bool(self.extra) or self.architecture not in [*Architecture])
-
-    def _refuse_what_is_for_a_path(self) -> None:
-        if self.architecture is None:
-            raise ConfigError(
-                "model.path is missing. Set model.path=<a Hugging Face folder, a finished pretraining run, or the "
-                "hub's id of a model>."
-            )
-        refuse_unused(self, "model", ["resize_vocabulary"], "is for model=pretrained. Leave it out.")
-
-    def _check_heads(self) -> None:
-        if self.hidden_size // self.num_heads % 2:
-            raise ConfigError(
-                f"model.hidden_size={self.hidden_size} over model.num_heads={self.num_heads} gives heads of "
-                f"odd size {self.hidden_size // self.num_heads}; rotary positions need an even one. Change either."
-            )
-        if self.num_key_value_heads is not None:
-            divides("model.num_heads", self.num_heads, "model.num_key_value_heads", self.num_key_value_heads)
 
 
 class Algorithm(Enum):
@@ -204,7 +190,7 @@ class TrainerConfig:
     keep_checkpoints: int = setting(2, HOW, at_least=1)  # the newest ones
     keep_best: bool = setting(False, HOW)  # the checkpoint of the lowest val/loss, too
     stop_after_skipped_steps: int = setting(5, HOW, at_least=1)  # in a row, for gradients that are not finite
-    sample_prompts: list[str] = setting(["대한민국은", "이 법은"], HOW, is_public=True)
+    sample_prompts: list[str] = setting(["대한민국은", "이 법은"], HOW)
     sample_tokens: int = setting(48, HOW, at_least=1)
     sample_temperature: float = setting(0.7, HOW, at_least=0)  # 0: the likeliest token; the draw is the same each time
 
@@ -213,10 +199,7 @@ class TrainerConfig:
         if len(given := [key for key in BUDGETS if getattr(self, key) is not None]) > 1:
             raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} are both set. Set one of them to null.")
         if self.strategy is Strategy.fsdp and self.compile:
-            raise ConfigError(
-                "trainer.compile=true is one graph, which trainer.strategy=fsdp breaks at each block. Set "
-                "trainer.strategy=ddp, or trainer.compile=false."
-            )
+            raise ConfigError("trainer.strategy=fsdp breaks the graph of trainer.compile=true. Set one of them anew.")
         if self.strategy is not Strategy.auto and self.world_size == 1:
             raise ConfigError(
                 f"trainer.strategy={self.strategy.value} is for several devices, but trainer.devices=1 and "
@@ -234,7 +217,7 @@ class LoggerConfig:
     """Weights & Biases; metrics.jsonl is written whatever this says."""
 
     mode: WandbMode = WandbMode.auto
-    project: str = setting("ttukttak", is_public=True)
-    entity: str | None = setting(None, is_public=True)
-    group: str | None = None  # None: the stage
-    tags: list[str] = setting([])
+    project: str = "ttukttak"
+    entity: str | None = None
+    group: str | None = setting(None, is_masked=True)  # None: the stage
+    tags: list[str] = setting([], is_masked=True)

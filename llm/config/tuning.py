@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from llm.config.fields import check_settings, setting
-from llm.errors import ConfigError
 
 ALL_LINEAR = "all-linear"  # of lora.target_modules: every linear layer that the model itself has
 
@@ -16,6 +15,10 @@ class Method(Enum):
     pissa = "pissa"  # begins from the largest singular values: Meng et al. 2024, arXiv:2404.02948
     qlora = "qlora"  # on a base in 4 bits: Dettmers et al. 2023, arXiv:2305.14314
     full = "full"  # no adapter: every weight
+
+
+def _no_layers(names: list[str]) -> str | None:
+    return None if names else "is empty. Name layers, or set it to null for every linear layer."
 
 
 OF_ADAPTERS = ("method", tuple(method for method in Method if method is not Method.full))
@@ -35,7 +38,7 @@ class LoraConfig:
     alpha: int = setting(16, at_least=1, only_with=OF_ADAPTERS)  # the update is scaled by alpha / rank
     dropout: float = setting(0.0, at_least=0, below=1, only_with=OF_ADAPTERS)
     # None: every linear layer but the head; or [all-linear]
-    target_modules: list[str] | None = setting(None, only_with=OF_ADAPTERS)
+    target_modules: list[str] | None = setting(None, only_with=OF_ADAPTERS, fault=_no_layers)
     # of the frozen weights while training; those of qlora have 4 bits, and pissa takes matrices apart, of whose rest
     # bf16 would round
     base_precision: WeightPrecision = setting(
@@ -46,5 +49,3 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "lora")
-        if self.target_modules == []:
-            raise ConfigError("lora.target_modules is empty. Name layers, or set it to null for every linear layer.")

@@ -5,6 +5,7 @@ a mixture has as much text as its parts have together; a part whose weight is ab
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import cache
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from llm.config.data import DataConfig, PartConfig
-from llm.config.parts import in_keys_of_part
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.order import MicroBatch, Share, pool_order
 from llm.data.rows import Array, Batch, Rows, TokenRows
@@ -122,7 +122,7 @@ def open_parts(config: DataConfig) -> dict[str, Corpus]:
         try:
             corpora[name] = open_corpus(config.part(name))
         except ConfigError as error:
-            raise ConfigError(in_keys_of_part(str(error), name)) from error
+            raise ConfigError(_in_keys_of_part(str(error), name)) from error
     return corpora
 
 
@@ -225,6 +225,13 @@ def _pool(name: str, rows: Rows, part: PartConfig) -> tuple[int, Fraction]:
             )
         labels = int(in_order[pool - 1])
     return pool, Fraction(labels * rows.raw_bytes, int(rows.num_labels.sum()))
+
+
+def _in_keys_of_part(line: str, name: str) -> str:
+    """A line about data.path and the like in the keys of a part; what a file's name has of them stays as it is."""
+    keys = "|".join(PartConfig.__dataclass_fields__)
+    line = re.sub(rf"(?<![^\s(])data\.(?=(?:{keys})\b)", f"data.parts.{name}.", line)
+    return re.sub(r"(?<![^\s(])data=", f"data.parts.{name}.use=", line)
 
 
 def _draw(purpose: str, text: str) -> float:

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from llm.config.choices import data_presets
+from llm.config.compose import data_presets
 from llm.config.data import DataConfig, DataKind
 from llm.config.documents import FileFormat, LayoutConfig, Shape
 from llm.data.archives import Member, members

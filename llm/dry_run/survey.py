@@ -6,13 +6,12 @@ from typing import Any
 
 from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
-from llm.run.console import start_logging
 from llm.run.devices import require_devices, with_precision
 from llm.run.making import find, place_of
 from llm.run.record import read_record
 from llm.run.runs import Run
 from llm.stage import Step, stage_named, step_of
-from llm.stage.estimate import Estimate, estimate_memory, estimated_run
+from llm.stage.estimate import Estimate, estimated_run
 
 
 @dataclass(kw_only=True)
@@ -37,14 +36,13 @@ def survey(config: StageConfig, label: str = "") -> Job:
     Raises:
         ConfigError: as the job itself would, of what can be known before any work.
     """
-    start_logging()
     job = Job(label=label, stage=config.stage)
     if hasattr(config, "trainer"):
         try:
             require_devices(config.trainer)
         except ConfigError as error:  # a cluster's jobs are looked at where there is no GPU
             job.notes.append(f"Not on this machine: {error}")
-    run = _look(step_of(config), job, {})
+    run = _look(step_of(config), job)
     if run.is_done:
         job.reused, job.folder = [str(run.path)], str(run.path)
         job.notes.append(f"{run.path} is finished: it would be reused as it is.")
@@ -61,18 +59,20 @@ def memory_of(config: Any) -> int:
     Raises:
         ConfigError: there is no such base or model.
     """
+    from llm.dry_run.training import memory_of_training  # takes seconds
+
     outline = stage_named(config.stage).outline
     assert outline is not None
     config = replace(config, trainer=with_precision(config.trainer))
-    return estimate_memory(config, outline(config), is_on_gpu=False).total
+    return memory_of_training(config, outline(config, {}), is_on_gpu=False).total
 
 
-def _look(step: Step, job: Job, known: dict[int, Run]) -> Run:
+def _look(step: Step, job: Job) -> Run:
     """The finished run of a step; else what the job would take to make it, and a run of results that are estimated."""
-    if id(step) not in known:
-        parents = {role: _look(parent, job, known) for role, parent in step.parents.items()}
-        known[id(step)] = _found(step, parents, job) or _estimated(step, parents, job)
-    return known[id(step)]
+    if step.run is None:
+        parents = {role: _look(parent, job) for role, parent in step.parents.items()}
+        step.run = _found(step, parents, job) or _estimated(step, parents, job)
+    return step.run
 
 
 def _found(step: Step, parents: dict[str, Run], job: Job) -> Run | None:
@@ -96,8 +96,12 @@ def _found(step: Step, parents: dict[str, Run], job: Job) -> Run | None:
 def _estimated(step: Step, parents: dict[str, Run], job: Job) -> Run:
     if step.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {job.first_missing}.")
-    estimate = stage_named(step.config.stage).estimate
-    job.takes = estimate(step.config, parents) if estimate else Estimate()
+    stage = stage_named(step.config.stage)
+    job.takes = stage.estimate(step.config, parents) if stage.estimate else Estimate()
+    if stage.outline:
+        from llm.dry_run.training import add_training  # takes seconds
+
+        add_training(job.takes, job.takes.config or step.config, stage.outline(step.config, parents))
     job.made = list(dict.fromkeys([*job.made, step.config.stage]))
     for name, size in job.takes.disk.items():
         job.disk[name] = job.disk.get(name, 0) + size

@@ -10,14 +10,14 @@ from llm.run.runs import Run
 if TYPE_CHECKING:
     from wandb import Artifact
 
-# What a stage leaves for the next one: its folder (empty: the run's own), the files there, and the artifact's type.
-MADE = {
-    "tokenizer": ("", "tokenizer*", "tokenizer"),
-    "shards": ("shards", "manifest.json", "dataset"),  # its SHA-256 sums are those of all shards
-    "pretrain": ("model", "*", "model"),
-    "finetune": ("adapter", "*", "model"),
-    "evaluate": ("", "results.json", "evaluation"),
-}
+# What a run leaves for the next one: the files, and the artifact's type. The first that is there.
+LEFT = (
+    ("adapter/*", "model"),
+    ("model/*", "model"),
+    ("shards/manifest.json", "dataset"),  # its SHA-256 sums are those of all shards
+    ("results.json", "evaluation"),
+    ("tokenizer*", "tokenizer"),
+)
 CHECKED_BYTES = 256_000_000  # larger files are not read through for W&B: run.json has their SHA-256
 
 
@@ -39,11 +39,11 @@ def artifact_of(run: Run, results: dict[str, float]) -> "Artifact | None":
 
 
 def _files_of(run: Run) -> tuple[list[Path], str]:
-    """(what the next stage reads, the artifact's type); of a tuning that made a whole model, that."""
-    folder, pattern, kind = MADE.get(run.stage, ("model", "*", "model"))
-    if run.stage == "finetune" and not (run.path / folder).is_dir():
-        folder = "model"
-    return [path for path in sorted((run.path / folder).glob(pattern)) if path.is_file()], kind
+    """(what the next stage reads, the artifact's type)."""
+    for pattern, kind in LEFT:
+        if files := [path for path in sorted(run.path.glob(pattern)) if path.is_file()]:
+            return files, kind
+    return [], ""
 
 
 def artifact_name(run: Run) -> str:

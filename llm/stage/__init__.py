@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llm.config.stages import Reuse, StageConfig
 from llm.config.training import TrainerConfig
 from llm.environment import process_rank
-from llm.run.console import log, start_logging
+from llm.run.console import log
 from llm.run.devices import require_devices
 from llm.run.making import Outcome, Plan, RankWork, make
 from llm.run.owner import OwnedError
@@ -32,6 +32,7 @@ class Step:
     config: StageConfig
     parents: dict[str, "Step"]
     check: Callable[[Run], None] | None = field(default=None, repr=False)  # by what goes on from it: may refuse the run
+    run: Run | None = field(default=None, repr=False)  # once it is there: a step may be on the way to several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Stage:
     result_names: Callable[[Any], list[str]]  # numbers that a run has to show at its end; `*` stands for any name
     parents: Callable[[Any], dict[str, Step]] = lambda _config: {}  # made on the way where they are missing
     estimate: "Callable[[Any, Runs], Estimate] | None" = None  # what it takes; a parent may be an estimate, too
-    outline: Callable[[Any], Any] | None = None  # the model that it would train, on the meta device
+    outline: Callable[[Any, Runs], Any] | None = None  # the model that it would train, on the meta device
     loads: tuple[str, ...] = ()  # modules that its work needs, and that take seconds
 
 
@@ -79,7 +80,6 @@ def run_stage(config: StageConfig) -> Run:
     Raises:
         ConfigError: it cannot be made here, or another process is at it.
     """
-    start_logging()
     if isinstance(trainer := getattr(config, "trainer", None), TrainerConfig):
         require_devices(trainer)
     return run_step(step_of(config))
@@ -87,31 +87,23 @@ def run_stage(config: StageConfig) -> Run:
 
 def run_step(step: Step, *, wait: bool = False) -> Run:
     """The finished run of a step; `wait` for another process that makes it, or do as its stage says."""
-    return _run(step, wait=wait, made={})
-
-
-def _run(step: Step, *, wait: bool, made: dict[int, Run]) -> Run:
-    """`made` has the runs of the steps that are done with: one step may be on the way to several."""
-    if id(step) not in made:
-        runs = _parents(step, made)
-        work = stage_named(step.config.stage).plan(step.config, runs)
-        run = make(work.plan, partial(_do, work), wait=wait or work.waits, prepare=work.prepare)
+    if step.run is None:
+        work = stage_named(step.config.stage).plan(step.config, _parents(step))
+        step.run = make(work.plan, partial(_do, work), wait=wait or work.waits, prepare=work.prepare)
         for check in filter(None, (work.check, step.check)):
-            check(run)
-        made[id(step)] = run
-    return made[id(step)]
+            check(step.run)
+    return step.run
 
 
-def _parents(step: Step, made: dict[int, Run]) -> dict[str, Run]:
+def _parents(step: Step) -> dict[str, Run]:
     """Of several, one that another process makes is left to it while there is another to make."""
-    runs: dict[str, Run] = {}
     only_waits = process_rank() > 0 or step.config.reuse is Reuse.never  # what another one made would be made again
     for role, parent in () if only_waits or len(step.parents) == 1 else step.parents.items():
         try:
-            runs[role] = _run(parent, wait=False, made=made)
+            run_step(parent)
         except OwnedError as taken:
             log.info("%s: left to %s", role, taken.maker)
-    return {role: runs.get(role) or _run(parent, wait=True, made=made) for role, parent in step.parents.items()}
+    return {role: run_step(parent, wait=True) for role, parent in step.parents.items()}
 
 
 def _do(work: Work, run: Run) -> Outcome | None:

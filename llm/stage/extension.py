@@ -4,6 +4,7 @@ The two are the same run, to the last bit, until the shorter one begins to decay
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from llm.config.stages import PretrainStage, Reuse
@@ -11,7 +12,8 @@ from llm.config.training import Schedule
 from llm.run.console import log
 from llm.run.files import whole_folder
 from llm.run.making import Plan
-from llm.run.record import differences, read_record
+from llm.run.record import differences
+from llm.run.runs import candidates
 
 LENGTH = "settings.trainer.max_steps"
 
@@ -21,9 +23,9 @@ def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     checkpoints = folder / "checkpoints"
     if config.optimizer.schedule is not Schedule.wsd or config.reuse is Reuse.never or any(checkpoints.glob("*")):
         return
-    from llm.trainer.checkpoint import find_fault, step_of  # takes seconds, which other schedules need not wait
+    from llm.trainer.checkpoint import find_fault, step_of  # takes seconds
 
-    found = [path for path in _shared_checkpoints(folder.parent, plan, config) if not find_fault(path)]
+    found = [path for path in _shared_checkpoints(plan, config) if not find_fault(path)]
     if not found:
         return
     newest = max(found, key=step_of)
@@ -35,16 +37,13 @@ def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
     log.info("until step %d this is %s, whose checkpoint it goes on from", step_of(newest), other)
 
 
-def _shared_checkpoints(runs: Path, plan: Plan, config: PretrainStage) -> list[Path]:
+def _shared_checkpoints(plan: Plan, config: PretrainStage) -> Iterator[Path]:
     from llm.optimizer import extension_step
     from llm.trainer.checkpoint import PREFIX, step_of
 
-    shared = []
-    for other in runs.iterdir():
-        identity = (read_record(other) or {}).get("identity")
-        if not identity or {key for key, *_ in differences(identity, plan.identity)} != {LENGTH}:
-            continue
-        lengths = (config.trainer.max_steps, identity["settings"]["trainer"]["max_steps"])
-        until = min(extension_step(config.optimizer, max_steps=length) or 0 for length in lengths)
-        shared += [path for path in (other / "checkpoints").glob(f"{PREFIX}*") if step_of(path) <= until]
-    return shared
+    for other in candidates(config.outputs, plan.stage):
+        identity = other.record.get("identity") or {}
+        if {key for key, *_ in differences(identity, plan.identity)} == {LENGTH}:
+            lengths = (config.trainer.max_steps, identity["settings"]["trainer"]["max_steps"])
+            until = min(extension_step(config.optimizer, max_steps=length) or 0 for length in lengths)
+            yield from (path for path in (other.path / "checkpoints").glob(f"{PREFIX}*") if step_of(path) <= until)

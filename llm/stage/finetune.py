@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from llm import tokenizer
 from llm.config.data import Packing
@@ -28,27 +28,22 @@ from llm.data import (
 from llm.environment import process_rank
 from llm.errors import DataError
 from llm.run.console import log
-from llm.run.devices import with_precision
 from llm.run.files import digest_of, sha256_of
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
-from llm.stage.estimate import Estimate, estimate_training
 from llm.stage.training import measured_names, model_digest, prompts_of, train
 from llm.stage.tuned_base import check_against_base, find_base, outline_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ChatRows = ConversationRows | PackedConversationRows
 
 FORMAT_VERSION = 4
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
 SHOWN_CHARACTERS = 300  # of each end of a conversation in the log
 SHOWN = 2  # conversations that the log shows as the model is given them
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 BYTES = 4  # of a weight, or of a moment of AdamW's, in fp32
 
 
@@ -58,51 +53,24 @@ def plan(config: FinetuneStage, parents: Runs) -> Work:
     base.check()
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
     corpus = open_corpus(config.data)
+    of_template = {"chat_template": digest_of([template])} if template is not None else {}
     plan = Plan(
         config=config,
         default_name=f"{base.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"base": base.digest, "data": corpus.digest()}
-        | ({"chat_template": digest_of([template])} if template is not None else {}),
+        parents={"base": base.digest, "data": corpus.digest()} | of_template,
         folders={"base": str(base.path)},
     )
-
-    def work(run: Run) -> Outcome | None:
-        with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
-            return _train(run, config, base, corpus, folder, new_ids)
 
     def prepare(folder: Path) -> None:
         if base.run is None:
             tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
 
-    return Work(plan=plan, do=work, prepare=prepare, logs=True)
+    def work(run: Run) -> Outcome | None:
+        with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
+            return _train(run, config, base, corpus, folder, new_ids)
 
-
-def estimate(config: FinetuneStage, parents: Runs) -> Estimate:
-    config = replace(config, trainer=with_precision(config.trainer))
-    leaves = "model" if config.lora.method is Method.full else "adapter"
-    return estimate_training(config, outline(config), text=None, leaves=leaves)
-
-
-def outline(config: FinetuneStage) -> Any:
-    """The base as it is to be trained, on the meta device."""
-    import torch
-
-    from llm import model as models
-
-    tuning = config.lora
-    if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
-        tuning = replace(tuning, method=Method.lora)
-    model = outline_of(find_base(config.outputs, config.base)).to(getattr(torch, tuning.base_precision.value))
-    with torch.device("meta"):
-        return model if tuning.method is Method.full else models.add_lora(model, tuning)
-
-
-def result_names(config: FinetuneStage) -> list[str]:
-    """The numbers that a run has to show at its end, by name."""
-    of_adapter = ["optimizer_bytes", "optimizer_bytes_full", "model_bytes", "adapter_bytes"]
-    own = ["trainable_parameters", "train_records", "held_out_records"]
-    return [*measured_names(config), *own, *([] if config.lora.method is Method.full else of_adapter)]
+    return Work(plan=plan, prepare=prepare, do=work, logs=True)
 
 
 @contextmanager
@@ -139,8 +107,10 @@ def _train(
     models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)
     if config.data.packing is Packing.best_fit:
         models.require_isolation(loaded, vocab_size=vocab_size, architecture=loaded.config.model_type)
-    model = _tuned(loaded, config, base, new_ids)
-    is_full = config.lora.method is Method.full
+    is_full, model = config.lora.method is Method.full, cast(Any, loaded)
+    if not is_full:
+        model = models.add_lora(loaded, config.lora, new_token_ids=new_ids)
+        model.peft_config["default"].base_model_name_or_path = str(base.weights)
     results = train(
         run,
         config,
@@ -154,23 +124,13 @@ def _train(
     )
     if results is None:
         return None
-    return Outcome(
-        results=results | ({} if is_full else _saved_sizes(run.path / "adapter", results)),
-        digest=model_digest(run.path / "model") if is_full else _adapter_digest(run.path / "adapter"),
-        notes=corpus_notes(corpus) | {"dropped_after_encoding": dropped, "positions": base.positions},
-        objective=results["val/loss"],
-    )
-
-
-def _tuned(loaded: "PreTrainedModel", config: FinetuneStage, base: Model, new_ids: list[int]) -> Any:
-    """The base as it is to be trained: with adapters, or as it is."""
-    from llm import model as models
-
-    if config.lora.method is Method.full:
-        return loaded
-    model = models.add_lora(loaded, config.lora, new_token_ids=new_ids)
-    model.peft_config["default"].base_model_name_or_path = str(base.weights)
-    return model
+    if is_full:
+        digest = model_digest(run.path / "model")
+    else:
+        files = [run.path / "adapter" / name for name in ADAPTER_FILES]
+        digest, results["adapter_bytes"] = digest_of(list(map(sha256_of, files))), files[0].stat().st_size
+    notes = corpus_notes(corpus) | {"dropped_after_encoding": dropped, "positions": base.positions}
+    return Outcome(results=results, digest=digest, notes=notes, objective=results["val/loss"])
 
 
 def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
@@ -185,20 +145,7 @@ def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
         return facts
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     of_full = BYTES * models.count_base_parameters(model)
-    kept = moments / 1e6, 2 * of_full / 1e6
-    log.info("AdamW keeps %.2f MB of them; in full fine-tuning it would keep %.2f MB", *kept)
     return facts | {"optimizer_bytes": moments, "optimizer_bytes_full": 2 * of_full, "model_bytes": of_full}
-
-
-def _saved_sizes(adapter: Path, results: dict[str, Any]) -> dict[str, int]:
-    size = (adapter / ADAPTER_FILES[0]).stat().st_size
-    left = size / 1e6, results["model_bytes"] / 1e6
-    log.info("the adapter takes %.2f MB; full fine-tuning would leave a model of %.2f MB", *left)
-    return {"adapter_bytes": size}
-
-
-def _adapter_digest(adapter: Path) -> str:
-    return digest_of([sha256_of(adapter / name) for name in ADAPTER_FILES])
 
 
 def _read(
@@ -238,32 +185,45 @@ def _read(
 
 def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ChatRows, chat: Any) -> None:
     """Log what the rows cost, and what the first conversations look like to the model."""
-    rows_at_once = config.trainer.micro_batch_size or config.data.batch_size
-    log.info(
-        "%d conversations in %d rows (data.packing=%s), about %.0f %% of the positions padding",
-        len(encoded),
-        len(rows),
-        config.data.packing.value,
-        100 * padding_share(encoded, rows, micro_batch_size=rows_at_once),
-    )
+    at_once = config.trainer.micro_batch_size or config.data.batch_size
+    padding = 100 * padding_share(encoded, rows, micro_batch_size=at_once)
+    said = "%d conversations in %d rows (data.packing=%s), about %.0f %% of the positions padding"
+    log.info(said, len(encoded), len(rows), config.data.packing.value, padding)
     for conversation in encoded[:SHOWN]:
-        shown = show_trained(conversation, chat)
-        log.info("what is trained is in ⟦ ⟧: %s: %s", conversation.origin, _shortened(shown))
-
-
-def _shortened(text: str) -> str:
-    """Both ends of a text: where it begins, and how it ends."""
-    return text if len(text) <= 2 * SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ... {text[-SHOWN_CHARACTERS:]}"
+        text = show_trained(conversation, chat)
+        if len(text) > 2 * SHOWN_CHARACTERS:
+            text = f"{text[:SHOWN_CHARACTERS]} ... {text[-SHOWN_CHARACTERS:]}"
+        log.info("what is trained is in ⟦ ⟧: %s: %s", conversation.origin, text)
 
 
 def _is_long(conversation: Conversation) -> bool:
     return sum(len(message["content"]) for message in conversation.messages[:-1]) > SAMPLE_CHARACTERS
 
 
+def outline(config: FinetuneStage, parents: Runs) -> Any:
+    """The base as it is to be trained, on the meta device."""
+    import torch
+
+    from llm import model as models
+
+    tuning = config.lora
+    if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
+        tuning = replace(tuning, method=Method.lora)
+    model = outline_of(find_base(config.outputs, config.base)).to(getattr(torch, tuning.base_precision.value))
+    with torch.device("meta"):
+        return model if tuning.method is Method.full else models.add_lora(model, tuning)
+
+
+def result_names(config: FinetuneStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    of_adapter = ["optimizer_bytes", "optimizer_bytes_full", "model_bytes", "adapter_bytes"]
+    own = ["trainable_parameters", "train_records", "held_out_records"]
+    return [*measured_names(config), *own, *([] if config.lora.method is Method.full else of_adapter)]
+
+
 STAGE = Stage(
     plan=plan,
     result_names=result_names,
-    estimate=estimate,
     outline=outline,
     loads=("llm.model", "llm.trainer.fit", "llm.logger", "peft"),
 )

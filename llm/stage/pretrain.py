@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
@@ -10,11 +11,10 @@ from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.devices import with_precision
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, Work, step_of
-from llm.stage.estimate import Estimate, estimate_training
+from llm.stage.estimate import Estimate
 from llm.stage.extension import copy_beginning
 from llm.stage.tokenizer import vocab_size
 from llm.stage.training import measured_names, model_digest, train
@@ -32,101 +32,27 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model, folder = _resolved(config).model, models.folder_of_model(config.model)
+        model, folder = models.with_settings_of_folder(config.model), models.folder_of_model(config.model)
         shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, folder, made.path)
     return {"shards": shards}
 
 
 def plan(config: PretrainStage, parents: Runs) -> Work:
-    shards, source = parents["shards"], {}
-    config = _resolved(config)
-    if config.model.path is not None:
-        from llm import model as models
-
-        source = {"model": models.digest_of_model(models.folder_of_model(config.model))}
-    config = replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
+    shards = parents["shards"]
+    config = _computed(config, shards)
     plan = Plan(
         config=config,
         default_name=f"{config.model.label}-{config.tokenizer.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"shards": shards.digest} | source,
+        parents={"shards": shards.digest} | _digest_of_model(config),
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
     return Work(
         plan=plan,
-        do=lambda run: _train(run, config, shards),
         prepare=lambda folder: copy_beginning(folder, plan, config),
+        do=lambda run: _train(run, config, shards),
         logs=True,
     )
-
-
-def estimate(config: PretrainStage, parents: Runs) -> Estimate:
-    config, text = _resolved(config), parents["shards"].results
-    steps = steps_within_budget(config, parents["shards"])
-    config = replace(config, trainer=replace(with_precision(config.trainer), max_steps=steps))
-    return estimate_training(config, _outline(config, text["vocab_size"]), text=text, leaves="model")
-
-
-def outline(config: PretrainStage) -> Any:
-    """The model that would be trained, on the meta device."""
-    return _outline(_resolved(config), vocab_size(config.tokenizer))
-
-
-def result_names(config: PretrainStage) -> list[str]:
-    """The numbers that a run has to show at its end, by name."""
-    epochs = [f"epochs/{part}" for part in config.data.parts or ()]
-    return [*measured_names(config), "unigram_bits_per_byte", *epochs]
-
-
-def steps_within_budget(config: PretrainStage, shards: Run) -> int:
-    """Optimizer steps whose tokens use up a budget, to the nearest; trainer.max_steps where none is set.
-
-    Bytes are those of the raw text of the training documents: a tokenizer that cuts finer gets more steps for them.
-
-    Raises:
-        ConfigError: the budget does not pay for half a step.
-    """
-    trainer, results = config.trainer, shards.results
-    step_tokens = config.data.batch_size * config.data.sequence_length
-    if trainer.max_bytes is not None:
-        train = results["train"]
-        key, amount, step = "max_bytes", float(trainer.max_bytes), step_tokens * train["raw_bytes"] / train["tokens"]
-    elif trainer.max_tokens is not None:
-        key, amount, step = "max_tokens", float(trainer.max_tokens), float(step_tokens)
-    elif trainer.max_flops is not None:
-        from llm.trainer.throughput import flops_per_token  # as throughput is measured by
-
-        model = _outline(config, results["vocab_size"])
-        of_token = flops_per_token(model, model.config, sequence_length=config.data.sequence_length)
-        key, amount, step = "max_flops", trainer.max_flops, step_tokens * of_token
-    else:
-        return trainer.max_steps
-    steps = round(amount / step)
-    if steps < 1:
-        raise ConfigError(
-            f"trainer.{key}={amount:g} does not pay for a step, which takes {step:.4g}. Raise it, or lower "
-            "data.batch_size or data.sequence_length."
-        )
-    return steps
-
-
-def _resolved(config: PretrainStage) -> PretrainStage:
-    """The config; where its model goes on from a folder, with the architecture and the sizes that this has."""
-    if config.model.path is None:
-        return config
-    from llm import model as models
-
-    return replace(config, model=models.with_settings_of_folder(config.model))
-
-
-def _outline(config: PretrainStage, num_tokens: int) -> Any:
-    import torch  # takes seconds
-
-    from llm import model as models
-
-    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
-    with torch.device("meta"):
-        return models.build(config.model, vocab_size=num_tokens, special=special)
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
@@ -137,32 +63,24 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
 
     check_files(shards.parent("tokenizer"), under="tokenizer")
     tokenizer_folder = shards.parent("tokenizer").path
-    special = tokenizer.special(tokenizer_folder)
-    rows, vocab_size = _rows(config, shards), shards.results["vocab_size"]
+    rows, num_tokens = _rows(config, shards), shards.results["vocab_size"]
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
-    model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
-    models.require_isolation(model, vocab_size=vocab_size, architecture=model.config.model_type)
-    log.info("%s: %.2f million parameters", config.model.label, models.count_parameters(model) / 1e6)
+    model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=num_tokens)
+    models.require_isolation(model, vocab_size=num_tokens, architecture=model.config.model_type)
     log.info(
-        "%d training rows of %d tokens (data.packing=%s), %.1f %% of them padding or the end of a document",
-        len(rows["train"]),
-        config.data.sequence_length,
-        config.data.packing.value,
-        100 * rows["train"].padding_share,
+        "%s: %.2f million parameters; %d training rows of %d tokens (data.packing=%s), %.1f %% padding",
+        *(config.model.label, models.count_parameters(model) / 1e6, len(rows["train"]), config.data.sequence_length),
+        *(config.data.packing.value, 100 * rows["train"].padding_share),
     )
     epochs = say_epochs(config, rows["train"]) if isinstance(rows["train"], MixedRows) else {}
-    loaded = tokenizer.load(tokenizer_folder)
     results = train(
         run,
         config,
         model=model,
         rows=rows,
         tokenizer_folder=tokenizer_folder,
-        prompts=[
-            (prompt, [special.bos_id, *loaded.encode(prompt, add_special_tokens=False).ids])
-            for prompt in config.trainer.sample_prompts
-        ],
+        prompts=_prompts(config, tokenizer_folder),
         save=partial(models.save, model),
         save_as="model",
         facts={
@@ -183,6 +101,91 @@ def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
     if isinstance(train, MixedRows):
         share_out(train, config.data.parts)
     return {"train": train, "held_out": rows_of(sources, "held_out", sequence_length=length)}
+
+
+def _prompts(config: PretrainStage, tokenizer_folder: Path) -> list[tuple[str, list[int]]]:
+    loaded, begin = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).bos_id
+    texts = config.trainer.sample_prompts
+    return [(text, [begin, *loaded.encode(text, add_special_tokens=False).ids]) for text in texts]
+
+
+def _computed(config: PretrainStage, shards: Run) -> PretrainStage:
+    """The config with the sizes that the folder of model.path has, and the steps of a budget."""
+    config = _with_sizes(config)
+    return replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
+
+
+def _with_sizes(config: PretrainStage) -> PretrainStage:
+    if config.model.path is None:
+        return config
+    from llm import model as models
+
+    return replace(config, model=models.with_settings_of_folder(config.model))
+
+
+def _digest_of_model(config: PretrainStage) -> dict[str, str]:
+    """Of the model to go on from, if there is one."""
+    if config.model.path is None:
+        return {}
+    from llm import model as models
+
+    return {"model": models.digest_of_model(models.folder_of_model(config.model))}
+
+
+def steps_within_budget(config: PretrainStage, shards: Run) -> int:
+    """Optimizer steps whose tokens use up a budget, to the nearest; trainer.max_steps where none is set.
+
+    Bytes are those of the raw text of the training documents: a tokenizer that cuts finer gets more steps for them.
+
+    Raises:
+        ConfigError: the budget does not pay for half a step.
+    """
+    trainer, train = config.trainer, shards.results["train"]
+    step_tokens = config.data.batch_size * config.data.sequence_length
+    if trainer.max_bytes is not None:
+        key, amount, step = "max_bytes", float(trainer.max_bytes), step_tokens * train["raw_bytes"] / train["tokens"]
+    elif trainer.max_tokens is not None:
+        key, amount, step = "max_tokens", float(trainer.max_tokens), float(step_tokens)
+    elif trainer.max_flops is not None:
+        from llm.trainer.throughput import flops_per_token  # as throughput is measured by
+
+        model = outline(config, {"shards": shards})
+        of_token = flops_per_token(model, model.config, sequence_length=config.data.sequence_length)
+        key, amount, step = "max_flops", trainer.max_flops, step_tokens * of_token
+    else:
+        return trainer.max_steps
+    steps = round(amount / step)
+    if steps < 1:
+        raise ConfigError(
+            f"trainer.{key}={amount:g} does not pay for a step, which takes {step:.4g}. Raise it, or lower "
+            "data.batch_size or data.sequence_length."
+        )
+    return steps
+
+
+def outline(config: PretrainStage, parents: Runs) -> Any:
+    """The model that would be trained, on the meta device; without shards as large as the tokenizer is to be."""
+    import torch  # takes seconds
+
+    from llm import model as models
+
+    num_tokens = parents["shards"].results["vocab_size"] if parents else vocab_size(config.tokenizer)
+    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+    with torch.device("meta"):
+        return models.build(_with_sizes(config).model, vocab_size=num_tokens, special=special)
+
+
+def estimate(config: PretrainStage, parents: Runs) -> Estimate:
+    config, text = _computed(config, parents["shards"]), parents["shards"].results
+    tokens = config.trainer.max_steps * config.data.batch_size * config.data.sequence_length
+    epochs = tokens / text["train"]["tokens"]
+    return Estimate(config=config, epochs=epochs, is_whole=text.get("is_whole", True))
+
+
+def result_names(config: PretrainStage) -> list[str]:
+    """The numbers that a run has to show at its end, by name."""
+    epochs = [f"epochs/{part}" for part in config.data.parts or ()]
+    return [*measured_names(config), "unigram_bits_per_byte", *epochs]
 
 
 STAGE = Stage(

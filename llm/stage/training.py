@@ -16,8 +16,6 @@ from llm.run.metrics import history, read_metrics
 from llm.run.runs import Run
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from llm.data import Rows
 
 MEASURED = ("val/loss", "val/bits_per_byte")  # by each validation
@@ -35,7 +33,7 @@ def train(
     run: Run,
     config: PretrainStage | FinetuneStage,
     *,
-    model: "nn.Module",
+    model: Any,
     rows: dict[str, "Rows"],
     tokenizer_folder: Path,
     prompts: list[tuple[str, list[int]]],

@@ -122,7 +122,7 @@ class Estimates:
     def __call__(self, config: StageConfig) -> int:
         if not hasattr(config, "trainer"):
             return BYTES_PER_JOB
-        from llm.dry_run import memory_of
+        from llm.dry_run.survey import memory_of
 
         any_config: Any = config
         same = {"name": None, "seed": 0, "optimizer": replace(any_config.optimizer, learning_rate=1e-3)}

@@ -175,7 +175,7 @@ def short(point: dict[str, Value]) -> dict[str, Value]:
 
 def show_dry_run(settings: SweeperConfig, space: Sequence[Dimension], fixed: list[str], compose: Compose) -> None:
     """Print what the jobs of each trial would take."""
-    from llm.dry_run import show  # imports what a search does not need
+    from llm.dry_run.table import show  # imports what a search does not need
 
     start_logging()
     configs, labels = [], []
