@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm.config.data import DataConfig, PartConfig
 from llm.data import open_corpus
 from llm.data.mixed_shards import pool
 from llm.run.runs import Run
-
-if TYPE_CHECKING:
-    from llm.dry_run.memory import Memory
 
 READ_SECONDS = 5.0  # at most, to find out how much text there is
 
@@ -39,7 +36,7 @@ class Estimate:
     trainable: int | None = None
     steps: int | None = None
     flops: float | None = None
-    memory: "Memory | None" = None
+    memory: Any = None  # bytes by what takes them, as llm.dry_run.memory has them
     micro_batch: str = ""
     seconds: float | None = None
 
