@@ -1,6 +1,5 @@
 """stage=evaluate of what no run made, on text that `data` gives, and of the parts of a mixture."""
 
-import io
 import json
 import math
 import shutil
@@ -11,24 +10,22 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from rich.console import Console
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llm.data.split import is_held_out
 from llm.dry_run.survey import survey
-from llm.errors import ConfigError, DamagedError, DataError
+from llm.errors import ConfigError, DamagedError
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 from llm.stage.evaluate import uses_chat_template
-from llm.stage.report import table
 from llm.verify import with_parents
 from tests.korean import save_preset
 from tests.rounding import rounding
 from tests.test_evaluate import SMALL, lines_of, results_of, texts
 from tests.test_pretrained import END, SHAPE, WORDS, write_folder
 from tests.test_stages import _log, _quick_peak, compose, run
-from tests.tuned import STEPS, copy_of, folder_of, train_first, tuning_on, write_lines
+from tests.tuned import STEPS, folder_of, train_first, tuning_on, write_lines
 
 __all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
 
@@ -81,7 +78,7 @@ def test_a_folder_has_the_numbers_of_the_run_that_it_is_a_copy_of(
     results = results_of(found)
     assert without_name(results) == without_name(of_run)
     assert results["run"] | {"digest": ""} == {"folder": str(folder), "name": "their-model", "digest": ""}
-    assert found.path.name.startswith("their-model-") and found.objective == results["text"]["bits_per_byte"]
+    assert found.path.name.startswith("their-model-") and found.objective == results["val/bits_per_byte"]
     assert with_parents([found]) == [found]
     assert not list(found.path.glob(".tmp-*"))
 
@@ -95,7 +92,7 @@ def test_bits_per_byte_of_a_folder_are_the_nats_of_each_document_alone(trained: 
     found = results_of(
         evaluate(trained, folder, "data=text", "data.held_out_share=0.2", "data.sequence_length=16384",
                  text_of(trained), "evaluation.num_items=0", "evaluation.num_prompts=0")
-    )["text"]  # fmt: skip
+    )  # fmt: skip
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     words.no_truncation()
     model, end, nats, labels = AutoModelForCausalLM.from_pretrained(folder), words.token_to_id(END), 0.0, 0
@@ -106,9 +103,9 @@ def test_bits_per_byte_of_a_folder_are_the_nats_of_each_document_alone(trained: 
         nats += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         labels += ids.shape[1] - 1
     raw_bytes = sum(len(text.encode()) for text in texts_here)
-    assert (found["raw_bytes"], found["lost_bytes"]) == (raw_bytes, 0)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / raw_bytes, rel=ROUNDING)
-    assert found["loss"] == pytest.approx(nats / labels, rel=ROUNDING)
+    assert (found["val/raw_bytes"], found["val/lost_bytes"]) == (raw_bytes, 0)
+    assert found["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / raw_bytes, rel=ROUNDING)
+    assert found["val/loss"] == pytest.approx(nats / labels, rel=ROUNDING)
 
 
 def test_the_text_is_in_the_key_by_its_content_and_not_by_its_place(trained: Path, folder: Path) -> None:
@@ -124,7 +121,7 @@ def test_a_run_is_measured_on_other_text(trained: Path, tmp_path: Path, caplog: 
     other = write_lines(tmp_path / "other.jsonl", [{"text": f"{n}째 줄에는 다른 글이 있다. " * 3} for n in range(80)])
     found = evaluate(trained, folder_of(trained, "pretrain"), *SAME_TEXT, f"data.path={other}")
     held_out = [line for line in (f"{n}째 줄에는 다른 글이 있다. " * 3 for n in range(80)) if is_held_out(line, 0.2)]
-    assert results_of(found)["text"]["raw_bytes"] == sum(len(text.encode()) for text in held_out)
+    assert results_of(found)["val/raw_bytes"] == sum(len(text.encode()) for text in held_out)
     assert "data.held_out_share" not in caplog.text
     evaluate(trained, folder_of(trained, "pretrain"), *SAME_TEXT, f"data.path={other}", "data.held_out_share=0.3")
     assert "data.held_out_share=0.3 is more than the 0.2 that first-" in caplog.text
@@ -147,23 +144,23 @@ def test_a_run_that_was_tuned_on_a_folder_has_its_answers_and_the_text_that_is_g
     tuned = run("finetune", *tuning_on(chats), f"outputs={outputs}", f"base={folder}", "name=theirs")
     found = results_of(made := evaluate(outputs, "theirs"))
     assert "no text is known that theirs has not learned from: bits per byte and probes are left out" in caplog.text
-    assert found["answers"]["loss"] == pytest.approx(tuned.results["val/loss"], rel=ROUNDING) == made.objective
-    assert "text" not in found and found["probes"] == {} and found["writing"]["prompts"] == 5
+    assert found["answers/loss"] == pytest.approx(tuned.results["val/loss"], rel=ROUNDING) == made.objective
+    assert not [name for name in found if name.startswith(("val/", "probe/"))] and found["writing/prompts"] == 5
     assert set(made.record["identity"]["parents"]) == {"run", "base", "data"}
     with_text = results_of(evaluate(outputs, "theirs", *SAME_TEXT, text_of(trained)))
-    assert with_text["answers"] == found["answers"] and with_text["items_sha256"] == of_run["items_sha256"]
+    assert with_text["answers/loss"] == found["answers/loss"] and with_text["items_sha256"] == of_run["items_sha256"]
     same = results_of(evaluate(trained, "first"))  # tuned on the run that the folder is a copy of
     assert without_name(with_text) == without_name(same)
 
 
 def test_an_export_has_the_answers_of_its_run(trained: Path) -> None:
     """Merged, and as an adapter on its base; by the name of the export's folder, whose model is in it."""
-    of_run = results_of(evaluate(trained, "first"))["answers"]
+    of_run = results_of(evaluate(trained, "first"))
     for merge in ("true", "false"):
         export = run("export", f"outputs={trained}", "run=first", f"export.merge={merge}")
         found = evaluate(trained, export.path, *chats_of(trained))
-        assert results_of(found)["answers"]["loss"] == pytest.approx(of_run["loss"], rel=ROUNDING)
-        assert results_of(found)["answers"]["conversations"] == of_run["conversations"]
+        assert results_of(found)["answers/loss"] == pytest.approx(of_run["answers/loss"], rel=ROUNDING)
+        assert results_of(found)["answers/conversations"] == of_run["answers/conversations"]
         assert found.record["name"] == export.path.name
 
 
@@ -172,18 +169,9 @@ def test_a_run_is_asked_for_other_answers(trained: Path, tmp_path: Path) -> None
     pairs = [{"question": f"{n}째 물음", "answer": f"{n}째 대답이다."} for n in range(50)]
     other = write_lines(tmp_path / "other.jsonl", pairs)
     own, found = evaluate(trained, "first"), evaluate(trained, "first", *chats_of(trained), f"data.path={other}")
-    assert results_of(found)["text"] == results_of(own)["text"]
-    assert results_of(found)["answers"]["loss"] != results_of(own)["answers"]["loss"]
+    assert results_of(found)["val/loss"] == results_of(own)["val/loss"]
+    assert results_of(found)["answers/loss"] != results_of(own)["answers/loss"]
     assert all(line["prompt"].endswith("째 물음") for line in lines_of(found.path / "generations.jsonl"))
-
-
-def test_a_tuning_of_before_packing_had_names_is_read(trained: Path, tmp_path: Path) -> None:
-    outputs = copy_of(trained, tmp_path / "outputs")
-    path = folder_of(outputs, "finetune") / "config.yaml"
-    config = path.read_text(encoding="utf-8")
-    assert config.count("packing: padded") == 1
-    path.write_text(config.replace("packing: padded", "packing: concatenate"), encoding="utf-8")
-    assert results_of(evaluate(outputs, "first")) == results_of(evaluate(trained, "first"))
 
 
 def test_a_model_of_the_hub_is_measured_as_its_folder(
@@ -225,19 +213,11 @@ def test_each_part_of_a_mixture_has_the_numbers_that_training_measured(mixed: tu
     last = [record for record in trained_on if "val/loss" in record][-1]
     names = [f"val/{measure}{part}" for measure in ("loss", "bits_per_byte") for part in ("", "/first", "/second")]
     assert {name: found.results[name] for name in names} == pytest.approx({name: last[name] for name in names})
-    sizes = [results["text"]["parts"][part]["raw_bytes"] for part in ("first", "second")]
-    assert sum(sizes) == results["text"]["raw_bytes"] and min(sizes) > 0
-    weighted = sum(part["bits_per_byte"] * part["raw_bytes"] for part in results["text"]["parts"].values())
-    assert weighted / sum(sizes) == pytest.approx(results["text"]["bits_per_byte"])
     prompts = [line["prompt"] for line in lines_of(found.path / "generations.jsonl")]
     assert len(prompts) == 5 and all(any(prompt in text for text in texts()) for prompt in prompts)
-    screen = Console(width=120, record=True, file=io.StringIO())
-    screen.print(table(results, title="mixed"))
-    shown = screen.export_text()
-    assert all(name in shown for name in names)
     share = ["data.held_out_share=0.2", "data.sequence_length=64"]
     folder = evaluate(outputs, folder_of(outputs, "pretrain") / "model", "data=mixture", parts, *share)
-    assert results_of(folder)["text"] == results["text"]
+    assert {name: results_of(folder)[name] for name in names} == {name: results[name] for name in names}
 
 
 # What is refused, in one line
@@ -247,8 +227,6 @@ def test_each_part_of_a_mixture_has_the_numbers_that_training_measured(mixed: tu
     ("overrides", "message"),
     [
         ([], r"^run=.*their-model is a folder, and it is not known which text its model has not seen\. Give some"),
-        ([*SAME_TEXT, "data.path=nowhere.txt"], r"^data\.path=nowhere\.txt"),
-        (["data=text"], r"^data\.path is missing"),
         (
             ["data=korean_law", "data.sequence_length=4096"],
             r"^data\.sequence_length=4096 is longer than 1024, all that",
@@ -295,12 +273,6 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(trained: Path, 
     folder = write_folder(tmp_path / "small", LlamaForCausalLM(LlamaConfig(**shape)))
     with pytest.raises(ConfigError, match=r"^run=.*small: 390 embeddings for 400 tokens\. Put its own tokenizer there"):
         evaluate(trained, folder, *SAME_TEXT, text_of(trained))
-
-
-def test_text_of_which_nothing_is_held_out_is_one_line(trained: Path, folder: Path, tmp_path: Path) -> None:
-    one = write_lines(tmp_path / "one.jsonl", [{"text": next(t for t in texts() if not is_held_out(t, 0.2))}])
-    with pytest.raises(DataError, match=r"of 1 records none is held out at data\.held_out_share=0\.2"):
-        evaluate(trained, folder, *SAME_TEXT, f"data.path={one}")
 
 
 def test_a_dry_run_of_an_evaluation_counts_what_it_would_score(trained: Path, folder: Path) -> None:

@@ -15,8 +15,8 @@ from llm import tokenizer
 from llm.config.evaluation import EvaluationConfig
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError
-from llm.evaluation import Scorer
-from llm.evaluation.tasks import ScoredModel, answer_tasks, require_tasks
+from llm.evaluation.scoring import Scorer
+from llm.evaluation.tasks import ShortModel, answer_tasks, require_tasks
 from llm.export.weights import write_tokenizer
 from tests.korean import save_preset, sentences
 
@@ -85,26 +85,9 @@ def test_a_task_of_choices_is_answered_by_the_cheapest(scorer: Scorer, folder: P
     assert 0 < sum(right) < len(right) and found["mine_choose"]["acc_stderr"] > 0
 
 
-def test_a_task_of_texts_has_the_nats_of_its_bytes(scorer: Scorer, folder: Path, task_path: Path) -> None:
-    found = answer_tasks(
-        scorer, folder, EvaluationConfig(tasks=["mine_text"], task_path=str(task_path)), has_chat=False, seed=0
-    )
-    total = sum(nats(scorer, q["premise"]) for q in QUESTIONS)
-    size = sum(len(q["premise"].encode()) for q in QUESTIONS)
-    expected = float(torch.tensor(total / size).exp())
-    assert found["mine_text"]["byte_perplexity"] == pytest.approx(expected, rel=1e-5)
-
-
 def test_a_task_whose_answer_is_written_is_scored(scorer: Scorer, folder: Path, task_path: Path) -> None:
     config = EvaluationConfig(tasks=["mine_write"], task_path=str(task_path), task_limit=2)
     assert answer_tasks(scorer, folder, config, has_chat=False, seed=0)["mine_write"]["exact_match"] == 0.0
-
-
-def test_a_question_that_names_a_control_token_is_asked_as_it_is_written(scorer: Scorer, folder: Path) -> None:
-    model = ScoredModel(scorer, folder, batch_tokens=64)
-    asked = [{"role": "user", "content": "<|endoftext|>는?"}, {"role": "assistant", "content": "끝<|endoftext|>"}]
-    assert model.apply_chat_template(asked[:1]).endswith("질문: <|endoftext|>는?\n답변:")
-    assert model.apply_chat_template(asked, add_generation_prompt=False).endswith("답변: 끝<|endoftext|>")
 
 
 def test_a_task_that_lm_eval_does_not_know_is_one_line_with_the_nearest(task_path: Path) -> None:
@@ -123,9 +106,9 @@ def test_figures_are_those_of_lm_evals_own_command_line_on_the_exported_folder(
     tasks = ["mine_choose", "mine_last", "mine_write"]
     config = EvaluationConfig(tasks=tasks, task_path=str(task_path), num_fewshot=1, batch_tokens=4 * scorer.positions)
     written: list[str] = []
-    write = ScoredModel.generate_until
+    write = ShortModel.generate_until
     monkeypatch.setattr(
-        ScoredModel, "generate_until", lambda *given, **more: written.extend(write(*given, **more)) or written
+        ShortModel, "generate_until", lambda *given, **more: written.extend(write(*given, **more)) or written
     )
     found = answer_tasks(scorer, folder, config, has_chat=has_chat, seed=0)
     given = f"pretrained={exported},dtype=float32,add_bos_token=True,max_length={scorer.positions}"

@@ -1,9 +1,8 @@
-"""Texts -> how much repeats, how varied it is, whether it is whole Hangul; counts -> shares with their intervals."""
+"""Texts -> how much repeats, how varied it is, whether it is whole Hangul; counts -> intervals of their shares."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 
 Z = 1.959964  # of a 95 % interval
@@ -14,26 +13,14 @@ _HANGUL = re.compile("[가-힣]")
 _BROKEN = re.compile("[\ufffd\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """So many of so many, with the 95 % interval of Wilson (1927); nothing of nothing may be any share."""
-
-    count: int
-    of: int
-
-    @property
-    def value(self) -> float | None:
-        return self.count / self.of if self.of else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high)."""
-        if not self.of:
-            return 0.0, 1.0
-        share, weight = self.count / self.of, Z * Z / self.of
-        middle = (share + weight / 2) / (1 + weight)
-        half = Z * sqrt(share * (1 - share) / self.of + weight / (4 * self.of)) / (1 + weight)
-        return max(0.0, middle - half), min(1.0, middle + half)
+def interval(count: int, of: int) -> tuple[float, float]:
+    """(low, high): the 95 % interval of Wilson (1927) for a share; nothing of nothing may be any share."""
+    if not of:
+        return 0.0, 1.0
+    share, weight = count / of, Z * Z / of
+    middle = (share + weight / 2) / (1 + weight)
+    half = Z * sqrt(share * (1 - share) / of + weight / (4 * of)) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def describe(texts: Sequence[str]) -> dict[str, float | None]:
@@ -48,24 +35,25 @@ def describe(texts: Sequence[str]) -> dict[str, float | None]:
     fours = [_ngrams(text, 4) for text in texts]
     letters = sum(len(_LETTER.findall(text)) for text in texts)
     return {
-        "repeated_4grams": _over(sum(len(grams) - len(set(grams)) for grams in fours), sum(map(len, fours))),
+        "repeated_4grams": over(sum(len(grams) - len(set(grams)) for grams in fours), sum(map(len, fours))),
         "distinct_1": _distinct(texts, 1),
         "distinct_2": _distinct(texts, 2),
-        "hangul_share": _over(sum(len(_HANGUL.findall(text)) for text in texts), letters),
-        "broken_share": _over(sum(bool(_BROKEN.search(text)) for text in texts), len(texts)),
-        "empty_share": _over(sum(not text.strip() for text in texts), len(texts)),
+        "hangul_share": over(sum(len(_HANGUL.findall(text)) for text in texts), letters),
+        "broken_share": over(sum(bool(_BROKEN.search(text)) for text in texts), len(texts)),
+        "empty_share": over(sum(not text.strip() for text in texts), len(texts)),
     }
+
+
+def over(count: int, of: int) -> float | None:
+    """The share, if there is anything to have one of."""
+    return count / of if of else None
 
 
 def _distinct(texts: Sequence[str], size: int) -> float | None:
     grams = [gram for text in texts for gram in _ngrams(text, size)]
-    return _over(len(set(grams)), len(grams))
+    return over(len(set(grams)), len(grams))
 
 
 def _ngrams(text: str, size: int) -> list[tuple[str, ...]]:
     words = text.split()
     return list(zip(*(words[start:] for start in range(size)), strict=False))
-
-
-def _over(count: int, of: int) -> float | None:
-    return count / of if of else None

@@ -1,17 +1,19 @@
-"""A run or any model's folder -> results.json: what it makes of held-out text, of conversations, and of tasks.
-
-The text is what the run itself held out, so that none of it was learned from, or the held-out side of `data`.
-"""
+"""A run or any model's folder -> results.json: what it makes of held-out text, of conversations, and of tasks."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+from rich.text import Text
+
 from llm import tokenizer
+from llm.config.data import DataConfig
+from llm.config.evaluation import EvaluationConfig
 from llm.config.sampling import Sampling
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
@@ -24,45 +26,44 @@ from llm.data import (
     corpus_notes,
     encode_conversations,
 )
-from llm.data.mixed_shards import Sources, rows_of, sources_of
+from llm.data.mixed_shards import Sources, rows_of
 from llm.environment import process_rank
 from llm.errors import ConfigError, DataError, DivergedError
 from llm.run.console import console, log
-from llm.run.files import TEMPORARY, digest_of, write_json, write_text
+from llm.run.files import TEMPORARY, digest_of, sha256_of, write_json, write_text
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
-from llm.stage.evaluated import Evaluated, find_evaluated, held_out_of_text, task_parents
-from llm.stage.report import MEASURED, flat, table
+from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
 from llm.stage.training import prompts_of
 
 if TYPE_CHECKING:
-    from llm.evaluation import Scorer
+    from llm.evaluation.scoring import Scorer
     from llm.trainer.validation import Evaluation
 
-PROBES = ("particles", "next_sentence", "word_order")
+MEASURED = ("loss", "bits_per_byte")
+CHANCE = {"particles": 0.5, "next_sentence": 0.25, "word_order": 0.5}  # of each probe, to be right by it
 WRITTEN = (
     *("prompts", "left_out", "stop_rate", "stop_rate_low", "stop_rate_high", "tokens_mean"),
     *("repeated_4grams", "distinct_1", "distinct_2", "hangul_share", "broken_share", "empty_share"),
 )
-FORMAT_VERSION = 5
+TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
+ASIDE = ("_low", "_high", "_items")  # ends of names that stand in the row of another
+FORMAT_VERSION = 6
 WRITTEN_AT_ONCE = 20  # prompts
 
 
 def plan(config: EvaluateStage, parents: Runs) -> Work:
-    evaluated = find_evaluated(config)
-    if config.evaluation.tasks:
-        from llm.evaluation.tasks import require_tasks  # lm-eval takes seconds
-
-        require_tasks(config.evaluation)
+    evaluated, asked = find_evaluated(config), config.evaluation
+    _check_here(asked)
     return Work(
         plan=Plan(
             config=config,
             default_name=evaluated.model.name,
             format_version=FORMAT_VERSION,
-            parents=evaluated.parents() | task_parents(config.evaluation),
+            parents=evaluated.parents() | _task_files(asked),
             folders={n: str(of.path) for n, of in (("run", evaluated.model.run), ("shards", evaluated.shards)) if of},
         ),
         do=lambda run: _evaluate(run, config, evaluated),
@@ -79,86 +80,76 @@ def estimate(config: EvaluateStage, parents: Runs) -> Estimate:
 def result_names(config: EvaluateStage) -> list[str]:
     """The numbers that a run may have to show at its end, by name; `*` is for what the text or a task brings."""
     measured = [f"{group}/{name}" for group in ("val", "answers") for name in MEASURED]
+    measured += ["val/raw_bytes", "val/lost_bytes"]
     of_parts = [f"val/{name}/*" for name in MEASURED]
-    probes = [f"probe/{name}{end}" for name in PROBES for end in ("", "_items", "_low", "_high", "/*")]
+    probes = [f"probe/{name}{end}" for name in CHANCE for end in ("", "_items", "_low", "_high", "/*")]
     writing = [f"writing/{name}" for name in WRITTEN]
     tasks = ["task/*"] if config.evaluation.tasks else []
     return [*measured, *of_parts, "answers/conversations", "answers/dropped", *probes, *writing, *tasks]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """What an evaluation asks: the model, ready to score, and the held-out text and conversations."""
+def _check_here(asked: EvaluationConfig) -> None:
+    """Refuse, before any work, what this machine cannot do."""
+    if asked.accelerator is Accelerator.gpu:
+        import torch  # takes seconds
 
-    run: Run
-    config: EvaluateStage
-    evaluated: Evaluated
-    tokenizer_folder: Path
-    scorer: "Scorer"
-    sources: Sources
-    documents: list[str]
-    conversations: list[Conversation]
+        if not torch.cuda.is_available():
+            raise ConfigError("evaluation.accelerator=gpu, but torch can use no GPU here. Set it to cpu.")
+    if asked.tasks and find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"evaluation.tasks={asked.tasks} are answered through lm-eval, which is not installed. Install the extra: "
+            "pip install -e '.[eval]', or leave evaluation.tasks out."
+        )
+    if asked.task_path is not None and not Path(asked.task_path).is_dir():
+        raise ConfigError(f"evaluation.task_path={asked.task_path} is no folder. Give the one with the task files.")
+    if asked.tasks:
+        from llm.evaluation.tasks import require_tasks  # lm-eval takes seconds
+
+        require_tasks(asked)
+
+
+def _task_files(asked: EvaluationConfig) -> dict[str, str]:
+    """The digest of the task files that the user brings, if any."""
+    if asked.task_path is None:
+        return {}
+    files = [path for path in sorted(Path(asked.task_path).rglob("*")) if path.suffix in TASK_SUFFIXES]
+    return {"tasks": digest_of([[str(path.relative_to(asked.task_path)), sha256_of(path)] for path in files])}
 
 
 def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
+    model, chats, seed = evaluated.model, evaluated.chats, config.seed
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
-        opened = _open(run, config, evaluated, Path(scratch))
-        results = {
-            "run": evaluated.note(),
-            "seed": config.seed,
-            **_text(opened),
-            **_answers(opened),
-            **_probes(opened),
-            "writing": _write(opened),
-            **_tasks(opened),
-        }
+        folder = model.tokenizer  # as our runs have it, whosever it is
+        if model.run is None:
+            folder = tokenizer.convert(folder, Path(scratch) / "tokenizer", key=f"run={model.path}")
+        scorer = _open_scorer(config.evaluation, model, folder)
+        sources = open_sources(evaluated, folder, Path(scratch), quarantine=run.path)
+        documents = documents_of(sources, scorer.tokenizer, seed=seed)
+        numbers = _text(sources, evaluated, scorer)
+        numbers |= _probes(run, config, documents, scorer)
+        conversations = evaluated.held_out_conversations()
+        if chats:
+            numbers |= _answers(chats, conversations, folder, scorer)
+            prompts = prompts_of(folder, [each.messages[:-1] for each in conversations])
+        else:
+            prompts = _openings(documents, config.evaluation.num_prompts, scorer)
+        numbers |= _writing(run, config, prompts, scorer)
+        numbers |= _tasks(config, model, folder, scorer)
+    notes: dict[str, Any] = {"evaluated": evaluated.note()}
+    if evaluated.texts:
+        notes["text"] = {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}
+    known = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+    results = {"run": notes["evaluated"], "seed": seed, **numbers}
     write_json(run.path / "results.json", results)
-    objective = results["answers"]["loss"] if evaluated.chats else results.get("text", {}).get("bits_per_byte")
-    of_text = (
-        {"text": {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}} if evaluated.text else {}
-    )
-    notes = of_text | {"evaluated": results["run"]}
-    return Outcome(results=flat(results), digest=digest_of(results), objective=objective, notes=notes)
+    objective = numbers.get("answers/loss" if chats else "val/bits_per_byte")
+    return Outcome(results=known, digest=digest_of(results), objective=objective, notes=notes)
 
 
-def _open(run: Run, config: EvaluateStage, evaluated: Evaluated, scratch: Path) -> _Opened:
-    from llm.evaluation import held_out_documents  # takes seconds
-
-    model = evaluated.model
-    own = model.tokenizer  # as our runs have it, whosever it is
-    folder = own if model.run else tokenizer.convert(own, scratch / "tokenizer", key=f"run={model.path}")
-    scorer = _open_scorer(config, model, folder)
-    sources: Sources = {}
-    if evaluated.shards:
-        sources = sources_of(evaluated.shards)
-    elif evaluated.text:
-        for corpus in evaluated.texts.values() if len(evaluated.texts) == 1 else ():
-            corpus.keep_left_out(run.path)
-        sources = held_out_of_text(evaluated.texts, folder, scratch, num_workers=evaluated.text.num_workers)
-    else:
-        log.warning(
-            "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
-            "data.path=<files> for them",
-            model.name,
-        )
-    records = evaluated.conversations.records(held_out=True) if evaluated.conversations else ()
-    return _Opened(
-        run=run,
-        config=config,
-        evaluated=evaluated,
-        tokenizer_folder=folder,
-        scorer=scorer,
-        sources=sources,
-        documents=held_out_documents(sources.values(), scorer.tokenizer, seed=config.seed),
-        conversations=[record for record in records if isinstance(record, Conversation)],
-    )
-
-
-def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
+def _open_scorer(asked: EvaluationConfig, model: Model, folder: Path) -> "Scorer":
     import torch
 
     from llm import model as models
-    from llm.evaluation import Scorer
+    from llm.evaluation.scoring import Scorer
 
     loaded = models.load_for_use(model)
     loaded.config.pad_token_id = None  # else transformers warns of padding without a mask, which on the right none sees
@@ -166,64 +157,59 @@ def _open_scorer(config: EvaluateStage, model: Model, folder: Path) -> "Scorer":
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
         raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
     models.require_isolation(loaded, vocab_size=tokens, architecture=loaded.config.model_type)
-    on_gpu = config.evaluation.accelerator is not Accelerator.cpu and torch.cuda.is_available()
-    return Scorer(
-        loaded.to("cuda" if on_gpu else "cpu"),
-        vocabulary,
-        tokenizer.special(folder),
-        positions=model.positions,
-        batch_tokens=config.evaluation.batch_tokens,
-    )
+    loaded.to("cuda" if asked.accelerator is not Accelerator.cpu and torch.cuda.is_available() else "cpu")
+    special, size = tokenizer.special(folder), asked.batch_tokens
+    return Scorer(loaded, vocabulary, special, positions=model.positions, batch_tokens=size)
 
 
-def _text(opened: _Opened) -> dict[str, Any]:
+# The steps: each gives numbers by the names that W&B and llm.compare have them under
+
+
+def _text(sources: Sources, evaluated: Evaluated, scorer: "Scorer") -> dict[str, Any]:
     """Loss and bits per byte, of each part of a mixture too; nothing where no text is known."""
-    if not opened.sources:
+    if not sources:
+        log.warning(
+            "no text is known that %s has not learned from: bits per byte and probes are left out. Give data=text "
+            "data.path=<files> for them",
+            evaluated.model.name,
+        )
         return {}
-    rows = rows_of(opened.sources, "held_out", sequence_length=opened.evaluated.sequence_length)
-    found = _loss(opened, rows, rows.sequence_length)
-    whole, of_parts = _numbers(found, rows), rows.parts if isinstance(rows, MixedRows) else {}
-    parts = {name: _numbers(part, of_parts[name]) for name, part in found.parts.items()}
-    for name, part in {"text": whole, **parts}.items():
-        log.info("held-out %s: %.4f nats per token, %.4f bits per byte", name, part["loss"], part["bits_per_byte"])
-    return {"text": whole | ({"parts": parts} if parts else {})}
+    rows = rows_of(sources, "held_out", sequence_length=evaluated.sequence_length)
+    found = _loss(rows, rows.sequence_length, scorer)
+    parts = found.parts if isinstance(rows, MixedRows) else {}
+    numbers: dict[str, Any] = {"val/raw_bytes": rows.raw_bytes, "val/lost_bytes": rows.lost_bytes}
+    for end, part in {"": found, **{f"/{name}": part for name, part in parts.items()}}.items():
+        numbers |= {f"val/loss{end}": part.loss, f"val/bits_per_byte{end}": part.bits_per_byte}
+        log.info("held-out text%s: %.4f nats per token, %.4f bits per byte", end, part.loss, part.bits_per_byte)
+    return numbers
 
 
-def _numbers(found: "Evaluation", rows: Rows) -> dict[str, Any]:
-    measured = {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
-    return measured | {"raw_bytes": rows.raw_bytes, "lost_bytes": rows.lost_bytes}
-
-
-def _answers(opened: _Opened) -> dict[str, Any]:
-    """The loss of held-out answers; nothing where no conversations are known."""
-    if (chats := opened.evaluated.chats) is None:
-        return {}
-    length, conversations = chats.sequence_length, opened.conversations
-    chat = tokenizer.load_chat(opened.tokenizer_folder)
+def _answers(chats: DataConfig, conversations: list[Conversation], folder: Path, scorer: "Scorer") -> dict[str, Any]:
+    """The loss of held-out answers."""
+    length, chat = chats.sequence_length, tokenizer.load_chat(folder)
     encoded, dropped = encode_conversations(conversations, chat, sequence_length=length, overlong=chats.overlong)
     if not encoded:
         raise DataError(f"data={chats.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
         log.warning("%d held-out conversations left out or cut: %s", times, reason)
-    rows = ConversationRows(encoded, pad_id=opened.scorer.special.pad_id, sequence_length=length)
-    found = _loss(opened, rows, length)
+    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length)
+    found = _loss(rows, length, scorer)
     log.info("held-out answers: %.4f nats per token", found.loss)
-    counts = {"conversations": len(encoded), "dropped": len(conversations) - len(encoded)}
-    return {"answers": {"loss": found.loss, "bits_per_byte": found.bits_per_byte} | counts}
+    numbers = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "conversations": len(encoded)}
+    return {f"answers/{n}": v for n, v in (numbers | {"dropped": len(conversations) - len(encoded)}).items()}
 
 
-def _loss(opened: _Opened, rows: Rows, sequence_length: int) -> "Evaluation":
+def _loss(rows: Rows, sequence_length: int, scorer: "Scorer") -> "Evaluation":
     """What training validates."""
     from torch.utils.data import DataLoader
 
     from llm.trainer.validation import evaluate
 
-    batch_size = max(1, opened.config.evaluation.batch_tokens // sequence_length)
+    size = max(1, scorer.batch_tokens // sequence_length)
     edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
-    batches: Any = EvaluationBatches(rows.num_labels, batch_size=batch_size, edges=edges)
+    batches: Any = EvaluationBatches(rows.num_labels, batch_size=size, edges=edges)
     loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_same)  # type: ignore[arg-type]  # __getitems__
-    model = opened.scorer.model
-    found = evaluate(model, loader, rows, device=next(model.parameters()).device)
+    found = evaluate(scorer.model, loader, rows, device=next(scorer.model.parameters()).device)
     if not isfinite(found.loss):
         raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
     return found
@@ -233,94 +219,83 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _probes(opened: _Opened) -> dict[str, Any]:
-    from llm.evaluation import make_items, measure
+def _probes(run: Run, config: EvaluateStage, documents: list[str], scorer: "Scorer") -> dict[str, Any]:
+    from llm.evaluation.probes import make_items, measure
 
-    number, documents = opened.config.evaluation.num_items, opened.documents
-    items = make_items(documents, opened.scorer, num_items=number, seed=opened.config.seed)
-    probes, asked = measure(items, opened.scorer)
-    _write_lines(opened.run.path / "probes.jsonl", asked)
-    for name, probe in probes.items():
-        for reason, times in probe.left_out.items():
-            log.warning("%s: left out %d items: %s", name, times, reason)
-    if number and documents and (missing := [name for name in PROBES if name not in probes]):
+    asked = config.evaluation.num_items
+    items, left_out = make_items(documents, scorer, num_items=asked, seed=config.seed)
+    numbers, records = measure(items, scorer)
+    _write_lines(run.path / "probes.jsonl", records)
+    for name, reasons in left_out.items():
+        log.warning("%s: left out %s", name, ", ".join(f"{times} items: {why}" for why, times in reasons.items()))
+    if asked and documents and (missing := [name for name in CHANCE if f"probe/{name}" not in numbers]):
         log.warning("the held-out text has nothing to ask about for %s", ", ".join(missing))
-    return {
-        "probes": {name: probe.as_json() for name, probe in probes.items()},
-        "items_sha256": digest_of([item.choices for item in items.asked]),  # two runs with one were asked the same
-    }
+    # Two runs with one digest were asked the same.
+    return numbers | {"items_sha256": digest_of([item.choices for item in items])}
 
 
-def _write(opened: _Opened) -> dict[str, Any]:
-    """Statistics of what the model writes after prompts."""
-    from llm.evaluation import Share, describe
+def _openings(documents: list[str], count: int, scorer: "Scorer") -> list[tuple[str, list[int]]]:
+    from llm.evaluation.probes import openings
+
+    return [(text, scorer.encode(text)) for text in openings(documents, count)]
+
+
+def _writing(run: Run, config: EvaluateStage, prompts: list[tuple[str, list[int]]], scorer: "Scorer") -> dict[str, Any]:
+    """Statistics of what the model writes after prompts, each a text and its token ids."""
+    from llm.evaluation.statistics import describe, interval
     from llm.model import generate
 
-    settings, scorer = opened.config.evaluation, opened.scorer
-    if not settings.num_prompts:
+    asked = config.evaluation
+    if not asked.num_prompts:
         return {}
-    new_tokens = settings.tokens_to_write(scorer.positions)
-    room, prompts = scorer.positions - new_tokens, _prompts(opened)
-    fitting = [(shown, ids) for shown, ids in prompts if len(ids) <= room][: settings.num_prompts]
-    if left_out := sum(len(ids) > room for _, ids in prompts):
-        log.warning("%d prompts are longer than %d tokens and are left out", left_out, room)
-    if not fitting:
-        log.warning("no held-out text makes a prompt: the model writes nothing")
-        return {"prompts": 0, "left_out": left_out}
+    new_tokens = asked.tokens_to_write(scorer.positions)
+    fitting = [(shown, ids) for shown, ids in prompts if len(ids) + new_tokens <= scorer.positions]
+    left_out, fitting = len(prompts) - len(fitting), fitting[: asked.num_prompts]
+    if left_out or not fitting:
+        log.warning("%d prompts leave no room for %d tokens, %d are written on", left_out, new_tokens, len(fitting))
+    how = Sampling(
+        max_new_tokens=new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        seed=config.seed,
+    )
+    ids, ends = [ids for _, ids in fitting], [scorer.special.eos_id]
     written = generate(
         scorer.model,
-        [ids for _, ids in fitting],
+        ids,
         scorer.tokenizer,
-        sampling=Sampling(
-            max_new_tokens=new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=0,
-            repetition_penalty=1.0,
-            seed=opened.config.seed,
-        ),
+        sampling=how,
         pad_id=scorer.special.pad_id,
-        eos_ids=[scorer.special.eos_id],
+        eos_ids=ends,
         batch_size=WRITTEN_AT_ONCE,
     )
     lines = [
         {"prompt": shown, "text": each.text, "has_ended": each.end == "eos", "tokens": each.num_tokens}
         for (shown, _), each in zip(fitting, written, strict=True)
     ]
-    _write_lines(opened.run.path / "generations.jsonl", lines)
-    ended = Share(sum(each.end == "eos" for each in written), len(written))
-    return {
-        "prompts": len(written),
-        "left_out": left_out,
-        "stop_rate": ended.value,
-        "stop_rate_low": ended.interval[0],
-        "stop_rate_high": ended.interval[1],
-        "tokens_mean": sum(each.num_tokens for each in written) / len(written),
-        **describe([each.text for each in written]),
-    }
+    _write_lines(run.path / "generations.jsonl", lines)
+    count, ended = len(written), sum(each.end == "eos" for each in written)
+    low, high = interval(ended, count)
+    numbers = {"prompts": count, "left_out": left_out, **describe([each.text for each in written])}
+    if count:
+        numbers |= {"stop_rate": ended / count, "stop_rate_low": low, "stop_rate_high": high}
+        numbers["tokens_mean"] = sum(each.num_tokens for each in written) / count
+    return {f"writing/{name}": value for name, value in numbers.items()}
 
 
-def _prompts(opened: _Opened) -> list[tuple[str, list[int]]]:
-    """What to go on from, with its token ids: held-out questions, or openings of held-out sentences."""
-    if opened.evaluated.chats:
-        return prompts_of(opened.tokenizer_folder, [each.messages[:-1] for each in opened.conversations])
-    from llm.evaluation import openings
-
-    texts = openings(opened.documents, opened.config.evaluation.num_prompts)
-    return [(text, opened.scorer.encode(text)) for text in texts]
-
-
-def _tasks(opened: _Opened) -> dict[str, Any]:
+def _tasks(config: EvaluateStage, model: Model, folder: Path, scorer: "Scorer") -> dict[str, Any]:
     """The metrics of each task, and whether its questions were put by the chat template."""
-    config, folder = opened.config, opened.tokenizer_folder
     if not config.evaluation.tasks:
-        return {"tasks": {}}
+        return {}
     from llm.evaluation.tasks import answer_tasks
 
-    has_chat = uses_chat_template(config, opened.evaluated.model, folder)
+    has_chat = uses_chat_template(config, model, folder)
     log.info("tasks are asked %s the chat template (evaluation.chat_template)", "by" if has_chat else "without")
-    answered = answer_tasks(opened.scorer, folder, config.evaluation, has_chat=has_chat, seed=config.seed)
-    return {"tasks": answered, "tasks_chat_template": has_chat}
+    answered = answer_tasks(scorer, folder, config.evaluation, has_chat=has_chat, seed=config.seed)
+    numbers = {f"task/{name}/{metric}": value for name, of in answered.items() for metric, value in of.items()}
+    return numbers | {"tasks_chat_template": "asked by it" if has_chat else "asked without"}
 
 
 def uses_chat_template(config: EvaluateStage, model: Model, folder: Path) -> bool:
@@ -339,16 +314,29 @@ def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def _show(made: Run, evaluated: Evaluated) -> None:
     """Its table, whether it was made now or before."""
-    if process_rank() > 0:
-        return
-    check_files(made, under="results.json")
-    results = json.loads((made.path / "results.json").read_text(encoding="utf-8"))
-    console().print(table(results, title=evaluated.model.title))
+    if process_rank() == 0:
+        check_files(made, under="results.json")
+        console().print(table(made.results, title=evaluated.model.title))
+
+
+def table(numbers: dict[str, float], *, title: str) -> Table:
+    """A row for each number, with its interval, what chance gives and how much was asked, where it has these."""
+    made = Table(title=Text(title), highlight=False)
+    for column in ("measure", "value", "95 % interval", "chance", "items"):
+        made.add_column(column, justify="left" if column == "measure" else "right", no_wrap=column == "measure")
+    for name, value in numbers.items():
+        if not name.endswith(ASIDE):
+            has_interval = f"{name}_low" in numbers
+            between = f"{numbers[f'{name}_low']:.1%} to {numbers[f'{name}_high']:.1%}" if has_interval else ""
+            chance, items = CHANCE.get(name.removeprefix("probe/")), numbers.get(f"{name}_items", "")
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            made.add_row(Text(name), shown, between, "" if chance is None else f"{chance:.0%}", str(items))
+    return made
 
 
 STAGE = Stage(
     plan=plan,
     result_names=result_names,
     estimate=estimate,
-    loads=("llm.model", "llm.trainer.validation", "llm.evaluation"),
+    loads=("llm.model", "llm.trainer.validation", "llm.evaluation.probes"),
 )
