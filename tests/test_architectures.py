@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
-from llm.config.training import Architecture, ModelConfig
-from llm.config.tuning import LoraConfig
+from llm.config.training import Architecture, OptimizerConfig, Precision
+from llm.dry_run.memory import rehearse
 from llm.errors import ConfigError
-from llm.model import add_lora, build, check_architecture, count_parameters, next_token_loss, next_token_nats
-from llm.model.architectures import hugging_face_config, settings_of
+from llm.model import build, check_architecture, count_parameters, next_token_loss, next_token_nats
+from llm.model.build import hugging_face_config, settings_of
 from llm.model.loss import IGNORED
-from llm.tokenizer import Special
 from llm.trainer.throughput import flops_per_token
 from tests.rounding import rounding
 from tests.test_model import SPECIAL, VOCAB, batch_of, config, ids, model_of, preset
@@ -80,12 +80,6 @@ def test_embeddings_that_are_only_looked_up_take_no_flops(tied: bool) -> None:
     assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
 
 
-def test_positions_that_are_looked_up_take_no_flops() -> None:
-    model = model_of(Architecture.gpt2)
-    multiplied = count_parameters(model) - 64 * HIDDEN
-    assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
-
-
 def test_a_layer_with_a_window_attends_to_no_more_than_that() -> None:
     kinds = ["sliding_attention", "full_attention"]
     model = model_of(Architecture.gemma3, extra={"sliding_window": 30, "layer_types": kinds})
@@ -101,11 +95,24 @@ def test_a_token_pays_for_the_experts_that_it_goes_through() -> None:
     assert flops(model) == 6 * multiplied + 12 * LAYERS * HIDDEN * LENGTH
 
 
-def test_what_is_frozen_has_no_gradient_of_its_own() -> None:
-    model = add_lora(model_of(Architecture.llama), LoraConfig(rank=2))
-    trained = count_parameters(model, trainable=True)
-    frozen = count_parameters(model) - trained
-    assert flops(model) == 4 * frozen + 6 * trained + 12 * LAYERS * HIDDEN * LENGTH
+def test_gpt2_has_the_activation_of_gpt2() -> None:
+    """In one operator; transformers writes gelu_new out in seven."""
+    model = model_of(Architecture.gpt2)
+    fused, stock = (model.transformer.h[0].mlp.act, ACT2FN["gelu_new"])
+    assert type(fused) is type(ACT2FN["gelu_pytorch_tanh"])
+    x = torch.linspace(-12, 12, 10_001, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), stock(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_the_memory_of_every_architecture_is_found_without_running_it(
+    architecture: Architecture, precision: Precision
+) -> None:
+    with torch.device("meta"):
+        model = build(config(architecture), vocab_size=300, special=SPECIAL)
+    memory = rehearse(model, OptimizerConfig(), precision=precision, rows=2, sequence_length=32, accumulation=1)
+    assert (memory.weights, memory.optimizer) >= (4 * count_parameters(model), 8 * count_parameters(model))
 
 
 # Experts
@@ -133,11 +140,6 @@ def test_training_balances_the_experts_and_reports_the_nats_alone() -> None:
     assert (loss - nats).item() == pytest.approx(0.001 * balance.item() * 15, abs=rounding(VOCAB, HIDDEN) * nats.item())
 
 
-def test_other_models_are_trained_on_their_nats() -> None:
-    nats, loss = next_token_loss(model_of(Architecture.llama), batch_of(ids(1, 5), ids(1, 5, seed=1)))
-    assert loss is nats
-
-
 # Keys of the architecture's own
 
 
@@ -155,17 +157,10 @@ def test_extra_keys_reach_the_hugging_face_config() -> None:
             {"rms_norm_esp": 1e-5},
             "model.extra.rms_norm_esp is not in the config of llama. Did you m",
         ),
-        (Architecture.gpt2, {"zzz": 1}, "model.extra.zzz is not in the config of gpt2. Remove it."),
-        (Architecture.llama, {"hidden_size": 8}, "model.extra.hidden_size is set by another setting of model. Remove"),
-        (Architecture.llama, {"vocab_size": 8}, "model.extra.vocab_size is set by the tokenizer. Remove it."),
-        (Architecture.qwen3, {"rms_norm_eps": "x"}, "model.extra={'rms_norm_eps': 'x'} is not what qwen3 takes: "),
-        (
-            Architecture.gpt2,  # of the right type, but no model can be built of it
-            {"activation_function": "gelo"},
-            "model.extra={'activation_function': 'gelo'} is not what gpt2 takes: KeyError: 'gelo'. Put it right, or",
-        ),
-        (Architecture.llama, {"rope_parameters": {"rope_type": "nope"}}, "is not what llama takes: KeyError: 'nope'."),
-        (Architecture.gpt2, {"n_embd": 8}, "model.extra.n_embd is set by another setting of model. Remove it."),
+        (Architecture.gpt2, {"n_embd": 8}, "model.extra.n_embd is set by another setting, or by the tokenizer. Remove"),
+        (Architecture.llama, {"vocab_size": 8}, "model.extra.vocab_size is set by another setting, or by the tok"),
+        (Architecture.qwen3, {"rms_norm_eps": "x"}, "is not what qwen3 takes: "),
+        (Architecture.gpt2, {"activation_function": "gelo"}, "is not what gpt2 takes: KeyError: 'gelo'. Put it right"),
     ],
 )
 def test_an_extra_key_that_cannot_be_is_refused(
@@ -178,24 +173,10 @@ def test_an_extra_key_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        (Architecture.qwen3_moe, {"num_experts": 0}, "model.num_experts=0 is out of range. Set 1 or more, or null."),
-        (Architecture.qwen3_moe, {"num_experts": 1}, "model.num_experts_per_token=2 is more than model.num_experts=1."),
-        (Architecture.gemma3, {"hidden_size": 6}, "gives heads of odd size 3; rotary positions need an even one"),
-        (Architecture.qwen3, {"num_key_value_heads": 3}, "model.num_heads=2 does not divide by model.num_key_value"),
-    ],
-)
-def test_a_shape_that_cannot_be_is_refused(architecture: Architecture, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        config(architecture, **changes)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "changes", "message"),
-    [
         ("gtp2", {}, "model.architecture=gtp2 is no causal language model of transformers. Did you mean gpt2?"),
         ("gpt_neox", {"num_key_value_heads": 1}, "model.num_key_value_heads=1 is no setting of gpt_neox. Leave it out"),
         ("olmo2", {"num_experts": 2}, "model.num_experts=2 is no setting of olmo2. Leave it out."),
-        ("bloom", {}, "model.architecture=bloom has no model.max_position_embeddings to set. Choose another."),
+        ("bloom", {}, "model.max_position_embeddings=64 is no setting of bloom. Leave it out."),
     ],
 )
 def test_an_architecture_by_name_is_asked_of_transformers(
@@ -207,38 +188,8 @@ def test_an_architecture_by_name_is_asked_of_transformers(
         check_architecture(made)
 
 
-@pytest.mark.parametrize("architecture", Architecture)
-@pytest.mark.parametrize("key", ["num_key_value_heads", "num_experts", "num_experts_per_token"])
-def test_the_schema_knows_what_transformers_says_of_ours(key: str, architecture: Architecture) -> None:
-    made, refused = config(architecture), []
-    setattr(made, key, 2)
-    for check in (check_architecture, ModelConfig.__post_init__):
-        try:
-            check(made)
-            refused.append("")
-        except ConfigError as error:
-            refused.append(str(error))
-    assert refused[0] == refused[1]
-
-
 @pytest.mark.parametrize("architecture", [*Architecture, "olmo2", "gpt_neox", "mixtral"])
 def test_the_config_of_a_model_says_the_settings_that_it_was_made_of(architecture: str) -> None:
     made = config(architecture, dropout=0.1, tie_word_embeddings=False, intermediate_size=96)
     found = settings_of(hugging_face_config(made, vocab_size=VOCAB, special=SPECIAL))
     assert all(found[key] == getattr(made, key) for key in found if getattr(made, key) is not None)
-
-
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "olmo2", "gpt_neox"])
-def test_a_model_of_experts_or_of_another_architecture_learns(architecture: str) -> None:
-    torch.manual_seed(0)
-    special = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
-    model = build(config(architecture), vocab_size=VOCAB, special=special)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch, losses = batch_of(ids(2, 12), ids(2, 12, seed=1)), []
-    for _ in range(60):
-        nats, loss = next_token_loss(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(nats.item())
-    assert losses[-1] < losses[0] / 4

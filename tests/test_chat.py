@@ -24,7 +24,7 @@ from llm.config.sampling import Sampling
 from llm.config.training import Architecture, ModelConfig
 from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError, DamagedError
-from llm.model import add_lora, build, generate, load, load_adapter, save
+from llm.model import add_lora, build, generate, load, save
 from llm.run.console import start_logging
 from llm.run.models import find_model
 from llm.run.record import key_of, write_record
@@ -160,7 +160,7 @@ def test_the_answer_comes_in_pieces_of_whole_syllables(talker: Talker) -> None:
 
 def test_the_tuned_model_answers_with_its_adapter(outputs: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(outputs) / "pretrain" / "mini-00000001" / "model"
-    model = load_adapter(load(folder), Path(outputs) / "finetune" / "mini-00000002" / "adapter").eval()
+    model = load(folder, adapter=Path(outputs) / "finetune" / "mini-00000002" / "adapter").eval()
     ids = tokenizer.load_chat(folder).apply_chat_template(messages(QUESTION), tokenize=True, return_dict=True)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=3)
     expected = generate(model, [ids["input_ids"]], tokenizer.load(folder), sampling=sampling, pad_id=0)[0].text

@@ -47,22 +47,6 @@ def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pyt
     assert_close(chunked, expected, rtol=3e-2, atol=0.1)  # bf16 has 8 bits; gradients are up to 50
 
 
-def test_gradients_by_chunks_are_taken_once_and_have_none_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are scaled in place: what would be wrong is an error."""
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
-    model, batch = model_of(Architecture.llama), batch_of(PLAIN)
-    nats = next_token_nats(model, batch) / 2
-    nats.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        nats.backward()  # type: ignore[no-untyped-call]
-    states, head = (torch.ones(4, 8, requires_grad=True) for _ in range(2))
-    apply: Any = loss._ChunkedNats.apply
-    nats = apply(states, head, torch.arange(4), loss.EAGER.chunk, 2, 4)
-    (gradient,) = torch.autograd.grad(nats**2, head, create_graph=True)
-    with pytest.raises(RuntimeError, match="marked with @once_differentiable"):
-        gradient.sum().backward()  # type: ignore[no-untyped-call]
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_labels_that_are_ignored_give_no_gradient_by_chunks(lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of(Architecture.llama, lora=lora), batch_of(PACKED)
@@ -71,18 +55,6 @@ def test_labels_that_are_ignored_give_no_gradient_by_chunks(lora: bool, monkeypa
     expected = gradients(model, batch)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
     assert_close(gradients(model, batch), expected)
-
-
-def test_without_gradients_a_chunk_costs_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = model_of(Architecture.llama), batch_of(PACKED)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
-    with torch.no_grad(), Seen() as seen:
-        next_token_nats(model, batch)
-    with torch.no_grad(), Seen() as whole:
-        monkeypatch.setattr(loss, "CHUNK_LOGITS", 2**26)
-        next_token_nats(model, batch)
-    assert seen.names.count("aten::mm") == whole.names.count("aten::mm") + 7  # 8 chunks, for the one head
-    assert not {"aten::exp_", "aten::scatter_add_"} & set(seen.names)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +76,6 @@ def test_chunks_are_few_and_of_one_size_where_that_can_be(
 ) -> None:
     size = loss._chunk_size(torch.empty(num_tokens, device=device), vocab_size, loss.EAGER)
     assert [len(range(num_tokens)[start : start + size]) for start in range(0, num_tokens, size)] == sizes
-
-
-def test_compiled_a_cpu_takes_as_many_logits_at_once_as_another_device() -> None:
-    assert loss._chunk_size(torch.empty(1024), 8192, loss.compiled()) == 1024
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -81,7 +81,7 @@ def test_a_merged_model_loads_and_writes_in_transformers_alone(merged: Run, trai
 
     said = plain(TRANSFORMERS_ALONE, tmp_path, str(merged.path / "model"))
     base, tuned = folder_of(trained, "pretrain"), folder_of(trained, "finetune")
-    model = models.load_adapter(models.load(base / "model"), tuned / "adapter").eval()
+    model = models.load(base / "model", adapter=tuned / "adapter").eval()
     words = tokenizer.load(tuned / "adapter")
     sampling = Sampling(max_new_tokens=8, repetition_penalty=1.0)
     turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]

@@ -48,7 +48,8 @@ def test_varlen_attention_does_not_see_other_documents() -> None:
     query, key, value = torch.randn(3, 3, 2, LENGTH, 16, device="cuda", dtype=torch.bfloat16).unbind(0)
 
     def attended(values: torch.Tensor) -> torch.Tensor:
-        return attention._on_gpu(query, key, values, bounds, scale=None, longest=LENGTH, grouped=False)
+        how = {"dtype": torch.bfloat16, "scale": 0.25, "longest": LENGTH, "grouped": False}
+        return attention._on_gpu(query, key, values, bounds, **how)
 
     before = attended(value)
     changed = value.clone()

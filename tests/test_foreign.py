@@ -227,11 +227,11 @@ def test_nobody_is_asked_whether_to_run_the_code_of_a_folder(folder: Path) -> No
 LOADERS = ("from_pretrained", "from_config")
 SAFE = {"local_files_only": True, "trust_remote_code": False}
 ASKED = {  # of each call that lets a library read a folder, the file and what it must be given
-    ("loading.py", "AutoConfig.from_pretrained"): SAFE,
-    ("loading.py", "AutoModelForCausalLM.from_pretrained"): SAFE | {"use_safetensors": True},
-    ("loading.py", "AutoModelForCausalLM.from_config"): {"trust_remote_code": False},
-    ("loading.py", "peft.PeftConfig.from_pretrained"): {"local_files_only": True},
-    ("loading.py", "peft.PeftModel.from_pretrained"): {"local_files_only": True},
+    ("pretrained.py", "AutoConfig.from_pretrained"): SAFE,
+    ("pretrained.py", "AutoModelForCausalLM.from_pretrained"): SAFE | {"use_safetensors": True},
+    ("pretrained.py", "AutoModelForCausalLM.from_config"): {"trust_remote_code": False},
+    ("pretrained.py", "peft.PeftConfig.from_pretrained"): {"local_files_only": True},
+    ("pretrained.py", "peft.PeftModel.from_pretrained"): {"local_files_only": True},
     ("folder.py", "PreTrainedTokenizerFast.from_pretrained"): SAFE,
 }
 OF_PICKLES = ("torch.load", "pickle.load", "pickle.loads", "joblib.load", "torch.hub.load")
@@ -249,7 +249,7 @@ def calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def test_every_call_that_loads_a_model_is_one_that_runs_no_code() -> None:
     found = [(file, called, given) for file, called, given in calls() if called.rpartition(".")[2] in LOADERS]
     for file, called, given in found:
-        assert (file, called) in ASKED, f"{file}: {called} goes by itself; take what llm/model/loading.py has"
+        assert (file, called) in ASKED, f"{file}: {called} goes by itself; take what llm/model/pretrained.py has"
         assert ASKED[file, called].items() <= given.items(), f"{file}: {called} lacks one of {ASKED[file, called]}"
     assert len(found) == len(ASKED)
 

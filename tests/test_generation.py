@@ -150,22 +150,6 @@ def test_a_stop_string_ends_the_text_before_it(words: Tokenizer, sampling: Sampl
     assert "".join(pieces) == answer.text and pace.end == "stop"
 
 
-def test_the_pace_counts_the_tokens_and_says_how_it_ended(words: Tokenizer) -> None:
-    model = model_of(Architecture.llama)
-    prompt = encoded(words)[0]
-    pace = Answer()
-    text = "".join(stream(model, prompt, words, sampling=DRAWN, pad_id=1, answer=pace))
-    (answer,) = generate(model, [prompt], words, sampling=DRAWN, pad_id=1, seeds=[DRAWN.seed])
-    assert (text, pace.num_tokens, pace.end) == (answer.text, answer.num_tokens, answer.end)
-    assert pace.seconds_to_first is not None and pace.seconds_to_first > 0
-    assert pace.tokens_per_second is not None and pace.tokens_per_second > 0
-    closed = Answer()
-    pieces = stream(model, prompt, words, sampling=DRAWN, pad_id=1, answer=closed)
-    next(pieces)
-    pieces.close()
-    assert closed.end == "closed"
-
-
 def test_another_end_of_a_tokenizer_ends_a_text_too(words: Tokenizer) -> None:
     model = model_of(Architecture.llama)
     prompt = encoded(words)[1]

@@ -177,7 +177,7 @@ def test_a_command_with_more_devices_than_rows_is_refused_before_there_is_a_mode
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llm.model.begin", None)
+    monkeypatch.setattr("llm.model.build", None)
     many = ("trainer.devices=512", "data.batch_size=512", "trainer.accelerator=cpu")
     with pytest.raises(
         ConfigError, match=r"trainer.devices=512 on trainer.num_nodes=1 share out \d+ training rows, wh"

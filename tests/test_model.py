@@ -21,7 +21,6 @@ from llm.model import (
     count_parameters,
     generate,
     load,
-    load_adapter,
     next_token_nats,
     save,
     stream,
@@ -68,11 +67,6 @@ def logits(model: torch.nn.Module, input_ids: torch.Tensor, position_ids: torch.
 # Size
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_gives_one_score_a_token_of_the_vocabulary(architecture: Architecture) -> None:
-    assert logits(model_of(architecture), ids(3, 7)).shape == (3, 7, VOCAB)
-
-
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("inner", [None, 24])
 def test_gpt2_has_the_parameters_of_its_formula(tie: bool, inner: int | None) -> None:
@@ -96,40 +90,11 @@ def test_llama_has_the_parameters_of_its_formula(tie: bool, key_value_heads: int
     assert count_parameters(model) == expected
 
 
-@pytest.mark.parametrize("name", ["gpt2_tiny", "llama_tiny"])
-def test_the_tiny_presets_have_one_to_three_million_parameters(name: str) -> None:
-    with torch.device("meta"):
-        assert 1_000_000 <= count_parameters(build(preset(name), vocab_size=8192, special=SPECIAL)) <= 3_000_000
-
-
-def test_gpt2_125m_has_the_parameters_of_gpt2() -> None:
-    with torch.device("meta"):
-        model = build(preset("gpt2_125m"), vocab_size=50257, special=SPECIAL)
-    assert count_parameters(model) == 124_439_808
-
-
-def test_llama_125m_is_about_as_large_as_gpt2_125m() -> None:
-    with torch.device("meta"):
-        sizes = [
-            count_parameters(build(preset(name), vocab_size=50257, special=SPECIAL))
-            for name in ("gpt2_125m", "llama_125m")
-        ]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_knows_the_special_tokens_of_its_tokenizer(architecture: Architecture) -> None:
     model = model_of(architecture)
     for kept in (model.config, model.generation_config):
         assert (kept.bos_token_id, kept.eos_token_id, kept.pad_token_id) == (0, 0, 1)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_dropout_acts_in_training_only(architecture: Architecture) -> None:
-    model = model_of(architecture, dropout=0.5)
-    assert torch.equal(logits(model, ids(1, 8)), logits(model, ids(1, 8)))
-    model.train()
-    assert not torch.equal(logits(model, ids(1, 8)), logits(model, ids(1, 8)))
 
 
 # Loss
@@ -162,52 +127,6 @@ def test_nats_per_label_are_the_loss_of_hugging_face(architecture: Architecture)
         nats = next_token_nats(model, batch_of(tokens[:, :-1], tokens[:, 1:]))
         expected = model(input_ids=tokens, labels=tokens).loss
     assert nats.item() / 27 == pytest.approx(expected.item(), rel=rounding(*SUMS))
-
-
-def test_nats_of_no_label_are_zero() -> None:
-    model = model_of(Architecture.gpt2)
-    assert next_token_nats(model, batch_of(ids(1, 5), torch.full((1, 5), IGNORED))).item() == 0
-
-
-# Packed documents
-
-
-LENGTHS = (5, 9, 3)
-PACKED_POSITIONS = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_documents_score_as_they_do_alone(architecture: Architecture) -> None:
-    model = model_of(architecture)
-    tokens = ids(1, sum(LENGTHS))
-    alone = torch.cat([logits(model, document) for document in tokens.split(LENGTHS, dim=1)], dim=1)
-    assert_same_but_for_rounding(logits(model, tokens, PACKED_POSITIONS), alone, *SUMS)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("changed", range(len(LENGTHS)))
-def test_a_document_does_not_see_its_neighbours(architecture: Architecture, changed: int) -> None:
-    model = model_of(architecture)
-    tokens = ids(1, sum(LENGTHS))
-    other = tokens.clone()
-    begin = sum(LENGTHS[:changed])
-    other[:, begin : begin + LENGTHS[changed]] = (tokens[:, begin : begin + LENGTHS[changed]] + 7) % VOCAB
-    difference = (logits(model, tokens, PACKED_POSITIONS) - logits(model, other, PACKED_POSITIONS)).abs()
-    parts = difference.split(LENGTHS, dim=1)
-    for document, part in enumerate(parts):
-        assert (part.max() > 0.01) if document == changed else (part.max() <= rounding(*SUMS))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_loss_of_packed_documents_is_the_sum_of_theirs_alone(architecture: Architecture) -> None:
-    model = model_of(architecture).train()
-    tokens, labels = ids(1, sum(LENGTHS)), ids(1, sum(LENGTHS), seed=1)
-    packed = {"input_ids": tokens, "labels": labels, "position_ids": PACKED_POSITIONS}
-    alone = sum(
-        next_token_nats(model, batch_of(a, b)).item()
-        for a, b in zip(tokens.split(LENGTHS, dim=1), labels.split(LENGTHS, dim=1), strict=True)
-    )
-    assert next_token_nats(model, packed).item() == pytest.approx(alone, rel=rounding(*SUMS))
 
 
 # Folder
@@ -276,22 +195,6 @@ def test_adapters_lie_on_every_linear_layer_or_on_those_named(
     names = [name for name, _ in model.named_parameters() if "lora_A" in name]
     assert {".".join(name.split(".lora_A")[0].split(".")[-2:]) for name in names} == expected
     assert len(names) == 2 * len(expected)  # in both layers
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_loaded_adapter_scores_as_the_trained_one(architecture: Architecture, tmp_path: Path) -> None:
-    base = model_of(architecture)
-    plain = logits(base, ids(2, 8))
-    save(base, tmp_path / "base")
-    model = lora(base).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "adapter")
-    again = load_adapter(load(tmp_path / "base"), tmp_path / "adapter").eval()
-    assert torch.equal(logits(again, ids(2, 8)), logits(model, ids(2, 8)))
-    assert not torch.allclose(logits(again, ids(2, 8)), plain, atol=0.1)
 
 
 # Text
@@ -384,26 +287,6 @@ def test_a_stream_that_is_closed_ends_the_generation(words: Tokenizer) -> None:
     done = len(steps)
     generate(model, [[5]], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
     assert len(steps) == done + 3  # nothing goes on beside it
-
-
-def test_an_error_while_streaming_reaches_the_reader(words: Tokenizer) -> None:
-    class Failing(Said):
-        def __call__(self, **_: object) -> None:
-            raise RuntimeError("no memory")
-
-    model = Failing(5)
-    with pytest.raises(RuntimeError, match="no memory"):
-        list(stream(model, [0], words, sampling=Sampling(), pad_id=1))
-
-
-def drawn(words: Tokenizer, model: PreTrainedModel, seed: int) -> str:
-    sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, seed=seed)
-    return generate(model, [[0]], words, sampling=sampling, pad_id=1)[0].text
-
-
-def test_sampling_follows_its_seed(words: Tokenizer) -> None:
-    model = talker(words, Architecture.gpt2)
-    assert drawn(words, model, 1) == drawn(words, model, 1) != drawn(words, model, 2)
 
 
 @pytest.mark.parametrize("read", [generate, stream])

@@ -1,8 +1,5 @@
 """A vocabulary padded to a multiple: the model that comes out, its losses and its texts are those without padding."""
 
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from llm import tokenizer
-from llm.config.fields import identity_settings
 from llm.config.tokenizer import Alphabet
-from llm.config.training import Algorithm, Architecture, ModelConfig, OptimizerConfig
+from llm.config.training import Architecture, ModelConfig
 from llm.dry_run.training import parameters_by_part
-from llm.errors import ConfigError
 from llm.model import (
     build,
     count_parameters,
@@ -26,7 +21,6 @@ from llm.model import (
     next_token_loss,
     next_token_nats,
     padding_of,
-    require_isolation,
     save,
 )
 from llm.model.loss import IGNORED, Passes
@@ -34,14 +28,12 @@ from llm.run.metrics import read_metrics
 from llm.run.runs import Run, load
 from llm.stage import run_stage
 from llm.tokenizer import Special
-from llm.trainer.fit import fit
 from llm.trainer.throughput import flops_per_token
 from tests.korean import save_preset
-from tests.rounding import assert_same_but_for_rounding, rounding
-from tests.test_config import config_of
+from tests.rounding import assert_same_but_for_rounding
 from tests.test_dry_run import MODEL, SMALL, config, memory, text  # noqa: F401  # a fixture
 from tests.test_generation import DRAWN, GREEDY, PROMPTS, SEEDS
-from tests.test_trainer import LENGTH, run_interrupted, same, task, untimed, values, weights
+from tests.test_trainer import same
 
 ARCHITECTURES = list(Architecture)
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
@@ -99,16 +91,6 @@ def assert_same_but_for_padding(found: dict[str, torch.Tensor], expected: dict[s
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_weights_are_those_without_padding_and_the_padding_is_zero(architecture: Architecture, tied: bool) -> None:
-    padded, plain = (
-        {n: p.detach() for n, p in model.named_parameters()} for model in both(architecture, tie_word_embeddings=tied)
-    )
-    assert_same_but_for_padding(padded, plain)
-    assert sum(len(p) == PADDED for p in padded.values()) - sum(len(p) == PADDED for p in plain.values()) == 2 - tied
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loss_and_gradients_are_those_without_padding(
@@ -124,88 +106,6 @@ def test_loss_and_gradients_are_those_without_padding(
 def test_a_cap_on_the_logits_does_not_bring_the_padding_back() -> None:
     padded, plain = both(Architecture.gemma3, extra={"final_logit_softcapping": 2.0})
     assert_same_but_for_padding(gradients(padded), gradients(plain))
-
-
-@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
-def test_a_compiled_loss_is_that_without_padding(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    padded, plain = both(Architecture.llama)
-    expected = gradients(plain)
-    if chunked:
-        monkeypatch.setattr(loss, "CHUNK_LOGITS", 8 * PADDED)
-    graphs: list[Any] = []
-
-    def one_graph(function: Any) -> Any:
-        return torch.compile(function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
-
-    torch.compiler.reset()
-    passes = replace(
-        loss.EAGER,
-        nats=one_graph(loss._nats),
-        hidden_states=one_graph(loss._hidden_states),
-        chunk=one_graph(loss._chunk),
-    )
-    assert_same_but_for_padding(gradients(padded, passes=passes), expected)
-    assert len(graphs) == 1 + chunked
-
-
-def test_what_is_asked_of_a_model_before_it_trains_is_answered_with_padding_too() -> None:
-    model = model_of(Architecture.llama)
-    require_isolation(model, vocab_size=VOCAB, architecture="llama")
-
-
-def test_nothing_is_padded_where_the_vocabulary_is_a_multiple() -> None:
-    model = model_of(Architecture.llama, vocab_size=2 * MULTIPLE)
-    assert model.get_input_embeddings().weight.shape[0] == 2 * MULTIPLE
-    assert padding_of(model) == {}
-
-
-# Training
-
-SLOW = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
-LOSSES = ("train/loss", "val/loss", "train/gradient_norm")
-
-
-def training(
-    folder: Path, *, multiple: int | None = MULTIPLE, optimizer: OptimizerConfig = SLOW, **settings: Any
-) -> Any:
-    model = model_of(Architecture.llama, multiple=multiple, max_position_embeddings=LENGTH, tie_word_embeddings=False)
-    return task(folder, model=model, max_steps=8, optimizer=optimizer, **settings)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(sys.modules["llm.trainer.fit"], "peak_flops", lambda *_: (1e9, "assumed"))
-    yield
-
-
-@pytest.mark.parametrize("algorithm", [Algorithm.adamw, Algorithm.muon])
-def test_a_padded_training_is_that_without_padding(algorithm: Algorithm, tmp_path: Path) -> None:
-    how = replace(SLOW, algorithm=algorithm)
-    padded, plain = (
-        training(tmp_path / str(multiple), multiple=multiple, optimizer=how) for multiple in (MULTIPLE, None)
-    )
-    for made in (padded, plain):
-        fit(made)
-    for name in LOSSES:
-        # Muon evens out in bf16, which rounds a last bit.
-        tolerance = rounding(8 * sum(SUMS)) if algorithm is Algorithm.adamw else 10 * rounding(8 * sum(SUMS))
-        assert values(padded.folder, name) == pytest.approx(values(plain.folder, name), rel=tolerance), name
-    for name, weight in weights(plain.model).items():
-        found = weights(padded.model)[name]
-        torch.testing.assert_close(found[: len(weight)], weight, rtol=0, atol=1e-5)
-        assert not found[len(weight) :].any(), name  # weight decay and moments of nothing are nothing
-
-
-def test_a_stopped_run_goes_on_with_its_padding_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = training(tmp_path / "whole")
-    fit(whole)
-    run_interrupted(training(tmp_path / "stopped"), 5, "signal", monkeypatch)
-    kept = load_file(tmp_path / "stopped" / "checkpoints" / "step-00000005" / "tensors.safetensors")
-    assert sum(tensor.shape == (PADDED, HIDDEN) for tensor in kept.values()) == 2 * 3  # each with AdamW's two moments
-    again = training(tmp_path / "stopped")
-    fit(again)
-    assert same(weights(again.model), weights(whole.model))
-    assert untimed(again.folder) == untimed(whole.folder)
 
 
 # What is counted, said and kept
@@ -224,40 +124,6 @@ def test_padding_is_in_no_count_of_parameters_or_flops(tied: bool) -> None:
         lambda model: flops_per_token(model, model.config, sequence_length=20),
     ):
         assert count(padded) == count(plain)
-
-
-def test_gpt2_has_its_size_with_padding() -> None:
-    with torch.device("meta"):
-        made = ModelConfig(
-            architecture=Architecture.gpt2, num_layers=12, num_heads=12, hidden_size=768, pad_vocab_to_multiple_of=128
-        )
-        model = build(made, vocab_size=50257, special=SPECIAL)
-    assert model.get_output_embeddings().weight.shape == (50304, 768)
-    assert count_parameters(model) == 124_439_808
-
-
-def test_the_memory_of_a_dry_run_has_the_padding() -> None:
-    with torch.device("meta"):
-        padded, plain = (
-            model_of_shape(multiple=multiple) for multiple in (512, None)
-        )  # 300 tokens: 212 rows of padding
-    rows, length = 2, 32
-    held, without = (memory(model, rows=rows, sequence_length=length) for model in (padded, plain))
-    assert held.weights - without.weights == 4 * 212 * HIDDEN
-    assert without.logits == 4 * rows * length * 3 * 300  # logits, their softmax, its gradient
-    assert held.logits == 4 * rows * length * 3 * 512
-    assert held.activations == without.activations
-
-
-def model_of_shape(*, multiple: int | None) -> Any:
-    made = ModelConfig(
-        architecture=Architecture.llama,
-        num_layers=1,
-        num_heads=2,
-        hidden_size=HIDDEN,
-        pad_vocab_to_multiple_of=multiple,
-    )
-    return build(made, vocab_size=300, special=SPECIAL)
 
 
 @pytest.fixture(scope="module")
@@ -328,16 +194,3 @@ def test_a_padded_run_leaves_the_model_of_one_without(text: Path, tmp_path: Path
 
 
 # The setting
-
-
-def test_padding_is_part_of_what_a_run_is_where_it_is_set() -> None:
-    padded, plain = (
-        identity_settings(config_of(*more))["model"] for more in (["model.pad_vocab_to_multiple_of=64"], [])
-    )
-    assert padded == plain | {"pad_vocab_to_multiple_of": 64}
-    assert "pad_vocab_to_multiple_of" not in plain  # and runs of before it was there are found
-
-
-def test_a_multiple_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.pad_vocab_to_multiple_of=0 is out of range. Set 1 or more, or null."):
-        ModelConfig(name="x", architecture=Architecture.gpt2, pad_vocab_to_multiple_of=0)

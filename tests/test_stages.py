@@ -455,7 +455,7 @@ def test_the_adapter_of_a_run_is_the_one_that_was_validated(outputs: Path, conve
     encoded, _ = encode_conversations(held_out, tokenizer.load_chat(folder), sequence_length=64)
     rows = ConversationRows(encoded, pad_id=special.pad_id, sequence_length=64)
     before = loss_of(models.load(folder).eval(), rows)
-    after = loss_of(models.load_adapter(models.load(folder), finished.path / "adapter").eval(), rows)
+    after = loss_of(models.load(folder, adapter=finished.path / "adapter").eval(), rows)
     assert before == pytest.approx(finished.results["val/loss_before"], rel=rounding(600))
     assert after == pytest.approx(finished.results["val/loss"], rel=rounding(600))
 

@@ -3,34 +3,25 @@
 import json
 import logging
 import shutil
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 from llm import model as models
 from llm.chat.talker import Talker, open_talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError
-from llm.model.build import four_bits
 from llm.run import launch
 from llm.run.console import log, start_logging
-from llm.run.metrics import read_metrics
 from llm.run.models import find_model, model_of
 from llm.run.runs import Run
 from llm.tokenize import find_tokenizers
@@ -106,16 +97,6 @@ def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, capl
 
 def talker_of(outputs: Path, tuned: Run) -> Talker:
     return open_talker(find_model(str(outputs), str(tuned.path)))
-
-
-@pytest.mark.parametrize("method", ["dora", "pissa"])
-def test_the_adapter_of_any_method_is_the_one_that_was_sampled(outputs: Path, method: str) -> None:
-    tuned = tune(outputs, f"lora.method={method}", "trainer.sample_temperature=0", "lora.rank=3")
-    said = [line for line in read_metrics(tuned.path / "samples.jsonl") if line["step"] == 4]
-    talker = talker_of(outputs, tuned)
-    messages = [{"role": "user", "content": said[0]["prompt"]}]
-    answer = "".join(talker.answer(messages, Sampling(max_new_tokens=4, temperature=0)))
-    assert answer == said[0]["text"].lstrip()
 
 
 def test_a_frozen_base_in_bf16_has_the_adapter_in_fp32(outputs: Path) -> None:
@@ -203,26 +184,6 @@ def test_ranks_above_zero_change_nothing_in_a_runs_folder(
     assert changes.read_text(encoding="utf-8") == ""
 
 
-def test_a_model_of_the_hub_is_tuned_as_its_folder(
-    outputs: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--someone--small"
-    shutil.copytree(foreign, repository / "snapshots" / ("a" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
-    ours, theirs = tune(outputs, "lora.rank=2", f"base={foreign}"), tune(outputs, "lora.rank=2", "base=someone/small")
-    assert theirs.path == ours.path  # of the same files
-    made = tune(outputs, "lora.rank=2", "base=someone/small", "seed=3")
-    assert made.path.name.startswith("small-conversations-")
-    with pytest.raises(ConfigError, match=r"base=someone/other: there is no such folder, and the hub's model of that"):
-        tune(outputs, "base=someone/other")
-    no_run = r"base=pretrain/bse: there is no run pretrain/bse under .* Runs: pretrain/"  # it is no name of the hub's
-    with pytest.raises(ConfigError, match=no_run):
-        tune(outputs, "base=pretrain/bse")
-
-
 def test_the_tokenizer_of_a_folder_is_what_its_tokenizer_json_says(outputs: Path, foreign: Path) -> None:
     """Not what a class of transformers would make of it; without what it was last called with."""
     state = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
@@ -236,36 +197,6 @@ def test_the_tokenizer_of_a_folder_is_what_its_tokenizer_json_says(outputs: Path
     assert kept == state | {"truncation": None}
     found = special(tuned.path / "adapter")
     assert found.bos_id == special(base_folder(outputs)).bos_id  # as its config.json says
-
-
-def test_a_folder_whose_head_scales_its_logits_is_tuned_by_its_own_loss(
-    outputs: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the logits are so many that the head would be applied by chunks, which knows no scale."""
-    torch.manual_seed(1)
-    vocab_size = len(PreTrainedTokenizerFast.from_pretrained(foreign))
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "max_position_embeddings": 64}
-    config = CohereConfig(**shape, **ids, vocab_size=vocab_size, logit_scale=8.0)
-    CohereForCausalLM(config).save_pretrained(foreign)
-    plain = tune(outputs, f"base={foreign}", "lora.target_modules=[q_proj]", "seed=5")
-    monkeypatch.setattr("llm.model.loss.CHUNK_LOGITS", 3 * vocab_size)
-    chunked = tune(outputs, f"base={foreign}", "lora.target_modules=[q_proj]", "seed=5", "reuse=never")
-    assert chunked.results["val/loss_before"] == pytest.approx(
-        plain.results["val/loss_before"], rel=rounding(vocab_size)
-    )
-
-
-def test_an_adapter_is_refused_where_its_folder_has_other_weights_now(outputs: Path, foreign: Path) -> None:
-    tuned = tune(outputs, "lora.rank=2", "seed=1", f"base={foreign}")
-    model = AutoModelForCausalLM.from_pretrained(foreign)
-    torch.nn.init.normal_(model.get_input_embeddings().weight)
-    model.save_pretrained(foreign)
-    for use in (lambda: talker_of(outputs, tuned), lambda: with_parents([tuned])):
-        with pytest.raises(
-            DamagedError, match=r"was tuned on other weights than .*other-model holds now\. Put them back"
-        ):
-            use()
 
 
 def test_an_architecture_that_is_none_of_ours_is_tuned_on_its_own_layers(outputs: Path, foreign: Path) -> None:
@@ -354,41 +285,12 @@ def test_a_layer_that_a_folder_does_not_have_is_refused(outputs: Path, foreign: 
         tune(outputs, f"base={foreign}", f"lora.target_modules=[{name}]")
 
 
-# Experts
-
-
-@pytest.mark.parametrize("setting", ["lora.method=dora", "lora.method=pissa", "lora.dropout=0.1"])
-def test_what_the_tensors_of_experts_cannot_have_is_refused(outputs: Path, tmp_path: Path, setting: str) -> None:
-    folder = tmp_path / "experts"
-    shutil.copytree(base_folder(outputs), folder)
-    config = Qwen3MoeConfig(
-        vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_local_experts=2,
-        num_experts_per_tok=1, moe_intermediate_size=8, head_dim=8, num_key_value_heads=2,
-    )  # fmt: skip
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
-    with pytest.raises(ConfigError, match=rf"lora\.target_modules: {setting} is not for the tensors of experts"):
-        tune(outputs, f"base={folder}", "lora.target_modules=[all-linear]", setting)
-
-
 # 4 bits
 
 
 def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("llm.stage.tuned_base"), "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"through bitsandbytes, which is not installed\. Install the extra: pip"):
-        tune(outputs, "lora.method=qlora")
-
-
-def test_four_bits_are_refused_where_their_library_is_for_a_gpu_alone(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(import_module("llm.stage.tuned_base"), "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    old = SimpleNamespace(__version__="0.42.0", supported_torch_devices={"cuda"})
-    monkeypatch.setitem(sys.modules, "bitsandbytes", old)
-    with pytest.raises(
-        ConfigError, match=r"lora\.method=qlora is for a GPU under bitsandbytes 0\.42\.0, and torch sees"
-    ):
         tune(outputs, "lora.method=qlora")
 
 
@@ -408,13 +310,3 @@ def test_a_base_in_four_bits_is_tuned_as_it_is_without_a_gpu(outputs: Path) -> N
     assert 0 < exported.results["max_logit_difference"] <= 1e-4
     merged = load_file(exported.path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
-
-
-def test_four_bits_are_nf4_multiplied_in_bf16() -> None:
-    settings = four_bits()
-    assert (settings.load_in_4bit, settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant) == (
-        True,
-        "nf4",
-        True,
-    )
-    assert settings.bnb_4bit_compute_dtype is torch.bfloat16

@@ -124,7 +124,7 @@ def open_talker(source: Model) -> Talker:
         raise ConfigError(
             f"{source.path}: tokenizer_config.json names no eos_token, so that an answer never ends. Add it."
         )
-    model = models.load_for_use(source)
+    model = models.load(source.weights, adapter=source.adapter).eval()
     if chat.chat_template is None:
         chat.chat_template = CHAT_TEMPLATE
         log.info("%s has no chat template; turns are marked by plain words", source.title)

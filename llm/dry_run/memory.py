@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
 from llm.config.training import OptimizerConfig, Precision
-from llm.model import EAGER, next_token_nats
+from llm.model import EAGER, checkpoint_blocks, next_token_nats
 
 # Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.
 HEAP_SHARE = 0.5  # of the activations: freed blocks that glibc keeps, and cannot give to the next tensor of their size
@@ -66,7 +66,7 @@ def rehearse(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained: Any = model.train()
     if checkpointing:
-        trained.activation_checkpointing_enable()
+        checkpoint_blocks(trained)
     vocab_size = _telling_vocab_size(trained)
     passes = replace(EAGER, small_chunks_on_cpu=small_chunks)
     with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
@@ -131,7 +131,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._peak = (0, 0, 0)  # total, of logits, of gradients
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float32:
+            # of experts: kernels take fp32, and what torch knows of their shapes without running them takes bf16 alone
+            out = func(args[0].bfloat16(), args[1].bfloat16(), *args[2:], **(kwargs or {})).float()
+        else:
+            out = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._see, out)
         return out
 

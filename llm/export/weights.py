@@ -145,7 +145,7 @@ def export_model(
         setattr(merged.config, f"{role}_token_id", getattr(special, f"{role}_id"))
     merged = merged.to(getattr(torch, config.dtype.value))
     merged.save_pretrained(folder)
-    read = models.open_model(folder, dtype="auto").eval()
+    read = models.load(folder, dtype="auto").eval()
     proof = require_close(read, reference, config, what=f"the exported model in {config.dtype.name}")
     of_merge = {"max_logit_difference_of_merge": merging["max_logit_difference"]}
     return proof | of_merge | {"parameters": models.count_parameters(read)}
@@ -179,7 +179,7 @@ def export_adapter(
     save_file(tensors, folder / weights.name, metadata={"format": "pt"})
     named = {"base_model_name_or_path": config.base_model or str(base.resolve())}
     write_json(folder / settings.name, json.loads(settings.read_text(encoding="utf-8")) | named)
-    read = models.load_adapter(models.load(base), folder).eval()
+    read = models.load(base, adapter=folder).eval()
     proof = require_close(read, reference, config, what=f"the exported adapter in {config.dtype.name}")
     return proof | {"parameters": models.count_parameters(read)}
 

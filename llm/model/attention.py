@@ -7,14 +7,15 @@ attention of each layer by the names that flash attention has for them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "ttukttak_documents"  # among the attention functions of transformers
@@ -22,6 +23,7 @@ NAME = "ttukttak_documents"  # among the attention functions of transformers
 # its logits, cap its scores or hide tokens in ways that are not known here, and is trained as transformers has it.
 KNOWN = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe"})
 LEAST_BOUNDS = 64  # places for bounds are a power of two, so that batches give torch.compile few shapes to see
+VARLEN_MULTIPLE = 8  # of the size of its heads
 CAPABILITY_OF_VARLEN = 8  # the first major compute capability that flash attention has kernels for
 
 
@@ -53,12 +55,30 @@ def attention_within_documents(model: nn.Module, *, device: torch.device) -> Ite
     if config is None or not _can_part(config, device=device):
         yield False
         return
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
+    with _attention(config, NAME):
         yield True
+
+
+@contextmanager
+def _attention(config: Any, name: str) -> Iterator[None]:
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
     finally:
         config._attn_implementation = before
+
+
+def checkpoint_blocks(model: Any, *, compiled: bool = False) -> None:
+    """Have each block keep its inputs alone, and run once more in the backward pass, by the attention it ran with.
+
+    A graph that was compiled has that attention in it, and takes no contexts.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _attention(model.config, model.config._attn_implementation)
+
+    model.activation_checkpointing_enable({"use_reentrant": False} | ({} if compiled else {"context_fn": contexts}))
+    model.disable_input_require_grads()  # which reentrant checkpoints need, and no graph takes
 
 
 def _can_part(config: Any, *, device: torch.device) -> bool:
@@ -94,18 +114,20 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention in each row, or in each document where bounds came; (rows, seq, heads, head size)."""
     assert attention_mask is None  # for an attention function that it does not know, transformers makes none
-    # rotary positions and norms may leave queries and keys in fp32 under autocast
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    grouped = query.shape[1] != key.shape[1]
-    if cu_seq_lens_q is None:
-        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-        return out.transpose(1, 2).contiguous(), None
-    if query.device.type == "cuda":
+    device, grouped = query.device.type, query.shape[1] != key.shape[1]
+    # rotary positions, norms and layers of 4 bits may leave any of them in fp32 under autocast
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if cu_seq_lens_q is not None and device == "cuda":
         assert max_length_q is not None
-        return _on_gpu(query, key, value, cu_seq_lens_q, scale=scaling, longest=max_length_q, grouped=grouped), None
+        how: dict[str, Any] = {"dtype": dtype, "scale": scale, "longest": max_length_q, "grouped": grouped}
+        return _on_gpu(query, key, value, cu_seq_lens_q, **how), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if cu_seq_lens_q is None:
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        return out.transpose(1, 2).contiguous(), None
     if grouped:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _on_cpu(query, key, value, cu_seq_lens_q, scale)[0].transpose(1, 2).contiguous(), None
 
 
@@ -115,19 +137,23 @@ def _on_gpu(
     value: torch.Tensor,
     bounds: torch.Tensor,
     *,
-    scale: float | None,
+    dtype: torch.dtype,
+    scale: float,
     longest: int,
     grouped: bool,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]  # (tokens, heads, head size)
-    out = varlen_attn(
+    """By flash attention's kernels, which take heads of a multiple of 8: zeros on their ends change no product."""
+    rows, _, length, size = query.shape
+    # (tokens, heads, head size); made flat before they are cast, which is one pass over them less
+    flat = [tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value)]
+    if size % VARLEN_MULTIPLE:
+        flat = [pad(tensor, (0, -size % VARLEN_MULTIPLE)) for tensor in flat]
+    out: Any = varlen_attn(
         flat[0], flat[1], flat[2], bounds, bounds, longest, longest,
         scale=scale, window_size=(-1, 0), enable_gqa=grouped,  # causal
     )  # fmt: skip
-    assert isinstance(out, torch.Tensor)
-    return out.view(query.shape[0], query.shape[2], *out.shape[1:])
+    attended: torch.Tensor = out[..., :size].reshape(rows, length, -1, size)
+    return attended
 
 
 @torch.library.custom_op("ttukttak::document_attention", mutates_args=(), device_types="cpu")

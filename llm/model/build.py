@@ -1,96 +1,75 @@
-"""A model config and a vocabulary -> a Hugging Face causal language model, and its folder."""
+"""A model config -> a Hugging Face causal language model: with random weights, or going on from a folder's."""
 
+import json
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
+from llm import tokenizer
 from llm.config.training import ModelConfig
-from llm.config.tuning import LoraConfig, Method
-from llm.model.architectures import hugging_face_config
-from llm.model.loading import load_adapter, new_model, open_model
-from llm.model.pretrained import folder_of_model, load_pretrained, read_config
-from llm.model.vocabulary import pad, padding_of, unpad
-from llm.run.models import Model
+from llm.errors import ConfigError
+from llm.model.pretrained import load, new_model, read_config
+from llm.model.vocabulary import pad, padding_of, take_rows, unpad
+from llm.run.console import log
+from llm.run.files import digest_of, sha256_of
+from llm.run.models import CONFIG, TOKENIZER, folder_of, opening, weight_files
 from llm.tokenizer import Special
-from llm.tokenizer import special as special_tokens
 
-# Of a layer of bitsandbytes: on some CPUs the first forward pass that does not train lays its weights out anew, with
-# constants rounded to bf16, and refuses widths that 64 does not divide: training goes on with other weights.
-AVX512_LAYOUT = "support_avx512bf16_for_cpu"
+KEY = "model.path"
+# Settings of model by the names to which configs of transformers answer; the first that one has.
+_NAMES = {
+    "num_layers": ("num_hidden_layers",),
+    "num_heads": ("num_attention_heads",),
+    "hidden_size": ("hidden_size",),
+    "max_position_embeddings": ("max_position_embeddings",),
+    "num_key_value_heads": ("num_key_value_heads",),
+    "num_experts": ("num_local_experts",),
+    "num_experts_per_token": ("num_experts_per_tok",),
+    "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner"),
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
+# What is of an architecture where the default of transformers is not; model.extra may say otherwise.
+_OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {"activation_function": "gelu_pytorch_tanh"},  # gelu_new in one operator instead of seven: 6 % of a step
+    "gemma3_text": {"sliding_window": 512},  # Gemma 3 report, arXiv:2503.19786, 270M and 1B
+    "qwen3_moe": {"norm_topk_prob": True},  # arXiv:2505.09388
+}
+_FROM_ELSEWHERE = {"architectures", "dtype", "model_type", "tie_word_embeddings", "transformers_version"}
+_FROM_ELSEWHERE |= {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}  # of the tokenizer
 
 
-def build(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrainedModel:
-    """A model with random weights, drawn from torch's global generator; with a path, one of the shape that is there."""
-    if config.path is None:
-        made = hugging_face_config(config, vocab_size=vocab_size, special=special)
-    else:
-        made = read_config(folder_of_model(config))
+def build(
+    config: ModelConfig, *, vocab_size: int, special: Special, tokenizer_folder: Path | None = None
+) -> PreTrainedModel:
+    """A model with random weights, drawn from torch's global generator; of config.path, one of the shape that is there.
+
+    With the folder of a tokenizer, that of config.path has its weights, and embeddings for every token.
+
+    Raises:
+        ConfigError: as `hugging_face_config`; or there are fewer embeddings than tokens.
+        DamagedError: weights are missing, of other shapes, or damaged.
+    """
+    if config.path is not None and tokenizer_folder is not None:
+        model = _go_on(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
+    elif config.path is not None:
+        made = read_config(_folder(config), key=KEY)
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
-    model = new_model(made)
+        model = new_model(made)
+    else:
+        model = new_model(hugging_face_config(config, vocab_size=vocab_size, special=special))
     pad(model, config.pad_vocab_to_multiple_of)
-    return with_special(model, special)
-
-
-def begin(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
-    """The model that training begins with: random, or that of config.path; for this tokenizer."""
-    special = special_tokens(tokenizer_folder)
-    if config.path is None:
-        return build(config, vocab_size=vocab_size, special=special)
-    model = load_pretrained(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
-    pad(model, config.pad_vocab_to_multiple_of)
-    return with_special(model, special)
-
-
-def with_special(model: PreTrainedModel, special: Special) -> PreTrainedModel:
-    """The model with the special tokens of a tokenizer, in its config and for generation."""
     ids = {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id, "pad_token_id": special.pad_id}
     for name, value in ids.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(**ids)
     return model
-
-
-def load(folder: Path, tuning: LoraConfig | None = None) -> PreTrainedModel:
-    """The model in a folder of Hugging Face format, in fp32; or in the precision that a tuning holds its base in.
-
-    Raises:
-        ConfigError: it is of a kind that transformers does not have.
-        DamagedError: its config or its weights cannot be used.
-    """
-    how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else "float32"}
-    if tuning and tuning.method is Method.qlora:
-        place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        how |= {"quantization_config": four_bits(), "device_map": {"": place}}
-    model = open_model(folder, **how)
-    for layer in model.modules():
-        if hasattr(layer, AVX512_LAYOUT):
-            setattr(layer, AVX512_LAYOUT, False)
-    return model
-
-
-def load_for_use(model: Model) -> Any:
-    """A model in fp32 with the adapter that it has, if any.
-
-    Raises:
-        ConfigError: as load.
-        DamagedError: as load; or it is no adapter for that model.
-    """
-    loaded = load(model.weights)
-    return (load_adapter(loaded, model.adapter) if model.adapter else loaded).eval()
-
-
-def four_bits() -> BitsAndBytesConfig:
-    """How a base is held in 4 bits: NF4, its constants in 8 bits, multiplied in bf16 (arXiv:2305.14314, section 3)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
@@ -114,3 +93,199 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 def _size_of(parameter: nn.Parameter) -> int:
     return int(getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape).numel())
+
+
+# Architectures
+
+
+def hugging_face_config(config: ModelConfig, *, vocab_size: int, special: Special) -> PreTrainedConfig:
+    """The config of a model with these sizes, this vocabulary, and what model.extra adds.
+
+    Raises:
+        ConfigError: transformers has no such architecture, it cannot have one of the settings, or model.extra has a key
+            that it lacks or that has a setting of its own, or a value that cannot be.
+    """
+    assert config.architecture is not None  # a config without one has a path, and is read from there
+    kind = _model_type(config.architecture)
+    default = AutoConfig.for_model(kind)
+    known = {*default.to_dict(), *default.attribute_map}
+    settings = _settings(config, known)
+    _check_extra(config, {*settings, *(default.attribute_map.get(name) for name in settings)}, known)
+    try:
+        made: PreTrainedConfig = AutoConfig.for_model(
+            kind,
+            vocab_size=vocab_size,
+            bos_token_id=special.bos_id,
+            eos_token_id=special.eos_id,
+            pad_token_id=special.pad_id,
+            tie_word_embeddings=config.tie_word_embeddings,
+            use_cache=True,
+            **settings | _OWN.get(kind, {}) | config.extra,
+        )
+    except Exception as error:  # each config of transformers has checks, and errors, of its own
+        raise _refusal(config, error) from None
+    return made
+
+
+def check_architecture(config: ModelConfig) -> None:
+    """Refuse, before any work, what transformers cannot build: configs check their types alone, so a model is built.
+
+    Raises:
+        ConfigError: as of `hugging_face_config`; or no model can be built of it.
+    """
+    made = hugging_face_config(config, vocab_size=1, special=Special(bos_id=0, eos_id=0, pad_id=0, tokens=()))
+    try:
+        with torch.device("meta"):
+            new_model(made)
+    except Exception as error:  # each model of transformers has errors of its own
+        raise _refusal(config, error) from error
+
+
+def settings_of(made: PreTrainedConfig) -> dict[str, Any]:
+    """What is in ModelConfig, of a Hugging Face config."""
+    stem = made.model_type.removesuffix("_text")
+    return {
+        "architecture": stem if _model_type(stem) == made.model_type else made.model_type,
+        **{key: _first(made, names) for key, names in _NAMES.items()},
+        "dropout": float(_first(made, _DROPOUTS) or 0.0),
+        "tie_word_embeddings": bool(made.tie_word_embeddings),
+    }
+
+
+def swiglu_size(hidden_size: int) -> int:
+    """8/3 of the hidden size, so that three matrices cost what GPT-2's two do (Shazeer 2020), rounded up to 32."""
+    return -(-8 * hidden_size // 3 // 32) * 32
+
+
+def _first(made: PreTrainedConfig, names: tuple[str, ...]) -> Any:
+    return next((value for name in names if (value := getattr(made, name, None)) is not None), None)
+
+
+def _model_type(architecture: str) -> str:
+    """The name that transformers has for it: of a family whose models also see, that of the part for text."""
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if found := next((name for name in (f"{architecture}_text", architecture) if name in names), None):
+        return str(found)
+    close = get_close_matches(architecture, names, n=1)
+    hint = f"Did you mean {close[0]}?" if close else "Name one by its model_type."
+    raise ConfigError(f"model.architecture={architecture} is no causal language model of transformers. {hint}")
+
+
+def _settings(config: ModelConfig, known: set[str]) -> dict[str, Any]:
+    """What model's own settings say, by the names of a Hugging Face config that has the keys `known`."""
+    settings: dict[str, Any] = {name: config.dropout for name in _DROPOUTS if name in known}
+    for key, names in _NAMES.items():
+        name, value = next((name for name in names if name in known), None), getattr(config, key)
+        if value is not None and name is None:
+            raise ConfigError(f"model.{key}={value} is no setting of {config.architecture}. Leave it out.")
+        if name is not None:
+            settings[name] = value
+    head_size, inner_size = config.hidden_size // config.num_heads, swiglu_size(config.hidden_size)
+    if "num_key_value_heads" in settings:
+        settings |= {"num_key_value_heads": config.num_key_value_heads or config.num_heads, "head_dim": head_size}
+    if "query_pre_attn_scalar" in known:
+        settings["query_pre_attn_scalar"] = head_size
+    if "num_experts_per_tok" in settings:
+        settings["num_local_experts"] = config.num_experts or 8
+        settings["num_experts_per_tok"] = config.num_experts_per_token or 2
+    if "moe_intermediate_size" in known:
+        each = -(-inner_size // settings["num_experts_per_tok"] // 32) * 32
+        settings["moe_intermediate_size"] = config.intermediate_size or each
+    if "intermediate_size" in known:  # n_inner has a default of its own: 4 x hidden_size
+        settings["intermediate_size"] = config.intermediate_size or inner_size
+    return settings
+
+
+def _check_extra(config: ModelConfig, is_set: set[str | None], known: set[str]) -> None:
+    for key in config.extra:
+        if key in is_set or key in _FROM_ELSEWHERE:
+            raise ConfigError(f"model.extra.{key} is set by another setting, or by the tokenizer. Remove it.")
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f"Did you mean model.extra.{close[0]}?" if close else "Remove it."
+            raise ConfigError(f"model.extra.{key} is not in the config of {config.architecture}. {hint}")
+
+
+def _refusal(config: ModelConfig, error: Exception) -> ConfigError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300].removesuffix('.')}"
+    return ConfigError(
+        f"model.extra={config.extra} with these settings of model is not what {config.architecture} takes: {reason}. "
+        "Put it right, or leave it out."
+    )
+
+
+# Going on from a folder
+
+
+def with_settings_of_folder(config: ModelConfig) -> ModelConfig:
+    """A config with a path, with the architecture and the sizes that the folder has.
+
+    Raises:
+        ConfigError: there is no causal language model that can be trained, or a setting says otherwise than it.
+    """
+    folder = _folder(config)
+    made = read_config(folder, key=KEY)
+    with opening(folder):
+        found = settings_of(made)
+    for key, value in found.items():
+        default = None if key == "architecture" else ModelConfig.__dataclass_fields__[key].default
+        if (typed := getattr(config, key)) not in (default, value):
+            raise ConfigError(f"model.{key}={typed}, but the model in {folder} has {value}. Leave it out.")
+    return replace(config, **found)
+
+
+def digest_of_folder(config: ModelConfig) -> str:
+    """SHA-256 of the weights and of config.json that config.path means: what training goes on from."""
+    folder = _folder(config)
+    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return digest_of([raw, *(sha256_of(path) for path in weight_files(folder, key=KEY))])
+
+
+def check_tokenizer(config: ModelConfig, tokenizer_folder: Path) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than the model has learned, unless that is asked for.
+
+    Raises:
+        ConfigError: it is another than that of the folder, or the folder has none.
+    """
+    folder = _folder(config)
+    has_own = (folder / TOKENIZER).is_file()
+    if config.resize_vocabulary or (has_own and tokenizer.gives_same_ids(folder, tokenizer_folder)):
+        return
+    reason = "it is another than the model's own tokenizer.json" if has_own else "the model brings no tokenizer.json"
+    raise ConfigError(
+        f"tokenizer: {reason}, in {folder}. Choose tokenizer=pretrained, which takes that, or set "
+        "model.resize_vocabulary=true to go on with new embeddings for new tokens."
+    )
+
+
+def _folder(config: ModelConfig) -> Path:
+    """The folder that config.path means."""
+    assert config.path is not None
+    return folder_of(config.path, key=KEY, file=CONFIG)
+
+
+def _go_on(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
+    folder = _folder(config)
+    read_config(folder, key=KEY)
+    model: PreTrainedModel = load(folder, key=KEY)
+    log.info("going on from %s", folder)
+    if config.resize_vocabulary:
+        _take_tokenizer(model, folder, tokenizer_folder)
+    elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:
+        raise ConfigError(
+            f"model.path={config.path} has {rows} embeddings for {vocab_size} tokens. Set model.resize_vocabulary=true."
+        )
+    return model
+
+
+def _take_tokenizer(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
+    """Give each token of another tokenizer the embedding of the token of the same text, where there is one.
+
+    Of a folder without a tokenizer the tokens are taken for those of the same number.
+    """
+    tokens, rows = tokenizer.tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
+    known = tokenizer.tokens_of(folder) if (folder / TOKENIZER).is_file() else dict(tokens)
+    kept = {number: known[text] for text, number in tokens.items() if known.get(text, rows) < rows}
+    take_rows(model, len(tokens), kept)
+    said = "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, their mean"
+    log.info(said, len(tokens), rows, len(kept), len(tokens) - len(kept))

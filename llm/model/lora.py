@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llm.config.tuning import ALL_LINEAR, LoraConfig, Method
-from llm.model.loading import without_known_warnings
+from llm.model.pretrained import without_known_warnings
 
 ADAPTER = "default"  # PEFT's name for the only one
 

@@ -1,55 +1,104 @@
-"""A folder of a model that is there already -> its config and digest, checked; the model, for a tokenizer."""
+"""A folder in Hugging Face format -> its config, checked, its model, an adapter on it: the one door for all of them.
 
-import json
-from dataclasses import replace
+Nothing of a folder is run: no code that it brings, no pickle, no attention kernel that it names; and nobody is asked
+on the terminal. What a library raises is one line that names the folder.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
-from llm import tokenizer
-from llm.config.training import ModelConfig
-from llm.errors import ConfigError
-from llm.model.architectures import settings_of
-from llm.model.loading import check_weights, open_config, open_model
-from llm.model.vocabulary import take_rows
+from llm.config.training import MOST_LAYERS
+from llm.config.tuning import LoraConfig, Method
+from llm.errors import ConfigError, DamagedError, first_line
 from llm.run.console import log
-from llm.run.files import digest_of, sha256_of
-from llm.run.models import CONFIG, folder_of, opening, read_json, weight_files
+from llm.run.models import CONFIG, bad_weights, opening, read_json, weight_files
 
-KEY = "model.path"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_ATTENTION = (None, "eager", "sdpa")
+_OF_ELSEWHERE = ("auto_map", "transformers_weights")  # code, and weights by another name than transformers gives them
+# Of a layer of bitsandbytes: on some CPUs the first forward pass that does not train lays its weights out anew, with
+# constants rounded to bf16, and refuses widths that 64 does not divide: training goes on with other weights.
+AVX512_LAYOUT = "support_avx512bf16_for_cpu"
 
 
-def folder_of_model(config: ModelConfig) -> Path:
-    """The folder that config.path means.
+def load(
+    folder: Path,
+    *,
+    adapter: Path | None = None,
+    tuning: LoraConfig | None = None,
+    dtype: str = "float32",
+    key: str = "",
+) -> Any:
+    """The model in a folder, with the adapter in another; for a `tuning`, in the precision that this holds its base in.
+
+    `dtype` is fp32 or "auto", what the folder has; `key` is how the user named the folder.
 
     Raises:
-        ConfigError: it is none, or holds no model.
+        ConfigError: it is of a kind that transformers does not have.
+        DamagedError: its config or its weights cannot be used; or it is no adapter for that model.
     """
-    assert config.path is not None
-    return folder_of(config.path, key=KEY, file=CONFIG)
+    how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else dtype}
+    if tuning and tuning.method is Method.qlora:
+        place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        how |= {"quantization_config": four_bits(), "device_map": {"": place}}
+    model = _load_whole(folder, key, **how)
+    for layer in model.modules():
+        if hasattr(layer, AVX512_LAYOUT):
+            setattr(layer, AVX512_LAYOUT, False)
+    return _with_adapter(model, adapter) if adapter else model
 
 
-def with_settings_of_folder(config: ModelConfig) -> ModelConfig:
-    """A config with a path, with the architecture and the sizes that the folder has: what else was typed is refused.
+def new_model(made: PreTrainedConfig) -> PreTrainedModel:
+    """A model of a config, in fp32, with random weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
+    return model
+
+
+def open_config(folder: Path) -> PreTrainedConfig:
+    """What config.json says.
 
     Raises:
-        ConfigError: there is no causal language model that can be trained, or a setting says otherwise than it.
+        ConfigError: it is of a model that transformers does not have.
+        DamagedError: it cannot be read, or is not what such a model takes.
     """
-    folder = folder_of_model(config)
-    made = read_config(folder)
-    with opening(folder):
-        found = settings_of(made)
-    for key, value in found.items():
-        default = None if key == "architecture" else ModelConfig.__dataclass_fields__[key].default
-        if (typed := getattr(config, key)) not in (default, value):
-            raise ConfigError(f"model.{key}={typed}, but the model in {folder} has {value}. Leave it out.")
-    return replace(config, **found)
+    path = folder / CONFIG
+    raw = read_json(path)
+    if (kind := raw.get("model_type")) is None:
+        raise DamagedError(f"{path} cannot be read (it has no model_type). Give a folder in Hugging Face format.")
+    if str(kind) not in CONFIG_MAPPING_NAMES:
+        asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
+        raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
+    _check_layers(path, raw)
+    try:
+        made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each config of transformers has checks, and errors, of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"{path} is not what {kind} takes: {reason}. Put it right, or choose another.") from error
+    for part in (made, made.get_text_config()):
+        if part._attn_implementation not in _ATTENTION:
+            raise DamagedError(
+                f"{path} asks for the attention {part._attn_implementation}, and what a folder asks for is not loaded. "
+                "Take attn_implementation out of it."
+            )
+        for name in _OF_ELSEWHERE:
+            vars(part).pop(name, None)
+    return made
 
 
-def read_config(folder: Path, *, key: str = KEY) -> PreTrainedConfig:
-    """What config.json says; `key` is how the user named the folder.
+def read_config(folder: Path, *, key: str) -> PreTrainedConfig:
+    """What config.json says of a model to train; `key` is how the user named the folder.
 
     Raises:
         ConfigError: it is not of a causal language model that transformers has and that can be trained.
@@ -63,74 +112,85 @@ def read_config(folder: Path, *, key: str = KEY) -> PreTrainedConfig:
         raise ConfigError(f"{path} is of {held}, not a causal language model of text alone. Choose another.")
     if raw.get("quantization_config"):
         raise ConfigError(f"{path}: its weights are quantised, and whole ones are needed. Give the model they are of.")
-    check_weights(folder, key=key)
+    _check_weights(folder, key=key)
     return made
 
 
-def digest_of_model(folder: Path) -> str:
-    """SHA-256 of the weights and of config.json: what training goes on from."""
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return digest_of([raw, *(sha256_of(path) for path in weight_files(folder, key=KEY))])
-
-
-def check_tokenizer(config: ModelConfig, folder: Path, tokenizer_folder: Path) -> None:
-    """Refuse a tokenizer whose ids mean other tokens than the model has learned, unless that is asked for.
+def outline(folder: Path, *, key: str) -> PreTrainedModel:
+    """The model in a folder on the meta device, without its weights.
 
     Raises:
-        ConfigError: it is another than that of the folder; or, where the folder has none, its size or its end differ.
+        ConfigError: as `read_config`.
+        DamagedError: as `read_config`.
     """
-    if config.resize_vocabulary:
-        return
-    if (folder / "tokenizer.json").is_file():
-        if tokenizer.gives_same_ids(folder, tokenizer_folder):
-            return
-        reason = "it is another than the model's own tokenizer.json"
-    else:
-        made, special = read_config(folder), tokenizer.special(tokenizer_folder)
-        number = tokenizer.load(tokenizer_folder).get_vocab_size()
-        if (number, special.eos_id) == (made.vocab_size, made.eos_token_id):
-            log.warning("%s has no tokenizer.json: its tokenizer is told by size and end alone", folder)
-            return
-        reason = (
-            f"it has {number} tokens and eos {special.eos_id}, the model {made.vocab_size} and {made.eos_token_id} "
-            "(it brings no tokenizer.json)"
-        )
-    raise ConfigError(
-        f"tokenizer: {reason}, in {folder}. Choose tokenizer=pretrained, which takes that, or set "
-        "model.resize_vocabulary=true to go on with new embeddings for new tokens."
+    made = read_config(folder, key=key)
+    with opening(folder), torch.device("meta"):
+        return new_model(made)
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """How a base is held in 4 bits: NF4, its constants in 8 bits, multiplied in bf16 (arXiv:2305.14314, section 3)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
-def load_pretrained(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
-    """The model of config.path in fp32, with embeddings for every token; new ones are the mean of the old.
-
-    Raises:
-        ConfigError: there are fewer embeddings than tokens.
-        DamagedError: weights are missing, of other shapes, or damaged.
-    """
-    folder = folder_of_model(config)
-    read_config(folder)
-    model = open_model(folder, key=KEY, dtype=torch.float32)
-    log.info("going on from %s", folder)
-    if config.resize_vocabulary:
-        _take_tokenizer(model, folder, tokenizer_folder)
-    elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:
-        raise ConfigError(
-            f"model.path={config.path} has {rows} embeddings for {vocab_size} tokens. Set model.resize_vocabulary=true."
-        )
-    return model
+@contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """Leave out what PEFT 0.21 and transformers 5.23 have to settle between them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
-def _take_tokenizer(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
-    """Give each token of another tokenizer the embedding of the token of the same text, where there is one."""
-    tokens, rows = tokenizer.tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
-    known = tokenizer.tokens_of(folder) if (folder / "tokenizer.json").is_file() else dict(tokens)
-    kept = {number: known[text] for text, number in tokens.items() if known.get(text, rows) < rows}
-    take_rows(model, len(tokens), kept)
-    log.info(
-        "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, the mean of those",
-        len(tokens),
-        rows,
-        len(kept),
-        len(tokens) - len(kept),
-    )
+def _load_whole(folder: Path, key: str, **how: Any) -> PreTrainedModel:
+    """The model with all of its weights; `how` is of transformers."""
+    made = open_config(folder)
+    _check_weights(folder, key=key)
+    disable_progress_bar()
+    with opening(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=made, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **how,
+        )  # fmt: skip
+    missing = sorted(map(str, report["missing_keys"]))
+    if missing and getattr(model, "hf_quantizer", None) is None:  # which has names of its own for them
+        raise bad_weights(key, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if unused := sorted(map(str, report["unexpected_keys"])):
+        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
+    opened: PreTrainedModel = model
+    return opened
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
+    """The base with an adapter, for use; it grows by the rows of tokens that the adapter brings."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DamagedError(f"{folder} has no {ADAPTER_WEIGHTS}, and no pickle is read in its place. Put it there.")
+    with opening(folder, as_a="adapter"), without_known_warnings():
+        settings = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
+        ids = [id for rows in (settings.trainable_token_indices or {}).values() for id in rows]
+        if ids and max(ids) >= base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)  # rows that the adapter has the values of
+        return peft.PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+
+
+def _check_weights(folder: Path, *, key: str) -> None:
+    """Open each file of weights, without reading them."""
+    for path in weight_files(folder, key=key):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise bad_weights(key, folder, f"{path.name} cannot be read ({first_line(error)})") from None
+
+
+def _check_layers(path: Path, raw: dict[str, Any]) -> None:
+    """Before a config makes a list of them, and a model an object of each."""
+    nested = raw.get("text_config")
+    for settings in (raw, nested if isinstance(nested, dict) else {}):
+        for name in _LAYERS:
+            if isinstance(number := settings.get(name), int) and number > MOST_LAYERS:
+                raise DamagedError(f"{path}: {name}={number}, and a model has {MOST_LAYERS:,} at most. Put it right.")

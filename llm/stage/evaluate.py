@@ -151,7 +151,7 @@ def _open_scorer(asked: EvaluationConfig, model: Model, folder: Path) -> "Scorer
     from llm import model as models
     from llm.evaluation.scoring import Scorer
 
-    loaded = models.load_for_use(model)
+    loaded = models.load(model.weights, adapter=model.adapter).eval()
     loaded.config.pad_token_id = None  # else transformers warns of padding without a mask, which on the right none sees
     vocabulary = tokenizer.load(folder)
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):

@@ -95,7 +95,7 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
     from llm import model as models  # takes seconds, which an export that is already finished need not wait for
     from llm.export import card, weights
 
-    special, loaded = tokenizer.special(model.tokenizer), models.load_for_use(model)
+    special, loaded = tokenizer.special(model.tokenizer), models.load(model.weights, adapter=model.adapter).eval()
     architecture = str(loaded.config.model_type)
     with whole_folder(run.path / ("model" if config.merge else "adapter")) as target:
         weights.write_tokenizer(model.tokenizer, target, special, positions=model.positions)

@@ -34,7 +34,7 @@ from llm.run.models import Model
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
 from llm.stage.training import measured_names, model_digest, prompts_of, train
-from llm.stage.tuned_base import check_against_base, find_base, outline_of
+from llm.stage.tuned_base import check_against_base, find_base
 
 ChatRows = ConversationRows | PackedConversationRows
 
@@ -103,7 +103,7 @@ def _train(
     rows, prompts, dropped = _read(config, corpus, tokenizer_folder, special)
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
-    loaded = models.load(base.weights, config.lora)
+    loaded = models.load(base.weights, tuning=config.lora)
     models.grow(loaded, max(new_ids, default=-1) + 1, new_ids)
     if config.data.packing is Packing.best_fit:
         models.require_isolation(loaded, vocab_size=vocab_size, architecture=loaded.config.model_type)
@@ -209,7 +209,8 @@ def outline(config: FinetuneStage, parents: Runs) -> Any:
     tuning = config.lora
     if tuning.method in (Method.pissa, Method.qlora):  # begun, or held, in a way that no shape shows
         tuning = replace(tuning, method=Method.lora)
-    model = outline_of(find_base(config.outputs, config.base)).to(getattr(torch, tuning.base_precision.value))
+    base = find_base(config.outputs, config.base)
+    model = models.outline(base.weights, key="base").to(getattr(torch, tuning.base_precision.value))
     with torch.device("meta"):
         return model if tuning.method is Method.full else models.add_lora(model, tuning)
 

@@ -32,8 +32,8 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model, folder = models.with_settings_of_folder(config.model), models.folder_of_model(config.model)
-        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, folder, made.path)
+        model = models.with_settings_of_folder(config.model)
+        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, made.path)
     return {"shards": shards}
 
 
@@ -66,7 +66,12 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
     rows, num_tokens = _rows(config, shards), shards.results["vocab_size"]
     require_rows(rows["train"], config.trainer)
     torch.manual_seed(config.seed)
-    model = models.begin(config.model, tokenizer_folder=tokenizer_folder, vocab_size=num_tokens)
+    model = models.build(
+        config.model,
+        vocab_size=num_tokens,
+        special=tokenizer.special(tokenizer_folder),
+        tokenizer_folder=tokenizer_folder,
+    )
     models.require_isolation(model, vocab_size=num_tokens, architecture=model.config.model_type)
     log.info(
         "%s: %.2f million parameters; %d training rows of %d tokens (data.packing=%s), %.1f %% padding",
@@ -129,7 +134,7 @@ def _digest_of_model(config: PretrainStage) -> dict[str, str]:
         return {}
     from llm import model as models
 
-    return {"model": models.digest_of_model(models.folder_of_model(config.model))}
+    return {"model": models.digest_of_folder(config.model)}
 
 
 def steps_within_budget(config: PretrainStage, shards: Run) -> int:

@@ -8,10 +8,10 @@ from llm.config.stages import FinetuneStage
 from llm.config.training import Architecture
 from llm.config.tuning import ALL_LINEAR, Method
 from llm.errors import ConfigError
-from llm.run.models import Model, find_model, opening
+from llm.run.models import Model, find_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def find_base(outputs: str, named: str) -> Model:
@@ -36,28 +36,12 @@ def check_against_base(config: FinetuneStage, base: Model) -> None:
 
         require_chat(base.weights, template=config.chat_template)
     if not base.run or config.lora.target_modules:
-        from llm.model import expert_tensors, targets  # takes seconds: only where there is something to check
+        from llm.model import expert_tensors, outline, targets  # takes seconds: only where there is something to check
 
-        model = outline_of(base)
+        model = outline(base.weights, key="base")
         _check_targets(config, base, targets(model))
         _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])
     _check_length(config, base)
-
-
-def outline_of(base: Model) -> "PreTrainedModel":
-    """The base's model without its weights.
-
-    Raises:
-        ConfigError: its folder holds no causal language model that can be trained.
-        DamagedError: its config or its weights cannot be used.
-    """
-    import torch
-
-    from llm.model import new_model, read_config
-
-    config = read_config(base.weights, key="base")
-    with opening(base.weights), torch.device("meta"):
-        return new_model(config)
 
 
 def _check_targets(config: FinetuneStage, base: Model, layers: list[str]) -> None:

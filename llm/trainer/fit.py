@@ -19,6 +19,7 @@ from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data import Rows
 from llm.errors import ConfigError, UserError, first_line
 from llm.logger import RunLogger
+from llm.model import checkpoint_blocks
 from llm.optimizer import extension_step
 from llm.run.console import log
 from llm.run.signals import on_signal
@@ -122,7 +123,7 @@ def _model_to_train(task: Fit) -> nn.Module:
     """task.model; where it will be shared out, a copy, for it stays whole."""
     model: nn.Module = task.model.train()  # a loaded model comes in eval mode, without its dropout
     if task.trainer.activation_checkpointing:
-        task.model.activation_checkpointing_enable()
+        checkpoint_blocks(task.model, compiled=task.trainer.compile)
     return copy.deepcopy(model) if is_shared_out(task.trainer) else model
 
 

@@ -43,7 +43,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "tokenizer training": (llm.tokenizer, "train"),
     "tokenizer saving": (llm.tokenizer, "save"),
     "shard writing": (llm.stage.shards, "write_shards"),
-    "model building": (llm.model, "begin"),
+    "model building": (llm.model, "build"),
     "base loading": (llm.model, "load"),
     "micro-batch": (import_module("llm.trainer.module"), "next_token_loss"),
     "validation": (import_module("llm.trainer.validation"), "evaluate"),
