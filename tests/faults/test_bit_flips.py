@@ -28,7 +28,7 @@ def test_a_flipped_bit_anywhere_in_the_newest_checkpoint_is_found_and_the_one_be
     assert strike_fork(launch("gpt2", interrupted), Moment("micro-batch", 15, 0.0)) == -signal.SIGKILL
     newest = run_folder(interrupted, "gpt2") / "checkpoints" / "step-00000006"
     for number in range(times(few=10, storm=200)):
-        copy = shutil.copytree(newest, tmp_path / str(number))
+        copy = shutil.copytree(newest, tmp_path / str(number) / newest.name)
         flipped = flip(copy, draw)
         assert find_fault(newest) is None and find_fault(copy) is not None, flipped
     for number in range(times(few=1, storm=15)):
