@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.trainer.checkpoint import find_fault
-from tests.faults.harness import Moment, Workspaces, assert_ends_the_same, launch, run_folder, said, strike_fork
+from tests.faults.harness import Moment, Workspaces, assert_ends_the_same, launch, run, run_folder, said, strike_fork
 
 
 def flip(checkpoint: Path, draw: random.Random) -> tuple[str, int]:
@@ -35,6 +35,8 @@ def test_a_flipped_bit_anywhere_in_the_newest_checkpoint_is_found_and_the_one_be
         folder = shutil.copytree(interrupted, tmp_path / f"run-{number}")
         damaged = run_folder(folder, "gpt2") / "checkpoints" / newest.name
         flipped = flip(damaged, draw)
+        assert run("gpt2", folder) == 0, (flipped, said(folder)[-1500:])
+        shutil.rmtree(damaged.with_name(f"bad-{damaged.name}"))  # which is kept
         assert_ends_the_same("gpt2", folder, workspaces)
         assert f"checkpoint {damaged.name} is damaged" in said(folder), flipped
         assert f"going on from {damaged.with_name('step-00000003').relative_to(folder)}" in said(folder), flipped
