@@ -114,7 +114,7 @@ def find_runs(outputs: str | Path, named: str, *, key: str = "", stages: Sequenc
         DamagedError: there is, but its run.json cannot be trusted.
     """
     folders = find_folders(outputs, named, key=key, stages=stages)
-    return _load_all(folders) or [load(folder) for folder in folders]
+    return [load(folders[0])] if len(folders) == 1 else _load_all(folders) or [load(folders[0])]
 
 
 def find_folders(outputs: str | Path, named: str, *, key: str = "", stages: Sequence[str] = ()) -> list[Path]:
