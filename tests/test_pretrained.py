@@ -243,7 +243,7 @@ def without_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (without_config, "has no config.json. Give a folder in Hugging Face format."),
+        (without_config, "has no config.json. Give a folder of a whole model."),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: edit(f, quantization_config={"bits": 4}), "its weights are quantised, and whole ones are needed"),
         (lambda f: edit(f, num_attention_heads="many"), "config.json is not what qwen3 takes"),

@@ -113,10 +113,7 @@ def base_of(run: Run) -> Model:
     """
     base = _tuned_on(run)
     if base.digest != run.record["identity"]["parents"]["base"]:
-        raise DamagedError(
-            f"{run.path} was tuned on other weights than {base.path} holds now. Put them back, or run the fine-tuning "
-            "again."
-        )
+        raise DamagedError(f"{run.path} was tuned on other weights than {base.path} holds now. Put them back.")
     return base
 
 
@@ -139,8 +136,7 @@ def folder_of(named: str, *, key: str, file: str) -> Path:
     elif (folder / "run.json").is_file():
         folder = own_folder(find_run(folder.parent.parent, str(folder), key=key, stages=("tokenizer", "pretrain")))
     if not (folder / file).is_file():
-        adapter = " It holds an adapter, not a whole model." if (folder / ADAPTER).is_file() else ""
-        raise ConfigError(f"{as_typed(key, named)} has no {file}.{adapter} Give a folder in Hugging Face format.")
+        raise ConfigError(f"{as_typed(key, named)} has no {file}. Give a folder of a whole model.")
     return folder
 
 
@@ -162,11 +158,8 @@ def _foreign_folder(named: str) -> Path | None:
     for folder in (path, path / "model", path / "adapter"):
         if (folder / CONFIG).is_file() or (folder / ADAPTER).is_file():
             return folder
-    if path.is_dir() and record is None and ("/" in named or path.is_absolute()):
-        raise ConfigError(
-            f"{path} is neither a run nor a model: it has no run.json, config.json or adapter_config.json. Name the "
-            "folder that holds one of these."
-        )
+    if path.is_dir() and record is None and "/" in named:
+        raise ConfigError(f"{path} is neither a run nor a model: it has no run.json, {CONFIG} or {ADAPTER}.")
     return None
 
 
@@ -176,9 +169,7 @@ def _in_folder(folder: Path, *, key: str = "", name: str | None = None) -> Model
     weights = _under(adapter) if adapter else folder
     own = [each for each in (folder, weights) if (each / TOKENIZER).is_file()]
     if not own:
-        raise ConfigError(
-            f"{as_typed(key, folder)} has no tokenizer.json. Put the model's tokenizer beside its weights."
-        )
+        raise ConfigError(f"{as_typed(key, folder)} has no {TOKENIZER}. Put the model's tokenizer beside its weights.")
     positions, whole = _positions_in(weights), folder.resolve()
     weight_files(weights, key=key)
     of_export = whole.parent if (whole.parent / "run.json").is_file() else whole
@@ -204,10 +195,7 @@ def _under(adapter: Path) -> Path:
     if (adapter.parent / "run.json").is_file():
         run = load(adapter.parent)
         return _tuned_on(run.parent("run") if run.stage == "export" else run).weights
-    raise ConfigError(
-        f"{adapter} is an adapter on {named}, which is no folder with a config.json here. Put the base model there, or "
-        "name its folder as base_model_name_or_path in adapter_config.json."
-    )
+    raise ConfigError(f"{adapter} is an adapter on {named}, which is no folder with a {CONFIG} here. Put it there.")
 
 
 def _tuned_on(run: Run) -> Model:
@@ -239,10 +227,9 @@ def _from_hub(named: str, *, key: str, wanted: list[str]) -> Path:
     try:
         return Path(snapshot_download(named, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except (OSError, ValueError, httpx2.HTTPError) as error:
-        reason = " ".join(str(error).split()[:40])
         raise ConfigError(
             f"{as_typed(key, named)}: there is no such folder, and the hub's model of that id cannot be had "
-            f"({reason}). Check the path or the id, or log in (hf auth login) where it asks for that."
+            f"({' '.join(str(error).split()[:40])}). Check the path or the id, or log in: hf auth login."
         ) from None
 
 
