@@ -261,9 +261,7 @@ def test_a_base_that_was_made_anew_is_refused(outputs: Path) -> None:
     path = folder_of(outputs, "pretrain") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
     write_record(path.parent, record)
-    refuse(
-        DamagedError, r"was tuned on other weights than .* holds now. Put them back", outputs
-    )
+    refuse(DamagedError, r"was tuned on other weights than .* holds now. Put them back", outputs)
 
 
 @pytest.mark.parametrize(("stage", "name"), [("pretrain", "model/model"), ("finetune", "adapter/adapter_model")])
