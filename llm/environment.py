@@ -100,8 +100,9 @@ def complete_srun(loopback: str) -> None:
     set_defaults({"SLURM_NTASKS_PER_NODE": str(per_node)} | ({"MASTER_ADDR": loopback} if nodes == 1 else {}))
 
 
-def slurm_array_index() -> int:
-    return int(os.environ["SLURM_ARRAY_TASK_ID"])
+def slurm_array_id() -> str:
+    """That element by its array: 12_3."""
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
 def slurm_node() -> str:

@@ -7,10 +7,8 @@ from pathlib import Path
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig
 from llm.run.runs import Run, load
-from llm.sweep.board import Board
-from llm.sweep.driver import Driver
-from llm.sweep.grid import Grid
-from llm.sweep.jobs import Job, jobs_of_grid, open_ledger
+from llm.sweep.driver import Driver, Finder, Grid
+from llm.sweep.jobs import Job, jobs_of_grid, write_sweep
 from llm.sweep.pool import Pool
 from llm.sweep.shares import Shares
 
@@ -47,9 +45,7 @@ elif do == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 elif do == "kill_once" and not times:
     os.kill(os.getpid(), signal.SIGKILL)
-elif do in ("raise", "raise_late"):
-    while do == "raise_late" and not [*run.parent.glob("*/holds")]:
-        time.sleep(0.02)
+elif do == "raise":
     tell("failed", "RuntimeError: a bug")
     sys.exit(1)
 elif do == "memory":
@@ -73,7 +69,7 @@ record = json.loads((run / "run.json").read_text())
 """
 
 
-class FinderOfStandIns:
+class FinderOfStandIns(Finder):
     """Finds the finished runs of the stand-in by their names."""
 
     def find(self, config: StageConfig) -> Run | None:
@@ -99,14 +95,14 @@ class Sweep:
         folder = self.outputs / "sweeps" / "test"
         for job in made:
             job.folder = folder / "jobs" / job.folder.name
-        open_ledger(folder, made)
+        write_sweep(folder, made)
         return made
 
-    def driver(self, finder: FinderOfStandIns | None = None) -> Driver:
-        jobs, board = self.jobs(), Board()
+    def driver(self, finder: Finder | None = None) -> Driver:
+        jobs = self.jobs()
         shares = Shares(self.settings, num_jobs=len(jobs), gpus=[], cores=self.cores, memory=64_000_000_000)
         pool = Pool(self.settings, shares)
-        return Driver(Grid(jobs, board), pool, self.settings, board, finder or FinderOfStandIns())
+        return Driver(Grid(jobs), pool, self.settings.retries, finder or FinderOfStandIns())
 
     def run(self) -> dict[str, Job]:
         """Each job by its run's name."""

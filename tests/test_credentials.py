@@ -20,7 +20,6 @@ from llm.config.data import DataConfig
 from llm.credentials import as_recorded_text, secret_in, without_secrets
 from llm.data import open_corpus
 from llm.errors import ConfigError
-from llm.sweep.space import Dimension
 from tests.korean import documents
 from tests.wandb_attempts import begin_run, environment, sync
 from tests.wandb_server import WandbServer
@@ -164,11 +163,6 @@ def compose(*overrides: str) -> Any:
 def test_a_credential_in_what_a_run_is_found_by_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)} holds what looks like a credential, and would be"):
         compose(f"{key}={KEYS[-3]}")
-
-
-def test_a_credential_among_the_choices_of_a_search_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^logger\.group holds what looks like a credential, and a search writes"):
-        Dimension(key="logger.group", choices=("a", KEYS[0]))
 
 
 # What is said

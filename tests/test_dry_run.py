@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from optuna.distributions import IntDistribution
 
 from hydra_plugins.ttukttak.sweeper import show_dry_run
 from llm import model as models
 from llm.config.compose import from_hydra
-from llm.config.sweeping import PoolConfig, Sampler, SweeperConfig
+from llm.config.sweeping import PoolConfig, SweeperConfig
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig
 from llm.data import open_corpus
@@ -28,9 +29,7 @@ from llm.run.console import start_logging
 from llm.run.making import Plan, place_of
 from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
-from llm.sweep.search import run_search
-from llm.sweep.space import Dimension
-from llm.sweep.study import choose, open_study, points_ahead, short
+from llm.sweep.driver import run_search
 from llm.tokenizer import Special
 from tests.korean import documents
 
@@ -232,39 +231,23 @@ def test_a_training_for_gpus_that_are_elsewhere_is_looked_at_and_has_no_time(
     assert one.notes[0].startswith("Not on this machine: trainer.accelerator=gpu with trainer.devices=1, but")
 
 
-@pytest.mark.parametrize("sampler", [Sampler.random, Sampler.grid])
-def test_a_search_is_told_by_the_points_that_it_will_try(
-    sampler: Sampler,
-    text: Path,
-    with_shards: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_a_search_is_told_by_its_first_point(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = tmp_path / "outputs"
     shutil.copytree(with_shards[0], outputs)
-    settings = SweeperConfig(trials=3, seeds=2, sampler=sampler)
-    dimensions = {
-        Sampler.random: Dimension(key="optimizer.learning_rate", low=1e-4, high=1e-2, log=True),
-        Sampler.grid: Dimension(key="optimizer.learning_rate", choices=("0.001", "0.002", "0.003", "0.004")),
-    }
     before = sorted(outputs.rglob("*"))
     run_search(
-        settings,
+        SweeperConfig(trials=3),
         PoolConfig(),
-        space=[dimensions[sampler]],
+        space={"trainer.max_steps": IntDistribution(7, 9)},
         fixed=[],
         compose=lambda overrides, number: pretrain(text, outputs, *overrides),
         choice=None,
     )
-    shown, points = capsys.readouterr().out, points_ahead(settings, [dimensions[sampler]])
-    rows = re.findall(r"optimizer.learning_rate=(\S+) seed=(\d)", shown)
-    assert rows == [(short(p)["optimizer.learning_rate"], s) for p in points for s in "01"] and len(rows) == 6
+    shown = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert dict([cell.strip() for cell in cells] for cells in shown)["steps"] == "7"
     assert sorted(outputs.rglob("*")) == before
-    study = open_study(settings, [dimensions[sampler]], [], tmp_path / "study")
-    for point in points:
-        asked = study.ask()
-        choose(study, asked, settings, [dimensions[sampler]])
-        assert asked.params == point
 
 
 def test_what_all_jobs_say_is_said_once(

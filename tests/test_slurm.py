@@ -1,211 +1,351 @@
-"""What the launcher for Slurm asks of its commands and makes of their answers, on a machine that has none of them."""
+"""A job and the driver of a sweep, on either side of Slurm's queue: what is asked of its commands, by stand-ins."""
 
 import os
-import re
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from slurm_commands import Commands, slurm
 
+from llm.config.evaluation import EvaluationConfig
 from llm.config.slurm import SlurmConfig
+from llm.config.stages import STAGES
 from llm.config.sweeping import RetryConfig
+from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
-from llm.sweep import slurm_queue
-from llm.sweep.slurm_queue import QueuedJob
+from llm.run.announcing import Result, write_result
+from llm.sweep import slurm as module
+from llm.sweep.jobs import Attempt, Job
+from llm.sweep.slurm import STOP, Cluster, Request
+from llm.sweep.slurm_job import SlurmJob, slurm_job
 
-__all__ = ["slurm"]  # a fixture
+# Says what its file holds, with the exit code that is in another, and keeps how it was called.
+COMMAND = """#!/bin/sh
+here=$(dirname "$0"); me=$(basename "$0")
+for word in "$me" "$@"; do printf '%s\\n' "$word"; done >> "$here/asked"; echo "" >> "$here/asked"
+env > "$here/$me.environment"
+[ -f "$here/$me.out" ] && cat "$here/$me.out"
+[ -f "$here/$me.err" ] && cat "$here/$me.err" >&2
+[ -f "$here/$me.code" ] && exit "$(cat "$here/$me.code")"
+exit 0
+"""
 
 
-def line(said: str) -> str:
-    return rf"^{re.escape(said)}$"
+@dataclass
+class Commands:
+    """Stand-ins for Slurm's commands, the first on the PATH."""
+
+    folder: Path
+
+    def answer(self, name: str, said: str = "", *, error: str = "", code: int = 0) -> None:
+        for ending, content in (("out", said), ("err", error), ("code", str(code))):
+            (self.folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+
+    def asked(self, name: str) -> list[list[str]]:
+        """The arguments of each call of one of them, in order."""
+        calls = (self.folder / "asked").read_text(encoding="utf-8").removesuffix("\n\n").split("\n\n")
+        return [words[1:] for call in calls if (words := call.split("\n"))[0] == name]
 
 
-# The settings
+@pytest.fixture(autouse=True)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    made = Commands(tmp_path / "bin")
+    made.folder.mkdir()
+    (made.folder / "asked").touch()
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"):
+        (made.folder / name).write_text(COMMAND, encoding="utf-8")
+        (made.folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{made.folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    made.answer("sbatch", "12;cluster2\n")
+    return made
+
+
+# The driver's side
+
+
+def job(folder: Path, number: int = 0, **trainer: object) -> Job:
+    config = SimpleNamespace(stage="pretrain", outputs=str(folder), trainer=TrainerConfig(**trainer))
+    place = folder / "jobs" / f"{number:04d}"
+    place.mkdir(parents=True, exist_ok=True)
+    return Job(number=number, overrides=[f"seed={number}"], config=config, label=f"seed={number}", folder=place)
+
+
+def cluster(folder: Path, *jobs: Job, **settings: object) -> Cluster:
+    """It has been handed the jobs."""
+    made = Cluster(SlurmConfig(**({"poll_seconds": 0.1} | settings)), folder, at_once=9)
+    made.find_left()
+    assert all(made.start(each) for each in jobs)
+    return made
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"time_minutes": 0}, "hydra.launcher.time_minutes=0 is out of range. Set 1 or more."),
-        ({"cpus_per_task": 0}, "hydra.launcher.cpus_per_task=0 is out of range. Set 1 or more."),
-        ({"signal_seconds": 0}, "hydra.launcher.signal_seconds=0 is out of range. Set 1 or more."),
-        ({"max_attempts": 0}, "hydra.launcher.max_attempts=0 is out of range. Set 1 or more."),
-        ({"gpus_per_node": -1}, "hydra.launcher.gpus_per_node=-1 is out of range. Set 0 or more, or null."),
-        ({"array_parallelism": 0}, "hydra.launcher.array_parallelism=0 is out of range. Set 1 or more, or null."),
-        ({"retries": RetryConfig(killed=-1)}, "hydra.launcher.retries.killed=-1 is out of range. Set 0 or more."),
-        ({"memory_gb": 0.0}, "hydra.launcher.memory_gb=0.0 is out of range. Set 0.001 or more, or null."),
-        ({"poll_seconds": 0.0}, "hydra.launcher.poll_seconds=0.0 is out of range. Set 0.1 or more."),
-        ({"grace_seconds": float("inf")}, "hydra.launcher.grace_seconds=inf is out of range. Set 0 or more."),
-        (
-            {"signal_seconds": 120, "time_minutes": 2},
-            "hydra.launcher.signal_seconds=120 leaves nothing of hydra.launcher.time_minutes=2. Lower the first or "
-            "raise the second.",
-        ),
-        (
-            {"sbatch": ["constraint=a100"]},
-            "hydra.launcher.sbatch=constraint=a100 is no argument. Write it as --name=value, or --name.",
-        ),
-        (
-            {"sbatch": ["--mem=4G"]},
-            "hydra.launcher.sbatch=--mem=4G has a setting of its own. Set hydra.launcher.memory_gb in its place.",
-        ),
-        (
-            {"sbatch": ["--nodes=2"]},
-            "hydra.launcher.sbatch=--nodes=2 has a setting of its own. Set trainer.num_nodes and trainer.devices in "
-            "its place.",
-        ),
-        (
-            {"sbatch": ["--no-requeue"]},
-            "hydra.launcher.sbatch=--no-requeue is what the launcher itself sets. Leave it out.",
-        ),
+        ({"time_minutes": 0}, r"hydra.launcher.time_minutes=0 is out of range. Set 1 or more"),
+        ({"retries": RetryConfig(killed=-1)}, r"hydra.launcher.retries.killed=-1 is out of range. Set 0 or more"),
+        ({"signal_seconds": 120, "time_minutes": 2}, "signal_seconds=120 leaves nothing of hydra.launcher.time_min"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_their_keys(settings: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=line(said)):
+    with pytest.raises(ConfigError, match=said):
         SlurmConfig(**settings).check()
 
 
-def test_further_arguments_keep_their_values_or_take_none() -> None:
-    settings = SlurmConfig(sbatch=["--constraint=a100", "--exclusive", "--export=A=1,B"])
-    settings.check()
-    assert settings.further == {"constraint": "a100", "exclusive": True, "export": "A=1,B"}
-
-
-# Slurm's answers
-
-
-def test_the_queue_is_read_by_the_ids_that_jobs_are_known_by(slurm: Commands) -> None:
-    slurm.answer(
-        "squeue",
-        "12|0|RUNNING|ab12|n[1-2]\n12|1|PENDING|ab12|\n13|N/A|COMPLETED|(null)|n3\na warning\n",
-    )
-    assert slurm_queue.queued_jobs("pretrain-1") == {
-        "12_0": QueuedJob("12_0", "RUNNING", "ab12", "n[1-2]"),
-        "12_1": QueuedJob("12_1", "PENDING", "ab12", ""),
-        "13": QueuedJob("13", "COMPLETED", "(null)", "n3"),
-    }
-    form = "--format=%F|%K|%T|%k|%N"
-    assert slurm.asked("squeue") == [["--noheader", "--array", "--states=all", "--name=pretrain-1", form]]
-    slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller", code=1)
-    assert slurm_queue.queued_jobs("pretrain-1") is None
-
-
 @pytest.mark.parametrize(
-    ("state", "is_over"),
-    [("PENDING", False), ("RUNNING", False), ("COMPLETING", False), ("REQUEUED", False), ("PREEMPTED", False)]
-    + [(state, True) for state in ("COMPLETED", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "UNKNOWN")],
-)
-def test_only_what_never_runs_again_is_over(state: str, is_over: bool) -> None:
-    assert QueuedJob("1", state).is_over is is_over
-
-
-@pytest.mark.parametrize(
-    ("said", "code", "state"),
+    ("of_nodes", "settings", "trainer", "request_"),
     [
-        ("COMPLETED\n", 0, "COMPLETED"),
-        ("CANCELLED by 1000\n", 0, "CANCELLED"),
-        ("NODE_FAIL\nREQUEUED\n", 0, "NODE_FAIL"),
-        ("\n", 0, "UNKNOWN"),
-        ("", 0, "UNKNOWN"),
-        ("", 1, "UNKNOWN"),
+        ("gpu:8\ngpu:2\n", {}, {"devices": 2}, Request(1, 2, 2)),
+        ("(null)\n", {}, {"devices": 2}, Request(1, 2, 0)),
+        ("mps:100\n", {}, {"devices": 2}, Request(1, 2, 0)),
+        ("gpu:a100:4(S:0-1),shard:16\n", {}, {"devices": 2, "num_nodes": 3}, Request(3, 2, 2)),
+        ("gpu:8\n", {}, {"devices": 2, "accelerator": Accelerator.cpu}, Request(1, 2, 0)),
+        ("(null)\n", {}, {"devices": 2, "accelerator": Accelerator.gpu}, Request(1, 2, 2)),
+        ("gpu:8\n", {"gpus_per_node": 4}, {"devices": 2}, Request(1, 2, 4)),
     ],
 )
-def test_the_state_of_a_job_that_left_the_queue_is_of_the_accounts(
-    slurm: Commands, said: str, code: int, state: str
+def test_a_job_asks_for_the_nodes_and_the_gpus_of_its_trainer(
+    slurm: Commands, tmp_path: Path, of_nodes: str, settings: dict, trainer: dict, request_: Request
 ) -> None:
-    slurm.answer("sacct", said, code=code)
-    assert slurm_queue.accounted_state("12_3") == state
-    assert slurm.asked("sacct") == [["--allocations", "--noheader", "--parsable2", "--format=State", "--jobs=12_3"]]
+    slurm.answer("sinfo", of_nodes)
+    assert cluster(tmp_path, **settings).request(job(tmp_path, **trainer).config) == request_
 
 
-def test_without_accounts_such_a_job_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm_queue.accounted_state("12") == "UNKNOWN"
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_asks_for_a_gpu_where_its_model_computes(slurm: Commands, tmp_path: Path, stage: str) -> None:
+    slurm.answer("sinfo", "gpu:8\n")
+    with_model = {"trainer": TrainerConfig(), "evaluation": EvaluationConfig()}
+    own = {f.name: with_model[f.name] for f in fields(STAGES[stage]) if f.name in with_model}
+    assert cluster(tmp_path).request(SimpleNamespace(stage=stage, **own)) == Request(1, 1, 1 if own else 0)
 
 
-def test_the_controller_says_how_a_job_and_a_node_stand(slurm: Commands) -> None:
-    slurm.answer("scontrol", "JobId=12 ArrayJobId=11 JobState=RUNNING Reason=None\n")
-    assert slurm_queue.job_state("12") == "RUNNING"
-    slurm.answer("scontrol", "NodeName=gpu7 Arch=x86_64 NodeAddr=10.0.0.7 NodeHostName=gpu7\n")
-    assert slurm_queue.node_address("gpu7") == "10.0.0.7"
-    slurm.answer("scontrol", error="slurm_load_jobs error: Invalid job id specified", code=1)
-    assert (slurm_queue.job_state("12"), slurm_queue.node_address("gpu7")) == ("UNKNOWN", "gpu7")
-    assert not slurm_queue.requeue("12")
-    show = ["--oneliner", "show"]
-    assert slurm.asked("scontrol")[:2] == [[*show, "job", "12"], [*show, "node", "gpu7"]]
-    assert slurm.asked("scontrol")[-1] == ["requeue", "12"]
-
-
-def test_a_job_is_cancelled_or_only_sent_a_signal(slurm: Commands) -> None:
-    slurm_queue.cancel("12_3")
-    slurm_queue.cancel("12_3", signal="USR1")
-    assert slurm.asked("scancel") == [["12_3"], ["--signal=USR1", "12_3"]]
-
-
-@pytest.mark.parametrize(
-    ("said", "gpus"),
-    [
-        ("(null)\n", 0),
-        ("gpu:8\ngpu:2\n", 8),
-        ("gpu:a100:4(S:0-1),shard:16\n", 4),
-        ("mps:100\n", 0),
-        ("gpu:h100:2,gpu:l4:1\n(null)\n", 2),
-    ],
-)
-def test_the_most_gpus_of_a_node_are_counted(slurm: Commands, said: str, gpus: int) -> None:
-    slurm.answer("sinfo", said)
-    assert slurm_queue.most_gpus("gpu") == gpus
-    assert slurm_queue.most_gpus(None) == gpus
-    assert slurm.asked("sinfo") == [["--noheader", "--partition=gpu", "--format=%G"], ["--noheader", "--format=%G"]]
-
-
-def test_sbatch_is_asked_without_what_a_job_around_us_left(slurm: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    (slurm.folder / "sbatch").write_text(f"#!/bin/sh\necho 12\nenv > {slurm.folder}/environment\n", encoding="utf-8")
-    left = ("SLURM_JOB_ID", "SLURMD_NODENAME", "SBATCH_PARTITION", "SALLOC_ACCOUNT", "SLURM_CONF")
-    for name in left:
+def test_sbatch_is_asked_once_for_each_kind_of_job_without_what_a_job_around_us_left(
+    slurm: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURMD_NODENAME", "SBATCH_PARTITION", "SALLOC_ACCOUNT", "SLURM_CONF"):
         monkeypatch.setenv(name, "left")
-    assert slurm_queue.sbatch({}) == "12"
-    given = (slurm.folder / "environment").read_text(encoding="utf-8").splitlines()
+    settings = {"partition": "gpu", "account": "lab", "memory_gb": 1.5, "time_minutes": 9, "sbatch": ["--exclusive"]}
+    configs = [job(tmp_path, number, num_nodes=nodes).config for number, nodes in enumerate((1, 2, 1))]
+    cluster(tmp_path, **settings).check(configs)
+    shared = {"--parsable", "--partition=gpu", "--account=lab", "--mem=1536M", "--exclusive", "--time=9"}
+    shared |= {"--ntasks-per-node=1", "--cpus-per-task=1", "--test-only", "--wrap=true"}
+    assert list(map(set, slurm.asked("sbatch"))) == [shared | {f"--nodes={nodes}"} for nodes in (1, 2)]
+    given = (slurm.folder / "sbatch.environment").read_text(encoding="utf-8").splitlines()
     assert [line for line in given if line.endswith("=left")] == ["SLURM_CONF=left"]
-    assert all(os.environ[name] == "left" for name in left)
 
 
-def test_sbatch_is_given_its_arguments_and_gives_the_number_of_the_job(slurm: Commands) -> None:
-    slurm.answer("sbatch", "12;cluster2\n")
-    assert slurm_queue.sbatch({"partition": "gpu", "time": 5, "exclusive": True}, Path("a.sh")) == "12"
-    assert slurm.asked("sbatch") == [["--parsable", "--partition=gpu", "--time=5", "--exclusive", "a.sh"]]
+def test_jobs_that_ask_for_the_same_are_one_array_and_are_known_by_their_numbers(
+    slurm: Commands, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pretrain-1a2b"
+    jobs = [job(folder, number) for number in range(3)]
+    umask = os.umask(0)
+    try:
+        made = cluster(folder, *jobs, array_parallelism=2, setup=["module load cuda"], sbatch=["--exclusive"])
+        made.ended(0)
+        made.ended(0)  # nothing is left to submit
+    finally:
+        os.umask(umask)
+    [[*arguments, script]] = slurm.asked("sbatch")
+    assert [each.id for each in made.running.values()] == ["12_0", "12_1", "12_2"]
+    wanted = {"--array=0,1,2%2", "--job-name=pretrain-1a2b", "--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1"}
+    wanted |= {"--time=240", "--signal=USR1@120", "--requeue", "--exclusive", "--open-mode=append"}
+    assert wanted <= set(arguments), arguments
+    assert (folder / "slurm").stat().st_mode & 0o777 == 0o700  # the jobs are in there as they are typed
+    said = Path(script).read_text(encoding="utf-8")
+    assert "module load cuda" in said and "export PYTHONPATH=" in said
+    *command, tasks = shlex.split(said.strip().splitlines()[-1])
+    assert command[0] == "exec"  # Slurm's signals come to it, not to a shell
+    taken = slurm_job(Path(tasks), "2")
+    assert (taken.job.overrides, taken.job.folder) == (["seed=2"], jobs[2].folder)
+    assert (taken.nodes, taken.devices, taken.cpus_per_task, taken.retries.killed) == (1, 1, 1, 2)
 
 
-def test_what_sbatch_refuses_is_one_line_in_its_words(slurm: Commands) -> None:
-    slurm.answer(
-        "sbatch",
-        error="sbatch: error: invalid partition specified: nowhere\nsbatch: error: Batch job submission failed: "
-        "Invalid partition name specified\nallocation failure: Invalid partition name specified\n",
-        code=1,
-    )
+def test_what_sbatch_refuses_is_one_line_in_its_words(slurm: Commands, tmp_path: Path) -> None:
+    said = "sbatch: error: Batch job submission failed: Job violates policy\nallocation failure: Job violates policy\n"
+    slurm.answer("sbatch", error=said, code=1)
     with pytest.raises(ConfigError) as refusal:
-        slurm_queue.sbatch({})
+        cluster(tmp_path, job(tmp_path)).ended(0)
     assert str(refusal.value) == (
-        "sbatch refuses the job: invalid partition specified: nowhere. Batch job submission failed: Invalid partition "
-        "name specified. Invalid partition name specified. Look at hydra.launcher.partition, account, qos, "
-        "gpus_per_node, cpus_per_task, memory_gb, time_minutes and sbatch, and at trainer.devices and "
-        "trainer.num_nodes."
+        "sbatch refuses the job: Batch job submission failed: Job violates policy. Job violates policy. Look at "
+        "hydra.launcher.partition, account, qos, gpus_per_node, cpus_per_task, memory_gb, time_minutes and sbatch, and "
+        "at trainer.devices and trainer.num_nodes."
     )
-    slurm.answer("sbatch", code=1)
-    with pytest.raises(ConfigError, match=r"^sbatch refuses the job: it does not say why\. Look at hydra\.launcher"):
-        slurm_queue.sbatch({})
 
 
-def test_an_sbatch_that_cannot_be_asked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=line("sbatch does not answer (FileNotFoundError). Is the cluster up?")):
-        slurm_queue.sbatch({})
-
-
-@pytest.mark.parametrize("missing", ["sbatch", "srun", "squeue", "scancel", "scontrol"])
-def test_each_command_that_is_missing_is_named(slurm: Commands, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["sbatch", "squeue"])
+def test_a_command_that_is_missing_is_named(slurm: Commands, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(slurm.folder))
-    slurm_queue.require_slurm()
+    module.require_slurm()
     (slurm.folder / missing).unlink()
     with pytest.raises(ConfigError, match=rf"^hydra/launcher=slurm, but {missing} is not on this machine's PATH\."):
-        slurm_queue.require_slurm()
+        module.require_slurm()
+
+
+def queue(folder: Path, state: str, *, job: str = "12_0", comment: str | None = None) -> str:
+    """What squeue says of a job."""
+    token = Cluster(SlurmConfig(), folder, at_once=1)._token
+    return f"{job}|{state}|{comment or token}|n1\n"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "taken_up"),
+    [
+        ([], None),
+        ([{"state": "RUNNING"}], "12_0"),
+        ([{"state": "COMPLETED"}], None),
+        ([{"state": "PENDING", "job": "12_3"}], None),
+        ([{"state": "RUNNING", "comment": "another"}], None),
+        ([{"state": "COMPLETED"}, {"state": "PENDING", "job": "14_0"}, {"state": "RUNNING", "job": "13_N/A"}], "14_0"),
+    ],
+)
+def test_a_job_that_slurm_still_has_is_taken_up_and_no_other(
+    slurm: Commands, tmp_path: Path, jobs: list[dict], taken_up: str | None
+) -> None:
+    slurm.answer("squeue", "".join(queue(tmp_path, **each) for each in jobs))
+    assert cluster(tmp_path, job(tmp_path)).running[0].id == taken_up
+
+
+def test_a_queue_that_does_not_answer_is_no_reason_to_submit_again(slurm: Commands, tmp_path: Path) -> None:
+    slurm.answer("squeue", code=1)
+    with pytest.raises(ConfigError, match=r"^Slurm does not say what it has of this sweep \(squeue fails\)"):
+        cluster(tmp_path)
+
+
+def attempt(kind: str | None, driver: str = "12_0", message: str | None = None, **more: object) -> Attempt:
+    return Attempt("then", "n1", driver, kind and "now", None, kind, message, **more)
+
+
+@pytest.mark.parametrize(
+    ("state", "attempts", "ended", "recorded"),
+    [
+        ("COMPLETED", [attempt("done")], Result("done"), ["done"]),
+        ("FAILED", [attempt("diverged", message="a loss")], Result("diverged", "a loss"), ["diverged"]),
+        ("CANCELLED", [attempt(None)], Result("stopped", "Slurm's 12_0 was cancelled"), ["stopped"]),
+        ("CANCELLED", [attempt("killed")], Result("stopped", "Slurm's 12_0 was cancelled"), ["killed"]),
+        ("TIMEOUT", [attempt("stopped")], Result("busy"), ["stopped"]),  # is submitted again
+        ("NODE_FAIL", [attempt(None)], "killed NODE_FAIL", ["killed"]),
+        ("OUT_OF_MEMORY", [], "out_of_memory OUT_OF_MEMORY", ["out_of_memory"]),
+        ("NODE_FAIL", [attempt("diverged", "11_0")], "killed NODE_FAIL", ["diverged", "killed"]),  # of an earlier one
+    ],
+)
+def test_how_a_job_ended_is_its_own_word_or_else_slurms(
+    slurm: Commands, tmp_path: Path, state: str, attempts: list[Attempt], ended: Result | str, recorded: list[str]
+) -> None:
+    slurm.answer("squeue", queue(tmp_path, "RUNNING"))
+    one = job(tmp_path)
+    made = cluster(tmp_path, one)
+    one.attempts = attempts
+    one.write()
+    slurm.answer("squeue", queue(tmp_path, state))
+    assert made.ended(0) == [one] and not made.running
+    if isinstance(ended, str):
+        kind, state = ended.split()
+        ended = Result(kind, f"Slurm's 12_0 ended without a word, as {state}")
+    one.reload()
+    assert (one.result, [each.kind for each in one.attempts]) == (ended, recorded)
+
+
+def test_a_job_that_is_to_stop_is_told_and_cancelled_when_its_grace_is_over(slurm: Commands, tmp_path: Path) -> None:
+    one = job(tmp_path)
+    (one.folder / STOP).touch()  # of an earlier start
+    slurm.answer("squeue", queue(tmp_path, "RUNNING"))
+    made = cluster(tmp_path, one, grace_seconds=0.0)
+    assert not (one.folder / STOP).exists()
+    made.ended(0)
+    made.stop(one)
+    made.stop(one)
+    assert (one.folder / STOP).exists()
+    made.ended(0.1)
+    assert slurm.asked("scancel") == [["--signal=USR1", "12_0"], ["12_0"]]
+
+
+# The job's side
+
+
+def in_slurm(folder: Path, *attempts: Attempt, **changes: object) -> SlurmJob:
+    given = {"nodes": 2, "devices": 4, "cpus_per_task": 3, "srun": ["--mpi=none"], "retries": RetryConfig(killed=1)}
+    made = SlurmJob(job=job(folder), **given | changes)
+    made.job.attempts = [*attempts]
+    return made
+
+
+@pytest.mark.parametrize(("nodes", "address"), [(2, "10.0.0.7"), (1, "127.0.0.1")])
+def test_srun_starts_a_process_for_each_device_which_meet_at_the_first_nodes_address(
+    slurm: Commands, tmp_path: Path, nodes: int, address: str
+) -> None:
+    slurm.answer("scontrol", "NodeName=gpu7 NodeAddr=10.0.0.7 JobState=RUNNING\n")
+    in_slurm(tmp_path, nodes=nodes).attempt()
+    [words] = slurm.asked("srun")
+    assert words[:3] == ["--export=ALL", "--unbuffered", "--kill-on-bad-exit=1"]
+    each = [f"--nodes={nodes}", f"--ntasks={4 * nodes}", "--ntasks-per-node=4", "--cpus-per-task=3", "--mpi=none"]
+    assert words[3:8] == each
+    assert Path(words[9]).name == "train.py" and words[10:] == ["seed=0", "hydra.mode=RUN"]
+    given = (slurm.folder / "srun.environment").read_text(encoding="utf-8").splitlines()
+    assert f"MASTER_ADDR={address}" in given and "OMP_NUM_THREADS=3" in given
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "state", "kind", "message"),
+    [
+        (Result("data", "text.txt:3: no text"), 65, "RUNNING", "data", "text.txt:3: no text"),
+        (Result("data", "no text"), 137, "RUNNING", "data", "no text"),  # and srun killed the others
+        (Result(stage="pretrain", run="a"), 137, "UNKNOWN", "killed", "killed by SIGKILL, perhaps for want of memory"),
+        (None, 143, "COMPLETING", "stopped", "killed by SIGTERM, as Slurm ended the job"),
+        (None, 75, "RUNNING", "stopped", "exit code 75, without a word"),
+    ],
+)
+def test_how_an_attempt_ended_is_its_own_word_or_else_by_the_exit_code_of_srun(
+    slurm: Commands, tmp_path: Path, told: Result | None, code: int, state: str, kind: str, message: str
+) -> None:
+    slurm.answer("srun", code=code)
+    slurm.answer("scontrol", f"JobId=15 JobState={state} Reason=None\n")
+    made = in_slurm(tmp_path, nodes=1)
+    if told:
+        write_result(made.job.folder, told)
+    assert made.attempt()[1] == Result(kind, message, *((told.stage, told.run) if told and told.kind else ()))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "before", "goes_on"),
+    [
+        (["stopped"], 0, True),
+        (["busy"], 0, True),
+        (["done"], 0, False),
+        (["killed"], 0, True),
+        (["killed", "killed"], 0, False),  # of this submission once too often
+        (["killed", "killed"], 1, True),  # one is of an earlier submission
+        (["data"], 0, False),
+    ],
+)
+def test_a_job_goes_on_in_the_same_slurm_job_as_its_retries_say(
+    tmp_path: Path, kinds: list[str], before: int, goes_on: bool
+) -> None:
+    made = in_slurm(tmp_path, *map(attempt, kinds))
+    made.job.attempts_before = before
+    assert made.goes_on(kinds[-1]) is goes_on
+    (made.job.folder / STOP).touch()
+    assert not made.goes_on(kinds[-1])
+
+
+@pytest.mark.parametrize(("state", "is_requeued"), [("RUNNING", True), ("CANCELLED", False)])
+def test_a_stopped_job_is_put_back_into_the_queue_unless_somebody_ends_it_or_it_never_saves(
+    slurm: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, is_requeued: bool
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    slurm.answer("srun", code=75)
+    slurm.answer("scontrol", f"JobId=15 JobState={state} Reason=None\n")
+    made = in_slurm(tmp_path, nodes=1)
+    requeued = []
+    for _ in range(3):
+        assert made.run() == 75
+        requeued.append(["requeue", "15"] in slurm.asked("scontrol"))
+        (slurm.folder / "asked").write_text("", encoding="utf-8")
+    assert requeued == [is_requeued, is_requeued, False]
+    kinds = [(each.driver, each.kind, each.is_idle) for each in made.job.attempts]
+    assert kinds == [("12_0", "stopped", True)] * 2 + [("12_0", "failed", True)]
+    assert made.job.attempts[-1].message == (
+        "exit code 75, without a word; nothing new was saved, 3 times in a row. Raise hydra.launcher.time_minutes"
+    )

@@ -15,7 +15,7 @@ from sweeps import SCRIPT, Sweep
 
 from llm.config.sweeping import PoolConfig, RetryConfig
 from llm.errors import DamagedError
-from llm.sweep import process
+from llm.sweep import pool
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(*overrides: str, cores: int = 2, **settings) -> Sweep:
         script = tmp_path / "train.py"
         script.write_text(SCRIPT.format(outputs=str(tmp_path)), encoding="utf-8")
-        monkeypatch.setattr(process, "TRAIN", script)
+        monkeypatch.setattr(pool, "TRAIN", script)
         return Sweep(tmp_path, list(overrides), PoolConfig(**settings), cores)
 
     return make
@@ -67,6 +67,7 @@ def test_of_six_jobs_three_fail_each_alone_and_the_same_start_again_runs_only_th
         "d": ("killed", "killed by SIGKILL, perhaps for want of memory"),
         "e": ("out_of_memory", "MemoryError"),
     }
+    assert (six.jobs()[0].folder / "console.log").read_text() == "says a\n"
     again = six.run()
     assert {name: each.state for name, each in again.items()} == {n: each.state for n, each in standings.items()}
     assert six.starts() == {"a": 1, "b": 2, "cc": 1, "d": 2, "e": 2, "fff": 1}
@@ -78,50 +79,17 @@ def test_of_six_jobs_three_fail_each_alone_and_the_same_start_again_runs_only_th
         ("kill_once=a", {"killed": 1}, 2, "done"),
         ("kill=a", {"killed": 2}, 3, "failed"),
         ("memory=a", {"out_of_memory": 1}, 2, "failed"),
-        ("memory=a", {"killed": 5, "failed": 5}, 1, "failed"),
-        ("diverge=a", {"diverged": 1}, 2, "failed"),
-        ("raise=a", {"failed": 1}, 2, "failed"),
+        ("diverge=a", {"killed": 5, "failed": 5}, 1, "failed"),
         ("data=a", {"failed": 3}, 1, "failed"),  # bad data stay bad
         ("mute=a", {}, 1, "failed"),
     ],
 )
 def test_a_job_is_tried_again_by_what_ended_it(sweep, job, retries, starts, state):
     one = sweep(job, retries=RetryConfig(**{"killed": 0} | retries))
-    assert one.run()["a"].state == state
-    assert one.starts() == {"a": starts}
-
-
-@pytest.mark.parametrize(
-    ("job", "kind", "message"),
-    [
-        ("diverge=a", "diverged", "step 3: the loss is not finite"),
-        ("data=a", "data", "text.txt:3: this is no text"),
-        ("mute=a", "failed", "exit code 0, but no finished run"),
-    ],
-)
-def test_the_ledger_keeps_why_a_job_failed(sweep, job, kind, message):
-    one = sweep(job)
-    one.run()
-    (attempt,) = one.ledger()["a"]["attempts"]
-    assert (attempt["kind"], attempt["message"]) == (kind, message)
-
-
-def test_a_job_that_failed_too_often_is_left_out_until_the_limit_is_raised(sweep):
-    one = sweep("raise=a", max_attempts=2)
-    one.run(), one.run()
-    said = one.run()["a"].result.message
-    assert said == "has failed 2 times; hydra.launcher.max_attempts=2. Raise it"
-    assert one.starts() == {"a": 2}
-    sweep("raise=a", max_attempts=3).run()
-    assert one.starts() == {"a": 3}
-
-
-def test_fail_fast_stops_the_others_which_can_go_on(sweep):
-    jobs = sweep("hold=a", "0.5=b", "raise_late=c", "ok=d", fail_fast=True, cores=3, jobs=3)
-    standings = jobs.run()
-    assert standings["c"].state == "failed"
-    assert standings["a"].state == "stopped" and standings["d"].state == "stopped"
-    assert jobs.ledger()["a"]["attempts"][0]["exit_code"] == 75
+    ended = one.run()["a"]
+    assert (ended.state, one.starts()) == (state, {"a": starts})
+    attempts = [(each["kind"], each["message"]) for each in one.ledger()["a"]["attempts"]]
+    assert len(attempts) == starts and attempts[-1] == (ended.result.kind, ended.result.message or None)
 
 
 def test_no_more_jobs_run_at_once_than_are_asked_for_and_each_has_its_threads(sweep):
@@ -141,22 +109,11 @@ def test_no_more_jobs_run_at_once_than_are_asked_for_and_each_has_its_threads(sw
     assert {path.read_text().split()[1] for path in jobs.outputs.glob("pretrain/*/starts.txt")} == {"4"}
 
 
-def test_what_a_job_says_is_in_its_own_log(sweep, capfd):
-    jobs = sweep("ok=a", "ok=b")
-    jobs.run()
-    said = [p.read_text() for p in sorted(jobs.outputs.glob("sweeps/test/jobs/*/console.log"))]
-    assert said == ["says a\n", "says b\n"]
-    assert "says" not in capfd.readouterr().out
-
-
-def test_a_job_file_of_another_job_is_refused(sweep):
-    sweep("ok=a").run()
-    with pytest.raises(DamagedError, match=r"job.json is of another job. Remove it to have the job looked at anew"):
-        sweep("ok=b").run()
-    path = sweep("ok=a").jobs()[0].folder / "job.json"
-    path.write_text("{")
-    with pytest.raises(DamagedError, match=r"job.json cannot be read .* Remove it"):
-        sweep("ok=a").run()
+def test_a_jobs_file_that_cannot_be_read_is_named(sweep):
+    one = sweep("ok=a")
+    (one.jobs()[0].folder / "job.json").write_text("{")
+    with pytest.raises(DamagedError, match=r"job.json cannot be read"):
+        one.run()
 
 
 PROGRAM = """
@@ -166,10 +123,10 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from sweeps import Sweep
 from llm.config.sweeping import PoolConfig
 from llm.errors import one_line_errors
-from llm.sweep import process
+from llm.sweep import pool
 if __name__ == "__main__":
     folder = Path({folder!r})
-    process.TRAIN = folder / "train.py"
+    pool.TRAIN = folder / "train.py"
     with one_line_errors():
         Sweep(folder, sys.argv[1:], PoolConfig(grace_seconds=20)).run()
 """
@@ -184,8 +141,10 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True)
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to its group"])  # as a terminal does that closes
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "send"),  # to its group, as a terminal does that closes
+    [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg), (signal.SIGHUP, os.killpg)],
+)
 def test_a_signal_has_the_jobs_save_and_end_with_75(tmp_path, number, send):
     driver = start(tmp_path, "hold=a", "hold=b", "ok=c")
     wait_for(lambda: len(list(tmp_path.glob("pretrain/*/holds"))) == 2)
@@ -223,11 +182,10 @@ def test_two_drivers_share_a_sweep_and_no_job_is_done_twice(tmp_path):
 def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(sweep):
     one = sweep("ok=a", "ok=bb")
     job, _ = one.jobs()
-    job.begin(job.read())
+    job.begin("another")
     late = one.driver(finder=SimpleNamespace(find=lambda config: None))  # as if it looks before that comes to its end
-    late._start = lambda job: None
-    late._start_ready()  # counts the attempt that is under way
-    del late._start
+    for each in late._source.more():
+        late._add(each)  # counts the attempt that is under way
     assert {each.state for each in one.run().values()} == {"done"}
     assert {each.state for each in late.run()} == {"done"}
     assert one.starts() == {"a": 1, "bb": 1}
@@ -241,9 +199,9 @@ def test_what_a_killed_driver_had_begun_to_write_of_a_job_is_removed_when_its_ru
     left = job.folder / ".tmp-job.json-1"
     left.write_text("{", encoding="utf-8")
     if not is_kept:
-        record = job.read()
-        record.state = "running"
-        job.write(record)
+        job.reload()
+        job.attempts[-1].kind = None
+        job.write()
     assert one.run()["a"].state == "done"
     assert not left.exists() and one.ledger()["a"]["state"] == "done"
     assert one.starts() == {"a": 1}
@@ -263,8 +221,8 @@ def test_a_job_whose_run_another_process_makes_is_waited_for_without_counting_as
     with owned(busy, wait=False):
         while not driver.jobs or not driver.jobs[0].not_before:  # until the first attempt was found to be refused
             driver._start_ready()
-            for job, ended in driver._backend.ended(0.1):
-                driver._settle(job, ended)
+            for job in driver._backend.ended(0.1):
+                driver._settle(job)
     assert [each.state for each in driver.run()] == ["done"]
     assert [attempt["kind"] for attempt in script.ledger()["a"]["attempts"]] == ["busy", "done"]
 
@@ -298,5 +256,4 @@ def test_a_run_that_was_removed_is_made_again_by_the_same_command(sweep, tmp_pat
     jobs.run()
     shutil.rmtree(tmp_path / "pretrain" / "a")
     assert {name: each.state for name, each in jobs.run().items()} == {"a": "done", "b": "done"}
-    assert jobs.starts() == {"a": 1, "b": 1}
     assert [attempt["kind"] for attempt in jobs.ledger()["a"]["attempts"]] == ["done", "done"]

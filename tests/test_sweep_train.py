@@ -16,7 +16,7 @@ from tuned import CHATS, write_lines
 
 from llm.config.compose import as_recorded
 from llm.config.stages import STAGES, StageConfig
-from llm.sweep.process import preloaded
+from llm.sweep.pool import preloaded
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -141,8 +141,8 @@ def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path, request,
     ("words", "line"),
     [
         (["hydra.launcher.jobs=0", "seed=0,1"], "hydra.launcher.jobs=0 is out of range. Set 1 or more, or null."),
-        (["trainer=gpu", "seed=0,1"], "trainer.devices=1, but a job can have 0 GPUs here. Choose fewer devices, or "
-                                      "trainer=cpu."),
+        (["trainer=gpu", "seed=0,1"], "stage=pretrain asks for 1 GPUs, but a job can have 0 here. Set trainer.devices, "
+                                      "trainer=cpu, or evaluation.accelerator=auto."),
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_be_is_one_line_before_the_first_job(tmp_path, words, line):

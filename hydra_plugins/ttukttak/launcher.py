@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 class CheckedLauncher(Launcher):
     """Takes jobs that are composed and checked; the sweepers of this project give it such."""
 
-    name: ClassVar[str]
     schema: ClassVar[type[PoolConfig] | type[SlurmConfig]]
 
     def __init__(self, **settings: Any) -> None:
@@ -31,7 +30,7 @@ class CheckedLauncher(Launcher):
         )
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._choices = config.hydra.runtime.choices
+        """What launch_checked does needs none of it."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What another sweeper asks for: jobs as text alone, of which nobody has seen whether they can be.
@@ -40,28 +39,29 @@ class CheckedLauncher(Launcher):
             ConfigError: always.
         """
         raise ConfigError(
-            f"hydra/launcher={self.name} takes the jobs of hydra/sweeper=checked, which looks at each of them first. "
+            "hydra/launcher=pool and slurm take the jobs of hydra/sweeper=checked, which looks at each of them first. "
             "Leave hydra/sweeper out, or choose hydra/launcher=basic."
         )
 
-    def launch_checked(self, jobs: Sequence[Sequence[str]], configs: Sequence[StageConfig]) -> list[JobReturn]:
-        """Have the jobs carried out; what each of them came to, as far as it was waited for."""
-        from llm.sweep.grid import run_grid  # imports what composing does not need
+    def launch_checked(
+        self, jobs: Sequence[list[str]], configs: Sequence[StageConfig], *, choice: str | None
+    ) -> list[JobReturn]:
+        """Have the jobs carried out; what each of them came to. `choice` is the name of a recorded sweep."""
+        from llm.sweep.driver import run_grid  # imports what composing does not need
 
-        ended = run_grid(jobs, configs, settings=self.settings, choice=self._choices.get("sweep"))
-        return [returned(job) for job in ended]
+        return [returned(job) for job in run_grid(jobs, configs, settings=self.settings, choice=choice)]
 
 
 class PoolLauncher(CheckedLauncher):
     """Side by side on this machine, each in a process of its own."""
 
-    name, schema = "pool", PoolConfig
+    schema = PoolConfig
 
 
 class SlurmLauncher(CheckedLauncher):
     """On a Slurm cluster."""
 
-    name, schema = "slurm", SlurmConfig
+    schema = SlurmConfig
 
 
 @dataclass(kw_only=True)
@@ -78,17 +78,15 @@ class SlurmNode(SlurmConfig):
     _target_: str = "hydra_plugins.ttukttak.launcher.SlurmLauncher"
 
 
-for node, launcher in ((PoolNode, PoolLauncher), (SlurmNode, SlurmLauncher)):
-    ConfigStore.instance().store(group="hydra/launcher", name=launcher.name, node=node, provider="ttukttak")
+for name, node in (("pool", PoolNode), ("slurm", SlurmNode)):
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="ttukttak")
 
 
 def returned(job: "Job") -> JobReturn:
-    """What a job came to; of one that nobody waits for, nothing is known yet."""
-    made = JobReturn(overrides=job.overrides, working_dir=str(job.folder))
-    if job.run is not None:
-        made.status, made._return_value = JobStatus.COMPLETED, job.run.objective
-    elif job.state not in ("queued", "running"):
-        from llm.sweep.grid import as_error
+    """What a job came to."""
+    from llm.sweep.driver import as_error
 
-        made.status, made._return_value = JobStatus.FAILED, as_error(job)
+    made = JobReturn(overrides=job.overrides, working_dir=str(job.folder))
+    made.status = JobStatus.COMPLETED if job.run else JobStatus.FAILED
+    made._return_value = job.run.objective if job.run else as_error(job)
     return made

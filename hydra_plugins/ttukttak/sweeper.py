@@ -1,10 +1,12 @@
 """A sweep's overrides -> its jobs, every one checked before the first one runs."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,10 +23,12 @@ from llm.config.compose import from_hydra, searchpath
 from llm.config.ladder import ladder_overrides
 from llm.config.overrides import readable
 from llm.config.stages import Reuse, StageConfig
-from llm.config.sweeping import SweeperConfig, with_number
+from llm.config.sweeping import SweeperConfig
 from llm.environment import agents_sweep, tracebacks_wanted
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
-from llm.sweep.space import Dimension
+
+if TYPE_CHECKING:
+    from llm.sweep.search import Space
 
 
 @dataclass(kw_only=True)
@@ -51,6 +55,7 @@ class CheckedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         self.config = config
+        self.choice = config.hydra.runtime.choices.get("sweep")
         HydraConfig.instance().set_config(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -59,8 +64,11 @@ class CheckedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         overrides = self._overrides(arguments)
         if self.settings.trials is not None:
-            return self._search(overrides)
-        jobs = grid(overrides)
+            self._search(overrides)
+            return []
+        if endless := [each for each in overrides if each.is_interval_sweep()]:
+            raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
+        [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         configs = [self._check(number, job) for number, job in enumerate(jobs)]
         if any(config.dry_run for config in configs):
             show_dry_run(configs, jobs)
@@ -71,7 +79,7 @@ class CheckedSweeper(Sweeper):
         return returns
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
-        """What is recorded in a YAML file and what is typed, which counts more."""
+        """What is recorded in a YAML file, but for the keys that are given anew, and what is typed."""
         if agents_sweep():
             raise ConfigError(
                 "a trial of wandb agent is one run, and this is a multirun. Take -m (or sweep=...) out of the sweep's "
@@ -81,37 +89,35 @@ class CheckedSweeper(Sweeper):
         given = parser.parse_overrides(arguments)
         recorded = parser.parse_overrides([readable(f"{key}={value}") for key, value in self.settings.params.items()])
         self.settings.check()
-        overrides = [*without(recorded, given), *given]
-        require_each_once(overrides)
-        return overrides
+        keys = [each.get_key_element() for each in given]
+        for each in given:  # the later one would win in every job
+            if each.is_sweep_override() and keys.count(each.get_key_element()) > 1:
+                raise ConfigError(f"{each.get_key_element()} is swept, and given a second time. Give it once.")
+        return [*(each for each in recorded if each.get_key_element() not in keys), *given]
 
     def _launch(self, jobs: list[list[str]], configs: list[StageConfig]) -> Sequence[JobReturn]:
         complete = [[*job, *added] for job, added in zip(jobs, ladder_overrides(configs), strict=True)]
         if not isinstance(self.launcher, CheckedLauncher):
             return self.launcher.launch(complete, initial_job_idx=0)
         numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
-        return self.launcher.launch_checked(numbered, configs)
+        return self.launcher.launch_checked(numbered, configs, choice=self.choice)
 
-    def _search(self, overrides: list[Override]) -> list[JobReturn]:
+    def _search(self, overrides: list[Override]) -> None:
         if not isinstance(self.launcher, CheckedLauncher):
             raise ConfigError("a search needs hydra/launcher=pool or slurm. Leave the launcher out.")
-        from llm.sweep.search import run_search  # imports what composing does not need
+        from llm.sweep.driver import run_search  # imports what composing does not need
 
-        swept = [each for each in overrides if each.is_sweep_override()]
-        if self.settings.seeds > 1 and any(each.key_or_group == "seed" for each in overrides):
-            raise ConfigError("seed is given, and hydra.sweeper.seeds sets it too. Leave one of them out.")
         run_search(
             self.settings,
             self.launcher.settings,
-            space=[dimension(each) for each in swept],
+            space=space_of([each for each in overrides if each.is_sweep_override()]),
             fixed=[each.input_line for each in overrides if not each.is_sweep_override()] + searchpath(),
             compose=lambda job, number: self._check(number, job),
-            choice=self.config.hydra.runtime.choices.get("sweep"),
+            choice=self.choice,
         )
-        return []
 
-    def _check(self, number: int, job: list[str]) -> StageConfig:
-        config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+    def _check(self, number: int, job: Sequence[str]) -> StageConfig:
+        config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         HydraConfig.instance().set_config(config)  # for a name that holds ${hydra:job.num}
@@ -121,44 +127,35 @@ class CheckedSweeper(Sweeper):
         return checked
 
 
-def grid(overrides: list[Override]) -> list[list[str]]:
-    """The jobs of every combination, as text.
+def space_of(overrides: Sequence[Override]) -> "Space":
+    """What a search may choose from, of the overrides that are swept.
 
     Raises:
-        ConfigError: one of the overrides has no end of values.
+        ConfigError: an interval that is none, in Optuna's words.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if endless := [each for each in overrides if each.is_interval_sweep()]:
-        raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
-    [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [list(job) for job in jobs]
+    space: dict[str, Any] = {}
+    for override in overrides:
+        key, value = override.get_key_element(), override.value()
+        if not isinstance(value, IntervalSweep):
+            space[key] = CategoricalDistribution([*map(str, override.sweep_iterator(Transformer.encode))])
+            continue
+        is_whole = isinstance(value.start, int) and isinstance(value.end, int)
+        interval: Any = IntDistribution if is_whole else FloatDistribution
+        try:
+            space[key] = interval(value.start, value.end, log="log" in value.tags)
+        except ValueError as error:
+            raise ConfigError(f"{override.input_line} is no interval: {error}") from None
+    return space
 
 
-def without(recorded: list[Override], given: list[Override]) -> list[Override]:
-    """A sweep's recorded overrides but for those whose keys are given anew."""
-    keys = {each.get_key_element() for each in given}
-    return [each for each in recorded if each.get_key_element() not in keys]
+def with_number(overrides: Sequence[str], number: int) -> list[str]:
+    """Overrides in which ${hydra:job.num} and ${hydra:job.id} are the job's number, which a run alone does not have.
 
-
-def require_each_once(overrides: list[Override]) -> None:
-    """Refuse a key that is swept and given again: the later one would win in every job.
-
-    Raises:
-        ConfigError: there is one.
+    Hydra gives what was typed with its own escapes.
     """
-    keys = [each.get_key_element() for each in overrides]
-    for each in overrides:
-        if each.is_sweep_override() and keys.count(each.get_key_element()) > 1:
-            raise ConfigError(f"{each.get_key_element()} is swept, and given a second time. Give it once.")
-
-
-def dimension(override: Override) -> Dimension:
-    """A swept override as plain data."""
-    key, value = override.get_key_element(), override.value()
-    if isinstance(value, IntervalSweep):
-        return Dimension(key=key, low=value.start, high=value.end, log="log" in value.tags)
-    return Dimension(key=key, choices=tuple(map(str, override.sweep_iterator(transformer=Transformer.encode))))
+    return [re.sub(r"\$\\?\{hydra\\?:job\.(num|id)\\?\}", str(number), override) for override in overrides]
 
 
 def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *, has_ledger: bool) -> None:
@@ -168,10 +165,10 @@ def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *
         return
     from llm.compare.entries import Entry, read_sweep  # imports what composing does not need
     from llm.compare.show import print_ranked
-    from llm.sweep.finding import Finder
+    from llm.sweep.driver import Finder
 
     if has_ledger:
-        print_ranked(read_sweep(Path(returns[0].working_dir).parents[1]))
+        print_ranked(read_sweep(Path(str(returns[0].working_dir)).parents[1]))
     else:
         finder = Finder()
         print_ranked([Entry(finder.find(replace(config, reuse=Reuse.require))) for config in done])
@@ -186,25 +183,23 @@ def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) 
     if not all(config.dry_run for config in configs):
         raise ConfigError("dry_run is true for some jobs of the sweep only. Set dry_run=true for all of them.")
     from llm.dry_run.table import show  # imports what composing does not need
+    from llm.sweep.jobs import varying
 
-    show(configs, [swept_of(job, jobs) for job in jobs])
-
-
-def swept_of(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
-    """The overrides of a job that the others do not share."""
-    return " ".join(override for override in job if any(override not in other for other in jobs))
+    show(configs, [" ".join(own) for own in varying(jobs)])
 
 
 def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:
     """Say one line for each failed job; end with 3 if others are done, else as the first, or with a bug's traceback."""
+    from llm.sweep.jobs import varying
+
     failures = [
-        (job, returned._return_value)
-        for job, returned in zip(jobs, returns, strict=True)
+        (" ".join(own), returned._return_value)
+        for own, returned in zip(varying(jobs), returns, strict=True)
         if returned.status is JobStatus.FAILED
     ]
-    for job, error in failures:
+    for own, error in failures:
         if not isinstance(error, UserError | OSError) or tracebacks_wanted():
             raise error
-        say_error(f"{swept_of(job, jobs)}: {error}")
+        say_error(f"{own}: {error}")
     if failures:
         raise SystemExit(PARTIAL_EXIT_CODE if len(failures) < len(jobs) else getattr(failures[0][1], "exit_code", 1))

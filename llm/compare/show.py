@@ -152,9 +152,14 @@ def _print(section: Section, console: Console) -> None:
         console.print(Text(note))
 
 
-def print_ranked(entries: Sequence[Entry]) -> None:
-    """Print how the runs of a sweep compare that are done; in a narrow terminal what tells them apart, a line each."""
-    ranking, console = rank(once_each([entry for entry in entries if entry.is_done])), output_console()
+def print_ranked(entries: Sequence[Entry], *, search: Path | None = None) -> None:
+    """Print how the runs of a sweep compare that are done; in a narrow terminal what tells them apart, a line each.
+
+    Those of a search, by its folder, are ranked by what it is for.
+    """
+    done, console = once_each([entry for entry in entries if entry.is_done]), output_console()
+    metric, is_maximized = objective_of(search, done)
+    ranking = rank(done, metric=metric, is_highest_best=is_maximized)
     notes = ranking.notes
     if len(ranking.choices) > 1 and all(len(choice.entries) == 1 for choice in ranking.choices):
         notes = [*notes, "One seed each: a small difference can be chance. Sweep seed=0,1,2, too."]

@@ -1,160 +1,202 @@
 """The jobs of a sweep -> all of them done, as far as they can be: found, started, tried again, and told.
 
-One loop for grids and searches (a Source says which jobs there are) over a pool or a Slurm cluster (a Backend).
+One loop for grids and searches, over a pool of this machine or a Slurm cluster. It leaves:
+
+outputs/sweeps/<name>-<key>/       key: first 8 hex digits of the hash of the jobs
+  sweep.json                       of a grid: the command, and the jobs
+  study.journal  search.json       of a search: Optuna's trials, and what it is for
+  jobs/<number>/job.json           overrides, state, attempts, the run's folder; a driver writes it
+                result.json        what the job says of itself: its run, and in the end what became of it
+                console.log        what it printed
 """
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+from rich.live import Live
+
+from llm.compare.entries import read_sweep
+from llm.compare.show import page_at_end, print_ranked
 from llm.config.slurm import SlurmConfig
-from llm.config.stages import StageConfig
-from llm.config.sweeping import PoolConfig
-from llm.data import available_cores
-from llm.errors import ConfigError, DamagedError, StoppedError
+from llm.config.stages import Reuse, StageConfig
+from llm.config.sweeping import PoolConfig, RetryConfig, SweeperConfig
+from llm.errors import LaunchError, StoppedError, UserError
 from llm.run.announcing import Result
-from llm.run.console import log, start_logging
+from llm.run.console import console, log, output_console, start_logging
+from llm.run.making import Plan, find, reuse
+from llm.run.metrics import Record
 from llm.run.owner import owned
-from llm.run.runs import Run, load
+from llm.run.runs import Run
 from llm.run.signals import on_signal
-from llm.sweep.board import Board
-from llm.sweep.finding import Finder
-from llm.sweep.jobs import Job, JobRecord
-from llm.sweep.pool import Pool
-from llm.sweep.process import prepare_server
-from llm.sweep.shares import Estimates, Shares, free_memory, present_gpus
-from llm.sweep.slurm import SEARCH_AT_ONCE, Cluster
-from llm.sweep.slurm_queue import require_slurm
+from llm.stage import Step, stage_named, step_of
+from llm.sweep.board import board
+from llm.sweep.jobs import KINDS, Job, jobs_of_grid, sweep_folder, write_sweep
+from llm.sweep.pool import Pool, open_pool
+from llm.sweep.slurm import SEARCH_AT_ONCE, Cluster, require_slurm
 
-LOOK_SECONDS = 0.5  # between two looks at what nobody tells us of: other drivers, the metrics
+if TYPE_CHECKING:
+    from llm.sweep.search import Compose, Search, Space
+
+LOOK_SECONDS = 0.5  # between two looks at what nobody tells us of: other drivers, Slurm
+FOLLOW_SECONDS = 2.0  # between two looks at what the trainings have measured
 WAIT_SECONDS = 2.0  # before a job that another process makes is tried again
 
 
-class Source(Protocol):
-    """Where the jobs come from: a grid knows all of them, a search chooses as others end."""
+class Grid:
+    """Jobs that are all known from the beginning."""
 
-    def more(self) -> Sequence[Job]:
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._left = [*jobs]
+        self._best: tuple[float, str] | None = None
+
+    def more(self) -> list[Job]:
         """Further jobs, where there is room for one; empty: none for now."""
+        left, self._left = self._left, []
+        return left
 
     def is_over(self) -> bool:
         """Whether no more will come."""
+        return not self._left
 
     def keeps(self, job: Job, *, is_taken: bool) -> bool:
         """Whether a job is still for this driver to do; `is_taken`: another one is at it."""
+        return True
 
-    def outdone(self) -> Sequence[Job]:
-        """The jobs that run and are to be stopped, for others do better."""
+    def is_outdone(self, job: Job, records: list[Record]) -> bool:
+        """Whether a job that runs is to be stopped, for others do better: by what it has measured anew."""
+        return False
 
-    def settled(self, job: Job) -> str | None:
-        """Take note that a job has come to its end; gives what is wrong with its result, if anything is."""
+    def settled(self, job: Job) -> None:
+        """Take note that a job has come to its end: by its stage's objective the lowest is the best."""
+        objective = job.run.objective if job.run else None
+        if job.run and job.result:  # it was not done before
+            log.info("%s: done%s", job.label, "" if objective is None else f", {objective:.4f}")
+        if objective is not None and (self._best is None or objective < self._best[0]):
+            self._best = objective, job.label
 
     def to_come(self) -> int:
         """The jobs that nobody has chosen yet."""
+        return 0
 
     def best(self) -> str | None:
         """The best result so far, and its job."""
+        return f"{self._best[0]:.4f}: {self._best[1]}" if self._best else None
 
 
-class Backend(Protocol):
-    """Where jobs run; it sets their state while they do."""
+class Finder:
+    """Looks for finished runs as train.py would, each parent once, without a process; it makes none."""
 
-    begun: str  # what is said of a job that start() took
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Run, Plan] | None] = {}
 
-    def start(self, job: Job, seen: JobRecord) -> bool:
-        """Start an attempt if there is room and no other driver is, or was, at the job since it was `seen`."""
+    def find(self, config: StageConfig) -> Run | None:
+        """The finished run of a config, which is said; None if there is none, or if it is to be made again."""
+        if config.reuse is Reuse.never:
+            return None
+        start_logging()
+        try:
+            with _quiet():  # what is said of a run's parents is nothing new here
+                found = self._find(step_of(config))
+            return reuse(found[1]) if found else None
+        except (UserError, OSError):  # the job itself will say what is wrong
+            return None
 
-    def is_taken(self, job: Job) -> bool:
-        """Whether another driver is at a job."""
+    def _find(self, step: Step) -> tuple[Run, Plan] | None:
+        place = repr(step)
+        if self._found.get(place) is None:
+            self._found[place] = self._look(step)
+        return self._found[place]
 
-    def ended(self, seconds: float) -> list[tuple[Job, Result]]:
-        """Wait so long for one to end; the attempts that have ended, kept in the jobs' files."""
+    def _look(self, step: Step) -> tuple[Run, Plan] | None:
+        parents = {role: found[0] for role, parent in step.parents.items() if (found := self._find(parent))}
+        if len(parents) < len(step.parents):
+            return None  # a stage would begin by making them
+        work = stage_named(step.config.stage).plan(step.config, parents)
+        run = find(work.plan)
+        if run is None:
+            return None
+        for check in filter(None, (work.check, step.check)):
+            check(run)
+        return run, work.plan
 
-    def submit(self) -> None:
-        """Hand over what start() took, if that was gathered."""
 
-    def stop(self, job: Job) -> None:
-        """Have a job save and end."""
-
-    def leave(self, signal_name: str) -> None:
-        """This driver is to end."""
-
-    def kill_all(self) -> None:
-        """End at once what may not outlive this driver."""
-
-    def is_idle(self) -> bool:
-        """Whether nothing is under way."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    log.disabled = console().quiet = True
+    try:
+        yield
+    finally:
+        log.disabled = console().quiet = False
 
 
 class Driver:
     """Carries out jobs; several drivers, on several machines, can share a sweep."""
 
     def __init__(
-        self, source: Source, backend: Backend, settings: PoolConfig | SlurmConfig, board: Board, finder: Finder
+        self, source: "Grid | Search", backend: Pool | Cluster, retries: RetryConfig, finder: Finder | None = None
     ) -> None:
-        self._source, self._backend, self._settings = source, backend, settings
-        self._board, self._finder = board, finder
+        self._source, self._backend, self._retries = source, backend, retries
+        self._finder = finder or Finder()
         self._stopped_by: str | None = None
-        self._gives_up = False
-        self.failed_fast = ""  # the failure that stopped the others
+        self._has_left = False
+        self._followed = 0.0
         self.jobs: dict[int, Job] = {}
 
     def run(self) -> list[Job]:
         """The jobs, once none is left that can be started.
 
         Raises:
-            StoppedError: a signal came; the jobs have saved what they did.
+            StoppedError: a signal came; the jobs have saved what they did, or are Slurm's.
         """
+        start_logging()
         try:
-            with on_signal(self._stop), self._board.shown(self.jobs, self._source):
+            with on_signal(self._stop), Live(console=console(), auto_refresh=False, transient=True) as live:
                 self._start_ready()
                 while self._goes_on():
-                    for job, ended in self._backend.ended(LOOK_SECONDS):
-                        self._settle(job, ended)
-                    for job in self._source.outdone():
-                        self._backend.stop(job)
+                    for job in self._backend.ended(LOOK_SECONDS):
+                        self._settle(job)
+                    self._follow(live)
                     self._start_ready()
-                    self._board.refresh()
         finally:
             self._backend.kill_all()
         if self._stopped_by:
             raise StoppedError(f"stopped by {self._stopped_by}. Start the same command again to go on.")
         return [*self.jobs.values()]
 
-    def submit(self) -> list[Job]:
-        """The jobs, once those that are left are with the backend; nobody waits for them."""
-        self._start_ready()
-        self._backend.submit()
-        return [*self.jobs.values()]
-
     def _stop(self, name: str) -> None:
-        """On a signal: let no job start, and those that run save and end."""
+        """On a signal: no job starts any more; the rest is the loop's."""
         self._stopped_by = name
 
     def _goes_on(self) -> bool:
-        if self._stopped_by and not self._gives_up:
+        if self._stopped_by and not self._has_left:
+            self._has_left = True
             self._backend.leave(self._stopped_by)
-            self._give_up()
-        if self._gives_up:
-            return not self._backend.is_idle()
-        return any(job.state in ("waiting", "queued", "running") for job in self.jobs.values()) or (
-            not self._source.is_over()
-        )
+        if self._stopped_by:
+            return bool(self._backend.running)
+        is_left = any(job.state in ("waiting", "queued", "running") for job in self.jobs.values())
+        return is_left or not self._source.is_over()
 
-    def _give_up(self) -> None:
-        self._gives_up = True
-        for job in self.jobs.values():
-            if job.state == "waiting":
-                job.state = "stopped"
-            elif job.state in ("queued", "running"):
+    def _follow(self, live: Live) -> None:
+        """Look at what the trainings measure."""
+        if time.monotonic() < self._followed + FOLLOW_SECONDS:
+            return
+        self._followed = time.monotonic()
+        for job in [*self.jobs.values()]:
+            if job.state == "running" and self._source.is_outdone(job, job.follow()):
                 self._backend.stop(job)
+        if live.console.is_terminal:
+            jobs = [*self.jobs.values()]
+            live.update(board(jobs, to_come=self._source.to_come(), best=self._source.best()), refresh=True)
 
     def _start_ready(self) -> None:
         for job in self._waiting():
-            if not self._stopped_by and not self._gives_up and time.monotonic() >= job.not_before:
+            if not self._stopped_by and time.monotonic() >= job.not_before:
                 self._start(job)
-        while not self._stopped_by and not self._gives_up and not self._waiting() and (more := self._source.more()):
+        while not self._stopped_by and not self._waiting() and (more := self._source.more()):
             for job in more:
                 self._add(job)
             for job in self._waiting():
@@ -164,20 +206,13 @@ class Driver:
         return [job for job in self.jobs.values() if job.state == "waiting"]
 
     def _add(self, job: Job) -> None:
-        """Take a job in, and find what is known of it: that its run is done, or that it has failed too often."""
-        if self._stopped_by:
-            return
+        """Take a job in; its run may be done."""
         self.jobs[job.number] = job
-        record = job.read()
-        job.attempts_before = len(record.attempts)
-        if run := self._finder.find(job.config):
+        job.reload()
+        job.attempts_before = len(job.attempts)
+        if not self._stopped_by and (run := self._finder.find(job.config)):
             job.keep_found(run)
-            self._settled(job)
-        elif (failed := len(record.failures())) >= self._settings.max_attempts:
-            said = f"has failed {failed} times; hydra.launcher.max_attempts={self._settings.max_attempts}. Raise it"
-            job.state, job.result = "failed", Result("failed", said)
-            self._board.say(f"{job.label}: {said}")
-            self._settled(job)
+            self._source.settled(job)
 
     def _start(self, job: Job) -> None:
         is_taken = self._backend.is_taken(job)
@@ -187,101 +222,138 @@ class Driver:
         if is_taken:
             job.not_before = time.monotonic() + LOOK_SECONDS
             return
-        record = job.read()  # after the look: what it says is the last word of whoever had the job
-        if not self._settle_by_others(job, record) and self._backend.start(job, record):
-            self._board.say(f"{job.label}: {self._backend.begun}")
+        job.reload()  # after the look: what it says is the last word of whoever had the job
+        if not self._settle_by_others(job) and self._backend.start(job):
+            log.info("%s: %s", job.label, self._backend.begun)
 
-    def _settle_by_others(self, job: Job, record: JobRecord) -> bool:
+    def _settle_by_others(self, job: Job) -> bool:
         """Whether another driver has brought the job to its end: a failure counts if it came since this one began."""
-        if record.state == "done" and (run := finished_run(record)):
+        last = job.attempts[-1] if job.attempts else None
+        has_failed_since = last is not None and last.has_failed and len(job.attempts) > job.attempts_before
+        if last and last.kind == "done" and (run := job.finished_run()):
             job.state, job.run = "done", run
-        elif record.state == "failed" and len(record.attempts) > job.attempts_before:
-            last = record.attempts[-1]
-            if not last.kind or record.may_retry(last.kind, self._settings.retries, since=job.attempts_before):
-                return False
+        elif last and has_failed_since and not job.may_retry(last.kind, self._retries):
             job.state, job.result = "failed", Result(last.kind, last.message or "")
         else:
             return False
-        self._settled(job)
+        self._source.settled(job)
         return True
 
-    def _settle(self, job: Job, ended: Result) -> None:
-        job.result = ended
-        said = f"{job.label}: {ended.kind}: {ended.message}"
-        if ended.kind == "done":
-            job.state, job.run = "done", job.announced_run()
+    def _settle(self, job: Job) -> None:
+        """Go by the result of a job's attempt that has ended."""
+        assert job.result
+        kind, said = job.result.kind, f"{job.label}: {job.result.kind}: {job.result.message}"
+        if kind == "done":
+            job.state, job.run = "done", job.finished_run()
         elif not self._source.keeps(job, is_taken=False):
             job.state = "stopped"
-        elif ended.kind == "busy" and not self._gives_up:
+        elif kind == "busy" and not self._stopped_by:
             job.state, job.not_before = "waiting", time.monotonic() + WAIT_SECONDS
-        elif not ended.is_failure:
+        elif not job.result.is_failure:
             job.state = "stopped"
-            self._board.say(f"{job.label}: stopped; it can go on")
-        elif not self._gives_up and self._is_retried(job, ended):
+            log.info("%s: stopped; it can go on", job.label)
+        elif not self._stopped_by and job.may_retry(kind, self._retries):
             job.state = "waiting"
-            self._board.say(f"{said}; tried again")
+            log.info("%s; tried again", said)
         else:
             job.state = "failed"
-            self._board.say(said)
-            self._fail_fast(said)
+            log.info("%s", said)
         if job.state != "waiting":
-            self._settled(job)
-
-    def _is_retried(self, job: Job, ended: Result) -> bool:
-        return job.read().may_retry(ended.kind, self._settings.retries, since=job.attempts_before)
-
-    def _settled(self, job: Job) -> None:
-        if wrong := self._source.settled(job):
-            self._board.say(wrong)
-            self._fail_fast(wrong)
-
-    def _fail_fast(self, said: str) -> None:
-        if self._settings.fail_fast and not self._gives_up:
-            self._board.say("hydra.launcher.fail_fast: the other jobs save what they did, and end")
-            self.failed_fast = said
-            self._give_up()
+            self._source.settled(job)
 
 
-def finished_run(record: JobRecord) -> Run | None:
-    """The run that a record names, if it is done and still there."""
-    try:
-        run = load(Path(str(record.run)))
-    except (ConfigError, DamagedError):  # removed since, or damaged: the job makes it again, or says so
-        return None
-    return run if run.is_done else None
+def run_grid(
+    jobs: Sequence[list[str]], configs: Sequence[StageConfig], *, settings: PoolConfig | SlurmConfig, choice: str | None
+) -> list[Job]:
+    """Carry out the jobs, in their order as far as there is room.
+
+    Raises:
+        ConfigError: a setting of the launcher that cannot be, or a job that can never run there.
+        StoppedError: a signal came; the same command goes on.
+    """
+    settings.check()
+    folder, made = jobs_of_grid(jobs, configs, choice=choice)
+    with _backend(settings, configs, folder, num_jobs=len(jobs)) as backend:
+        write_sweep(folder, made)
+        with page_at_end(folder):
+            Driver(Grid(made), backend, settings.retries).run()
+    return made
+
+
+def run_search(
+    settings: SweeperConfig,
+    launcher: PoolConfig | SlurmConfig,
+    *,
+    space: "Space",
+    fixed: list[str],
+    compose: "Compose",
+    choice: str | None,
+) -> None:
+    """Search, and print how the trials compare and how to run the best again.
+
+    With dry_run=true, print what its first point would take in its place.
+
+    Raises:
+        ConfigError: a space, an objective or a job that cannot be.
+        StoppedError: a signal came.
+        LaunchError: no trial came to its end.
+    """
+    from llm.sweep.search import Search, as_overrides, check_objectives, check_space, key_of_search
+
+    settings.check()
+    launcher.check()
+    config = check_space(space, fixed, compose)
+    check_objectives(settings, config)
+    if config.dry_run:
+        from llm.dry_run.table import show
+
+        show([config])
+        return
+    folder = sweep_folder([config], key_of_search(settings, space, fixed), choice=choice)
+    with _backend(launcher, [config], folder, num_jobs=settings.trials or 1) as backend:
+        search = Search(settings, space=space, fixed=fixed, compose=compose, folder=folder)
+        with page_at_end(folder):
+            Driver(search, backend, launcher.retries).run()
+    best = search.best_trials()
+    print_ranked(read_sweep(folder), search=folder)
+    for trial in best:
+        command = shlex.join([*as_overrides(trial.params), *fixed, "hydra.mode=RUN"])
+        output_console().print(f"best: python train.py {command}")
 
 
 @contextmanager
-def opened(
-    settings: PoolConfig | SlurmConfig, configs: Sequence[StageConfig], folder: Path, *, num_jobs: int, of: str
-) -> Iterator[Backend]:
-    """Where `num_jobs` jobs run, or so many of a search; `of` says what they are in the log.
+def _backend(
+    settings: PoolConfig | SlurmConfig, configs: Sequence[StageConfig], folder: Path, *, num_jobs: int
+) -> Iterator[Pool | Cluster]:
+    """Where `num_jobs` jobs run that are like those of the configs; of a search there are more than these.
 
     Raises:
         ConfigError: a job that can never run there, or another driver is at the same sweep of a cluster.
     """
-    if isinstance(settings, SlurmConfig):
-        require_slurm()
-        is_search = num_jobs > len(configs)
-        limit = (settings.array_parallelism or SEARCH_AT_ONCE) if is_search else None
-        cluster = Cluster(settings, folder, at_once=limit)
-        cluster.check(configs)
-        with owned(folder, wait=False):  # two drivers could submit one job twice
-            start_logging()
-            log.info("%s on Slurm, as %s; their ledger and what they say: %s", of, cluster.name, folder)
-            yield cluster
+    said = f"{num_jobs} jobs"
+    if isinstance(settings, PoolConfig):
+        pool, at_once = open_pool(settings, configs, num_jobs=num_jobs)
+        start_logging()
+        log.info("%s, at most %d at once; how they stand and what they say: %s", said, at_once, folder)
+        yield pool
         return
-    shares = Shares(
-        settings,
-        num_jobs=num_jobs,
-        gpus=present_gpus(),
-        cores=available_cores(),
-        memory=free_memory(),
-        bytes_of=Estimates(threads=settings.threads or max(1, available_cores() // num_jobs)),
+    require_slurm()
+    at_once = settings.array_parallelism or SEARCH_AT_ONCE if num_jobs > len(configs) else num_jobs
+    cluster = Cluster(settings, folder, at_once=at_once)
+    cluster.check(configs)
+    with owned(folder, wait=False):  # two drivers could submit one job twice
+        start_logging()
+        log.info("%s on Slurm, as %s; how they stand and what they say: %s", said, cluster.name, folder)
+        cluster.find_left()
+        yield cluster
+
+
+def as_error(job: Job) -> LaunchError:
+    """Why a job has no finished run, with the exit code that the job alone would end with."""
+    ended = job.result
+    if ended is None or job.state == "stopped":
+        return LaunchError("stopped before its end. Start the same command again to go on.", exit_code=75)
+    codes = {kind: code for code, kind in KINDS.items()}
+    return LaunchError(
+        f"{ended.kind}: {ended.message} (see {job.folder}/console.log)", exit_code=codes.get(str(ended.kind), 1)
     )
-    for config in configs:
-        shares.check(config)
-    prepare_server({config.stage for config in configs})
-    start_logging()
-    log.info("%s, at most %d at once; their ledger and what they say: %s", of, shares.slots, folder)
-    yield Pool(settings, shares)

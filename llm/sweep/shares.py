@@ -1,20 +1,17 @@
-"""What a machine has -> who gets which part of it: GPUs by count, and on the CPU a number of jobs at once."""
+"""What a machine has -> who gets which part of it: GPUs by count, and on the CPU cores and memory."""
 
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from llm.config.evaluation import EvaluationConfig
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig
-from llm.config.training import Accelerator, TrainerConfig
+from llm.config.training import Accelerator
 from llm.environment import visible_gpus
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.sweep.process import ask_server
 
 BYTES_PER_JOB = 2_000_000_000  # of memory, where a stage trains nothing, or its model cannot be known yet
 
@@ -56,14 +53,11 @@ class Shares:
             ConfigError: it wants more GPUs than there are.
         """
         devices = devices_of(config)
-        if not self._on_gpu(config) or devices <= len(self._gpus):
-            return
-        if not hasattr(config, "trainer"):
-            raise ConfigError("evaluation.accelerator=gpu, but there is no GPU here. Set evaluation.accelerator=auto.")
-        raise ConfigError(
-            f"trainer.devices={devices}, but a job can have {len(self._gpus)} GPUs here. Choose fewer devices, or "
-            "trainer=cpu."
-        )
+        if self._on_gpu(config) and devices > len(self._gpus):
+            raise ConfigError(
+                f"stage={config.stage} asks for {devices} GPUs, but a job can have {len(self._gpus)} here. Set "
+                "trainer.devices, trainer=cpu, or evaluation.accelerator=auto."
+            )
 
     def take(self, config: StageConfig) -> Share | None:
         """The share of a job, which is then no longer free; None if too little is."""
@@ -87,14 +81,16 @@ class Shares:
         self._free_slots -= slots
         self._free_memory -= memory
         self._used.update(gpus)
-        threads = max(1, self._threads(at_once) * min(devices, at_once) // devices)
-        environment = {"OMP_NUM_THREADS": str(threads)}
+        each_job = self._settings.threads or max(1, self._cores // at_once)
+        environment = {"OMP_NUM_THREADS": str(max(1, each_job * min(devices, at_once) // devices))}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return Share(gpus, slots, memory, environment)
 
-    def _threads(self, at_once: int) -> int:
-        return self._settings.threads or max(1, self._cores // at_once)
+    def give_back(self, share: Share) -> None:
+        self._free_slots += share.slots
+        self._free_memory += share.memory
+        self._used.subtract(share.gpus)
 
     def _say_full(self, memory: int) -> None:
         if not self._has_said_full:
@@ -102,34 +98,9 @@ class Shares:
             log.info(f"{said}. hydra.launcher.jobs sets how many", memory / 1e9, self._memory / 1e9)
             self._has_said_full = True
 
-    def give_back(self, share: Share) -> None:
-        self._free_slots += share.slots
-        self._free_memory += share.memory
-        self._used.subtract(share.gpus)
-
     def _on_gpu(self, config: StageConfig) -> bool:
         accelerator = accelerator_of(config)
         return accelerator is Accelerator.gpu or (accelerator is Accelerator.auto and bool(self._gpus))
-
-
-class Estimates:
-    """The memory of a job's processes as a dry run says it, worked out once for those that share a model and rows."""
-
-    def __init__(self, *, threads: int) -> None:
-        self._threads = threads
-        self._known: dict[str, int] = {}
-
-    def __call__(self, config: StageConfig) -> int:
-        if not hasattr(config, "trainer"):
-            return BYTES_PER_JOB
-        from llm.dry_run.survey import memory_of
-
-        any_config: Any = config
-        same = {"name": None, "seed": 0, "optimizer": replace(any_config.optimizer, learning_rate=1e-3)}
-        place = repr(replace(config, **same))
-        if place not in self._known:
-            self._known[place] = ask_server(memory_of, config, threads=self._threads) or BYTES_PER_JOB
-        return self._known[place]
 
 
 def present_gpus() -> list[str]:
@@ -149,24 +120,13 @@ def present_gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def free_memory() -> int:
-    """Bytes that could be used without swapping, as far as the system says."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            sizes = dict(line.split(":") for line in file)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux: let the cores decide
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def accelerator_of(config: StageConfig) -> Accelerator:
     """Where a job's model computes: the CPU, too, of a stage that does not say."""
-    settings: TrainerConfig | EvaluationConfig | None
-    settings = getattr(config, "trainer", None) or getattr(config, "evaluation", None)
-    return Accelerator.cpu if settings is None else settings.accelerator
+    settings: Any = getattr(config, "trainer", None) or getattr(config, "evaluation", None)
+    return settings.accelerator if settings else Accelerator.cpu
 
 
 def devices_of(config: StageConfig) -> int:
     """As many as a job computes on, of each node."""
-    trainer: TrainerConfig | None = getattr(config, "trainer", None)
-    return 1 if trainer is None else trainer.devices
+    trainer: Any = getattr(config, "trainer", None)
+    return trainer.devices if trainer else 1

@@ -4,7 +4,10 @@ The jobs live without it: a later driver finds them in the queue, by the sweep's
 submits one that Slurm still has.
 """
 
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 import uuid
@@ -12,25 +15,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
-from llm.config.training import Accelerator, TrainerConfig
+from llm.config.training import Accelerator
+from llm.environment import variables
 from llm.errors import ConfigError
 from llm.run.announcing import Result
 from llm.run.console import log
-from llm.run.files import write_json, write_text
+from llm.run.files import digest_of, write_json, write_text
 from llm.run.launch import TRAIN
-from llm.run.record import now
-from llm.sweep.jobs import Attempt, Job, JobRecord
+from llm.run.owner import is_owned
+from llm.sweep.jobs import Job
 from llm.sweep.shares import accelerator_of, devices_of
-from llm.sweep.slurm_job import STOP
-from llm.sweep.slurm_queue import UNKNOWN, QueuedJob, accounted_state, cancel, most_gpus, queued_jobs, sbatch
 
-FRESH_SECONDS = 1.0  # in which the queue is not asked for a second time
-MAX_ARRAY = 1000  # Slurm's default MaxArraySize is 1001, and an index is less than that
 SEARCH_AT_ONCE = 8  # jobs of a search, whose later points learn from the earlier ones
+STOP = "stop"  # a file in the folder of a job that is to save, end, and not come back
+# How a Slurm job ends that will never run again; all others wait, run, or are on their way from one to the other.
+FINAL = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
+    *("REVOKED", "UNKNOWN"),
+)
+COMMAND_SECONDS = 60  # that one of Slurm's may take
+# What a Slurm job leaves in the environment, which sbatch would take for our wishes; but not which cluster it is
+OF_A_JOB = re.compile(r"(SLURMD|SBATCH|SRUN|SALLOC)_|SLURM_(?!CONF$|CLUSTERS$)")
 
 SCRIPT = """#!/bin/bash
 {setup}
@@ -38,8 +47,7 @@ exec {python} -m llm.sweep.slurm_job {tasks}
 """
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a job asks the cluster for; jobs that ask for the same go into one array."""
 
     nodes: int
@@ -47,13 +55,20 @@ class Request:
     gpus: int  # of each node
 
 
+class Queued(NamedTuple):
+    """What Slurm's queue says of a job."""
+
+    state: str
+    comment: str = ""  # of its submission
+    nodes: str = ""
+
+
 @dataclass
 class Submitted:
     """A job that Slurm has, or is about to get."""
 
     job: Job
-    id: str | None  # Slurm's; None: it is to be submitted
-    seen: int  # attempts that had ended before
+    id: str | None  # Slurm's: 12_3; None: it is to be submitted
     cancel_at: float = float("inf")  # on the monotonic clock
     times_unknown: int = 0
 
@@ -63,13 +78,19 @@ class Cluster:
 
     begun = "queued"
 
-    def __init__(self, settings: SlurmConfig, folder: Path, *, at_once: int | None = None) -> None:
+    def __init__(self, settings: SlurmConfig, folder: Path, *, at_once: int) -> None:
         self._settings, self._folder, self._at_once = settings, folder, at_once
+        self._token = digest_of(str(folder.absolute()))[:12]  # by which the queue tells sweeps of one name apart
         self._most_gpus = most_gpus(settings.partition)
-        self._looked_at = -float("inf")
-        self._queue: dict[str, QueuedJob] | None = None  # as it was when it was looked at last
+        self._left: dict[int, str] = {}  # by the job's number, what Slurm has of an earlier driver's
+        self._looked_at = 0.0
         self._has_said_unreachable = False
         self.running: dict[int, Submitted] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the jobs in Slurm's queue: the sweep's folder's."""
+        return self._folder.name
 
     def check(self, configs: Iterable[StageConfig]) -> None:
         """Refuse what the cluster can never run.
@@ -77,25 +98,35 @@ class Cluster:
         Raises:
             ConfigError: sbatch says so.
         """
-        for request in sorted({self.request(config) for config in configs}, key=repr):
-            sbatch({**self._asked(request), "test-only": True, "wrap": "true"})
+        for request in sorted({self.request(config) for config in configs}):
+            sbatch(*self._asked(request), "--test-only", "--wrap=true")
+
+    def find_left(self) -> None:
+        """Find what Slurm still has of this sweep.
+
+        Raises:
+            ConfigError: it does not say.
+        """
+        queue = queued_jobs(self.name)
+        if queue is None:
+            raise ConfigError("Slurm does not say what it has of this sweep (squeue fails). Try again when it does.")
+        for id_, found in queue.items():
+            if found.comment == self._token and found.state not in FINAL:
+                self._left[int(id_.partition("_")[2])] = id_
 
     def request(self, config: StageConfig) -> Request:
         """What a job asks for: with accelerator=auto GPUs, where the nodes have some."""
-        trainer: TrainerConfig | None = getattr(config, "trainer", None)
         accelerator, devices, gpus = accelerator_of(config), devices_of(config), self._settings.gpus_per_node
         if gpus is None:
             wants = accelerator is Accelerator.gpu or (accelerator is Accelerator.auto and self._most_gpus > 0)
             gpus = devices if wants else 0
-        return Request(1 if trainer is None else trainer.num_nodes, devices, gpus)
+        return Request(getattr(getattr(config, "trainer", None), "num_nodes", 1), devices, gpus)
 
-    def start(self, job: Job, seen: JobRecord) -> bool:
-        """Have a job submitted with the others at the next look, or take up one that Slurm has."""
-        if self._at_once is not None and len(self.running) >= self._at_once:
+    def start(self, job: Job) -> bool:
+        """Have a job submitted at the next look, or take up one that Slurm has; whether there is room for it."""
+        if len(self.running) >= self._at_once:
             return False
-        alive, begun = self._alive(job), len(seen.attempts)
-        is_under_way = alive is not None and begun > 0 and seen.attempts[-1].ended_at is None
-        self.running[job.number] = Submitted(job, alive, begun - is_under_way)
+        self.running[job.number] = Submitted(job, self._left.pop(job.number, None))
         job.state = "queued"
         (job.folder / STOP).unlink(missing_ok=True)
         return True
@@ -104,37 +135,23 @@ class Cluster:
         """No other driver is at this sweep: see llm.sweep.driver."""
         return False
 
-    def is_idle(self) -> bool:
-        return not self.running
-
-    def ended(self, seconds: float) -> list[tuple[Job, Result]]:
-        """Wait so long; the jobs that have ended meanwhile, their records written."""
-        self.submit()
+    def ended(self, seconds: float) -> list[Job]:
+        """Wait so long; the jobs that have ended meanwhile, with their results."""
+        self._submit()
         time.sleep(seconds)
         if not self.running or time.monotonic() < self._looked_at + self._settings.poll_seconds:
             return []
-        known = self._look_at_queue()
-        if known is None:
-            self._say_unreachable()
+        self._looked_at = time.monotonic()
+        queue = queued_jobs(self.name)
+        if queue is None:
+            if not self._has_said_unreachable:
+                log.warning("Slurm's controller does not answer; the jobs go on, and this waits for it")
+            self._has_said_unreachable = True
             return []
-        found = [(each.job, self._look(each, known)) for each in [*self.running.values()]]
-        done = [(job, ended) for job, ended in found if ended is not None]
-        for job, _ in done:
+        done = [each.job for each in [*self.running.values()] if self._has_ended(each, queue)]
+        for job in done:
             del self.running[job.number]
         return done
-
-    def submit(self) -> None:
-        """Submit what is ready, as few arrays.
-
-        Raises:
-            ConfigError: sbatch refuses it.
-        """
-        ready: dict[tuple[Request, int], list[Submitted]] = defaultdict(list)
-        for each in self.running.values():
-            if each.id is None:
-                ready[self.request(each.job.config), each.job.number // MAX_ARRAY].append(each)
-        for (request, block), jobs in ready.items():
-            self._submit_array(request, block, jobs)
 
     def stop(self, job: Job) -> None:
         """Ask a job to save, end, and not come back; it is cancelled once its grace is over."""
@@ -144,168 +161,204 @@ class Cluster:
         each.cancel_at = time.monotonic() + self._settings.grace_seconds
         (job.folder / STOP).touch()
         if each.id is not None:
-            cancel(each.id, signal="USR1" if job.state == "running" else None)
+            _run("scancel", *(["--signal=USR1"] if job.state == "running" else []), each.id)
 
     def leave(self, signal_name: str) -> None:
         """The jobs go on; this driver does not."""
+        self._submit()
         queued = sum(each.job.state == "queued" for each in self.running.values())
         log.info(
             "%s: %d jobs run and %d are queued in Slurm, and stay there. The same command follows them again; "
             "scancel --name=%s ends them",
-            signal_name,
-            len(self.running) - queued,
-            queued,
-            self.name,
+            *(signal_name, len(self.running) - queued, queued, self.name),
         )
         self.running.clear()
 
     def kill_all(self) -> None:
         """Nothing: the jobs are Slurm's."""
-        self.running.clear()
 
-    @property
-    def name(self) -> str:
-        """Of the jobs in Slurm's queue: the sweep's folder's."""
-        return self._folder.name
-
-    def _asked(self, request: Request) -> dict[str, Any]:
-        """What sbatch is given of what a job asks for."""
+    def _asked(self, request: Request) -> list[str]:
+        """What sbatch is given of what a job asks for; the user's own arguments come last, and count."""
         settings = self._settings
         memory = None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M"
-        given = {"partition": settings.partition, "account": settings.account, "qos": settings.qos, "mem": memory}
-        return {
-            **{key: value for key, value in given.items() if value is not None},
-            **settings.further,
-            **{"nodes": request.nodes, "ntasks-per-node": request.devices, "time": settings.time_minutes},
-            "cpus-per-task": settings.cpus_per_task,
-            **({"gpus-per-node": request.gpus} if request.gpus else {}),
-        }
+        given: dict[str, Any] = {"partition": settings.partition, "account": settings.account, "qos": settings.qos}
+        given |= {"mem": memory, "time": settings.time_minutes, "cpus-per-task": settings.cpus_per_task}
+        given |= {"nodes": request.nodes, "ntasks-per-node": request.devices, "gpus-per-node": request.gpus or None}
+        return [*(f"--{key}={value}" for key, value in given.items() if value is not None), *settings.sbatch]
 
-    def _alive(self, job: Job) -> str | None:
-        """The id of a job that Slurm still has; None where it is to be submitted."""
-        is_fresh = time.monotonic() < self._looked_at + FRESH_SECONDS  # where many jobs are looked up in a row
-        known = self._queue if is_fresh else self._look_at_queue()
-        if known is None:
-            raise ConfigError("Slurm does not say what it has of this sweep (squeue fails). Try again when it does.")
-        block, index = divmod(job.number, MAX_ARRAY)
-        mine = (each for each in known.values() if each.comment == self._comment(block) and each.index == index)
-        return next((each.id for each in mine if not each.is_over), None)
+    def _submit(self) -> None:
+        """Submit what is ready, as few arrays.
 
-    def _look_at_queue(self) -> dict[str, QueuedJob] | None:
-        self._looked_at, self._queue = time.monotonic(), queued_jobs(self.name)
-        return self._queue
+        Raises:
+            ConfigError: sbatch refuses it.
+        """
+        ready: dict[Request, list[Submitted]] = defaultdict(list)
+        for each in self.running.values():
+            if each.id is None:
+                ready[self.request(each.job.config)].append(each)
+        for request, jobs in ready.items():
+            self._submit_array(request, jobs)
 
-    def _comment(self, block: int) -> str:
-        """By which the queue tells the jobs of this sweep from those of another one of its name."""
-        path = _private(self._folder / "slurm") / "token"
-        if not path.exists():
-            write_text(path, uuid.uuid4().hex[:12])
-        return f"{path.read_text(encoding='utf-8')}-{block}"
-
-    def _submit_array(self, request: Request, block: int, jobs: Sequence[Submitted]) -> None:
-        settings, folder = self._settings, _private(self._folder / "slurm").absolute()
-        indices = ",".join(str(each.job.number % MAX_ARRAY) for each in jobs)
-        arguments = {
-            **self._asked(request),
-            **{"job-name": self.name, "comment": self._comment(block)},
-            "array": f"{indices}%{settings.array_parallelism or MAX_ARRAY}",
-            **{"output": folder / "%A_%a.log", "open-mode": "append"},
-            **{"signal": f"USR1@{settings.signal_seconds}", "requeue": True},
-        }
-        number = sbatch(arguments, self._write_script(folder, request, [each.job for each in jobs]))
+    def _submit_array(self, request: Request, jobs: Sequence[Submitted]) -> None:
+        settings, folder = self._settings, (self._folder / "slurm").absolute()
+        indices = ",".join(str(each.job.number) for each in jobs)
+        at_once = f"%{settings.array_parallelism}" if settings.array_parallelism else ""
+        number = sbatch(
+            *(f"--job-name={self.name}", f"--comment={self._token}", f"--array={indices}{at_once}"),
+            *(f"--output={folder / '%A_%a.log'}", "--open-mode=append"),
+            *(f"--signal=USR1@{settings.signal_seconds}", "--requeue", *self._asked(request)),
+            str(self._write_script(folder, request, [each.job for each in jobs])),
+        )
         for each in jobs:
-            each.id = f"{number}_{each.job.number % MAX_ARRAY}"
+            each.id = f"{number}_{each.job.number}"
         log.info("submitted %d jobs to Slurm, as %s", len(jobs), number)
 
     def _write_script(self, folder: Path, request: Request, jobs: Sequence[Job]) -> Path:
         """The script that each job of an array runs, and beside it what llm.sweep.slurm_job is to know of each."""
         settings, name = self._settings, uuid.uuid4().hex[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # the jobs are in there as they are typed
         launch = {
-            **asdict(request),
-            **{"cpus_per_task": settings.cpus_per_task, "srun": settings.srun},
-            **{"retries": asdict(settings.retries), "max_attempts": settings.max_attempts},
+            **{"nodes": request.nodes, "devices": request.devices, "cpus_per_task": settings.cpus_per_task},
+            **{"srun": settings.srun, "retries": asdict(settings.retries)},
         }
-        tasks = {
-            job.number % MAX_ARRAY: {
-                **{"number": job.number, "overrides": job.overrides, "label": job.label, "varying": job.varying},
-                **{"stage": job.config.stage, "folder": str(job.folder.absolute())},
-                "attempts_before": len(job.read().attempts),
-            }
-            for job in jobs
-        }
+        tasks = {job.number: _as_task(job) for job in jobs}
         write_json(folder / f"{name}.json", {"launch": launch, "jobs": tasks})
         setup = [f"export PYTHONPATH={shlex.quote(str(TRAIN.parent))}${{PYTHONPATH:+:$PYTHONPATH}}", *settings.setup]
         words = {"python": shlex.quote(sys.executable), "tasks": shlex.quote(str(folder / f"{name}.json"))}
         write_text(folder / f"{name}.sh", SCRIPT.format(setup="\n".join(setup), **words))
         return folder / f"{name}.sh"
 
-    def _look(self, each: Submitted, known: dict[str, QueuedJob]) -> Result | None:
-        """How a job has ended; None while it has not."""
+    def _has_ended(self, each: Submitted, queue: dict[str, Queued]) -> bool:
+        """Whether a job has ended, which has its result then."""
         assert each.id is not None
-        found = known.get(each.id) or QueuedJob(each.id, accounted_state(each.id))
-        if not found.is_over:
+        found = queue.get(each.id, Queued("UNKNOWN"))
+        if found.state not in FINAL:
             self._follow(each, found)
-            return None
-        if found.state == UNKNOWN:  # perhaps for this moment; or it has ended, and is forgotten
+            return False
+        if found.state == "UNKNOWN":  # perhaps for this moment; or it has ended, and is forgotten
             each.times_unknown += 1
-            if each.times_unknown < 2 or each.job.is_taken():
-                return None
-        ended = self._ending(each, found)
-        if ended.kind == "stopped" and found.state == "TIMEOUT" and each.cancel_at == float("inf"):
-            log.info("%s: at the end of its time; submitted again", each.job.label)
-            self.running[each.job.number] = Submitted(each.job, None, len(each.job.read().attempts))
-            each.job.state = "queued"
-            return None
-        return ended
+            if each.times_unknown < 2 or is_owned(each.job.folder):
+                return False
+        _end(each.job, each.id, found.state)
+        return True
 
-    def _follow(self, each: Submitted, found: QueuedJob) -> None:
+    def _follow(self, each: Submitted, found: Queued) -> None:
         each.times_unknown, job = 0, each.job
-        if found.is_queued and job.state == "running":
-            log.info("%s: queued again, as Slurm's %s", job.label, found.id)
-        elif not found.is_queued and job.state == "queued":
-            log.info("%s: running, as Slurm's %s on %s", job.label, found.id, found.nodes)
+        is_queued = found.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+        if is_queued and job.state == "running":
+            log.info("%s: queued again, as Slurm's %s", job.label, each.id)
+        elif not is_queued and job.state == "queued":
+            log.info("%s: running, as Slurm's %s on %s", job.label, each.id, found.nodes)
             job.started = time.monotonic()
-        job.state = "queued" if found.is_queued else "running"
+        job.state = "queued" if is_queued else "running"
         if time.monotonic() >= each.cancel_at:
-            cancel(found.id)
-
-    def _ending(self, each: Submitted, found: QueuedJob) -> Result:
-        """By the job's own record; where nobody lived to write it, by Slurm's word."""
-        record = each.job.read()
-        new = record.attempts[each.seen :]
-        if record.state == "done":
-            return Result("done")
-        if new and new[-1].ended_at is not None and found.state != "CANCELLED":
-            last = new[-1]
-            return Result(last.kind or "failed", last.message or "")
-        ended = _by_state(found)
-        if new and new[-1].ended_at is not None:
-            return ended
-        if not new:
-            record.attempts.append(Attempt(now(), found.nodes or "Slurm", 0))
-        each.job.end(record, ended, exit_code=None)
-        return ended
-
-    def _say_unreachable(self) -> None:
-        if not self._has_said_unreachable:
-            log.warning("Slurm's controller does not answer; the jobs go on, and this waits for it")
-            self._has_said_unreachable = True
+            _run("scancel", str(each.id))
 
 
-def _private(folder: Path) -> Path:
-    """The folder, which nobody else may look into or write to: the jobs are in there as they are typed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return folder
+def _as_task(job: Job) -> dict[str, Any]:
+    return {
+        **{"number": job.number, "overrides": job.overrides, "label": job.label, "varying": job.varying},
+        **{"stage": job.config.stage, "folder": str(job.folder.absolute()), "attempts_before": len(job.attempts)},
+    }
 
 
-def _by_state(found: QueuedJob) -> Result:
-    """How a job ended that said nothing itself."""
-    said = f"Slurm's {found.id} ended without a word, as {found.state}"
-    if found.state == "CANCELLED":
-        return Result("stopped", f"Slurm's {found.id} was cancelled")
-    if found.state == "OUT_OF_MEMORY":
-        return Result("out_of_memory", f"{said}. Raise hydra.launcher.memory_gb")
-    if found.state == "TIMEOUT":
-        return Result("killed", f"{said}. Raise hydra.launcher.signal_seconds, in which it is to save")
-    return Result("killed", said)
+def _end(job: Job, slurm_id: str, state: str) -> None:
+    """Give a job its result: by its own record; where nobody lived to write it, by Slurm's word."""
+    job.reload()
+    last = job.attempts[-1] if job.attempts and job.attempts[-1].driver == slurm_id else None
+    if last and last.kind and (last.kind == "done" or state != "CANCELLED"):
+        job.result = Result(last.kind, last.message or "")
+        if last.kind == "stopped" and state == "TIMEOUT":
+            job.result = Result("busy")  # it saved, and Slurm ended it before it was back in the queue
+    elif state == "CANCELLED":
+        job.result = Result("stopped", f"Slurm's {slurm_id} was cancelled")
+    else:
+        kind = "out_of_memory" if state == "OUT_OF_MEMORY" else "killed"
+        job.result = Result(kind, f"Slurm's {slurm_id} ended without a word, as {state}")
+    if last is None:
+        job.begin(slurm_id)
+    if not job.attempts[-1].kind:
+        job.end(job.result)
+
+
+# Slurm's commands
+
+
+def require_slurm() -> None:
+    """Refuse a machine from which nothing can be submitted.
+
+    Raises:
+        ConfigError: a command of Slurm's is missing.
+    """
+    for command in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+        if shutil.which(command) is None:
+            raise ConfigError(
+                f"hydra/launcher=slurm, but {command} is not on this machine's PATH. Start the sweep on a login node "
+                "of the cluster, or leave the launcher out to run the jobs here."
+            )
+
+
+def queued_jobs(name: str) -> dict[str, Queued] | None:
+    """The array's jobs of that name that Slurm's controller knows, by their ids; None if it does not answer."""
+    said = _run("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%F_%K|%T|%k|%N")
+    if said is None:
+        return None
+    found = [line.split("|") for line in said.splitlines()]
+    return {words[0]: Queued(*words[1:]) for words in found if len(words) == 4 and re.fullmatch(r"\d+_\d+", words[0])}
+
+
+def job_state(job_id: str) -> str:
+    """The state of one job, by the controller; UNKNOWN where it does not say."""
+    found = re.search(r"\bJobState=(\S+)", _run("scontrol", "--oneliner", "show", "job", job_id) or "")
+    return found[1] if found else "UNKNOWN"
+
+
+def node_address(name: str) -> str:
+    """Where a node is reached: as Slurm itself reaches it, for its name may mean nothing elsewhere."""
+    found = re.search(r"\bNodeAddr=(\S+)", _run("scontrol", "--oneliner", "show", "node", name) or "")
+    return found[1] if found else name
+
+
+def requeue(job_id: str) -> bool:
+    """Have Slurm put a job back into its queue; whether it did. Where it ends the job for that, this never returns."""
+    return _run("scontrol", "requeue", job_id) is not None
+
+
+def most_gpus(partition: str | None) -> int:
+    """The most GPUs that a node of the partition has, by default of any."""
+    said = _run("sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%G") or ""
+    return max((int(number) for number in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", said)), default=0)
+
+
+def sbatch(*arguments: str) -> str:
+    """What sbatch says to these arguments: with --test-only nothing, else the number of the job.
+
+    Raises:
+        ConfigError: it refuses them; in its own words.
+    """
+    environment = {key: value for key, value in variables().items() if not OF_A_JOB.match(key)}
+    done = _ask("sbatch", "--parsable", *arguments, environment=environment)
+    if done is None:
+        raise ConfigError("sbatch does not answer. Is the cluster up?")
+    if done.returncode:
+        said = [re.sub(r"^(sbatch: )?(error|fatal|allocation failure): ", "", line) for line in done.stderr.split("\n")]
+        reason = ". ".join(dict.fromkeys(line.strip().rstrip(".") for line in said if line.strip()))
+        raise ConfigError(
+            f"sbatch refuses the job: {reason}. Look at hydra.launcher.partition, account, qos, gpus_per_node, "
+            "cpus_per_task, memory_gb, time_minutes and sbatch, and at trainer.devices and trainer.num_nodes."
+        )
+    return done.stdout.strip().split(";")[0]  # behind it the name of another cluster
+
+
+def _run(*command: str) -> str | None:
+    """What a command says; None if it fails."""
+    done = _ask(*command)
+    return done.stdout if done and done.returncode == 0 else None
+
+
+def _ask(*command: str, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str] | None":
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None

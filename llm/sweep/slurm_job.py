@@ -20,16 +20,15 @@ from typing import Any
 
 from llm.config.stages import StageConfig
 from llm.config.sweeping import RetryConfig
-from llm.environment import slurm_array_index, slurm_job_id, slurm_node, variables
+from llm.environment import slurm_array_id, slurm_job_id, slurm_node, variables
 from llm.errors import StoppedError
 from llm.run.announcing import Result
 from llm.run.console import log, start_logging
 from llm.run.launch import LOOPBACK, TRAIN
 from llm.run.owner import owned
-from llm.sweep.jobs import Job, JobRecord
-from llm.sweep.slurm_queue import job_state, node_address, requeue
+from llm.sweep.jobs import Job
+from llm.sweep.slurm import STOP, job_state, node_address, requeue
 
-STOP = "stop"  # a file in the folder of a job that is to save, end, and not come back
 MAX_IDLE_STARTS = 3  # in a row that left nothing to go on from
 
 
@@ -43,37 +42,38 @@ class SlurmJob:
     cpus_per_task: int
     srun: list[str]
     retries: RetryConfig
-    max_attempts: int
 
     def run(self) -> int:
         """Its exit code."""
-        with owned(self.job.folder, wait=True):
-            if self.is_to_stop:
+        job = self.job
+        with owned(job.folder, wait=True):
+            if self._is_to_stop:
                 return StoppedError.exit_code
-            record = self.job.read()
-            if record.state == "done":
+            job.reload()
+            if job.attempts and job.attempts[-1].kind == "done":
                 return 0
-            left_before = _left(self.job)
-            self.job.begin(record)
+            left_before = _left(job)
+            job.begin(slurm_array_id())
             code, ended = self.attempt()
-            is_idle = ended.kind == "stopped" and _left(self.job) == left_before
-            if is_idle and (times := idle_starts(record)) >= MAX_IDLE_STARTS:
+            is_idle = ended.kind == "stopped" and _left(job) == left_before
+            before = takewhile(lambda attempt: attempt.is_idle, reversed(job.attempts[:-1]))
+            if is_idle and (times := 1 + len([*before])) >= MAX_IDLE_STARTS:
                 said = f"{ended.message}; nothing new was saved, {times} times in a row"
                 ended = Result("failed", f"{said}. Raise hydra.launcher.time_minutes")
-            self.job.end(record, ended, exit_code=code, is_idle=is_idle)
-        if self.goes_on(record, ended):
-            self.requeue()
+            job.end(ended, exit_code=code, is_idle=is_idle)
+        if self.goes_on(ended.kind):
+            self._requeue()
         return code
 
     @property
-    def is_to_stop(self) -> bool:
+    def _is_to_stop(self) -> bool:
         return (self.job.folder / STOP).exists()
 
     def attempt(self) -> tuple[int, Result]:
         """(the exit code, what became of it)."""
         with (self.job.folder / "console.log").open("ab") as file:
             ran = subprocess.run(
-                self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                self._command(), env=self._environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
         code = ran.returncode  # the highest of all processes; of one that a signal ended, as a shell says it
         code = 128 - code if 128 < code < 128 + signal.NSIG else code
@@ -82,7 +82,11 @@ class SlurmJob:
             ended = Result("stopped", f"{ended.message}, as Slurm ended the job")
         return code, ended
 
-    def command(self) -> list[str]:
+    def goes_on(self, kind: str | None) -> bool:
+        """Whether the job is to start again in this Slurm job."""
+        return not self._is_to_stop and (kind in ("stopped", "busy") or self.job.may_retry(kind, self.retries))
+
+    def _command(self) -> list[str]:
         """srun's, which starts one process for each device of each node."""
         return [
             *("srun", "--export=ALL", "--unbuffered", "--kill-on-bad-exit=1"),
@@ -91,44 +95,29 @@ class SlurmJob:
             *(sys.executable, str(TRAIN), *self.job.overrides, "hydra.mode=RUN"),
         ]
 
-    def environment(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """Of those processes."""
-        host = LOOPBACK if self.nodes == 1 else node_address(slurm_node())
         return {
             **variables(),
-            **self.job.environment(self.job.read()),
-            "MASTER_ADDR": host,
+            **self.job.environment(),
+            "MASTER_ADDR": LOOPBACK if self.nodes == 1 else node_address(slurm_node()),
             "MASTER_PORT": str(_free_port()),
             "OMP_NUM_THREADS": str(self.cpus_per_task),
         }
 
-    def goes_on(self, record: JobRecord, ended: Result) -> bool:
-        """Whether the job is to start again in this Slurm job."""
-        if self.is_to_stop or ended.kind in ("stopped", "busy"):
-            return not self.is_to_stop
-        may_retry = ended.is_failure and record.may_retry(ended.kind, self.retries, since=self.job.attempts_before)
-        return may_retry and len(record.failures()) < self.max_attempts
-
-    def requeue(self) -> None:
+    def _requeue(self) -> None:
         """Back into the queue; not where somebody else ends the job or has done so, who could mean to cancel it."""
         if job_state(slurm_job_id()) == "RUNNING" and not requeue(slurm_job_id()):
             log.warning("%s: Slurm does not requeue it. The same command submits it again", self.job.label)
 
 
-def slurm_job(tasks: Path, index: int) -> SlurmJob:
+def slurm_job(tasks: Path, index: str) -> SlurmJob:
     """One of those that llm.sweep.slurm has written down."""
     said: dict[str, Any] = json.loads(tasks.read_text(encoding="utf-8"))
-    launch, job = said["launch"], said["jobs"][str(index)]
+    launch, job = said["launch"], said["jobs"][index]
     config, folder = StageConfig(stage=job.pop("stage")), Path(job.pop("folder"))
-    made = Job(config=config, folder=folder, **{**job, "varying": tuple(job["varying"])})
     retries = RetryConfig(**launch.pop("retries"))
-    del launch["gpus"]  # which Slurm gives
-    return SlurmJob(job=made, retries=retries, **launch)
-
-
-def idle_starts(record: JobRecord) -> int:
-    """How many starts in a row ended before they had saved anything, with the one that has just ended so."""
-    return 1 + sum(1 for _ in takewhile(lambda attempt: attempt.is_idle, reversed(record.attempts[:-1])))
+    return SlurmJob(job=Job(config=config, folder=folder, **job), retries=retries, **launch)
 
 
 def live_through_signals() -> None:
@@ -147,9 +136,7 @@ def live_through_signals() -> None:
 def _left(job: Job) -> frozenset[str]:
     """The names of what the job's run has to go on from."""
     folder = job.announced_folder()
-    if folder is None or not folder.is_dir():
-        return frozenset()
-    return frozenset(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return frozenset(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder else frozenset()
 
 
 def _free_port() -> int:
@@ -161,4 +148,4 @@ def _free_port() -> int:
 if __name__ == "__main__":
     start_logging()
     live_through_signals()
-    sys.exit(slurm_job(Path(sys.argv[1]), slurm_array_index()).run())
+    sys.exit(slurm_job(Path(sys.argv[1]), slurm_array_id().partition("_")[2]).run())
