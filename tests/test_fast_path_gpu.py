@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from llm.config.training import Accelerator, Architecture, Precision
-from llm.model import attention, document_bounds, next_token_nats
+from llm.model import attention, document_bounds, loss, next_token_nats
 from llm.trainer.fit import fit
-from tests.test_fast_path import LENGTH, PACKED, PLAIN, batch_of, model_of
+from tests.test_fast_path import LENGTH, PACKED, PLAIN, VOCAB, assert_close, batch_of, gradients, model_of
 from tests.test_trainer import task, values
 
 pytestmark = [
@@ -80,3 +80,16 @@ def test_a_small_model_learns_in_bf16(compile: bool, tmp_path: Path) -> None:
     fit(made)
     losses = values(tmp_path, "val/loss")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("passes", [loss.EAGER, loss.compiled()], ids=["eager", "compiled"])
+def test_a_loss_by_chunks_is_the_loss(passes: loss.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(Architecture.llama).cuda()
+    batch = {name: value.cuda() for name, value in batch_of(PLAIN).items()}
+    measured = []
+    for most in (2**26, 6 * VOCAB):
+        for name in ("CHUNK_LOGITS", "GPU_CHUNK_LOGITS"):
+            monkeypatch.setattr(loss, name, most)
+        with torch.autocast("cuda", torch.bfloat16):
+            measured.append(gradients(model, batch, passes=passes))
+    assert_close(measured[1], measured[0], rtol=3e-2, atol=0.1)

@@ -68,7 +68,7 @@ def rehearse(
     if checkpointing:
         checkpoint_blocks(trained)
     vocab_size = _telling_vocab_size(trained)
-    passes = replace(EAGER, small_chunks_on_cpu=small_chunks)
+    passes = replace(EAGER, is_compiled=not small_chunks)
     with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
         _leave_meta(model)
         built, _ = optimizer.build(model, config, max_steps=2)
