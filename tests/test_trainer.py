@@ -4,9 +4,7 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +42,6 @@ from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate
-from tests.patience import PATIENCE
 from tests.rounding import rounding
 
 VOCAB, LENGTH = 24, 12
@@ -205,22 +202,6 @@ def test_evaluation_is_the_mean_over_all_labels_of_a_slow_loop() -> None:
 # The loss of a step
 
 
-def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(tmp_path: Path) -> None:
-    ends = {}
-    # The gradient of attention's key bias is rounding noise around 0, which AdamW scales up to the learning rate.
-    slow = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
-    for size in (4, 2, 1):
-        made = task(tmp_path / str(size), max_steps=5, micro_batch_size=size, optimizer=slow)
-        fit(made)
-        ends[size] = weights(made.model)
-    for size in (2, 1):
-        for name in ("train/loss", "train/gradient_norm"):
-            found, expected = values(tmp_path / str(size), name), values(tmp_path / "4", name)
-            assert found == pytest.approx(expected, rel=ROUNDING if name == "train/loss" else 1e-5)
-        for name, weight in ends[4].items():
-            torch.testing.assert_close(ends[size][name], weight, rtol=0, atol=1e-5)
-
-
 def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
     made = task(tmp_path, max_steps=6, micro_batch_size=2, optimizer=OptimizerConfig(warmup_steps=0))
     fit(made)
@@ -263,12 +244,6 @@ def test_a_record_of_several_steps_has_their_mean_loss_over_labels(tmp_path: Pat
     losses = np.array([r["train/loss"] for r in records])
     expected = [np.average(losses[i : i + 5], weights=tokens[i : i + 5]) for i in (0, 5)]
     assert values(tmp_path / "fifth", "train/loss") == pytest.approx(expected, rel=ROUNDING)
-
-
-def test_a_model_that_comes_in_eval_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
-    fit(task(tmp_path / "eval", model=model_of(dropout=0.3).eval(), max_steps=2))
-    fit(task(tmp_path / "train", model=model_of(dropout=0.3).train(), max_steps=2))
-    assert untimed(tmp_path / "eval") == untimed(tmp_path / "train")
 
 
 def test_two_workers_read_what_none_do(tmp_path: Path) -> None:
@@ -437,16 +412,6 @@ def test_a_run_may_be_stopped_again_and_again(
     assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
-) -> None:
-    run_interrupted(resumable(tmp_path, "gpt2"), 10, "error", monkeypatch)
-    (folder_of(tmp_path / "checkpoints", 8) / "state.json").write_text("{}", encoding="utf-8")
-    again = resumable(tmp_path, "gpt2")
-    fit(again)
-    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
-
-
 def test_a_finished_training_is_not_trained_on(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     fit(resumable(tmp_path, "gpt2"))
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -488,36 +453,6 @@ def test_a_signal_within_a_step_lets_it_end(place: str, tmp_path: Path, uninterr
     made.model.register_forward_pre_hook(send)
     with pytest.raises(StoppedError, match="after step 1"):
         fit(made)
-    again = resumable(tmp_path, "gpt2")
-    fit(again)
-    assert_same_as_uninterrupted(again, uninterrupted("gpt2"))
-
-
-SCRIPT = """
-import sys, time
-from dataclasses import replace
-from pathlib import Path
-from tests.test_trainer import fit, resumable, weights
-from llm.errors import one_line_errors
-with one_line_errors():
-    made = resumable(Path(sys.argv[1]), "gpt2")
-    fit(replace(made, sample=lambda: time.sleep(0.5) or made.sample()))  # long enough for the signal to come
-"""
-
-
-def test_a_process_that_gets_sigterm_saves_and_the_next_one_finishes(
-    tmp_path: Path, uninterrupted: Uninterrupted
-) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not read_metrics(tmp_path / "metrics.jsonl") and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 75, error
-    assert "error: stopped by SIGTERM after step" in error
-    assert metrics(tmp_path)[-1]["step"] < 14
     again = resumable(tmp_path, "gpt2")
     fit(again)
     assert_same_as_uninterrupted(again, uninterrupted("gpt2"))

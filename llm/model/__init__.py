@@ -21,7 +21,7 @@ from llm.model.build import (
     save,
     with_settings_of_folder,
 )
-from llm.model.generation import Answer, generate, steps, stream
+from llm.model.generation import Answer, generate, stream
 from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
 from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
@@ -55,7 +55,6 @@ __all__ = [
     "require_isolation",
     "save",
     "save_adapter",
-    "steps",
     "stream",
     "targets",
     "with_settings_of_folder",

@@ -73,14 +73,15 @@ def generate(
     `eos_ids` end a text beside those that the model's own settings name; `seeds` are of each prompt, in place of
     sampling.seed.
     """
-    answers, chosen = [Answer() for _ in prompts], list(seeds or [sampling.seed] * len(prompts))
-    size = batch_size or max(1, len(prompts))
-    for start in range(0, len(prompts), size):
-        part = slice(start, start + size)
-        how: dict[str, Any] = {"sampling": sampling, "pad_id": pad_id, "eos_ids": eos_ids, "seeds": chosen[part]}
-        for _ in steps(model, prompts[part], tokenizer, answers[part], **how):
+    ends, size = _end_ids(model, eos_ids), batch_size or max(1, len(prompts))
+    rows = [
+        _Row(model, prompt, Answer(), tokenizer, sampling, ends, seed)
+        for prompt, seed in zip(prompts, seeds or [sampling.seed] * len(prompts), strict=True)
+    ]
+    for start in range(0, len(rows), size):
+        for _ in _steps(model, rows[start : start + size], sampling, pad_id=pad_id, ends=ends):
             pass
-    return answers
+    return [row.answer for row in rows]
 
 
 def stream(
@@ -94,9 +95,10 @@ def stream(
     answer: Answer | None = None,
 ) -> Generator[str, None, None]:
     """The same continuation in pieces, each as soon as it is whole characters; closing the iterator ends it."""
-    answer, shown = answer or Answer(), 0
+    answer, shown, ends = answer or Answer(), 0, _end_ids(model, eos_ids)
+    row = _Row(model, prompt, answer, tokenizer, sampling, ends, sampling.seed)
     try:
-        for _ in steps(model, [prompt], tokenizer, [answer], sampling=sampling, pad_id=pad_id, eos_ids=eos_ids):
+        for _ in _steps(model, [row], sampling, pad_id=pad_id, ends=ends):
             if len(answer.text) > shown:
                 yield answer.text[shown:]
                 shown = len(answer.text)
@@ -105,36 +107,24 @@ def stream(
         raise
 
 
-def steps(
-    model: Any,
-    prompts: Sequence[list[int]],
-    tokenizer: Tokenizer | None,
-    answers: Sequence[Answer],
-    *,
-    sampling: Sampling,
-    pad_id: int,
-    eos_ids: Sequence[int] = (),
-    seeds: Sequence[int] | None = None,
-) -> Iterator[torch.Tensor]:
-    """Fill `answers`, by one token at each step, and give its scores before anything is done to them, (rows, vocab).
-
-    Without a tokenizer no text is made of the tokens, and no stop string is found.
-    """
-    ends, positions, device = _end_ids(model, eos_ids), model.config.max_position_embeddings, model.device
-    each = zip(prompts, answers, strict=True)
-    rows = [_Row(prompt, answer, tokenizer, sampling, ends, positions) for prompt, answer in each]
-    sampler = _Sampler(sampling, rows, ends, seeds or [sampling.seed] * len(rows), prompts)
+def _steps(
+    model: Any, rows: Sequence["_Row"], sampling: Sampling, *, pad_id: int, ends: Sequence[int]
+) -> Iterator[None]:
+    """Go on with each row by one token at a time."""
+    positions, device = model.config.max_position_embeddings, model.device
     width = max(len(row.prompt) for row in rows)
     paddings = [width - len(row.prompt) for row in rows]
     input_ids = torch.tensor([[pad_id] * n + row.prompt for n, row in zip(paddings, rows, strict=True)], device=device)
     mask = (torch.arange(width) >= torch.tensor(paddings)[:, None]).long().to(device)  # (rows, seq)
     position_ids, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+    seen: torch.Tensor | None = None  # (rows, vocab)
     while True:
         scores, cache = _next_scores(model, input_ids, mask, position_ids, cache)
-        tokens = sampler.choose(scores)
+        seen = _with_tokens(torch.zeros_like(scores, dtype=torch.bool) if seen is None else seen, rows, ends)
+        tokens = _choose(scores, seen, sampling, [row.draws for row in rows])
         for row, token in zip(rows, tokens, strict=True):
             row.take(token)
-        yield scores
+        yield
         if all(row.is_done for row in rows):
             return
         new = [pad_id if row.is_done else token for row, token in zip(rows, tokens, strict=True)]
@@ -168,53 +158,33 @@ def _end_ids(model: Any, more: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*own, *more]))
 
 
-class _Sampler:
-    """Scores -> tokens: penalised, cut, and drawn row by row."""
+def _with_tokens(seen: torch.Tensor, rows: Sequence["_Row"], ends: Sequence[int]) -> torch.Tensor:
+    """The tokens that each row has, bool (rows, vocab), but for those that end a text.
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        rows: Sequence["_Row"],
-        ends: Sequence[int],
-        seeds: Sequence[int],
-        prompts: Sequence[list[int]],
-    ) -> None:
-        self._sampling, self._ends = sampling, list(ends)
-        self._tokens = [list(row.prompt) for row in rows]
-        self._seen: torch.Tensor | None = None
-        # on the CPU: the same on every device
-        self._draws = [torch.Generator().manual_seed(_draw_of(*each)) for each in zip(seeds, prompts, strict=True)]
-        warpers: list[LogitsProcessor] = []
-        if sampling.temperature > 0:
-            warpers.append(TemperatureLogitsWarper(sampling.temperature))
-            warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
-            warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-        self._warp = LogitsProcessorList(warpers)
+    With one token for the beginning and the end of a document it would stand in every prompt, and the model would be
+    kept from ending.
+    """
+    for here, row in zip(seen, rows, strict=True):
+        here[row.answer.ids[-1:] or row.prompt] = True
+    seen[:, list(ends)] = False
+    return seen
 
-    @torch.inference_mode()
-    def choose(self, scores: torch.Tensor) -> list[int]:
-        """The next token of each row, of scores (rows, vocab)."""
-        if self._sampling.repetition_penalty != 1:
-            scores = penalised(scores, self._what_stands(scores), self._sampling.repetition_penalty)
-        if self._sampling.temperature > 0:
-            no_ids: Any = None  # which none of these looks at
-            scores = drawn(self._warp(no_ids, scores), self._draws)
-        tokens: list[int] = scores.argmax(1).tolist()
-        self._tokens = [[token] for token in tokens]
-        return tokens
 
-    def _what_stands(self, scores: torch.Tensor) -> torch.Tensor:
-        """The tokens that each row has, bool (rows, vocab), but for those that end a text.
-
-        With one token for the beginning and the end of a document it would stand in every prompt, and the model would
-        be kept from ending.
-        """
-        if self._seen is None:
-            self._seen = torch.zeros_like(scores, dtype=torch.bool)
-        for row, tokens in zip(self._seen, self._tokens, strict=True):
-            row[tokens] = True
-        self._seen[:, self._ends] = False
-        return self._seen
+@torch.inference_mode()
+def _choose(
+    scores: torch.Tensor, seen: torch.Tensor, sampling: Sampling, draws: Sequence[torch.Generator]
+) -> list[int]:
+    """The next token of each row: of scores that are penalised and cut, the likeliest, or one that is drawn."""
+    if sampling.repetition_penalty != 1:
+        scores = penalised(scores, seen, sampling.repetition_penalty)
+    if sampling.temperature > 0:
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+        warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+        no_ids: Any = None  # which none of these looks at
+        scores = drawn(LogitsProcessorList(warpers)(no_ids, scores), draws)
+    tokens: list[int] = scores.argmax(1).tolist()
+    return tokens
 
 
 def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -238,17 +208,20 @@ class _Row:
 
     def __init__(
         self,
+        model: Any,
         prompt: list[int],
         answer: Answer,
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer,
         sampling: Sampling,
         ends: Sequence[int],
-        positions: int,
+        seed: int,
     ) -> None:
+        positions = model.config.max_position_embeddings
         self._limit = min(sampling.max_new_tokens, max(positions - len(prompt), positions // 2))
-        self.prompt, self.is_done = prompt[self._limit - positions :], False
-        self._answer, self._ends, self._stops = answer, ends, sampling.stop
-        self._text = None if tokenizer is None else Detokenizer(tokenizer, prompt)
+        self.prompt, self.answer, self.is_done = prompt[self._limit - positions :], answer, False
+        self.draws = torch.Generator().manual_seed(_draw_of(seed, prompt))  # on the CPU: the same on every device
+        self._ends, self._stops = ends, sampling.stop
+        self._text = Detokenizer(tokenizer, prompt)
         self._held = ""  # what may be the beginning of a stop string
         answer.started_at = time.monotonic()
 
@@ -256,14 +229,12 @@ class _Row:
         """One more token; nothing once it is done."""
         if self.is_done:
             return
-        self._answer.ended_at = time.monotonic()
-        self._answer.first_at = self._answer.first_at or self._answer.ended_at
-        self._answer.ids.append(token)
-        is_end = token in self._ends
-        self._answer.end = "eos" if is_end else "length"
-        self.is_done = is_end or self._answer.num_tokens >= self._limit
-        if self._text is None:
-            return
+        answer, is_end = self.answer, token in self._ends
+        answer.ended_at = time.monotonic()
+        answer.first_at = answer.first_at or answer.ended_at
+        answer.ids.append(token)
+        answer.end = "eos" if is_end else "length"
+        self.is_done = is_end or answer.num_tokens >= self._limit
         piece = "" if is_end else self._text.add(token)
         if self.is_done:
             rest = self._text.rest()
@@ -274,10 +245,10 @@ class _Row:
         """More text, up to the first stop string; what may be the beginning of one is held back until it is known."""
         self._held += piece
         if found := [place for stop in self._stops if (place := self._held.find(stop)) >= 0]:
-            self._answer.end, self.is_done, self._held = "stop", True, self._held[: min(found)]
+            self.answer.end, self.is_done, self._held = "stop", True, self._held[: min(found)]
         sizes = (size for stop in self._stops for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
         known = len(self._held) - (0 if self.is_done else max(sizes, default=0))
-        self._answer.text, self._held = self._answer.text + self._held[:known], self._held[known:]
+        self.answer.text, self._held = self.answer.text + self._held[:known], self._held[known:]
 
 
 class Detokenizer:

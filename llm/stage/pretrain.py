@@ -32,7 +32,7 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model = models.with_settings_of_folder(config.model)
+        model = _with_sizes(config).model
         shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, made.path)
     return {"shards": shards}
 
