@@ -1,7 +1,7 @@
 """The runs that are there: one by its folder or its name, all of a stage, how each stands, and whether it is whole."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,8 +19,7 @@ from llm.run.record import read_record
 
 MOST_LISTED = 20  # runs that an error names
 WANDB_NOTE = ".wandb.json"  # what W&B was told of the run, which changes where a later start goes on with it
-LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER, WANDB_NOTE)
-WITH_OWN_MANIFESTS = "checkpoints"
+LEFT_OUT = ("run.json", "log.txt", LOCK, OWNER, EARLIER, WANDB_NOTE, "checkpoints")  # which have manifests of their own
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there: 8 times as fast
 
 
@@ -173,7 +172,12 @@ def _load_all(folders: list[Path]) -> list[Run]:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Path in the folder -> bytes and sha256; of a folder that has a manifest.json of its own, that alone."""
-    return {str(path.relative_to(folder)): _facts(path) for path in _files(folder)}
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in LEFT_OUT:
+            manifest = path / "manifest.json"
+            found += [manifest] if manifest.is_file() else [path, *sorted(path.rglob("*"))]
+    return {str(path.relative_to(folder)): _facts(path) for path in found if path.is_file()}
 
 
 def check_files(run: Run, *, under: str = "") -> int:
@@ -182,14 +186,13 @@ def check_files(run: Run, *, under: str = "") -> int:
     Raises:
         DamagedError: one is not, or is missing.
     """
-    listed: dict[str, dict[str, Any]] = run.record.get("files") or {}
-    names = [name for name in listed if name.startswith(under)]
-    if not names:
-        raise DamagedError(f"{run.path / 'run.json'} lists no file under {under or '.'}. {_remedy(run)}")
-    for name in names:
-        if fault := _fault(run.path / name, listed[name]):
-            raise DamagedError(f"{run.path / name}{fault}. {_remedy(run)}")
-    return len(names)
+    listed = {name: facts for name, facts in (run.record.get("files") or {}).items() if name.startswith(under)}
+    if not listed:
+        raise DamagedError(f"{run.path / 'run.json'} lists no file under {under or '.'}. Make the run again.")
+    for path, fault in ((run.path / name, _fault(run.path / name, facts)) for name, facts in listed.items()):
+        if fault:
+            raise DamagedError(f"{path}{fault}. Make the {run.stage} run again with reuse=never, or put the file back.")
+    return len(listed)
 
 
 def metrics_of(run: Run, name: str = METRICS) -> list[Record]:
@@ -249,19 +252,5 @@ def _fault(path: Path, listed: dict[str, Any]) -> str | None:
     return " is not what run.json says"
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in (*LEFT_OUT, WITH_OWN_MANIFESTS):
-            manifest = path / "manifest.json"
-            inside = [manifest] if manifest.is_file() else sorted(path.rglob("*"))
-            yield from (each for each in inside if each.is_file())
-        elif path.is_file() and path.name not in LEFT_OUT:
-            yield path
-
-
 def _facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _remedy(run: Run) -> str:
-    return f"Make the {run.stage} run again with reuse=never, or put the file back."
