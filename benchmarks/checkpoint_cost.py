@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from rich.table import Table
 
 from llm import optimizer
-from llm.config.training import Architecture, ModelConfig, OptimizerConfig, TrainerConfig
+from llm.config.compose import composed
+from llm.config.training import ModelConfig, OptimizerConfig, TrainerConfig
 from llm.model import build, next_token_nats
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders, find_fault
@@ -35,9 +35,8 @@ SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
 
 
 def build_model(name: str) -> Any:
-    settings = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    architecture = Architecture[settings.pop("architecture")]
-    return build(ModelConfig(architecture=architecture, **settings), vocab_size=VOCAB_SIZE, special=SPECIAL)
+    config = ModelConfig(**composed([f"model={name}"])["model"])
+    return build(config, vocab_size=VOCAB_SIZE, special=SPECIAL)
 
 
 def step_seconds(model: Any, adamw: torch.optim.Optimizer, *, micro_batches: int) -> float:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from llm.config.data import Packing
 from llm.data import Manifest, TokenRows, TrainingBatches
@@ -132,12 +131,12 @@ def _now() -> Any:
 
 
 def _model(name: str) -> Any:
-    from llm.config.training import Architecture, ModelConfig
+    from llm.config.compose import composed
+    from llm.config.training import ModelConfig
     from llm.model import build
     from llm.tokenizer import Special
 
-    settings = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    config = ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
+    config = ModelConfig(**composed([f"model={name}"])["model"])
     special = Special(tokens=("<|endoftext|>",), bos_id=0, eos_id=0, pad_id=0)
     return build(config, vocab_size=VOCAB_SIZE, special=special)
 

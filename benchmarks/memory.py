@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.table import Table
 
 from benchmarks.harness import begin_peak, status_bytes, train_by_fit
-from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
+from llm.config.compose import composed
+from llm.config.training import ModelConfig, OptimizerConfig, Precision
 from llm.data import MicroBatch
 from llm.model import build
 from llm.run.console import output_console
@@ -60,9 +60,7 @@ class RandomRows:
 
 
 def model_config(name: str) -> ModelConfig:
-    path = ROOT / "conf" / "model" / f"{name}.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return ModelConfig(**settings | {"architecture": Architecture[settings["architecture"]]})
+    return ModelConfig(**composed([f"model={name}"])["model"])
 
 
 def expected(case: dict[str, Any]) -> dict[str, int]:

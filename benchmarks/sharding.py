@@ -26,11 +26,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.korean_text import write_jsonl
+from llm.config.compose import as_recorded, composed
 from llm.config.data import DataConfig, DataKind
-from llm.config.tokenizer import Alphabet, TokenizerConfig
+from llm.config.tokenizer import TokenizerConfig
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.05
@@ -98,10 +97,7 @@ def _train_tokenizer(folder: Path, name: str) -> None:
 
 
 def _tokenizer_config(name: str) -> TokenizerConfig:
-    settings = yaml.safe_load((ROOT / "conf" / "tokenizer" / f"{name}.yaml").read_text(encoding="utf-8"))
-    if "initial_alphabet" in settings:
-        settings["initial_alphabet"] = Alphabet[settings["initial_alphabet"]]
-    return TokenizerConfig(**settings)
+    return as_recorded(TokenizerConfig, composed([f"tokenizer={name}"])["tokenizer"], place=name)
 
 
 def _corpus(folder: Path) -> Any:

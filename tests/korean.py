@@ -128,7 +128,8 @@ def documents(count: int, *, seed: int = 0) -> list[str]:
 
 def preset(name: str, **changes: Any) -> TokenizerConfig:
     """A tokenizer of conf/, with changes."""
-    settings = yaml.safe_load((Path("conf/tokenizer") / f"{name}.yaml").read_text(encoding="utf-8")) | changes
+    path = Path("conf/tokenizer") / f"{name}.yaml"
+    settings = {"name": name, **yaml.safe_load(path.read_text(encoding="utf-8")), **changes}
     for key, kind in (("initial_alphabet", Alphabet), ("morphemes", Morphemes)):
         if isinstance(settings.get(key), str):
             settings[key] = kind[settings[key]]

@@ -23,9 +23,7 @@ from llm.data import open_corpus
 from llm.dry_run.memory import Memory, rehearse
 from llm.dry_run.survey import memory_of, survey
 from llm.dry_run.table import show
-from llm.dry_run.training import parameters_by_part
 from llm.errors import ConfigError
-from llm.run.console import start_logging
 from llm.run.making import Plan, place_of
 from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
@@ -93,14 +91,10 @@ def memory(model: Any, **changes: Any) -> Memory:
 def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
     for stage in ("tokenizer", "shards"):
         survey(config(stage, text, tmp_path / "outputs", "dry_run=true"))
-    job = survey(pretrain(text, tmp_path / "outputs"))
-    assert job.made == ["tokenizer", "shards", "pretrain"] and not job.reused
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_what_is_not_made_is_estimated_and_it_is_said_from_what(text: Path, tmp_path: Path) -> None:
-    job = survey(pretrain(text, tmp_path / "outputs"))
+    job = survey(pretrain(text, tmp_path / "outputs", "data.sequence_length=33", "data.batch_tokens=165"))
+    assert job.made == ["tokenizer", "shards", "pretrain"] and not job.reused and job.takes.tokens == 10 * 165
     assert any(re.fullmatch(r"Tokens are estimated: 0\.0 MB .*all of it read.*a guess from .*", n) for n in job.notes)
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("stage", ["shards", "pretrain"])
@@ -122,12 +116,6 @@ def test_the_text_of_a_mixture_is_that_of_its_parts_up_to_their_caps(
     assert tokens == pytest.approx((whole + part) / per_token, rel=0.01)  # a cap in tokens is in whole bytes
 
 
-@pytest.mark.parametrize("rows", ["data.sequence_length=33 data.batch_tokens=165", "data.sequence_length=33"])
-def test_rows_of_an_odd_number_of_tokens_are_told(rows: str, text: Path, tmp_path: Path) -> None:
-    job = survey(pretrain(text, tmp_path, *rows.split()))
-    assert job.takes.tokens == 10 * (165 if "batch_tokens" in rows else 4 * 33)
-
-
 def test_finished_shards_are_reused_and_their_tokens_counted(
     text: Path, with_shards: tuple[Path, dict[str, Any]]
 ) -> None:
@@ -145,10 +133,6 @@ def test_a_finished_run_is_reused_as_it_is(text: Path, with_shards: tuple[Path, 
     job = survey(config("shards", text, with_shards[0], "dry_run=true"))
     assert not job.made and job.takes.steps is None
     assert job.notes == [f"{job.folder} is finished: it would be reused as it is."]
-
-
-def test_a_run_that_is_made_again_is_not_reused(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
-    assert survey(config("shards", text, with_shards[0], "dry_run=true", "reuse=never")).made == ["shards"]
 
 
 def test_a_run_that_is_required_is_missed(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
@@ -204,14 +188,7 @@ def test_one_job_is_told_in_detail(
 ) -> None:
     show([pretrain(text, with_shards[0])])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("embeddings", "attention", "optimizer", "logits", "checkpoints", "4 rows of"))
-
-
-def test_a_sweep_that_is_dry_in_part_is_refused(text: Path, tmp_path: Path) -> None:
-    dry = pretrain(text, tmp_path)
-    wet = config("pretrain", text, tmp_path, *MODEL)
-    with pytest.raises(ConfigError, match="dry_run is true for some jobs of the sweep only"):
-        show_dry_run([dry, wet], [["dry_run=true"], ["dry_run=false"]])
+    assert all(word in said for word in ("parameters", "optimizer", "logits", "checkpoints", "4 rows of"))
 
 
 # The model and the step
@@ -250,40 +227,14 @@ def test_a_search_is_told_by_its_first_point(
     assert sorted(outputs.rglob("*")) == before
 
 
-def test_what_all_jobs_say_is_said_once(
-    text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    start_logging()
-    jobs = [pretrain(text, with_shards[0], "trainer.precision=bf16", f"seed={seed}") for seed in range(3)]
-    show(jobs, ["seed=0", "seed=1", "seed=2"])
-    show(jobs[:1])
-    assert capsys.readouterr().err.count("trainer.precision=bf16: this CPU has no instructions for it") == 2
-
-
-def test_parameters_are_counted_by_part() -> None:
-    h, inner, positions = 32, 128, 1024
-    assert parameters_by_part(meta_model()) == {
-        "embeddings": VOCAB * h + positions * h,
-        "attention": 2 * (4 * h * h + 4 * h),
-        "MLP": 2 * (2 * h * inner + inner + h),
-        "norms": 2 * 4 * h + 2 * h,
-    }
-
-
 def test_memory_that_stays_is_four_bytes_for_each_parameter_and_moment() -> None:
     model = meta_model()
     parameters = [p.numel() for p in model.parameters()]
     held = memory(model)
     assert held.weights == 4 * sum(parameters)
     assert held.optimizer == 2 * 4 * sum(parameters) + 4 * len(parameters)  # two moments, and each one's step
-    assert held.logits % (4 * ROWS * LENGTH * VOCAB) == 0 and held.logits > 0
-
-
-def test_logits_that_no_width_tells_apart_count_as_activations() -> None:
-    model = meta_model(intermediate_size=VOCAB)  # a layer as wide as the vocabulary
-    held, narrow = memory(model), memory(meta_model(intermediate_size=VOCAB - 2))
-    assert held.logits == 0 < narrow.logits
-    assert held.activations > narrow.activations + narrow.logits > 0
+    assert held.logits % (4 * ROWS * LENGTH * VOCAB) == 0 < held.logits
+    assert memory(meta_model(), accumulation=2).gradients == 4 * sum(parameters)
 
 
 def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
@@ -297,35 +248,9 @@ def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
 @pytest.mark.parametrize("architecture", [Architecture.gpt2, Architecture.llama])
 def test_the_step_is_one_that_can_be_taken_and_grows_with_its_rows(architecture: Architecture) -> None:
     small, large = (memory(meta_model(architecture), rows=rows, sequence_length=256) for rows in (8, 16))
-    assert large.logits == 2 * small.logits
+    assert large.logits == 2 * small.logits > 0
     assert 1.8 < large.activations / small.activations < 2.2
     assert large.weights == small.weights
-
-
-def test_a_second_micro_batch_comes_on_top_of_the_gradients_of_the_first() -> None:
-    model = meta_model()
-    gradients = 4 * sum(p.numel() for p in model.parameters())
-    assert memory(model, accumulation=2).gradients == gradients
-    assert memory(meta_model(), accumulation=2).total > memory(meta_model()).total
-
-
-def test_bf16_holds_less_than_fp32() -> None:
-    wide = {"rows": 8, "sequence_length": 256}
-    fp32, bf16 = memory(meta_model(), **wide), memory(meta_model(), precision=Precision.bf16, **wide)
-    assert bf16.activations < fp32.activations and bf16.weights == fp32.weights
-
-
-def test_checkpointing_holds_fewer_activations() -> None:
-    wide = {"rows": 8, "sequence_length": 256}
-    plain, again = memory(meta_model(), **wide), memory(meta_model(), checkpointing=True, **wide)
-    assert again.activations < plain.activations and again.logits == plain.logits
-
-
-def test_on_a_cpu_the_process_is_counted_by_what_it_holds_and_what_its_heap_keeps() -> None:
-    tensors = Memory(weights=1, gradients=2, optimizer=3, logits=4, activations=1000)
-    held = tensors.in_a_process(400_000_000)
-    assert (held.heap, held.libraries) == (500, 445_000_000)
-    assert (tensors.total, held.total) == (1010, 445_000_000 + 1510)
 
 
 def test_the_memory_of_a_job_is_told_without_its_text(
@@ -349,11 +274,10 @@ def test_a_job_on_a_cpu_is_told_its_process_and_one_on_a_gpu_is_not(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux keeps the mark of a process's peak")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's memory is measured in its place")
-@pytest.mark.parametrize("model", ["gpt2_tiny", "llama_tiny"])
-def test_the_estimate_is_within_15_percent_of_what_a_process_took(model: str) -> None:
+def test_the_estimate_is_within_15_percent_of_what_a_process_took() -> None:
     from benchmarks.memory import compare, growth
 
-    case = {"model": model, "micro_rows": 4, "length": 256, "vocab_size": 8192, "precision": "fp32"}
+    case = {"model": "llama_tiny", "micro_rows": 4, "length": 256, "vocab_size": 8192, "precision": "fp32"}
     expected, measured = compare(case)
     assert expected["total"] == pytest.approx(measured["total"], rel=0.15)
     assert growth(expected) == pytest.approx(growth(measured), rel=0.15)

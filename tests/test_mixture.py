@@ -119,7 +119,7 @@ def test_a_key_of_a_part_is_in_the_identity_of_what_it_changes(key: str, value: 
 
 
 def test_what_is_no_mixture_has_the_identity_that_it_had() -> None:
-    assert not {"parts", "tokenizer_part"} & identity_settings(config_of().data).keys()
+    assert not {"parts", "tokenizer_part"} & identity_settings(config_of())["data"].keys()
 
 
 SHARES = [Share(0, 7, 7, 21), Share(7, 50, 50, 30), Share(57, 20, 5, 9)]

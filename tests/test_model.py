@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llm import tokenizer
+from llm.config.compose import composed
 from llm.config.sampling import Sampling
 from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
@@ -51,8 +51,7 @@ def model_of(architecture: str, *, vocab_size: int = VOCAB, **changes: object) -
 
 
 def preset(name: str) -> ModelConfig:
-    settings = yaml.safe_load((Path("conf/model") / f"{name}.yaml").read_text(encoding="utf-8"))
-    return ModelConfig(**settings)
+    return ModelConfig(**composed([f"model={name}"])["model"])
 
 
 def ids(*shape: int, seed: int = 0) -> torch.Tensor:

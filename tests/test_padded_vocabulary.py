@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from llm import tokenizer
 from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
-from llm.dry_run.training import parameters_by_part
 from llm.model import (
     build,
     count_parameters,
@@ -120,7 +119,6 @@ def test_padding_is_in_no_count_of_parameters_or_flops(tied: bool) -> None:
     for count in (
         count_parameters,
         lambda model: count_parameters(model, trainable=True),
-        parameters_by_part,
         lambda model: flops_per_token(model, model.config, sequence_length=20),
     ):
         assert count(padded) == count(plain)

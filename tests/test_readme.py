@@ -167,28 +167,3 @@ def test_the_tuned_model_answers(ran):
     assert tuned["name"] == "first" and tuned["results"]["trainable_parameters"] > 0
     assert "the fine-tuned one is meant" in ran.said["chat"].stderr + ran.said["chat"].stdout
     assert ran.said["chat"].stdout.strip()
-
-
-def test_verify_finds_every_file_as_it_was(ran):
-    lines = ran.said["verify"].stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["done"] * 4  # tokenizer, shards, pretrain, finetune
-
-
-def test_inspect_names_the_choice_that_reads_the_text(ran):
-    assert "preset: text (fits 100 % of the sampled records" in ran.said["inspect"].stdout
-
-
-def test_tokenize_shows_every_tokenizer(ran):
-    lines = [line for line in ran.said["tokenize"].stdout.splitlines() if line.startswith("│")]
-    assert sorted(line.split("│")[1].strip() for line in lines) == sorted(
-        path.name for path in ran.outputs.glob("tokenizer/*")
-    )
-
-
-def test_compare_ranks_the_pretrained_runs(ran):
-    shown = ran.said["compare"].stdout
-    for path in ran.outputs.glob("pretrain/*"):
-        assert path.name in shown
-    cells = next(line for line in shown.splitlines() if "val/bits_per_byte " in line)
-    values = [float(value) for value in re.findall(r"\d+\.\d+", cells)]
-    assert len(values) == len(records(ran, "pretrain")) and values == sorted(values)

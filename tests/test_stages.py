@@ -16,7 +16,6 @@ import hydra
 import numpy as np
 import pytest
 import torch
-import wandb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
@@ -35,7 +34,7 @@ from llm.data import (
     read_manifest,
 )
 from llm.data.split import is_held_out
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError
 from llm.run import devices
 from llm.run.console import log, start_logging
 from llm.run.files import digest_of, sha256_of
@@ -351,12 +350,14 @@ def test_a_longer_run_goes_on_from_the_stable_phase_of_a_shorter_one_to_the_same
     assert read_metrics(longer.path / "samples.jsonl") == read_metrics(outputs.parent / "whole" / "samples.jsonl")
 
 
-@pytest.mark.parametrize("different", ["seed=1", "optimizer.warmup_steps=2", "optimizer.decay_shape=linear"])
 def test_a_run_that_differs_in_more_than_its_length_lends_no_checkpoint(
-    different: str, outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
+    outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pretrain(outputs, made[1], *WSD, "trainer.max_steps=6", "name=short")
-    pretrain(outputs, made[1], *WSD, "trainer.max_steps=9", "name=longer", different)
+    short = pretrain(outputs, made[1], *WSD, "trainer.max_steps=6", "name=short")
+    damaged = short.path.with_name("damaged-00000000")
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{", encoding="utf-8")  # stops no other run
+    pretrain(outputs, made[1], *WSD, "trainer.max_steps=9", "name=longer", "optimizer.warmup_steps=2")
     assert "whose checkpoint it goes on from" not in caplog.text
 
 
@@ -391,16 +392,6 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in_on_a_machine_of_ano
 def test_reuse_require_refuses_to_train(outputs: Path, made: tuple[Path, Path, Run]) -> None:
     with pytest.raises(ConfigError, match="reuse=require, but there is no finished run"):
         pretrain(outputs, made[1], "seed=5", "reuse=require")
-
-
-def test_pretraining_logs_to_wandb_offline(
-    outputs: Path, made: tuple[Path, Path, Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    finished = pretrain(outputs, made[1], "name=base", "seed=2", "logger=wandb", "logger.mode=offline")
-    wandb.teardown()
-    (file,) = (outputs / "wandb").glob(f"offline-run-*/run-pretrain-{finished.path.name}.wandb")
-    assert file.stat().st_size > 0
 
 
 # Fine-tuning
@@ -480,14 +471,6 @@ def test_a_fine_tuning_is_reused_and_one_that_died_goes_on(
     assert finished.digest == whole.digest
 
 
-def test_answers_to_held_out_questions_are_sampled(outputs: Path, conversations: Path) -> None:
-    finished = finetune(outputs, conversations)
-    rows = read_metrics(finished.path / "samples.jsonl")
-    assert [row["step"] for row in rows] == [0, 0, 0, 4, 4, 4]
-    questions = {json.loads(line)["question"] for line in conversations.read_text(encoding="utf-8").splitlines()}
-    assert {row["prompt"] for row in rows} <= questions
-
-
 def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
     outputs: Path, conversations: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -530,36 +513,19 @@ def test_a_base_that_is_not_there_lists_those_that_are(outputs: Path, conversati
         finetune(outputs, conversations, "base=bose")
 
 
-def test_a_base_can_be_given_by_its_folder(outputs: Path, conversations: Path) -> None:
-    base = runs(outputs, "pretrain")[0]
-    assert finetune(outputs, conversations, f"base={base}").record["folders"] == {"base": f"pretrain/{base.name}"}
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("c_atn", r"Did you mean c_attn\?"), ("xyz", r"It has: c_attn, c_proj, c_fc\.")],
-)
-def test_a_layer_that_the_base_does_not_have_is_refused(
-    name: str, hint: str, outputs: Path, conversations: Path
-) -> None:
-    with pytest.raises(ConfigError, match=rf"lora.target_modules: base-\w+ has no layer {name}\. {hint}"):
-        finetune(outputs, conversations, f"lora.target_modules=[{name}]")
+def test_a_layer_that_the_base_does_not_have_is_refused(outputs: Path, conversations: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lora.target_modules: base-\w+ has no layer c_atn\. Did you mean c_attn\?"):
+        finetune(outputs, conversations, "lora.target_modules=[c_atn]")
     assert not (outputs / "finetune").exists()
 
 
 def test_rows_longer_than_the_positions_that_gpt2_learned_are_refused(outputs: Path, conversations: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"data.sequence_length=65 is longer than 64: base-\w+ learned no position past that\. "
-        r"Set data.sequence_length=64 or less\.",
+        match=r"data.sequence_length=65 is longer than 64, all that base-\w+ can read\. Set data.sequence_length=64 or",
     ):
         finetune(outputs, conversations, "data.sequence_length=65")
     assert not (outputs / "finetune").exists()
-
-
-def test_conversations_that_are_all_too_long_are_refused(outputs: Path, conversations: Path) -> None:
-    with pytest.raises(DataError, match=r"every train conversation is longer than data.sequence_length=4 tokens"):
-        finetune(outputs, conversations, "data.sequence_length=4")
 
 
 # Accelerators

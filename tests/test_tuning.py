@@ -245,7 +245,7 @@ def test_an_adapter_is_no_base(outputs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("c_atn", r"Did you mean c_attn\?"), ("xyz", r"It has: c_attn, c_proj, c_fc\.")]
+    ("name", "hint"), [("c_atn", r"Did you mean c_attn\?"), ("xyz", r"It has: c_attn, c_proj, c_fc, all-linear\.")]
 )
 def test_a_layer_that_a_folder_does_not_have_is_refused(outputs: Path, foreign: Path, name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=rf"lora\.target_modules: other-model has no layer {name}\. {hint}"):

@@ -1,6 +1,6 @@
 """The schema of a tokenizer: its five stages, and how it is trained."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,7 @@ class Alphabet(Enum):
     jamo = "jamo"  # the 67 conjoining letters that modern Hangul decomposes into
 
 
+TRAINED = ("path", (None,))  # not one that is taken as it is
 ALPHABET_SIZES = {Alphabet.none: 0, Alphabet.bytes: 256, Alphabet.ks_x_1001: 2350, Alphabet.jamo: 67}
 
 
@@ -33,29 +34,36 @@ class TokenizerConfig:
     name: str = setting(MISSING, HOW)
     path: str | None = setting(None, HOW, is_file=True)  # a folder with a tokenizer.json, or a hub id: taken as it is,
     # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
-    vocab_size: int = 8192  # special tokens included; a small corpus may give fewer
-    normalizer: Any = None  # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
-    pre_tokenizer: Any = None
+    # special tokens included; a small corpus may give fewer
+    vocab_size: int = setting(8192, only_with=TRAINED)
+    # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
+    normalizer: Any = setting(None, only_with=TRAINED)
+    pre_tokenizer: Any = setting(None, only_with=TRAINED)
     model: Any = MISSING
-    post_processor: Any = None
-    decoder: Any = None
+    post_processor: Any = setting(None, only_with=TRAINED)
+    decoder: Any = setting(None, only_with=TRAINED)
     special_tokens: list[str] = setting(["<|endoftext|>"])  # their ids are 0, 1, 2, ...
     bos_token: str | None = None  # one of special_tokens; None: the first
     eos_token: str | None = None  # one of special_tokens; None: the first
     pad_token: str | None = None  # one of special_tokens; None pads with eos
-    initial_alphabet: Alphabet = Alphabet.none  # symbols that are in the vocabulary whether the text has them or not
-    limit_alphabet: int | None = setting(None, at_least=1)  # characters kept as single tokens; None keeps all
-    min_frequency: int = setting(2, at_least=0)  # how often a pair must occur to be merged
-    morphemes: Morphemes = Morphemes.none  # whose morphemes no token may cross in training; encoding needs none of it
-    sample_bytes: int | None = setting(None, at_least=1)  # of text, taken at random by document; None takes all
-    sample_seed: int = setting(0, at_least=0)
-    ladder: int | None = setting(None, HOW, at_least=1)  # cut from the tokenizer of this size where that is the same
+    # symbols that are in the vocabulary whether the text has them or not
+    initial_alphabet: Alphabet = setting(Alphabet.none, only_with=TRAINED)
+    # characters kept as single tokens; None keeps all
+    limit_alphabet: int | None = setting(None, at_least=1, only_with=TRAINED)
+    min_frequency: int = setting(2, at_least=0, only_with=TRAINED)  # how often a pair must occur to be merged
+    # whose morphemes no token may cross in training; encoding needs none of it
+    morphemes: Morphemes = setting(Morphemes.none, only_with=TRAINED)
+    # of text, taken at random by document; None takes all
+    sample_bytes: int | None = setting(None, at_least=1, only_with=TRAINED)
+    sample_seed: int = setting(0, at_least=0, only_with=TRAINED)
+    # cut from the tokenizer of this size where that is the same
+    ladder: int | None = setting(None, HOW, at_least=1, only_with=TRAINED)
     allow_lossy: bool = setting(False, HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
         check_settings(self, "tokenizer")
         if self.path is not None:
-            return self._refuse_what_is_for_training()
+            return
         if self.model is None and not self.special_tokens:
             raise ConfigError("tokenizer.path is missing. Set it to a folder with a tokenizer.json, or to a hub id.")
         if self.model is None:
@@ -81,14 +89,6 @@ class TokenizerConfig:
                 "from it. Set it to the largest vocabulary of the sweep, or to null."
             )
 
-    def _refuse_what_is_for_training(self) -> None:
-        for f in fields(self):
-            if f.name not in _OF_A_PATH and getattr(self, f.name) not in (None, [], f.default):
-                raise ConfigError(
-                    f"tokenizer.{f.name} is for a tokenizer that is trained; that of tokenizer.path={self.path} is "
-                    "taken as it is. Leave it out."
-                )
-
     @property
     def roles(self) -> dict[str, str]:
         """The token of each role, of a tokenizer that is trained."""
@@ -102,6 +102,3 @@ class TokenizerConfig:
         if self.path is None:
             return f"{self.name}-{self.vocab_size}"
         return label_of(self.path, otherwise=self.name)
-
-
-_OF_A_PATH = ("name", "path", "bos_token", "eos_token", "pad_token", "allow_lossy")

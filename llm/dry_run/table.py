@@ -12,8 +12,6 @@ from llm.config.stages import StageConfig
 from llm.dry_run.survey import Job, survey
 from llm.run.console import log, output_console
 
-PARTS = ("embeddings", "attention", "MLP", "norms", "head", "other")
-
 
 def show(configs: Sequence[StageConfig], labels: Sequence[str] | None = None) -> None:
     """Print what the jobs would take: one in detail, of several a row each, and their totals."""
@@ -28,12 +26,11 @@ def show(configs: Sequence[StageConfig], labels: Sequence[str] | None = None) ->
 @contextmanager
 def _said_once() -> Iterator[None]:
     """What the stages say of one job after another, as how precision was chosen, is said once."""
-    seen: set[str] = set()
+    seen: list[str] = []
 
     def is_new(record: logging.LogRecord) -> bool:
-        is_first = record.getMessage() not in seen
-        seen.add(record.getMessage())
-        return is_first
+        seen.append(record.getMessage())
+        return seen.count(seen[-1]) == 1
 
     log.addFilter(is_new)
     try:
@@ -44,37 +41,29 @@ def _said_once() -> Iterator[None]:
 
 def _cells(job: Job) -> dict[str, str]:
     """What is known of a job, in words, by what it is."""
-    takes = job.takes
-    cells = {"reused": "\n".join(job.reused) or "nothing", "made": ", ".join(job.made) or "nothing"}
-    if takes.steps is not None:
-        total, trainable = takes.parts.total(), takes.trainable or 0
-        cells["parameters"] = _count(total)
-        if trainable != total:
-            cells["trainable"] = f"{_count(trainable)} ({trainable / total:.2%})"
-        cells["steps"] = f"{takes.steps:,}" + (f" ({job.steps_done:,} done)" if job.steps_done else "")
-    if takes.tokens is not None:
-        cells["tokens"] = _count(takes.tokens)
-    if takes.epochs is not None:
-        cells["epochs"] = f"{'' if takes.is_whole else 'at most '}{takes.epochs:.2f}"
-    if takes.flops is not None:
-        cells["FLOPs"] = f"{takes.flops:.2e}"
-    if takes.memory is not None:
-        cells["memory"] = _size(takes.memory.total)
-    if takes.seconds is not None:
-        cells["time"] = _time(takes.seconds)
-    if job.disk:
-        cells["disk"] = _size(sum(job.disk.values()))
-    return cells
+    takes, share = job.takes, (job.takes.trainable or 0) / (job.takes.parameters or 1)
+    at_most = "" if takes.is_whole else "at most "
+    cells = {
+        "reused": "\n".join(job.reused) or "nothing",
+        "made": ", ".join(job.made) or "nothing",
+        "parameters": takes.parameters and _count(takes.parameters),
+        "trainable": takes.trainable and share < 1 and f"{_count(takes.trainable)} ({share:.2%})",
+        "steps": takes.steps and f"{takes.steps:,}" + (f" ({job.steps_done:,} done)" if job.steps_done else ""),
+        "tokens": takes.tokens is not None and _count(takes.tokens),
+        "epochs": takes.epochs is not None and f"{at_most}{takes.epochs:.2f}",
+        "FLOPs": takes.flops is not None and f"{takes.flops:.2e}",
+        "memory": takes.memory and _size(takes.memory.total),
+        "time": takes.seconds is not None and _time(takes.seconds),
+        "disk": job.disk and _size(sum(job.disk.values())),
+    }
+    return {name: text for name, text in cells.items() if text}
 
 
 def _details(job: Job) -> Table:
     table = Table(title=f"dry run of stage={job.stage}", highlight=False, show_header=False)
     cells, takes = _cells(job), job.takes
-    if takes.parts:
-        cells["parameters"] += ": " + ", ".join(f"{p} {_count(takes.parts[p])}" for p in PARTS if takes.parts[p])
     if takes.memory is not None:
-        cells["memory"] += f" a device: {_sizes(asdict(takes.memory))}"
-        cells["micro-batch"] = takes.micro_batch
+        cells["memory"] += f" a device: {_sizes(asdict(takes.memory))}; {takes.micro_batch}"
     if job.disk:
         cells["disk"] += f": {_sizes(job.disk)}"
     if job.folder and job.made:

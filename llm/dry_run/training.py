@@ -2,21 +2,19 @@
 
 import math
 import socket
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from llm.config.training import Accelerator, Precision
 from llm.dry_run.memory import Memory, rehearse
-from llm.model import count_parameters, padding_of
+from llm.model import count_parameters
 from llm.run.devices import with_precision
 from llm.run.memory import resident_bytes
 from llm.run.record import recorded_config
-from llm.run.runs import Run, candidates
+from llm.run.runs import candidates
 from llm.stage.estimate import Estimate
 from llm.trainer.rows import micro_batch_size
 from llm.trainer.throughput import flops_per_token, peak_flops
@@ -28,7 +26,7 @@ def add_training(made: Estimate, config: Any, model: Any) -> None:
     """Put into an estimate what all steps take; `model` is used up."""
     config = replace(config, trainer=with_precision(config.trainer))
     trainer, data, is_there = config.trainer, config.data, torch.cuda.is_available()
-    made.parts, made.trainable = parameters_by_part(model), count_parameters(model, trainable=True)
+    made.parameters, made.trainable = count_parameters(model), count_parameters(model, trainable=True)
     made.steps = trainer.max_steps
     made.tokens = float(trainer.max_steps * data.batch_size * data.sequence_length)
     made.flops = made.tokens * flops_per_token(model, model.config, sequence_length=data.sequence_length)
@@ -39,14 +37,12 @@ def add_training(made: Estimate, config: Any, model: Any) -> None:
         made.seconds, note = _seconds(config, made.tokens, made.flops, "cuda" if is_on_gpu else "cpu")
         made.notes.append(note)
     rows = micro_batch_size(data, trainer)
-    where = f"each of {trainer.world_size} devices" if trainer.world_size > 1 else "one device"
-    accumulation = data.batch_size // (rows * trainer.world_size)
-    made.micro_batch = f"{rows} rows of {data.sequence_length}, {accumulation} a step on {where}"
+    made.micro_batch = f"{rows} rows of {data.sequence_length}, on each of {trainer.world_size} devices"
     made.memory = memory_of_training(config, model, is_on_gpu=is_on_gpu)
     saved = min(
         trainer.keep_checkpoints + trainer.keep_best, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps)
     )
-    leaves = "model" if made.trainable == made.parts.total() else "adapter"
+    leaves = "model" if made.trainable == made.parameters else "adapter"
     made.disk = {"checkpoints": saved * (4 * made.trainable + made.memory.optimizer), leaves: 4 * made.trainable}
 
 
@@ -73,52 +69,24 @@ def _resident_bytes() -> int:
     return resident_bytes()
 
 
-def parameters_by_part(model: nn.Module) -> Counter[str]:
-    """How many parameters each part of a model has, tied ones once, with the adapters on it."""
-    padding = padding_of(model)
-    looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        pieces = name.lower()
-        if parameter in looked_up:
-            part = "embeddings"
-        elif parameter is head:
-            part = "head"
-        elif "norm" in pieces or ".ln_" in pieces:
-            part = "norms"
-        elif "attn" in pieces:
-            part = "attention"
-        else:
-            part = "MLP" if "mlp" in pieces else "other"
-        counts[part] += parameter.numel() - padding.get(parameter, 0)
-    return counts
-
-
 def _seconds(config: Any, tokens: float, flops: float, device: str) -> tuple[float, str]:
     """(how long all steps take, from what that is known).
 
     A finished run of the same shape on this machine says it best; where there is none, it is a share of the peak.
     """
-    if speeds := [run for run in candidates(config.outputs, config.stage) if _is_alike(run, config)]:
-        speed = float(speeds[-1].results["tokens_per_second_median"])
-        return tokens / speed, f"Time is from {speeds[-1].path}, which made {speed:,.0f} tokens/s here."
+    here = [run for run in candidates(config.outputs, config.stage) if run.record.get("host") == socket.gethostname()]
+    shape = _shape(recorded_config(config))
+    if alike := [run for run in here if run.is_done and run.results.get("tokens") and _shape(run.config) == shape]:
+        speed = float(alike[-1].results["tokens_per_second_median"])
+        return tokens / speed, f"Time is from {alike[-1].path}, which made {speed:,.0f} tokens/s here."
     peak, source = _peak(device, config.trainer.precision)
-    share = MFU_GUESS[device]
-    note = f"Time is a guess: {share:.0%} of {peak:.3g} FLOP/s ({source}); small models reach less."
-    return flops / (peak * share * config.trainer.world_size), note
+    note = f"Time is a guess: {MFU_GUESS[device]:.0%} of {peak:.3g} FLOP/s ({source}); small models reach less."
+    return flops / (peak * MFU_GUESS[device] * config.trainer.world_size), note
 
 
 @cache
 def _peak(device: str, precision: Precision) -> tuple[float, str]:
     return peak_flops(torch.device(device), precision)
-
-
-def _is_alike(run: Run, config: Any) -> bool:
-    """Whether a finished run of this machine had the same shape, so that it tells how fast this one goes."""
-    if not run.is_done or run.record.get("host") != socket.gethostname() or not run.results.get("tokens"):
-        return False
-    return _shape(run.config) == _shape(recorded_config(config))
 
 
 def _shape(config: dict[str, Any]) -> Any:

@@ -5,7 +5,6 @@ Text that is not encoded yet is read for a few seconds.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -32,7 +31,7 @@ class Estimate:
     notes: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)  # of the run's, what the next stage goes by
     # Of a training, which a dry run works out.
-    parts: Counter[str] = field(default_factory=Counter)  # parameters
+    parameters: int | None = None
     trainable: int | None = None
     steps: int | None = None
     flops: float | None = None

@@ -88,17 +88,14 @@ def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Ou
     write_json(run.path / "report.json", results)
     _say(config.tokenizer, loaded, report)
     _refuse_lossy(config.tokenizer, results)
-    notes |= {"llama_cpp": _llama_cpp(tokenizer.llama_cpp_form(loaded))}
-    return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
-
-
-def _llama_cpp(form: tokenizer.LlamaCppForm | str) -> str:
-    """The name of its form in llama.cpp; said while another can still be chosen, as is why there is none."""
+    form = tokenizer.llama_cpp_form(loaded)
     if isinstance(form, str):
-        log.info("models with this tokenizer cannot be written for llama.cpp (export.gguf): %s", form)
-        return f"no: {form}"
-    log.info("models with this tokenizer can be written for llama.cpp (export.gguf), whose %s it is", form.model)
-    return form.model
+        log.info("models with it cannot be written for llama.cpp (export.gguf): %s", form)
+        notes["llama_cpp"] = f"no: {form}"
+    else:
+        log.info("models with it can be written for llama.cpp (export.gguf), whose %s it is", form.model)
+        notes["llama_cpp"] = form.model
+    return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
 
 
 def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
@@ -120,16 +117,12 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
 def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Tokenizer, dict[str, Any]]:
     sample = tokenizer.Sample(lambda: corpus.texts(held_out=False), config.sample_bytes, config.sample_seed)
     trained = tokenizer.train(config, sample)
-    peak, reason = peak_memory_bytes(), tokenizer.why_not_reproducible(config)
-    log.info("trained; this process has held at most %.2f GB of memory", peak / 1e9)
-    if reason:
-        log.info("trained again, it may come out otherwise: %s. What uses it is keyed by what came out", reason)
     return trained, corpus_notes(corpus) | {
         "learned_from_bytes": sample.raw_bytes,
         "learned_from_documents": sample.documents,
         "sampled_from_bytes": sample.total_bytes,  # None: all of the training text was taken
-        "peak_memory_bytes": peak,  # of the process, up to here
-        "reproducible": reason is None,
+        "peak_memory_bytes": peak_memory_bytes(),  # of the process, up to here
+        "reproducible": tokenizer.why_not_reproducible(config) is None,
     }
 
 
@@ -137,26 +130,19 @@ def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> 
     """What it is in a line, and a warning of each thing that another choice would mend."""
     size = report.vocab_size
     log.info(
-        "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact "
-        "(%.2f %% in NFC), %.3f %% of bytes lost, %.1f MB encoded a second",
+        "%d tokens; held-out text: %.2f tokens per eojeol, %.2f bytes per token, %.2f %% of lines exact",
         *(size, report.tokens_per_eojeol, report.bytes_per_token, 100 * report.exact_round_trip),
-        *(100 * report.nfc_round_trip, 100 * report.lost_bytes_share, report.encode_megabytes_per_second),
     )
+    if not report.is_lossless:
+        log.warning("this tokenizer is lossy; the first line that does not come back: %s", report.first_failing_line)
+    if config.path is None and size > config.vocab_size:
+        log.warning("%d tokens: the text has so many characters. tokenizer.limit_alphabet keeps fewer", size)
     if config.path is None and size >= config.vocab_size and not tokenizer.has_merges(made, config):
         log.warning(
             "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
             "tokens. Set tokenizer.vocab_size=%d or more",
             *(config.vocab_size, size, 2 ** (3 * size // 2).bit_length()),  # at least half as many merges
         )
-    if config.path is None and size > config.vocab_size:
-        log.warning(
-            "%d tokens are more than tokenizer.vocab_size=%d: the text has so many characters. Set "
-            "tokenizer.limit_alphabet to keep fewer",
-            *(size, config.vocab_size),
-        )
-    if not report.is_lossless:
-        line = report.first_failing_line or "none"
-        log.warning("this tokenizer is lossy; the first line that does not come back: %s", line)
 
 
 def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MEASURED = ("val/loss", "val/bits_per_byte")  # by each validation
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.sha256", "tokenizer_config.json", "chat_template.jinja")
+Prompts = list[tuple[str, list[int]]]  # texts and their token ids
 
 
 def measured_names(config: PretrainStage | FinetuneStage) -> list[str]:
@@ -36,15 +37,14 @@ def train(
     model: Any,
     rows: dict[str, "Rows"],
     tokenizer_folder: Path,
-    prompts: list[tuple[str, list[int]]],
+    prompts: Prompts,
     save: Callable[[Path], object],
     save_as: str,
     facts: dict[str, Any],
 ) -> dict[str, Any] | None:
     """Train in place and `save` into run.path / save_as, with the tokenizer beside it, so that AutoTokenizer finds it.
 
-    `prompts` are texts and their token ids, to sample from at each validation. Gives `facts` and what training
-    measured; None above rank zero.
+    `prompts` are sampled from at each validation. Gives `facts` and what training measured; None above rank zero.
     """
     from llm.logger import open_logger  # these take seconds, which a run that is already finished need not wait for
     from llm.trainer.fit import Fit, fit
@@ -61,7 +61,7 @@ def train(
                 seed=config.seed,
                 folder=run.path,
                 logger=logger,
-                sample=_sampler(model, tokenizer_folder, prompts, config.trainer),
+                sample=lambda: _samples(model, tokenizer_folder, prompts, config.trainer),
                 label=config.stage,
             )
         )
@@ -85,31 +85,23 @@ def _measured(folder: Path) -> dict[str, float]:
         results |= {f"{name}_before": values[0], name: values[-1]}
     by_part = {name for record in metrics for name in record if name.startswith(tuple(f"{m}/" for m in MEASURED))}
     results |= {name: history(metrics, name)[-1][1] for name in sorted(by_part)}
-    losses = history(metrics, "val/loss")
-    best_step, best_loss = min(losses, key=lambda place: place[1])
-    results |= {"val/loss_best": best_loss, "best_step": best_step}
+    best_step, best_loss = min(history(metrics, "val/loss"), key=lambda place: place[1])
     speeds = sorted(value for _, value in history(metrics, "throughput/tokens_per_second"))
-    return results | {"tokens": metrics[-1]["tokens"], "tokens_per_second_median": speeds[len(speeds) // 2]}
+    results |= {"val/loss_best": best_loss, "best_step": best_step, "tokens": metrics[-1]["tokens"]}
+    return results | {"tokens_per_second_median": speeds[len(speeds) // 2]}
 
 
-def _sampler(
-    model: Any, tokenizer_folder: Path, prompts: list[tuple[str, list[int]]], config: TrainerConfig
-) -> Callable[[], list[dict[str, str]]]:
-    """What draws a text from each prompt, by the model as it is then."""
+def _samples(model: Any, tokenizer_folder: Path, prompts: Prompts, config: TrainerConfig) -> list[dict[str, str]]:
+    """A text drawn from each prompt, by the model as it is now."""
     from llm import model as models
 
     loaded, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
     sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
-
-    def sample() -> list[dict[str, str]]:
-        ids = [prompt for _, prompt in prompts]
-        answers = models.generate(model, ids, loaded, sampling=sampling, pad_id=pad_id)
-        return [{"prompt": text, "text": answer.text} for (text, _), answer in zip(prompts, answers, strict=True)]
-
-    return sample
+    answers = models.generate(model, [ids for _, ids in prompts], loaded, sampling=sampling, pad_id=pad_id)
+    return [{"prompt": text, "text": answer.text} for (text, _), answer in zip(prompts, answers, strict=True)]
 
 
-def prompts_of(tokenizer_folder: Path, turns: list[list[dict[str, str]]]) -> list[tuple[str, list[int]]]:
+def prompts_of(tokenizer_folder: Path, turns: list[list[dict[str, str]]]) -> Prompts:
     """Each conversation's last message, and the ids of all its messages as what an answer comes after."""
     ids = tokenizer.Renderer(tokenizer.load_chat(tokenizer_folder)).prompt_ids(turns)
     return [(messages[-1]["content"], line) for messages, line in zip(turns, ids, strict=True)]

@@ -2,16 +2,11 @@
 
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from llm.config.stages import FinetuneStage
-from llm.config.training import Architecture
 from llm.config.tuning import ALL_LINEAR, Method
 from llm.errors import ConfigError
 from llm.run.models import Model, find_model
-
-if TYPE_CHECKING:
-    pass
 
 
 def find_base(outputs: str, named: str) -> Model:
@@ -36,44 +31,37 @@ def check_against_base(config: FinetuneStage, base: Model) -> None:
 
         require_chat(base.weights, template=config.chat_template)
     if not base.run or config.lora.target_modules:
-        from llm.model import expert_tensors, outline, targets  # takes seconds: only where there is something to check
-
-        model = outline(base.weights, key="base")
-        _check_targets(config, base, targets(model))
-        _check_experts(config, [name.rpartition(".")[2] for name in expert_tensors(model)])
+        _check_targets(config, base)
     _check_length(config, base)
 
 
-def _check_targets(config: FinetuneStage, base: Model, layers: list[str]) -> None:
-    for name in config.lora.target_modules or []:
-        if name not in [*layers, ALL_LINEAR]:
-            close = get_close_matches(name, [*layers, ALL_LINEAR], n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(layers)}."
+def _check_targets(config: FinetuneStage, base: Model) -> None:
+    """Refuse layers that are not there, and what PEFT has no way to do on a tensor that is no layer."""
+    from llm.model import expert_tensors, outline, targets  # takes seconds: only where there is something to check
+
+    model, lora = outline(base.weights, key="base"), config.lora
+    known, wanted = [*targets(model), ALL_LINEAR], lora.target_modules or []
+    for name in wanted:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
             raise ConfigError(f"lora.target_modules: {base.path.name} has no layer {name}. {hint}")
-
-
-def _check_experts(config: FinetuneStage, tensors: list[str]) -> None:
-    """Refuse what PEFT has no way to do on a tensor that is no layer."""
-    lora = config.lora
-    if not tensors or not {ALL_LINEAR, *tensors} & set(lora.target_modules or []):
-        return
-    if lora.dropout or lora.method in (Method.dora, Method.pissa):
-        setting = f"lora.dropout={lora.dropout}" if lora.dropout else f"lora.method={lora.method.value}"
+    tensors = {name.rpartition(".")[2] for name in expert_tensors(model)}
+    needs_layers = lora.dropout or lora.method in (Method.dora, Method.pissa)
+    if needs_layers and tensors and {ALL_LINEAR, *tensors} & set(wanted):
         raise ConfigError(
-            f"lora.target_modules: {setting} is not for the tensors of experts ({', '.join(dict.fromkeys(tensors))}). "
-            "Name other layers, or set lora.method=lora and lora.dropout=0."
+            f"lora.target_modules: lora.method={lora.method.value} with lora.dropout={lora.dropout} is not for the "
+            f"tensors of experts ({', '.join(sorted(tensors))}). Name other layers, or set lora.method=lora and "
+            "lora.dropout=0."
         )
 
 
 def _check_length(config: FinetuneStage, base: Model) -> None:
-    if config.data.sequence_length <= base.positions:
-        return
-    learned = base.run is not None and base.run.config["model"]["architecture"] == Architecture.gpt2.name
-    why = "learned no position past that" if learned else "has no position past that"
-    raise ConfigError(
-        f"data.sequence_length={config.data.sequence_length} is longer than {base.positions}: {base.path.name} {why}. "
-        f"Set data.sequence_length={base.positions} or less."
-    )
+    if config.data.sequence_length > base.positions:
+        raise ConfigError(
+            f"data.sequence_length={config.data.sequence_length} is longer than {base.positions}, all that "
+            f"{base.path.name} can read. Set data.sequence_length={base.positions} or less."
+        )
 
 
 def _require_four_bits() -> None:
@@ -84,12 +72,11 @@ def _require_four_bits() -> None:
         )
     import torch  # takes seconds
 
-    if torch.cuda.is_available():
-        return
-    import bitsandbytes
+    if not torch.cuda.is_available():
+        import bitsandbytes
 
-    if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
-        raise ConfigError(
-            f"lora.method=qlora is for a GPU under bitsandbytes {bitsandbytes.__version__}, and torch sees none here. "
-            "Set lora.method=lora."
-        )
+        if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+            raise ConfigError(
+                f"lora.method=qlora is for a GPU under bitsandbytes {bitsandbytes.__version__}, and torch sees none "
+                "here. Set lora.method=lora."
+            )
