@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +120,6 @@ def test_the_merge_and_the_files_are_within_the_bound(merged: Run) -> None:
     assert results["parameters"] == sum(tensor.numel() for tensor in weights.values())
 
 
-def test_a_tighter_bound_than_an_export_was_made_under_refuses_it(merged: Run, trained: Path) -> None:
-    with pytest.raises(UnequalError, match=r"apart, and 1e-12 is allowed"):
-        run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=1e-12")
-    assert load(merged.path).is_done
-
-
 ADAPTER_ALONE = """
 import warnings
 warnings.simplefilter("ignore")
@@ -162,14 +155,6 @@ def test_a_file_for_llama_cpp_goes_along(merged: Run, trained: Path) -> None:
     assert made.results["max_logit_difference"] > merged.results["max_logit_difference"]
     assert "llama-cli -m model.gguf -c 1024 -cnv --jinja" in (made.path / "model" / "README.md").read_text("utf-8")
     assert (made.path / "model" / "Modelfile").read_text("utf-8").startswith("FROM ./model.gguf\n")
-
-
-def test_without_the_package_a_file_for_llama_cpp_names_the_extra(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(import_module("llm.stage.export"), "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match=r"export.gguf=f16 needs the package gguf. Install the extra: .*\[gguf\]"):
-        run("export", f"outputs={trained}", "run=first", "export.gguf=f16")
 
 
 def test_a_run_that_tuned_every_weight_is_exported_as_it_is(trained: Path) -> None:
@@ -222,17 +207,7 @@ def test_the_card_says_where_the_model_comes_from(merged: Run, trained: Path) ->
     assert f"| max\\_logit\\_difference | {shown(merged.results['max_logit_difference'])} |" in text
     assert "pretrained on `text` and tuned on `conversations`" in text
     assert "none stated: it is the owner's own text" in text
-    assert "rank: 8" in text and "vocab_size: 330" in text
     assert str(trained) not in text
-
-
-def test_the_rights_of_the_text_are_in_the_card(outputs: Path) -> None:
-    path = folder_of(outputs, "shards") / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    record["notes"]["rights"] = "자유 이용 | 출처 표시\n둘째 줄"
-    write_record(path.parent, record)
-    made = run("export", f"outputs={outputs}", "run=first")
-    assert "| 자유 이용 \\| 출처 표시<br>둘째 줄 |" in (made.path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def refuse(error: type[Exception], message: str, outputs: Path, *overrides: str) -> None:
@@ -298,11 +273,3 @@ def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
     job = survey(compose("export", f"outputs={outputs}", "run=first", "export.dtype=bf16", "dry_run=true"))
     size = (folder_of(outputs, "pretrain") / "model" / "model.safetensors").stat().st_size
     assert job.made == ["export"] and job.disk == {"model": size / 2} and not (outputs / "export").exists()
-
-
-@pytest.mark.parametrize(("logger", "folders"), [([], 0), (["logger=wandb", "logger.mode=offline"], 1)])
-def test_an_export_is_in_wandb_where_that_is_asked_for(logger: list[str], folders: int, outputs: Path) -> None:
-    made = run("export", f"outputs={outputs}", f"run={folder_of(outputs, 'pretrain')}", *logger)
-    found = [path.name for path in (outputs / "wandb").glob("offline-run-*")]
-    assert len(found) == folders
-    assert all(name.endswith(f"-export-{made.path.name}") for name in found)

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm.compare", description=ABOUT)
-    parser.add_argument("runs", nargs="+", help="runs by name, folder or glob (pretrain/*), folders of them, a sweep")
+    parser.add_argument("runs", nargs="+", help="runs by name, folder or glob (pretrain/*), or a sweep")
     parser.add_argument("--outputs", default="outputs", help="where runs and sweeps are looked for")
     parser.add_argument(
         "--metric", help="rank by this; by default the objective of a search, val/bits_per_byte or val/loss"

@@ -143,7 +143,7 @@ def once_each(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _meant(outputs: str, name: str) -> tuple[list[Entry], Path | None]:
-    """(the entries, the sweep if it is one) of a sweep's folder or name, of runs, or of a folder of runs."""
+    """(the entries, the sweep if it is one) of a sweep's folder or name, or of runs."""
     sweeps = Path(outputs) / SWEEPS
     named = [path for path in sorted(sweeps.glob("*")) if path.name.rpartition("-")[0] == name]
     if sweep := next(filter(_is_sweep, (Path(name), sweeps / name, Path(outputs) / name)), None):
@@ -156,30 +156,12 @@ def _meant(outputs: str, name: str) -> tuple[list[Entry], Path | None]:
             raise ConfigError(f"{len(named)} sweeps are named {name}: {listed}. Give one of these.") from None
         if named:
             return read_sweep(named[0]), named[0]
-        if Path(name).is_dir():
-            return _runs_in(Path(name), outputs), None
         raise
 
 
 def _is_sweep(folder: Path) -> bool:
     is_one = (folder / "sweep.json").is_file() or (folder / "jobs").is_dir() or folder.resolve().parent.name == SWEEPS
     return folder.is_dir() and is_one and not (folder / "run.json").is_file()
-
-
-def _runs_in(folder: Path, outputs: str) -> list[Entry]:
-    """The runs in a folder, or in the folders of it."""
-    entries = []
-    for path in sorted({path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/run.json")}):
-        try:
-            entries.append(Entry(load(path)))
-        except DamagedError as error:
-            log.warning("left out: %s", error)
-    if not entries:
-        raise ConfigError(
-            f"{folder} holds no run and no sweep: neither run.json nor jobs/. Give a run's folder, outputs/pretrain, "
-            f"or a sweep's folder under {outputs}/{SWEEPS}."
-        )
-    return entries
 
 
 def read_sweep(folder: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""A ranking -> plotly figures: curves, what each setting does, what size buys, and which settings go together."""
+"""A ranking -> plotly figures: curves, what each setting does, and what size buys."""
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ CURVES = tuple(LABELS)
 SIZES = {"parameters": "What do more parameters buy?", "vocab_size": "What does a larger vocabulary buy?"}
 MOST_POINTS = 1000  # of a curve
 POINTS_IN_ALL = 20_000  # of the curves of one metric: what a browser draws without delay
-MOST_EFFECTS, MOST_AXES = 12, 9
+MOST_EFFECTS, MOST_TICKS = 12, 6
 BEGINNING = 0.1  # of a curve, which is so steep that the rest would be flat beside it
 PALETTE = (  # of Okabe and Ito, and more, for those who see some colours alike
     "#0072b2", "#d55e00", "#009e73", "#b45fa0", "#c98a00", "#3c9bd6", "#7a68d8", "#8c6d31", "#c23b22", "#6b7684",
@@ -42,8 +42,7 @@ class Figure:
 
 def figures(ranking: Ranking, effects: Mapping[str, Mapping[str, Estimate]]) -> list[Figure]:
     """Those that there is something to see in."""
-    found = [_curves(ranking), *_effects(ranking, effects), *_sizes(ranking), _together(ranking)]
-    return [figure for figure in found if figure]
+    return [*filter(None, [_curves(ranking)]), *_dot_plots(ranking, effects)]
 
 
 def colour(place: int) -> str:
@@ -120,105 +119,57 @@ def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, f
 # A dot for each choice
 
 
-def _effects(ranking: Ranking, effects: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Figure]:
-    for number, (key, means) in enumerate(list(effects.items())[:MOST_EFFECTS]):
-        values = [ranking.settings[key][place] for place in ranking.done]
-        dots = _dots(ranking, ranking.done, values)
-        line = {
-            "x": [_at(value, values) for value in means],
-            "y": [mean.mean for mean in means.values()],
-            "error_y": {"array": [mean.half_width or 0 for mean in means.values()], "color": FAINT},
-            "line": {"color": FAINT},
-            "marker": {"color": FAINT, "symbol": "diamond", "size": 10},
-            "text": [f"{plain(value)}: mean {mean} (n={mean.num_values})" for value, mean in means.items()],
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-        note = "A dot for each choice; diamonds: the means, with their 95 % intervals."
-        drawn = _figure([dots, line], {"xaxis": _axis(key, values), "yaxis": {"title": plain(ranking.metric or "")}})
-        yield Figure(f"effect-{number}", f"What does {key} do?", note, drawn)
-
-
-def _sizes(ranking: Ranking) -> Iterator[Figure]:
-    """What parameters and vocabulary buy, where they differ among choices that have measured the metric."""
+def _dot_plots(ranking: Ranking, effects: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Figure]:
+    """What each setting does, and what parameters and vocabulary buy where they differ."""
+    for key, means in list(effects.items())[:MOST_EFFECTS]:
+        values = {place: ranking.settings[key][place] for place in ranking.done}
+        yield _dot_plot(ranking, key, f"What does {key} do?", values, means)
     for name, title in SIZES.items():
-        of = [n for n, c in enumerate(ranking.choices) if name in c.outcome and ranking.values[n]]
-        values = [f"{ranking.choices[n].outcome[name].mean:.0f}" for n in of]
-        if len(set(values)) > 1:
-            layout = {"xaxis": _axis(name, values), "yaxis": {"title": plain(ranking.metric or "")}}
-            yield Figure(f"size-{name}", title, "A dot for each choice.", _figure([_dots(ranking, of, values)], layout))
+        sizes = {n: f"{choice.outcome[name].mean:.0f}" for n, choice in enumerate(ranking.choices)
+                 if name in choice.outcome and ranking.values[n]}  # fmt: skip
+        if len(set(sizes.values())) > 1:
+            yield _dot_plot(ranking, name, title, sizes, {})
 
 
-def _dots(ranking: Ranking, of: Sequence[int], values: Sequence[str]) -> dict[str, Any]:
-    symbols = ["circle" if ranking.choices[n].best.is_done else "circle-open" for n in of]
-    return {
-        "x": [_at(value, values) for value in values],
-        "y": [value.mean for n in of if (value := ranking.values[n])],
+def _dot_plot(ranking: Ranking, key: str, title: str, of: Mapping[int, str], means: Mapping[str, Estimate]) -> Figure:
+    """`of` is the place of a choice -> its value of what the plot is about."""
+    sizes = {value: as_number(value) for value in of.values()}
+    is_number = None not in sizes.values()
+    dots = {
+        "x": [sizes[value] if is_number else plain(value) for value in of.values()],
+        "y": [value.mean for place in of if (value := ranking.values[place])],
         "mode": "markers",
-        "marker": {"color": [colour(n) for n in of], "size": 9, "symbol": symbols},
+        "marker": {
+            "color": [colour(place) for place in of],
+            "size": 9,
+            "symbol": ["circle" if ranking.choices[place].best.is_done else "circle-open" for place in of],
+        },
         "customdata": list(of),
-        "text": [described(ranking, n) for n in of],
+        "text": [described(ranking, place) for place in of],
         "hovertemplate": "%{text}<extra></extra>",
     }
-
-
-def _at(value: str, values: Sequence[str]) -> float | str:
-    """Where a value stands on the axis of `values`: by its size if they are numbers, else by itself."""
-    sizes = [as_number(each) for each in values]
-    size = as_number(value)
-    return plain(value) if size is None or None in sizes else size
-
-
-def _axis(title: str, values: Sequence[str]) -> dict[str, Any]:
-    """Numbers by their size or, where they span much, its logarithm; words in order."""
-    sizes = [size for value in values if (size := as_number(value)) is not None]
-    if len(sizes) < len(values):
-        order = [plain(value) for value in sorted(set(values), key=by_size)]
-        return {"title": plain(title), "type": "category", "categoryorder": "array", "categoryarray": order}
-    return {"title": plain(title), "type": "log" if min(sizes) > 0 and max(sizes) >= 8 * min(sizes) else "linear"}
-
-
-# Parallel coordinates
-
-
-def _together(ranking: Ranking) -> Figure | None:
-    """A line for each choice, through its settings, each axis with its values at equal distances, to its result."""
-    keys = ranking.told_apart_by[:MOST_AXES]
-    of = [place for place, value in reversed(list(enumerate(ranking.values))) if value]  # the best on top
-    if len(keys) < 2 or not of:
-        return None
-    columns = [[plain(ranking.settings[key][place], 14) for place in of] for key in keys]
-    heights = [_heights(column) for column in columns]
-    results = [value.mean for place in of if (value := ranking.values[place])]
-    best, worst = results[-1], results[0]
-    ends = [(result - worst) / ((best - worst) or 1.0) for result in results]
-    traces: list[dict[str, Any]] = [
-        {
-            "x": list(range(len(keys) + 1)),
-            "y": [*(of_[text[n]] for of_, text in zip(heights, columns, strict=True)), ends[n]],
-            "mode": "lines",
-            "line": {"color": colour(place), "width": 1.6},
-            "meta": {"choice": place},
-            "text": [described(ranking, place)] * (len(keys) + 1),
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-        for n, place in enumerate(of)
-    ]
-    marks = [(x, text, y) for x, of_ in enumerate(heights) for text, y in of_.items()]
-    marks += [(len(keys), f"{worst:.4g}", 0.0), (len(keys), f"{best:.4g}", 1.0)]
-    x, texts, y = zip(*marks, strict=True)
-    traces.append({"x": x, "y": y, "text": texts, "mode": "text", "textposition": "top center", "hoverinfo": "skip"})
-    names = [plain(key).replace(".", ".<br>") for key in [*keys, ranking.metric or ""]]
-    layout = {
-        "xaxis": {"tickvals": list(range(len(names))), "ticktext": names, "zeroline": False},
-        "yaxis": {"visible": False},
+    line = {
+        "x": [sizes[value] if is_number else plain(value) for value in means],
+        "y": [mean.mean for mean in means.values()],
+        "error_y": {"array": [mean.half_width or 0 for mean in means.values()], "color": FAINT},
+        "line": {"color": FAINT},
+        "marker": {"color": FAINT, "symbol": "diamond", "size": 10},
+        "text": [f"{plain(value)}: mean {mean} (n={mean.num_values})" for value, mean in means.items()],
+        "hovertemplate": "%{text}<extra></extra>",
     }
-    note = "A line for each choice, through its settings to its result on the right; better ones are higher there."
-    return Figure("together", "Which settings go together with a good result?", note, _figure(traces, layout))
+    note = "A dot for each choice" + ("; diamonds: the means, with their 95 % intervals." if means else ".")
+    layout = {"xaxis": {"title": plain(key)} | _scale(sizes), "yaxis": {"title": plain(ranking.metric or "")}}
+    return Figure(f"of-{key}", title, note, _figure([dots, line], layout))
 
 
-def _heights(texts: Sequence[str]) -> dict[str, float]:
-    known = sorted(set(texts), key=by_size)
-    return {text: place / max(1, len(known) - 1) for place, text in enumerate(known)}
+def _scale(sizes: Mapping[str, float | None]) -> dict[str, Any]:
+    """Of an axis: numbers by their size or, where they span much, its logarithm; words in order."""
+    numbers = [size for size in sizes.values() if size is not None]
+    if len(numbers) < len(sizes):
+        order = [plain(value) for value in sorted(sizes, key=by_size)]
+        return {"type": "category", "categoryorder": "array", "categoryarray": order}
+    ticks = {"tickvals": numbers, "ticktext": list(sizes)} if len(sizes) <= MOST_TICKS else {}
+    return ticks | {"type": "log" if min(numbers) > 0 and max(numbers) >= 8 * min(numbers) else "linear"}
 
 
 # All of them

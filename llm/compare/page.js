@@ -31,8 +31,11 @@ body.onchange = () => {
   const marked = new Set([...body.querySelectorAll(":checked")].map((mark) => Number(mark.value)));
   const opacity = (choice) => (!marked.size || choice === undefined || marked.has(choice) ? 1 : 0.06);
   for (const id of Object.keys(figures)) {
-    byId(id).data.forEach((trace, i) => Plotly.restyle(id, trace.customdata
-      ? { "marker.opacity": [[...trace.customdata].map(opacity)] } : { opacity: opacity(trace.meta?.choice) }, [i]));
+    const traces = byId(id).data;
+    Plotly.restyle(id, {
+      opacity: traces.map((trace) => opacity(trace.meta?.choice)),
+      "marker.opacity": traces.map((trace) => (trace.customdata ? [...trace.customdata].map(opacity) : 1)),
+    });
   }
 };
 

@@ -124,7 +124,8 @@ def _figure(figure: Figure) -> str:
     return (
         f"<figure><figcaption><h3>{_breakable(figure.title)}</h3><p>{html.escape(figure.note)}</p>"
         f"{of_curves if figure.name == 'curves' else ''}</figcaption>"
-        f'<div class="plot" id="{figure.name}"><noscript>This figure needs JavaScript.</noscript></div></figure>'
+        f'<div class="plot" id="{html.escape(figure.name)}">'
+        "<noscript>This figure needs JavaScript.</noscript></div></figure>"
     )
 
 

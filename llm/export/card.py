@@ -37,13 +37,12 @@ def card(run: Run, facts: Facts) -> str:
     versions = {"ttukttak (commit)": run.record.get("commit"), **run.record.get("versions", {})}
     numbers = {name: value for name, value in run.results.items() if isinstance(value, int | float)}
     parts = [
-        f"---\n{_yaml(header)}---",
+        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {run.record['name']}\n\n{_summary(run, lineage, facts)}",
         f"## Use\n\n{_use(run, facts)}",
         f"## Made from\n\n{_table(['step', 'run', 'digest', 'text', 'rights of the text'], _steps(lineage))}",
         f"## Numbers\n\n{_measures(numbers)}",
         f"## What was proved of these files\n\n{_measures(facts.proof)}",
-        "## Settings\n\n" + "\n\n".join(map(_settings, lineage)),
         f"## Made with\n\n{_table(['', 'version'], ([name, str(it)] for name, it in versions.items() if it))}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -114,21 +113,6 @@ def _steps(lineage: list[Run]) -> Iterator[list[str]]:
         has_text = "rights" in notes
         text = [_data(run) if "data" in run.config else "", notes["rights"] or NO_RIGHTS] if has_text else ["", ""]
         yield [run.stage, run.path.name, run.digest[:12], *text]
-
-
-def _settings(run: Run) -> str:
-    """The settings that determine a run, but for those that are empty: no paths, no machines."""
-    values = _yaml(_filled(run.record["identity"]["settings"]))
-    return f"<details><summary>stage={run.stage}</summary>\n\n```yaml\n{values}```\n\n</details>"
-
-
-def _filled(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: _filled(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in kept.items() if value not in (None, {}, [])}
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _measures(numbers: dict[str, float]) -> str:
