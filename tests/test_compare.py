@@ -130,19 +130,6 @@ def test_runs_without_bits_per_byte_are_ranked_by_their_loss_after_those_with(tm
     assert ranked == ["5", "4", "3", "1", "2"]
 
 
-def test_a_run_that_nobody_is_at_is_unfinished_and_shows_what_it_measured(tmp_path: Path) -> None:
-    metrics = [{"step": 3, "tokens": 30, "seconds": 2.0, "train/loss": 7.0}]
-    write_run(tmp_path, "pretrain/a-00000001", metrics=metrics, status="running")
-    assert cells(compare(tmp_path, "a")) == {
-        "run": ["a-00000001"],
-        "stage": ["pretrain"],
-        "state": ["unfinished"],
-        "train/loss": ["7.0000"],
-        "tokens": ["30"],
-        "seconds": ["2.0000"],
-    }
-
-
 @pytest.mark.parametrize(
     ("configs", "expected"),
     [
@@ -186,21 +173,6 @@ def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) 
 # Which runs
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("a", ["a-00000001", "a-00000002", "a-00000003"]),
-        ("a-00000002", ["a-00000002"]),
-        ("pretrain/*", ["a-00000001", "a-00000002", "a-00000003"]),
-        ("OUT/pretrain/a-00000003", ["a-00000003"]),
-    ],
-)
-def test_runs_are_found_by_name_folder_or_glob(tmp_path: Path, given: str, expected: list[str]) -> None:
-    write_sweep(tmp_path)
-    runs = find_runs(str(tmp_path), given.replace("OUT", str(tmp_path)))
-    assert [run.path.name for run in runs] == expected
-
-
 def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
     main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
@@ -218,18 +190,6 @@ def test_a_missing_run_is_one_line_with_what_there_is(tmp_path: Path, capsys: py
 
 
 # How it looks
-
-
-def test_few_columns_give_a_row_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for key, loss in (("00000001", 2.0), ("00000002", 1.0)):
-        write_run(tmp_path, f"pretrain/a-{key}", results={"val/loss": loss})
-    main(["a", "--outputs", str(tmp_path)])
-    lines = one_spaced(capsys.readouterr().out)
-    assert [line for line in lines if line.startswith(("┃", "│"))] == [
-        "┃ run ┃ stage ┃ state ┃ val/loss ┃ seconds ┃",
-        "│ a-00000002 │ pretrain │ done │ 1.0000 │ 12.5000 │",
-        "│ a-00000001 │ pretrain │ done │ 2.0000 │ 12.5000 │",
-    ]
 
 
 def test_many_columns_give_a_column_for_each_run_and_a_pipe_folds_nothing(
@@ -366,15 +326,6 @@ def test_the_demo_says_where_everything_lies_and_what_to_type_next(
         "Talk to it",
         f'python -m llm.chat demo --prompt "{demo.QUESTION}" --outputs {tmp_path}',
     ]
-
-
-def test_of_several_demos_the_newest_is_shown_and_named_by_its_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_demo(tmp_path)
-    write_demo(tmp_path, "00000004")
-    assert demo.newest(str(tmp_path), "finetune").path.name == "demo-00000004"
-    assert shown_by_demo(tmp_path, capsys)[-1].startswith("python -m llm.chat demo-00000004 --prompt")
 
 
 def test_without_a_finished_demo_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,6 +213,7 @@ def test_the_page_asks_nothing_of_the_network_and_escapes_what_runs_wrote(sweep:
 
 @needs_chromium
 def test_the_page_shows_every_figure_and_marks_choices_in_them(sweep: Path, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.select import Select
@@ -237,8 +238,9 @@ def test_the_page_shows_every_figure_and_marks_choices_in_them(sweep: Path, tmp_
         marks[0].send_keys(Keys.SPACE)
         opacities = [each.value_of_css_property("opacity") for each in driver.find_elements(By.CSS_SELECTOR, lines)]
         assert sorted(opacities) == ["0.06", "0.06", "1", "1"]
-        driver.execute_script("Plotly.Fx.hover('curves', [{curveNumber: 0, pointNumber: 1}])")
-        assert NAME in driver.find_element(By.CSS_SELECTOR, "#curves .hovertext").text
+        ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, f"{lines} .point")[-1]).perform()
+        label = WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#curves .hovertext"))[0]
+        assert NAME in label.text
         assert driver.title == "rates-12345678: runs compared"
         view = Select(driver.find_element(By.ID, "view"))
         view.select_by_visible_text("bits per byte of held-out text against FLOPs")

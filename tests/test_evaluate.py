@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from llm.config.fields import identity_settings
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger import RunLogger
@@ -19,7 +18,7 @@ from llm.run.runs import Run, load
 from llm.stage.evaluate import table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
-from tests.test_stages import _log, _quick_peak, compose, run
+from tests.test_stages import _log, _quick_peak, run
 from tests.tuned import copy_of, folder_of, train_first
 
 __all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
@@ -142,13 +141,6 @@ def test_a_tuned_run_is_asked_for_the_answers_it_held_out(trained: Path, caplog:
     assert all(is_held_out(prompt, 0.2) and prompt.endswith("번 사람은 어디에 있나요?") for prompt in prompts)
 
 
-def test_a_tuned_run_and_its_base_are_asked_the_same(evaluated: Run, trained: Path) -> None:
-    tuned = run("evaluate", f"outputs={trained}", "run=first", *SMALL)
-    assert results_of(tuned)["items_sha256"] == results_of(evaluated)["items_sha256"]
-    other = run("evaluate", f"outputs={trained}", "run=first", "seed=1", *SMALL)
-    assert results_of(other)["items_sha256"] != results_of(evaluated)["items_sha256"]
-
-
 def test_the_logger_has_the_numbers_of_results_json(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(RunLogger, "summarize", lambda _self, results: sent.append(results))
@@ -235,10 +227,3 @@ def test_weights_that_are_damaged_are_refused(outputs: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\x00\x00")
     with pytest.raises(DamagedError, match=r"model.safetensors is not what run.json says"):
         run("evaluate", f"outputs={outputs}", "run=pretrain/*", *SMALL)
-
-
-def test_batches_and_devices_are_no_part_of_the_identity() -> None:
-    here = [compose("evaluate", "run=x", *more) for more in ([], ["evaluation.batch_tokens=1", "logger.mode=disabled"])]
-    assert identity_settings(here[0]) == identity_settings(here[1])
-    other = compose("evaluate", "run=x", "evaluation.num_items=1")
-    assert identity_settings(other) != identity_settings(here[0])

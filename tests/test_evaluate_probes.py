@@ -128,15 +128,6 @@ def test_three_words_in_a_row_change_places_but_not_the_last():
         assert moved[-1] - moved[0] < 3 and right.split()[-1] == wrong.split()[-1]
 
 
-def test_the_same_seed_asks_the_same_and_another_seed_something_else():
-    first, again, other = (asked_of(made_documents(), num_items=10, seed=seed) for seed in (0, 0, 1))
-    assert first == again != other
-
-
-def test_no_items_are_made_of_too_few_documents():
-    assert {item.probe for item in asked_of([made_documents()[0]], num_items=10)} == {"word_order"}
-
-
 def test_sentences_are_pieces_of_korean_that_end_as_sentences_do():
     lines = [
         "제1장 총칙",
@@ -235,8 +226,3 @@ def test_statistics_of_texts_worked_by_hand():
 )
 def test_broken_syllables_are_half_characters_and_letters_left_over(text, is_broken):
     assert describe([text])["broken_share"] == is_broken
-
-
-def test_statistics_of_nothing_are_absent():
-    assert set(describe([]).values()) == {None}
-    assert describe(["", "  "])["empty_share"] == 1

@@ -23,7 +23,7 @@ from llm.verify import with_parents
 from tests.korean import save_preset
 from tests.rounding import rounding
 from tests.test_evaluate import SMALL, lines_of, results_of, texts
-from tests.test_pretrained import END, SHAPE, WORDS, write_folder
+from tests.test_pretrained import END, SHAPE, write_folder
 from tests.test_stages import _log, _quick_peak, compose, run
 from tests.tuned import STEPS, folder_of, train_first, tuning_on, write_lines
 
@@ -108,15 +108,6 @@ def test_bits_per_byte_of_a_folder_are_the_nats_of_each_document_alone(trained: 
     assert found["val/loss"] == pytest.approx(nats / labels, rel=ROUNDING)
 
 
-def test_the_text_is_in_the_key_by_its_content_and_not_by_its_place(trained: Path, folder: Path) -> None:
-    first = evaluate(trained, folder, *SAME_TEXT, text_of(trained))
-    moved = shutil.copy(trained.parent / "text.jsonl", trained.parent / "moved.jsonl")
-    assert evaluate(trained, folder, *SAME_TEXT, f"data.path={moved}", "data.num_workers=1").path == first.path
-    assert set(first.record["identity"]["parents"]) == {"run", "text"}
-    other = evaluate(trained, folder, *SAME_TEXT, text_of(trained), "data.sequence_length=32")
-    assert other.key != first.key and other.objective != first.objective
-
-
 def test_a_run_is_measured_on_other_text(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = write_lines(tmp_path / "other.jsonl", [{"text": f"{n}째 줄에는 다른 글이 있다. " * 3} for n in range(80)])
     found = evaluate(trained, folder_of(trained, "pretrain"), *SAME_TEXT, f"data.path={other}")
@@ -162,16 +153,6 @@ def test_an_export_has_the_answers_of_its_run(trained: Path) -> None:
         assert results_of(found)["answers/loss"] == pytest.approx(of_run["answers/loss"], rel=ROUNDING)
         assert results_of(found)["answers/conversations"] == of_run["answers/conversations"]
         assert found.record["name"] == export.path.name
-
-
-def test_a_run_is_asked_for_other_answers(trained: Path, tmp_path: Path) -> None:
-    """Its own text stays what it is asked about beside them."""
-    pairs = [{"question": f"{n}째 물음", "answer": f"{n}째 대답이다."} for n in range(50)]
-    other = write_lines(tmp_path / "other.jsonl", pairs)
-    own, found = evaluate(trained, "first"), evaluate(trained, "first", *chats_of(trained), f"data.path={other}")
-    assert results_of(found)["val/loss"] == results_of(own)["val/loss"]
-    assert results_of(found)["answers/loss"] != results_of(own)["answers/loss"]
-    assert all(line["prompt"].endswith("째 물음") for line in lines_of(found.path / "generations.jsonl"))
 
 
 def test_a_model_of_the_hub_is_measured_as_its_folder(
@@ -245,14 +226,6 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
-def test_a_folder_whose_template_does_not_mark_answers_is_refused_for_conversations(
-    trained: Path, folder: Path
-) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has no {% generation %} around .* Mark the answers in its chat_template"):
-        evaluate(trained, folder, *chats_of(trained))
-
-
 def test_a_folder_that_cannot_be_scored_is_refused(trained: Path, folder: Path) -> None:
     asked = [*SAME_TEXT, text_of(trained)]
     edit(folder, "config.json", quantization_config={"load_in_4bit": True})
@@ -265,14 +238,6 @@ def test_a_folder_that_cannot_be_scored_is_refused(trained: Path, folder: Path) 
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"their-model has no tokenizer\.json\. Put the model's tokenizer"):
         evaluate(trained, folder, *asked)
-
-
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(trained: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    shape = SHAPE | {"vocab_size": WORDS - 10}
-    folder = write_folder(tmp_path / "small", LlamaForCausalLM(LlamaConfig(**shape)))
-    with pytest.raises(ConfigError, match=r"^run=.*small: 390 embeddings for 400 tokens\. Put its own tokenizer there"):
-        evaluate(trained, folder, *SAME_TEXT, text_of(trained))
 
 
 def test_a_dry_run_of_an_evaluation_counts_what_it_would_score(trained: Path, folder: Path) -> None:
@@ -289,9 +254,7 @@ def test_a_dry_run_of_an_evaluation_counts_what_it_would_score(trained: Path, fo
     [
         ("finetune", True, None, True),
         ("pretrain", True, None, False),  # every tokenizer of ours has a template, which this model never saw
-        (None, True, None, True),
         (None, False, None, False),
-        ("finetune", True, False, False),
         ("pretrain", True, True, True),
         (None, False, True, ConfigError),
     ],

@@ -23,7 +23,6 @@ from llm.export.weights import (
     export_adapter,
     export_model,
     reference_of,
-    require_close,
     write_tokenizer,
 )
 from llm.model import targets
@@ -180,18 +179,6 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(dtype: WeightType, w
     assert proof["median_logit_difference"] <= proof["rounding"] / 4 * (dtype is not WeightType.fp32)
 
 
-@pytest.mark.parametrize("dtype", [WeightType.fp16, WeightType.bf16], ids=lambda dtype: dtype.name)
-def test_rounding_does_not_explain_another_model(dtype: WeightType, words: Path, tmp_path: Path) -> None:
-    special = tokenizer.special(words)
-    model = build("llama", tied=True, vocab_size=300, special=special)
-    reference = refer(model, words)
-    model.lm_head.weight.data *= 1.5
-    model.save_pretrained(tmp_path)
-    read = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype.value)).eval()
-    with pytest.raises(UnequalError, match=r"^it gives other logits than the run: .* apart, and .* is allowed"):
-        require_close(read, reference, ExportConfig(dtype=dtype), what="it")
-
-
 def test_rounding_past_the_bound_is_refused(words: Path, tmp_path: Path) -> None:
     special = tokenizer.special(words)
     model = build("llama", tied=True, vocab_size=300, special=special)
@@ -209,14 +196,11 @@ def test_an_exported_adapter_loads_on_its_base(words: Path, tmp_path: Path) -> N
     models.save(base, base_folder)
     tuned = trained_adapter(base, "llama", new_ids=[], tied=True)
     tuned.save_pretrained(tmp_path / "adapter")
-    for name in ("model", "adapter"):
-        (tmp_path / f"out-{name}").mkdir()
+    (out := tmp_path / "out").mkdir()
     reference = refer(tuned, words)
-    out = tmp_path / "out-adapter"
     config = ExportConfig(merge=False)
-    assert (
-        export_adapter(tmp_path / "adapter", base_folder, out, reference, special, config)["max_logit_difference"] == 0
-    )
+    proof = export_adapter(tmp_path / "adapter", base_folder, out, reference, special, config)
+    assert (proof["max_logit_difference"], proof["same_likeliest_token"]) == (0, 1)
     settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert settings["base_model_name_or_path"] == str(base_folder.resolve())
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(out)
@@ -224,26 +208,14 @@ def test_an_exported_adapter_loads_on_its_base(words: Path, tmp_path: Path) -> N
         found = loaded(input_ids=torch.tensor([reference.rows[0]])).logits[0]
     torch.testing.assert_close(found, reference.logits[0], atol=1e-5, rtol=0)
     named = replace(config, base_model="me/base", dtype=WeightType.bf16, max_logit_difference=1.0)
-    export_adapter(tmp_path / "adapter", base_folder, tmp_path / "out-model", reference, special, named)
-    settings = json.loads((tmp_path / "out-model" / "adapter_config.json").read_text(encoding="utf-8"))
+    export_adapter(tmp_path / "adapter", base_folder, out, reference, special, named)
+    settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert settings["base_model_name_or_path"] == "me/base"
-    tensors = load_file(tmp_path / "out-model" / "adapter_model.safetensors")
+    tensors = load_file(out / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_an_adapter_that_is_not_the_one_that_was_tried_is_refused(words: Path, tmp_path: Path) -> None:
-    special, base_folder, source = tokenizer.special(words), tmp_path / "base", tmp_path / "adapter"
-    base = build("llama", tied=True, vocab_size=300, special=special)
-    models.save(base, base_folder)
-    tuned = trained_adapter(base, "llama", new_ids=[], tied=True)
-    tuned.save_pretrained(source)
-    reference = refer(tuned, words)
-    tensors = load_file(source / "adapter_model.safetensors")
-    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, source / "adapter_model.safetensors")
-    (tmp_path / "out").mkdir()
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(UnequalError, match=r"the exported adapter in fp32 gives other logits than the run"):
-        export_adapter(source, base_folder, tmp_path / "out", reference, special, ExportConfig(merge=False))
+        export_adapter(tmp_path / "adapter", base_folder, out, reference, special, config)
 
 
 def test_prompts_without_room_are_left_out_and_rows_fit_the_positions(words: Path) -> None:
@@ -262,7 +234,7 @@ def test_what_is_not_a_number_is_infinitely_far() -> None:
     assert differences([one], [nan]).tolist() == differences([one], [torch.zeros(1, 3)]).tolist() == [float("inf")]
 
 
-@pytest.mark.parametrize("name", ["byte_bpe", "char_bpe", "bert_wordpiece"])
+@pytest.mark.parametrize("name", ["byte_bpe", "bert_wordpiece"])
 def test_an_exported_tokenizer_begins_a_text_as_training_did(name: str, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()

@@ -68,20 +68,6 @@ def test_a_budget_that_pays_for_nothing_is_refused() -> None:
         steps_within_budget(config("trainer.max_bytes=100"), shards())
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["trainer.max_bytes=0"], r"trainer.max_bytes=0 is out of range. Set 1 or more, or null."),
-        (["trainer.max_flops=inf"], r"trainer.max_flops=inf is out of range"),
-        (["trainer.max_bytes=9", "trainer.max_tokens=9"], r"trainer.max_bytes and trainer.max_tokens are both set."),
-        (["stage=finetune", "base=x", "trainer.max_tokens=9"], r"trainer.max_tokens is a budget of stage=pretrain."),
-    ],
-)
-def test_a_budget_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config_of(*overrides)
-
-
 TINY = [
     "tokenizer=byte_bpe,blog",
     "tokenizer.vocab_size=400",

@@ -29,13 +29,12 @@ const body = byId("ranked").tBodies[0];
 
 body.onchange = () => {
   const marked = new Set([...body.querySelectorAll(":checked")].map((mark) => Number(mark.value)));
-  const opacity = (choice) => (!marked.size || choice === undefined || marked.has(choice) ? 1 : 0.06);
+  const opacity = (choice) => (!marked.size || marked.has(choice) ? 1 : 0.06);
   for (const id of Object.keys(figures)) {
     const traces = byId(id).data;
-    Plotly.restyle(id, {
-      opacity: traces.map((trace) => opacity(trace.meta?.choice)),
-      "marker.opacity": traces.map((trace) => (trace.customdata ? [...trace.customdata].map(opacity) : 1)),
-    });
+    const dots = traces[0].customdata; // the choice of each
+    if (dots) Plotly.restyle(id, { "marker.opacity": [[...dots].map(opacity)] }, [0]);
+    else Plotly.restyle(id, { opacity: traces.map((trace) => opacity(trace.meta.choice)) });
   }
 };
 
