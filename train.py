@@ -16,7 +16,7 @@ def run(job: Job) -> float | None:
 
         show([job.config])
         return None
-    from llm.logger import show_trial
+    from llm.logger.live import show_trial
     from llm.run.announcing import reporting
     from llm.run.devices import require_devices
     from llm.run.launch import in_group, make_by_ranks, needs_launch

@@ -116,11 +116,11 @@ def train(
     with console.open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    import llm.logger
+    from llm.logger import live
     from llm.stage import run_stage
     from llm.trainer.recording import Recorder
 
-    open_logger, took = llm.logger.open_logger, {}
+    open_logger, took = live.open_logger, {}
     write, turns = Recorder.write, Turns(pipe, block_records)
 
     def write_by_turns(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def train(
             began = time.perf_counter()
         took["end"] = time.perf_counter() - began
 
-    llm.logger.open_logger, Recorder.write = timed, write_by_turns  # type: ignore[method-assign]
+    live.open_logger, Recorder.write = timed, write_by_turns  # type: ignore[method-assign]
     run_stage(config)
     pipe.send((took["start"], took["end"]))
 

@@ -16,10 +16,8 @@ from typing import Any
 from llm.config.training import LoggerConfig
 from llm.environment import set_defaults
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, first_line, one_line_errors
-from llm.logger.described import Description, describe, kept_description
-from llm.logger.live import kill_service
-from llm.logger.opening import begin
-from llm.logger.view import View
+from llm.logger.live import begin, kill_service
+from llm.logger.view import View, describe, kept_description
 from llm.run.console import log, start_logging
 from llm.run.metrics import SAMPLES
 from llm.run.owner import is_owned
@@ -27,7 +25,6 @@ from llm.run.runs import Run, candidates, check_metrics, metrics_of
 
 ANSWER_SECONDS = 10
 START_SECONDS, UPLOAD_SECONDS = 60, 600  # of one run
-RUNS_A_PAGE = 200
 
 
 class UploadError(UserError):
@@ -42,12 +39,8 @@ class Shown:
 
     run: Run
     config: LoggerConfig
-    description: Description
+    description: dict[str, Any]
     num_records: int
-
-    @property
-    def project(self) -> str:
-        return "/".join(filter(None, (self.config.entity, self.config.project)))
 
     def is_whole(self, there: Any | None) -> bool:
         """Whether W&B has everything, by what it says of the run of this id."""
@@ -57,35 +50,28 @@ class Shown:
 
 
 def find(outputs: Path, *, project: str | None = None, entity: str | None = None) -> tuple[list[Shown], int]:
-    """(what W&B is to have, the number of runs that are being made), in its own project or the one that is given."""
+    """(what W&B is to have, the number of runs that are being made), in its own project or the one that is given.
+
+    A run that was made without W&B, or on the way of another stage, is none of them.
+    """
     found, num_running = [], 0
     for run in candidates(outputs):
         try:
-            if shown := _shown(run, project, entity):
-                is_running = is_owned(run.path)
-                num_running += is_running
-                found += [] if is_running else [shown]
-        except (DamagedError, OSError) as error:
-            log.warning("left out: %s", error)
+            settings, kept = run.config.get("logger") or {"mode": "disabled"}, kept_description(run)
+            if settings["mode"] == "disabled" or not (kept or run.is_done):
+                continue
+            if is_owned(run.path):
+                num_running += 1
+                continue
+            config = LoggerConfig(
+                **{key: settings[key] for key in ("project", "entity", "group", "tags") & settings.keys()}
+            )
+            config = replace(config, project=project or config.project, entity=entity or config.entity)
+            check_metrics(run, SAMPLES)
+            found.append(Shown(run, config, kept or describe(config, run), len(metrics_of(run))))
+        except (DamagedError, OSError, ValueError) as error:
+            log.warning("left out: %s: %s", run.path, first_line(error))
     return found, num_running
-
-
-def _shown(run: Run, project: str | None, entity: str | None) -> Shown | None:
-    """None of a run that was made without W&B, or on the way of another stage, or that began no W&B run.
-
-    Raises:
-        DamagedError: its metrics or its samples are not what they were.
-        OSError: it has no config.yaml.
-    """
-    settings = run.config.get("logger") or {"mode": "disabled"}
-    kept = kept_description(run)
-    if settings["mode"] == "disabled" or not (kept or run.is_done):
-        return None
-    known = {key: settings[key] for key in ("project", "entity", "group", "tags") if key in settings}
-    config = LoggerConfig(**known)
-    config = replace(config, project=project or config.project, entity=entity or config.entity)
-    check_metrics(run, SAMPLES)
-    return Shown(run, config, kept or describe(config, run), len(metrics_of(run)))
 
 
 def missing(found: list[Shown]) -> list[Shown]:
@@ -99,27 +85,26 @@ def missing(found: list[Shown]) -> list[Shown]:
     logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
     set_defaults({"WANDB_HTTP_TIMEOUT": str(ANSWER_SECONDS)})
     wandb.setup(wandb.Settings(silent=True))
-    by_project = defaultdict[str, list[str]](list)
+    by_project = defaultdict[str, list[Shown]](list)
     for each in found:
-        by_project[each.project].append(each.description.id)
+        by_project["/".join(filter(None, (each.config.entity, each.config.project)))].append(each)
     try:
         if not wandb.login(prompt=False, verify=True, timeout=ANSWER_SECONDS):
-            raise UploadError("there is no login to W&B. Nothing was uploaded. Log in: wandb login")
-        api, there = wandb.Api(timeout=ANSWER_SECONDS), dict[tuple[str, str], Any]()
-        for project, ids in by_project.items():
-            there |= {(project, each.id): each for each in _runs(api, project, ids)}
-    except UploadError:
-        raise
+            raise ConnectionError("there is no login: wandb login")
+        api, waiting = wandb.Api(timeout=ANSWER_SECONDS), list[Shown]()
+        for project, runs in by_project.items():
+            there = {run.id: run for run in _runs(api, project, [each.description["id"] for each in runs])}
+            waiting += [each for each in runs if not each.is_whole(there.get(each.description["id"]))]
     except Exception as error:
         reason = first_line(error).rstrip(".")
         raise UploadError(f"W&B does not say what it has ({reason}). Nothing was uploaded.") from None
-    return [each for each in found if not each.is_whole(there.get((each.project, each.description.id)))]
+    return waiting
 
 
 def _runs(api: Any, project: str, ids: list[str]) -> list[Any]:
     """What W&B has of these ids; nothing where nothing was ever logged to the project."""
     try:
-        return list(api.runs(project, {"name": {"$in": ids}}, per_page=RUNS_A_PAGE))  # an id is a name there
+        return list(api.runs(project, {"name": {"$in": ids}}, per_page=200))  # an id is a name there
     except ValueError as error:
         if "Could not find project" in str(error):
             return []
@@ -127,30 +112,22 @@ def _runs(api: Any, project: str, ids: list[str]) -> list[Any]:
 
 
 def upload(shown: Shown, outputs: Path) -> None:
-    """Show a run in W&B, or complete what that has of it; this machine's load and command line are no part of it.
-
-    Raises:
-        UploadError: the server does not take it.
-    """
+    """Show a run in W&B, or complete what that has of it; this machine's load and command line are no part of it."""
     run = shown.run
+    wandb_run = begin(
+        *(shown.config, run, shown.description),
+        outputs=outputs,
+        mode="online",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        init_timeout=START_SECONDS,
+        finish_timeout=UPLOAD_SECONDS,
+    )
+    view = View(wandb_run, run)
+    view.link_parents()
+    view.catch_up()
     failed = 1 if run.state == "failed" else StoppedError.exit_code
-    try:
-        wandb_run = begin(
-            *(shown.config, run, shown.description),
-            outputs=outputs,
-            mode="online",
-            x_disable_stats=True,
-            x_disable_meta=True,
-            init_timeout=START_SECONDS,
-            finish_timeout=UPLOAD_SECONDS,
-        )
-        view = View(wandb_run, run)
-        view.link_parents()
-        view.catch_up()
-        view.end(run.results, exit_code=0 if run.is_done else failed)
-    except Exception as error:
-        kill_service()
-        raise UploadError(first_line(error).rstrip(".")) from None
+    view.end(run.results, exit_code=0 if run.is_done else failed)
 
 
 def sync(waiting: list[Shown], outputs: Path) -> None:
@@ -162,12 +139,13 @@ def sync(waiting: list[Shown], outputs: Path) -> None:
     for number, each in enumerate(waiting, 1):
         try:
             upload(each, outputs)
-        except UploadError as error:
+        except Exception as error:
+            kill_service()
             raise UploadError(
-                f"{each.run.path} could not be uploaded ({error}), nor those after it. It was {number} of "
-                f"{len(waiting)}; the same command goes on from there."
+                f"{each.run.path} could not be uploaded ({first_line(error).rstrip('.')}), nor those after it. It was "
+                f"{number} of {len(waiting)}; the same command goes on from there."
             ) from None
-        log.info("uploaded %d of %d: %s, %d records", number, len(waiting), each.description.id, each.num_records)
+        log.info("uploaded %d of %d: %s, %d records", number, len(waiting), each.run.path, each.num_records)
 
 
 def main(arguments: list[str] | None = None) -> None:

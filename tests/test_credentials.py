@@ -264,13 +264,13 @@ ONLINE = """
 import sys
 from pathlib import Path
 from llm.config.training import LoggerConfig, WandbMode
-from llm.logger import open_logger, opening
+from llm.logger import live
 from llm.run.runs import Run
-opening.START_SECONDS = 90
+live.START_SECONDS = 90
 outputs = Path(sys.argv[1])
 config = LoggerConfig(mode=WandbMode.online, group=sys.argv[2], tags=sys.argv[3:])
 run = Run(outputs / "pretrain" / "first-0123abcd", {"stage": "pretrain", "name": "first"})
-with open_logger(config, run, outputs=outputs) as logger:
+with live.open_logger(config, run, outputs=outputs) as logger:
     logger.follow()
 assert sys.argv[2] == config.group
 """

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
-from llm.logger import RunLogger
+from llm.logger.live import RunLogger
 from llm.run.record import write_record
 from llm.run.runs import Run, load
 from llm.stage.evaluate import table

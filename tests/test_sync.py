@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from llm.run.runs import WANDB_NOTE
 from tests.patience import PATIENCE
 from tests.wandb_attempts import (
     CONFIG,
@@ -33,7 +32,7 @@ KILLED_HELPER = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from llm.config.training import LoggerConfig, WandbMode
-from llm.logger import open_logger
+from llm.logger.live import open_logger
 from llm.run.runs import Run
 outputs, last, killed_at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 folder = outputs / "pretrain" / "first-0123abcd"
@@ -154,19 +153,8 @@ def test_what_was_made_without_wandb_and_on_the_way_of_another_stage_stays_here(
     assert server.asked == []
 
 
-def test_a_run_of_an_earlier_version_is_sent_by_its_config(server: WandbServer, outputs: Path) -> None:
-    attempt(server, outputs, 0, 5, mode="offline")
-    (outputs / "pretrain/first-0123abcd" / WANDB_NOTE).unlink()
-    assert sync(server, outputs, "--project", "other").returncode == 0
-    assert (server.runs[RUN_ID]["groupName"], server.runs[RUN_ID]["project"]) == ("pretrain", "other")
-    assert steps_and_tokens(server.history(RUN_ID)) == expected(5)
-
-
-@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])
-def test_a_run_goes_on_without_its_helper_process_and_sync_sends_it(
-    signal_name: str, server: WandbServer, outputs: Path
-) -> None:
-    command = [sys.executable, "-c", KILLED_HELPER, str(outputs), "300", "100", signal_name]
+def test_a_run_goes_on_without_its_helper_process_and_sync_sends_it(server: WandbServer, outputs: Path) -> None:
+    command = [sys.executable, "-c", KILLED_HELPER, str(outputs), "300", "100", "SIGSTOP"]
     done = subprocess.run(
         command, env=environment(server, outputs), capture_output=True, text=True, timeout=PATIENCE, check=True
     )
@@ -181,12 +169,10 @@ def test_a_run_goes_on_without_its_helper_process_and_sync_sends_it(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda _: 401, "W&B does not say what it has"),
         (lambda asked: 401 if asked == "Runs" else None, "W&B does not say what it has"),
-        (lambda asked: 401 if asked == "UpsertBucket" else None, "could not be uploaded"),
         (lambda asked: 401 if asked.endswith("file_stream") else None, "could not be uploaded"),
     ],
-    ids=["login", "question", "run", "records"],
+    ids=["question", "records"],
 )
 def test_a_server_that_refuses_is_said_in_one_line_and_the_same_command_goes_on(
     fault: object, message: str, server: WandbServer, outputs: Path
@@ -200,19 +186,6 @@ def test_a_server_that_refuses_is_said_in_one_line_and_the_same_command_goes_on(
     server.fault = lambda _: None
     assert sync(server, outputs).returncode == 0
     assert steps_and_tokens(server.history(RUN_ID)) == expected(10)
-
-
-def test_a_server_that_is_not_there_is_said_in_one_line(server: WandbServer, outputs: Path) -> None:
-    attempt(server, outputs, 0, 10, mode="offline")
-    gone = WandbServer()
-    gone._http.server_close()
-    said = sync(gone, outputs)
-    assert said.returncode == 74
-    assert [
-        line
-        for line in said.stderr.splitlines()
-        if line.startswith("error:") and "W&B does not say what it has" in line
-    ]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """python -m llm.tokenize: the pieces of a text under several runs' tokenizers, and what the runs measured."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -75,19 +74,16 @@ def test_what_a_tokenizer_loses_stands_beside_its_pieces(outputs: Path, capsys: 
 
 def test_bytes_that_are_no_character_are_shown_as_hex_and_letters_as_letters(outputs: Path) -> None:
     byte_level = load(next(outputs.glob("tokenizer/byte_bpe-*")))
-    assert "".join(piece.text for piece in tokenize.pieces(byte_level, "뷁")) == "<eb><b7><81>"
-    assert [piece.text for piece in tokenize.pieces(byte_level, "\n\t")] == ["⏎", "⇥"]
+    assert "".join(piece for piece, _ in tokenize.pieces(byte_level, "뷁")) == "<eb><b7><81>"
+    assert [piece for piece, _ in tokenize.pieces(byte_level, "\n\t")] == ["⏎", "⇥"]
     jamo = load(next(outputs.glob("tokenizer/jamo-*")))
-    assert "".join(piece.text for piece in tokenize.pieces(jamo, "나는 오늘")) == "나는▁오늘"
+    assert "".join(piece for piece, _ in tokenize.pieces(jamo, "나는 오늘")) == "나는▁오늘"
 
 
 def test_the_unknown_token_is_marked(outputs: Path) -> None:
     bert = load(next(outputs.glob("tokenizer/bert_wordpiece-*")))
-    assert [(piece.text, piece.is_unknown) for piece in tokenize.pieces(bert, "나는 뷁")] == [
-        ("나는", False),
-        ("[UNK]", True),
-    ]
-    line = tokenize._line(tokenize.pieces(bert, "나는 뷁"), coloured=True)
+    assert tokenize.pieces(bert, "나는 뷁") == [("나는", False), ("[UNK]", True)]
+    line = tokenize._coloured(tokenize.pieces(bert, "나는 뷁"))
     assert [str(span.style) for span in line.spans] == ["black on #7cc4ff", f"black on {tokenize.UNKNOWN_COLOUR}"]
     assert line.plain == "나는[UNK]"
 
@@ -99,18 +95,6 @@ def test_a_terminal_shows_colours_and_a_pipe_bars(outputs: Path, capsys: pytest.
     coloured = capsys.readouterr().out
     assert "48;2;124;196;255m나는" in coloured and "48;2;255;209;102m▁오늘" in coloured
     assert "\x1b" not in shown(capsys, "byte_bpe", "나는", "--outputs", str(outputs))
-
-
-def test_the_page_holds_every_piece_escaped(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.html"
-    text = "<b>나는</b> & 뷁"
-    shown(capsys, "blog", "byte_bpe", text, "--outputs", str(outputs), "--html", str(page))
-    written = page.read_text(encoding="utf-8")
-    assert "<b>" not in written and "&lt;b&gt;나는&lt;/b&gt; &amp; 뷁" in written and "http" not in written
-    byte_level = load(next(outputs.glob("tokenizer/byte_bpe-*")))
-    colours = re.findall(r"background-color: (#\w+)", written)
-    assert {*colours} - {"#ffffff"} <= {*tokenize.COLOURS, tokenize.UNKNOWN_COLOUR}
-    assert len(colours) > len(byte_level.encode(text))
 
 
 def test_the_report_has_every_number_of_every_run(
@@ -153,31 +137,30 @@ def test_runs_of_different_held_out_text_are_told_apart(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["나는"], 'give a run and a text: python -m llm.tokenize 나는 "문장"'),
+        (["나는"], 'error: give runs and then a text, "문장"'),
         (["nothing", "나는"], "there is no run nothing under"),
-        (["blog", "나는", "--json", "x"], "--on and --json go with --report"),
-        (["blog", "--report", "--html", "x"], "--html shows the pieces of a text"),
+        (["blog", "나는", "--json", "x"], "or runs and --report, which --on and --json go with"),
     ],
 )
 def test_a_wrong_use_is_one_line(
     outputs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     said = refused(capsys, *words, "--outputs", str(outputs))
-    assert said.startswith("error: ") and message in said and len(said.splitlines()) == 1
+    assert message in said and said.count("error: ") == 1
 
 
 def test_a_run_without_a_tokenizer_or_a_report_is_refused(outputs: Path, tmp_path: Path) -> None:
     for stage_name in ("shards", "pretrain"):
-        folder = tmp_path / stage_name / "x-00000000"
+        folder = tmp_path / stage_name / f"{stage_name}-00000000"
         save_preset("byte_bpe", folder / "model", vocab_size=300)
         record = {"stage": stage_name, "name": stage_name, "key": "00000000", "status": "done"}
         (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"shards has no finished run with a tokenizer. Make one with"):
         tokenize.find_tokenizers(str(tmp_path), ["shards"])
     named = tokenize.find_tokenizers(str(tmp_path), ["pretrain"])
-    assert [piece.text for piece in tokenize.pieces(named[0].tokenizer, "\n")] == ["⏎"]
+    assert tokenize.pieces(named[0].tokenizer, "\n") == [("⏎", False)]
     with pytest.raises(
-        ConfigError, match=r"x-00000000 is a pretrain run, which has no report. Give its tokenizer's run"
+        ConfigError, match=r"pretrain-00000000 is a pretrain run, which has no report. Give its tokenizer's run"
     ):
         tokenize.reports(named, None)
 

@@ -33,7 +33,7 @@ from llm.config.training import (
 from llm.config.tuning import LoraConfig
 from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.errors import DamagedError, DivergedError, StoppedError, StorageError
-from llm.logger import RunLogger
+from llm.logger.live import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
 from llm.run.console import log

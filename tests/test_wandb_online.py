@@ -10,7 +10,6 @@ import pytest
 from tests.patience import PATIENCE
 from tests.wandb_attempts import (
     CONFIG,
-    FINISH_SECONDS,
     RUN_ID,
     attempt,
     begin_run,
@@ -46,22 +45,10 @@ def test_an_online_run_has_its_records_config_group_and_results(server: WandbSer
     assert server.exit_code(RUN_ID) == 0
 
 
-@pytest.mark.parametrize("pause", ["0", "3"], ids=["at once", "later"])
-def test_an_online_run_that_was_killed_goes_on_without_gap_or_repetition(
-    pause: str, server: WandbServer, outputs: Path
-) -> None:
-    attempt(server, outputs, 0, 40, pause)  # killed after 40 records, of which a checkpoint has 25
-    attempt(server, outputs, 25, 60, pause)  # and again, before it had a checkpoint of its own
+def test_an_online_run_that_was_killed_goes_on_without_gap_or_repetition(server: WandbServer, outputs: Path) -> None:
+    attempt(server, outputs, 0, 40, "3")  # killed after 40 records, of which a checkpoint has 25
+    attempt(server, outputs, 25, 60, "0")  # and again, before it had a checkpoint of its own
     attempt(server, outputs, 25, 70)
-    assert steps_and_tokens(server.history(RUN_ID)) == expected(70)
-    assert list(server.runs) == [RUN_ID]
-
-
-def test_a_run_that_was_killed_offline_syncs_as_one(server: WandbServer, outputs: Path) -> None:
-    attempt(server, outputs, 0, 40, "2.5", mode="offline")
-    attempt(server, outputs, 25, 70, mode="offline")
-    assert server.runs == {}
-    sync(server, outputs)
     assert steps_and_tokens(server.history(RUN_ID)) == expected(70)
     assert list(server.runs) == [RUN_ID]
 
@@ -73,13 +60,11 @@ def hang(_asked: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda _: 401, "for logging in failed"),
         (lambda _: 500, "for logging in failed"),
         (hang, "for logging in failed"),
-        (lambda asked: 500 if asked == "UpsertBucket" else None, "for it could not start online"),
         (lambda asked: hang(asked) if asked == "UpsertBucket" else None, "for it could not start online"),
     ],
-    ids=["401", "500", "hanging", "500 after the login", "hanging after the login"],
+    ids=["500", "hanging", "hanging after the login"],
 )
 def test_a_server_that_fails_from_the_start_leaves_the_run_offline_and_whole(
     fault: Any, reason: str, server: WandbServer, outputs: Path
@@ -91,24 +76,3 @@ def test_a_server_that_fails_from_the_start_leaves_the_run_offline_and_whole(
     server.fault = lambda _: None
     sync(server, outputs)
     assert steps_and_tokens(server.history(RUN_ID)) == expected(20)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda asked: 500 if asked.endswith("file_stream") else None,
-        lambda asked: hang(asked) if asked.endswith("file_stream") else None,
-    ],
-    ids=["500", "hanging"],
-)
-def test_a_server_that_fails_midway_slows_nothing_and_loses_nothing(
-    fault: Any, server: WandbServer, outputs: Path
-) -> None:
-    server.fault = fault
-    seconds, said = attempt(server, outputs, 0, 100)
-    assert "wandb did not get everything (Timed out finishing run). Upload the rest: python -m llm.sync" in said
-    assert seconds["log"] < 100 * 0.01 + 2  # 100 records, 0.01 s apart: none waits for the server
-    assert seconds["finish"] < FINISH_SECONDS + 5
-    server.fault = lambda _: None
-    sync(server, outputs)
-    assert steps_and_tokens(server.history(RUN_ID)) == expected(100)

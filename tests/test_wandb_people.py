@@ -13,8 +13,8 @@ import yaml
 from llm.config.training import LoggerConfig, WandbMode
 from llm.environment import JOB_FOLDER
 from llm.errors import DivergedError
-from llm.logger import open_logger
-from llm.logger.described import tag
+from llm.logger.live import open_logger
+from llm.logger.view import tag
 from llm.run.announcing import JOB
 from llm.run.runs import Run, load
 from llm.sync import find, upload
@@ -144,4 +144,7 @@ def test_a_server_that_refuses_midway_is_told_of_once(
         (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens": 1}\n', encoding="utf-8")
         logger.follow()
     told = [line for line in said(caplog) if "python -m llm.sync" in line]
-    assert told == ["wandb did not get everything (the server refused records). Upload the rest: python -m llm.sync"]
+    assert told == [
+        "wandb did not get everything (the server refused records); metrics.jsonl has it all. Upload the rest: "
+        "python -m llm.sync"
+    ]

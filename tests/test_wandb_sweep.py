@@ -17,7 +17,7 @@ from korean import documents
 from llm.config.compose import from_hydra
 from llm.config.training import LoggerConfig
 from llm.environment import agents_run_id
-from llm.logger.described import describe, keep_description, kept_description
+from llm.logger.view import arguments, describe, keep_description, kept_description
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run, load
 from tests.patience import PATIENCE
@@ -167,7 +167,7 @@ def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.Mon
     run.path.mkdir(parents=True)
     (run.path / "config.yaml").write_text("seed: 1\nmodel: {name: a, num_layers: 2}\n", encoding="utf-8")
     monkeypatch.setenv("WANDB_RUN_ID", "abc")  # alone it says nothing of a sweep
-    assert (agents_run_id(), describe(LoggerConfig(), run).id) == (None, "pretrain-first-0123abcd")
+    assert (agents_run_id(), describe(LoggerConfig(), run)["id"]) == (None, "pretrain-first-0123abcd")
     parameters = {"wandb_version": 1, "model": {"desc": None, "value": "a"}, "seed": {"value": 1}}
     (tmp_path / "config.yaml").write_text(json.dumps(parameters), encoding="utf-8")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "config.yaml"))
@@ -176,7 +176,7 @@ def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.Mon
     monkeypatch.delenv("WANDB_SWEEP_ID")
     kept = kept_description(run)  # as llm.sync finds it, which is no trial
     assert kept
-    said = kept.arguments(run)
+    said = arguments(run, kept)
     assert (said["id"], said["group"], said["tags"], said["config"]) == (
         "abc",
         "rates",

@@ -24,7 +24,7 @@ ATTEMPT = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from llm.config.training import LoggerConfig, WandbMode
-from llm.logger import live, open_logger
+from llm.logger import live
 from llm.run.metrics import MetricsLog
 from llm.run.runs import Run
 outputs, first, last, how, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -33,7 +33,7 @@ records = [{"step": n, "tokens": 10 * n, "train/loss": 1 / (n + 1)} for n in ran
 live.FINISH_SECONDS = int(sys.argv[6])
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 began = time.monotonic()
-with open_logger(LoggerConfig(mode=WandbMode(mode), group="a sweep"), run, outputs=outputs) as logger:
+with live.open_logger(LoggerConfig(mode=WandbMode(mode), group="a sweep"), run, outputs=outputs) as logger:
     started = time.monotonic()
     kept = "".join(json.dumps(record) + "\\n" for record in records[:first])
     file = MetricsLog(run.path / "metrics.jsonl", size=len(kept))

@@ -117,7 +117,7 @@ def open_talker(source: Model) -> Talker:
     source.check()
     from llm import model as models
     from llm.tokenizer import load_chat
-    from llm.tokenizer.folder import CHAT_TEMPLATE
+    from llm.tokenizer.templates import PLAIN
 
     chat = load_chat(source.tokenizer)
     if chat.eos_token_id is None:
@@ -126,6 +126,6 @@ def open_talker(source: Model) -> Talker:
         )
     model = models.load(source.weights, adapter=source.adapter).eval()
     if chat.chat_template is None:
-        chat.chat_template = CHAT_TEMPLATE
+        chat.chat_template = PLAIN
         log.info("%s has no chat template; turns are marked by plain words", source.title)
     return Talker(source.title, model, chat, source.positions)

@@ -23,7 +23,7 @@ from llm.data.records import Document
 from llm.data.shards import SPLITS, Array
 from llm.environment import set_variables
 from llm.errors import DataError, WorkerError
-from llm.tokenizer import batch_encoder, load, lost_bytes, special
+from llm.tokenizer import load, lost_bytes, special
 
 CHUNK_CHARACTERS = 2**19  # of text encoded at once: about 75 MB of the library's objects
 CHUNKS_ALONE = 4  # text of fewer chunks is encoded here, in the time that workers would take to start
@@ -55,7 +55,6 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer, self._special = load(folder), special(folder)
-        self._encode_batch = batch_encoder(self._tokenizer)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.bos_id, self.eos_id = self._special.bos_id, self._special.eos_id
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
@@ -83,7 +82,7 @@ class Encoder:
 
     def _encode(self, texts: list[str], *, decode: bool) -> list[tuple[Array, str | None]]:
         """(token ids, what they decode to if that is wanted) of each text."""
-        encoded = self._encode_batch(texts)
+        encoded = [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         decoded = self._tokenizer.decode_batch(encoded) if decode else [None] * len(texts)
         return list(zip((np.array(ids, dtype=self.dtype) for ids in encoded), decoded, strict=True))
 

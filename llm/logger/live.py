@@ -1,16 +1,29 @@
 """A run that is being made -> its W&B run, in a thread of its own: the caller never waits, whatever W&B does."""
 
+import logging
+import signal
+import sys
 import threading
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
 
-from llm.errors import first_line
-from llm.logger.stopping import StopTag
-from llm.logger.view import View
+from llm.config.stages import StageConfig
+from llm.config.training import LoggerConfig, WandbMode
+from llm.credentials import without_secrets
+from llm.environment import agents_run_id, process_rank, set_defaults
+from llm.errors import DivergedError, StoppedError, first_line
+from llm.logger.view import View, arguments, describe, keep_description
 from llm.run.console import log
+from llm.run.runs import Run
 
+LOGIN_SECONDS = 3
+START_SECONDS = 6  # a server that took a login and then fails holds up a run no longer
 FOLLOW_SECONDS = 1.0  # between two looks at the run's files
 FINISH_SECONDS = 45  # for what is still to be uploaded; the rest stays on the disk
+WANDB = "wandb"  # the folder under outputs
+UPLOAD = "python -m llm.sync"
 
 
 class RunLogger:
@@ -29,7 +42,7 @@ class RunLogger:
         self._is_followed = True
 
     def summarize(self, results: dict[str, Any]) -> None:
-        """Set the run's summary, which a table of runs shows. Of a tokenizer or an evaluation it is a table too."""
+        """Set the run's summary, which a table of runs shows."""
         self._results = results
 
     def finish(self, *, exit_code: int, alert: str = "") -> None:
@@ -44,14 +57,11 @@ class RunLogger:
 
     def _work(self, view: View) -> None:
         """What the thread does."""
-        tag = None if view.wandb_run.offline else StopTag(view.wandb_run)
         try:
             view.link_parents()
             while not self._has_ended.wait(FOLLOW_SECONDS):
                 if self._is_followed:
                     view.catch_up()
-                if tag:
-                    tag.look()
             if self._is_followed:
                 view.catch_up()
             view.end(self._results, **self._ending)
@@ -59,18 +69,11 @@ class RunLogger:
             self._give_up(first_line(error).rstrip("."))
 
     def _give_up(self, reason: str) -> None:
-        if self._has_given_up:  # it is said once
-            return
-        self._has_given_up = True
-        if self._has_ended.is_set():
-            log.warning("wandb did not get everything (%s). Upload the rest: python -m llm.sync", reason)
-        else:
-            log.warning(
-                "wandb: %s; the run goes on without it, metrics.jsonl has everything. Upload it later: "
-                "python -m llm.sync",
-                reason,
-            )
-        kill_service()
+        if not self._has_given_up:  # it is said once
+            self._has_given_up = True
+            what = "did not get everything" if self._has_ended.is_set() else "is left out from here on"
+            log.warning("wandb %s (%s); metrics.jsonl has it all. Upload the rest: %s", what, reason, UPLOAD)
+            kill_service()
 
 
 def kill_service() -> None:
@@ -94,3 +97,145 @@ def _teardown() -> None:
 
     with suppress(Exception):
         wandb.teardown()
+
+
+# Opening
+
+
+@contextmanager
+def open_logger(config: LoggerConfig, run: Run, *, outputs: Path) -> Iterator[RunLogger]:
+    """A logger for as long as the block runs: each run of a sweep gets a W&B run of its own."""
+    is_wanted = config.mode is not WandbMode.disabled and process_rank() == 0
+    logger = RunLogger(_start(config, run, outputs=outputs)) if is_wanted else RunLogger()
+    try:
+        yield logger
+    except BaseException as error:
+        # A trial that is stopped has ended well: of one that failed, a sweep does not use what it measured.
+        is_stopped_trial = isinstance(error, StoppedError) and agents_run_id() is not None
+        exit_code = 0 if is_stopped_trial else int(getattr(error, "exit_code", 1)) or 1
+        logger.finish(exit_code=exit_code, alert=str(error) if isinstance(error, DivergedError) else "")
+        raise
+    else:
+        logger.finish(exit_code=0)
+
+
+def show_trial(stage: StageConfig, run: Run) -> None:
+    """Give an agent's trial the metrics of a run that was made before, or by another trial: a sweep waits for them.
+
+    Does nothing where this process made the run, or is no agent's.
+    """
+    trial_id, config, outputs = agents_run_id(), getattr(stage, "logger", None), Path(stage.outputs)
+    if trial_id is None or config is None or process_rank() > 0:
+        return
+    if config.mode is not WandbMode.disabled and not any((outputs / WANDB).glob(f"*run-*-{trial_id}")):
+        log.info("the trial %s of wandb's agent is this finished run: its metrics are logged anew", trial_id)
+        with open_logger(config, run, outputs=outputs) as logger:
+            logger.follow()
+            logger.summarize(run.results)
+
+
+def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> View | None:
+    """One line says where W&B writes and why."""
+    import wandb
+
+    logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
+    mode, reason = _mode(config)
+    if mode == "disabled":
+        log.info("wandb is disabled, %s", reason)
+        return None
+    keep_description(run, description := describe(config, run))
+    if mode == "online":
+        try:
+            wandb_run = begin(config, run, description, outputs=outputs, mode="online")
+            log.info("wandb is online, %s: %s", reason, wandb_run.url)
+            return View(wandb_run, run)
+        except Exception as error:  # an unreachable server must not stop a run
+            with suppress(Exception):
+                wandb.teardown()  # else its service says that the id is in use
+            reason = f"for it could not start online ({first_line(error)})"
+    try:
+        wandb_run = begin(config, run, description, outputs=outputs, mode="offline")
+    except Exception as error:
+        log.warning("wandb could not start (%s); the run goes on without it", first_line(error))
+        return None
+    log.info("wandb is offline, %s: %s. Upload: %s", reason, Path(wandb_run.dir).parent, UPLOAD)
+    return View(wandb_run, run)
+
+
+def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"], str]:
+    """(mode, why)."""
+    if config.mode is WandbMode.online:
+        return "online", "as logger.mode says"
+    if config.mode is WandbMode.offline:
+        return "offline", "as logger.mode says"
+    import wandb
+
+    set_defaults({"WANDB_HTTP_TIMEOUT": str(LOGIN_SECONDS)})
+    try:
+        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, or wandb's own settings file
+        if chosen != "online":
+            return ("disabled" if chosen == "disabled" else "offline"), "as wandb's own settings say"
+        if wandb.login(prompt=False, verify=True, timeout=LOGIN_SECONDS):
+            return "online", "for a login was found"
+    except Exception as error:
+        return "offline", f"for logging in failed ({first_line(error)})"
+    return "offline", "for no login was found (wandb login changes that)"
+
+
+def begin(
+    config: LoggerConfig,
+    run: Run,
+    description: dict[str, Any],
+    *,
+    outputs: Path,
+    mode: Literal["online", "offline"],
+    **settings: Any,
+) -> Any:
+    """A W&B run whose id is the run's own, so that a resumed run goes on in it; `settings` are those of wandb."""
+    import wandb
+
+    folder = outputs.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    usual = {
+        "init_timeout": START_SECONDS,
+        "finish_timeout": FINISH_SECONDS,
+        "finish_timeout_raises": True,
+        "silent": True,
+        "console": "off",
+        "save_code": False,  # with the code goes a patch of all that is not committed, a key in a YAML too
+        "stop_fn": _stop_process,
+    }
+    with _command_line_without_secrets():
+        wandb_run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            mode=mode,
+            resume="allow",
+            reinit="finish_previous",  # one that failed must not take the next run's records
+            dir=folder,
+            settings=wandb.Settings(**usual | settings),
+            **arguments(run, description),
+        )
+    wandb_run.define_metric("*", step_metric="tokens")
+    return wandb_run
+
+
+def _stop_process() -> None:
+    """Have this process save and end, as by a signal, where the stop button is pressed.
+
+    An agent sends a signal of its own, and a second one would end its trial before it has saved.
+    """
+    if agents_run_id() is None:
+        log.info("the stop button in W&B asks the run to stop: it saves, and ends")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+@contextmanager
+def _command_line_without_secrets() -> Iterator[None]:
+    """wandb.init keeps and uploads sys.argv; no setting leaves that out but for all it says of the machine (0.31.0)."""
+    typed = sys.argv
+    sys.argv = list(map(without_secrets, typed))
+    try:
+        yield
+    finally:
+        sys.argv = typed

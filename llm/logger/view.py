@@ -1,17 +1,87 @@
-"""A run's files -> its W&B run, all at once or as they grow."""
+"""A run's folder -> what W&B shows of it: group, tags and config; records, tables and artifacts."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from llm.logger.described import numbers
-from llm.logger.lineage import artifact_of, parents_of
+import yaml
+
+from llm.config.training import LoggerConfig
+from llm.credentials import without_secrets
+from llm.environment import agents_parameters, agents_run_id, agents_sweep
+from llm.run.announcing import sweep_job
+from llm.run.files import write_json
 from llm.run.metrics import METRICS, SAMPLES, Record
-from llm.run.runs import Run
+from llm.run.runs import WANDB_NOTE, Run, files_of, load
 
 ANSWER_SECONDS = 5  # for what the server is asked
-TABLE_OF = {"tokenizer": "tokenizer report", "shards": "shards", "evaluate": "evaluation"}  # results that are a table
+TAG_CHARACTERS = 64  # W&B takes no longer tag
+CHECKED_BYTES = 256_000_000  # larger files are not read through for W&B: run.json has their SHA-256
+NOT_MADE = ("config.yaml", METRICS, SAMPLES)  # of a run's files, what W&B has otherwise
+BY_CHARACTER = "lost_characters"  # of a tokenizer: a number for each character of its text
+
+
+# Before the first record
+
+
+def describe(config: LoggerConfig, run: Run) -> dict[str, Any]:
+    """id, group, tags and an agent's parameters, of a run that this process makes.
+
+    It may be a job of a sweep, or a trial of `wandb agent`. Kept in the run's folder, for a sync knows of neither.
+    """
+    trial_id, job = agents_run_id(), sweep_job()
+    varying: dict[str, Any] = _trial_parameters() if trial_id else job.varying if job else {}
+    sweep = agents_sweep() if trial_id else job.sweep if job else None
+    tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
+    return {
+        "id": trial_id or f"{run.stage}-{run.path.name}",
+        "group": without_secrets(config.group or sweep or run.stage),
+        "tags": list(dict.fromkeys(map(without_secrets, tags))),
+        "parameters": list(varying) if trial_id else [],
+    }
+
+
+def keep_description(run: Run, description: dict[str, Any]) -> None:
+    write_json(run.path / WANDB_NOTE, description)
+
+
+def kept_description(run: Run) -> dict[str, Any] | None:
+    """What W&B was told of the run; None if it was not."""
+    path = run.path / WANDB_NOTE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def arguments(run: Run, description: dict[str, Any]) -> dict[str, Any]:
+    """Those of wandb.init that say what the run is.
+
+    The settings of a group that is a parameter of an agent's sweep stand under dotted keys: the group's own name is the
+    parameter's in W&B, which keeps it to the choice: gpt2_tiny, not what that is.
+    """
+    said, config = dict(description), run.config
+    for group in said.pop("parameters"):
+        if isinstance(config.get(group), dict):
+            config |= {f"{group}.{key}": value for key, value in config.pop(group).items()}
+    return said | {"name": run.path.name, "job_type": run.stage, "config": config}
+
+
+def _trial_parameters() -> dict[str, Any]:
+    """From the file that wandb reads too; empty where there is none, as under an agent of a function."""
+    path = agents_parameters()
+    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path and path.exists() else None
+    return {key: entry["value"] for key, entry in (given or {}).items() if isinstance(entry, dict) and "value" in entry}
+
+
+def tag(key: str, value: str) -> str:
+    """key=value in the characters that a tag may have: the key gives way first, from its beginning."""
+    for name in (key, key.rpartition(".")[2]):
+        if len(text := f"{name}={value}") <= TAG_CHARACTERS:
+            return text
+    return text[: TAG_CHARACTERS - 1] + "…"
+
+
+# What the files have
 
 
 class View:
@@ -32,11 +102,12 @@ class View:
 
     def link_parents(self) -> None:
         """Say what the run is made from, as artifacts; its summary has what its tokenizer does to text."""
-        for parent in parents_of(self._run):
-            measured = numbers(parent.results)
-            self._log_artifact(parent, measured, is_input=True)
-            if parent.stage == "tokenizer":
-                self.wandb_run.summary.update({f"tokenizer/{name}": value for name, value in measured.items()})
+        for role, folder in self._run.places.items():
+            if (folder / "run.json").is_file():
+                measured = numbers((parent := load(folder)).results)
+                self._log_artifact(parent, measured, is_input=True)
+                if role == "tokenizer":
+                    self.wandb_run.summary.update({f"{role}/{name}": value for name, value in measured.items()})
 
     def catch_up(self) -> None:
         """Send what the files have got since the last time, but for what W&B has."""
@@ -63,8 +134,8 @@ class View:
         """
         measured = numbers(results)
         summary = {key: value for key, value in results.items() if not isinstance(value, dict)} | measured
-        if results and (name := TABLE_OF.get(self._run.stage)):
-            summary[name] = _table([{"measure": key, "value": value} for key, value in measured.items()])
+        if measured and not self._next_step:  # a run without steps has no curve to look at
+            summary["results"] = _table([{"measure": key, "value": value} for key, value in measured.items()])
         if results and self._all_samples:
             summary["samples_over_time"] = _table(self._all_samples)
         self.wandb_run.summary.update(summary)
@@ -77,9 +148,38 @@ class View:
             _require_end(self.wandb_run.path)
 
     def _log_artifact(self, run: Run, results: dict[str, float], *, is_input: bool) -> None:
-        """Not use_artifact: it is for online runs alone, and waits for the server."""
-        if artifact := artifact_of(run, results):
+        """The files that a run made by reference, with digests: nothing of them is uploaded.
+
+        Equal content is an equal version: W&B adds none. Not use_artifact: it is for online runs alone, and waits for
+        the server.
+        """
+        import wandb
+
+        facts = {name: run.record[name] for name in ("key", "digest", "commit") if run.record.get(name)}
+        metadata = {"folder": str(run.path), **facts, **results}
+        artifact = wandb.Artifact(artifact_name(run), type=run.stage, metadata=metadata)
+        for path in files_of(run.path):
+            if path.name not in NOT_MADE:
+                name, is_small = str(path.relative_to(run.path)), path.stat().st_size <= CHECKED_BYTES
+                artifact.add_reference(path.absolute().as_uri(), name=name, checksum=is_small)
+        if artifact.manifest.entries:
             self.wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=is_input)
+
+
+def artifact_name(run: Run) -> str:
+    """Stage and folder, in the characters that W&B takes for the name of an artifact."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run.stage}-{run.path.name}")
+
+
+def numbers(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among a run's results, nested ones under names with slashes: train/documents."""
+    found: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, dict) and key != BY_CHARACTER:
+            found |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 class _Lines:

@@ -172,12 +172,17 @@ def _load_all(folders: list[Path]) -> list[Run]:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Path in the folder -> bytes and sha256; of a folder that has a manifest.json of its own, that alone."""
+    return {str(path.relative_to(folder)): _facts(path) for path in files_of(folder)}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """What run.json lists of a run's folder; of a folder in it that has a manifest.json of its own, that alone."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name not in LEFT_OUT:
             manifest = path / "manifest.json"
             found += [manifest] if manifest.is_file() else [path, *sorted(path.rglob("*"))]
-    return {str(path.relative_to(folder)): _facts(path) for path in found if path.is_file()}
+    return [path for path in found if path.is_file()]
 
 
 def check_files(run: Run, *, under: str = "") -> int:

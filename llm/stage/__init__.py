@@ -115,7 +115,7 @@ def _do(work: Work, run: Run) -> Outcome | None:
     outcome = work.do(run)
     logger = getattr(work.plan.config, "logger", None)
     if outcome is not None and logger is not None and not work.logs:
-        from llm.logger import open_logger
+        from llm.logger.live import open_logger
 
         with open_logger(logger, run, outputs=Path(work.plan.config.outputs)) as opened:
             opened.summarize(outcome.results)

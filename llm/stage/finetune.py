@@ -226,5 +226,5 @@ STAGE = Stage(
     plan=plan,
     result_names=result_names,
     outline=outline,
-    loads=("llm.model", "llm.trainer.fit", "llm.logger", "peft"),
+    loads=("llm.model", "llm.trainer.fit", "llm.logger.live", "peft"),
 )

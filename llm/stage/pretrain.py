@@ -199,5 +199,5 @@ STAGE = Stage(
     result_names=result_names,
     estimate=estimate,
     outline=outline,
-    loads=("llm.model", "llm.trainer.fit", "llm.logger"),
+    loads=("llm.model", "llm.trainer.fit", "llm.logger.live"),
 )

@@ -46,7 +46,9 @@ def train(
 
     `prompts` are sampled from at each validation. Gives `facts` and what training measured; None above rank zero.
     """
-    from llm.logger import open_logger  # these take seconds, which a run that is already finished need not wait for
+    from llm.logger.live import (
+        open_logger,  # these take seconds, which a run that is already finished need not wait for
+    )
     from llm.trainer.fit import Fit, fit
 
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:

@@ -1,69 +1,44 @@
 """A tokenizer from its config: built, trained on text, saved beside a report, loaded again.
 
 components.py   the five stages, in tokenizer.json's own format, checked by name
-morphemes.py    where morphemes begin, by an optional analyser
 training.py     texts, or a sample of them -> a trained tokenizer; a trained one -> a smaller one
-fast.py         a tokenizer -> a function that encodes, by a faster library where that is proved to be the same
-llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
+morphemes.py    where morphemes begin, by an optional analyser
 folder.py       a tokenizer <-> a folder that AutoTokenizer loads too, ours or one that was there already
-chat.py         a chat template -> the text of conversations, and the tokens that it needs
-rendering.py    the same in a process with limits, where the template is not ours
+templates.py    the chat templates by name
+chat.py         a chat template chosen, checked, and saved with the tokens that it needs
+rendering.py    conversations -> text and tokens by a template, in a process with limits where it is not ours
+llama_cpp.py    a tokenizer -> the one of llama.cpp's that gives the same tokens, or why there is none
 report.py       what a tokenizer keeps of held-out text, what it loses, how short and how fast it is
 """
 
-from llm.tokenizer.chat import TEMPLATES, Renderer, answers_of, check_template, read_template, save_with_template
-from llm.tokenizer.fast import batch_encoder
-from llm.tokenizer.folder import (
-    Special,
-    convert,
-    digest,
-    digest_of_pretrained,
-    gives_same_ids,
-    load,
-    load_chat,
-    read_pretrained,
-    require_chat,
-    save,
-    special,
-    tokens_of,
-)
-from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
-from llm.tokenizer.morphemes import installed_analyser
-from llm.tokenizer.rendering import TemplateError
-from llm.tokenizer.report import Report, lost_bytes, lost_characters, report
-from llm.tokenizer.training import Sample, cut, has_merges, train, why_not_reproducible
-
-__all__ = [
-    "TEMPLATES",
-    "LlamaCppForm",
-    "Renderer",
-    "Report",
-    "Sample",
-    "Special",
-    "TemplateError",
-    "answers_of",
-    "batch_encoder",
-    "check_template",
-    "convert",
-    "cut",
-    "digest",
-    "digest_of_pretrained",
-    "gives_same_ids",
-    "has_merges",
-    "installed_analyser",
-    "llama_cpp_form",
-    "load",
-    "load_chat",
-    "lost_bytes",
-    "lost_characters",
-    "read_pretrained",
-    "read_template",
-    "report",
-    "require_chat",
-    "save",
-    "save_with_template",
-    "special",
-    "tokens_of",
-    "train",
-    "why_not_reproducible",
-]
+from llm.tokenizer.chat import check_template as check_template
+from llm.tokenizer.chat import read_template as read_template
+from llm.tokenizer.chat import save_with_template as save_with_template
+from llm.tokenizer.folder import Special as Special
+from llm.tokenizer.folder import convert as convert
+from llm.tokenizer.folder import digest as digest
+from llm.tokenizer.folder import digest_of_pretrained as digest_of_pretrained
+from llm.tokenizer.folder import gives_same_ids as gives_same_ids
+from llm.tokenizer.folder import load as load
+from llm.tokenizer.folder import load_chat as load_chat
+from llm.tokenizer.folder import read_pretrained as read_pretrained
+from llm.tokenizer.folder import require_chat as require_chat
+from llm.tokenizer.folder import save as save
+from llm.tokenizer.folder import special as special
+from llm.tokenizer.folder import tokens_of as tokens_of
+from llm.tokenizer.llama_cpp import LlamaCppForm as LlamaCppForm
+from llm.tokenizer.llama_cpp import llama_cpp_form as llama_cpp_form
+from llm.tokenizer.morphemes import installed_analyser as installed_analyser
+from llm.tokenizer.rendering import Renderer as Renderer
+from llm.tokenizer.rendering import TemplateError as TemplateError
+from llm.tokenizer.rendering import answers_of as answers_of
+from llm.tokenizer.report import Report as Report
+from llm.tokenizer.report import lost_bytes as lost_bytes
+from llm.tokenizer.report import lost_characters as lost_characters
+from llm.tokenizer.report import report as report
+from llm.tokenizer.templates import TEMPLATES as TEMPLATES
+from llm.tokenizer.training import Sample as Sample
+from llm.tokenizer.training import cut as cut
+from llm.tokenizer.training import has_merges as has_merges
+from llm.tokenizer.training import train as train
+from llm.tokenizer.training import why_not_reproducible as why_not_reproducible

@@ -20,6 +20,7 @@ from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError, DamagedError, first_line, is_panic
 from llm.run.files import digest_of, naming, whole_folder, write_text
 from llm.run.models import TOKENIZER, opening, read_json
+from llm.tokenizer.templates import PLAIN
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
@@ -31,20 +32,6 @@ ROLES = ("bos_token", "eos_token", "pad_token")
 _OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents
 _OF_IDS = ("normalizer", "pre_tokenizer", "model")
 _PROBE = "가나다 라마바 <0x41>\nabc 😀"  # what a damaged model stumbles over, it should when it is loaded
-
-# Plain words mark the turns, and the end of a turn is the end of a document, so that every tokenizer can say it and a
-# pretrained model already knows its tokens. A prompt ends before a space, where no tokenizer here joins pieces.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}{{- '지시: ' + message['content'] + '\n' -}}
-{%- elif message['role'] == 'user' -%}{{- '질문: ' + message['content'] + '\n답변:' -}}
-{%- elif message['role'] == 'assistant' -%}
-{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}
-{%- else -%}{{- raise_exception('the role ' + message['role'] + ' is not system, user or assistant') -}}
-{%- endif -%}
-{%- endfor -%}
-"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ def save(tokenizer: Tokenizer, roles: dict[str, str], folder: Path) -> None:
     if unknown is not None and tokenizer.token_to_id(unknown) is not None:
         roles = roles | {"unk_token": unknown}
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
-    chat.chat_template = CHAT_TEMPLATE
+    chat.chat_template = PLAIN
     _write(chat, tokenizer, folder)
 
 

@@ -18,7 +18,7 @@ from llm.config.data import DataConfig
 from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data import Rows
 from llm.errors import ConfigError, UserError, first_line
-from llm.logger import RunLogger
+from llm.logger.live import RunLogger
 from llm.model import checkpoint_blocks
 from llm.optimizer import extension_step
 from llm.run.console import log

@@ -18,7 +18,7 @@ from torch.profiler import schedule as schedule_of
 from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.errors import DivergedError
-from llm.logger import RunLogger
+from llm.logger.live import RunLogger
 from llm.run.console import console, log
 from llm.run.files import TEMPORARY
 from llm.run.memory import resident_bytes
