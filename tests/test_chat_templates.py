@@ -1,7 +1,6 @@
 """Chat templates: which tokens are trained under each, for each shape of record, and what a bad template ends in."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +102,6 @@ TRAINED = {
 }
 
 
-def test_every_template_and_shape_has_an_example() -> None:
-    assert set(TRAINED) == {(template, shape) for template in TEMPLATES for shape in RECORDS}
-
-
 @pytest.mark.parametrize(("template", "shape"), TRAINED)
 def test_exactly_these_tokens_are_trained(chats: dict[str, Chat], template: str, shape: str) -> None:
     record = conversation(RECORDS[shape], "a.jsonl:1", LayoutConfig())
@@ -166,15 +161,6 @@ def test_a_template_without_new_tokens_changes_no_token(base: Path, tmp_path: Pa
     assert digest(tmp_path) == digest(base)
 
 
-def test_the_same_tokenizer_and_template_give_the_same_files(base: Path, tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        save_with_template(base, TEMPLATES["chatml"], tmp_path / name, name="chatml")
-    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ab"]
-    assert files[0] == files[1]
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files[0])
-
-
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_control_token_of_the_template_in_a_turn_is_text(chats: dict[str, Chat], is_ours: bool) -> None:
     """Whoever renders it."""
@@ -205,25 +191,12 @@ QUESTION = "{{ message['content'] + ':' }}"
 BAD = {
     "wrong syntax": (by_role("{% if %}", MARKED), r": line 1: .*Correct it, or choose chatml, plain or blog"),
     "no end token": (by_role(QUESTION, MARKED.replace(" + eos_token", "")), " ends an answer with no special token"),
-    "end outside": (
-        by_role(QUESTION, MARKED.replace(" + eos_token", "") + "{{ eos_token }}"),
-        " ends an answer with no special token inside",
-    ),
     "not turn after turn": (by_role("{{ loop.length }}" + QUESTION, MARKED), " does not put one turn after another"),
-    "everything marked": (by_role(MARKED, MARKED), " marks 2 pieces as the assistant's where 1 answers are"),
     "refuses everything": (by_role(QUESTION, MARKED, "{{ raise_exception('아니') }}"), ": 아니. Correct it"),
     "an attribute of Python": (by_role("{{ ''.__class__.__mro__ }}", MARKED), r": .*(unsafe|undefined)"),
-    "a large range": (
-        by_role("{% for i in range(10**9) %}x{% endfor %}", MARKED),
-        ": Range too big. The sandbox blocks ranges larger than",
-    ),
     "much output": (
         by_role("{% for i in range(90000) %}x{% endfor %}", MARKED),
         r": makes 9\d{4} characters of a conversation that may have 2\d{4}",
-    ),
-    "ranges in ranges": (
-        by_role("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", MARKED),
-        ": takes more than 2 s to render",
     ),
     "a power that Python cannot be stopped in": (
         by_role("{{ (9 ** (9 ** 9)) % 2 }}", MARKED),
@@ -455,24 +428,3 @@ def test_new_rows_are_the_mean_of_the_old_ones(is_tied: bool, family: str) -> No
         for row in (11, 12):
             torch.testing.assert_close(end.weight[row], old.mean(dim=0))
     assert model.config.vocab_size == 13
-
-
-def test_a_model_with_rows_enough_keeps_its_size() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from llm.model import grow
-
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                         num_attention_heads=1, num_key_value_heads=1))  # fmt: skip
-    old = model.get_input_embeddings().weight.detach().clone()
-    grow(model, 13, [12])
-    new = model.get_input_embeddings().weight
-    assert new.shape == old.shape
-    torch.testing.assert_close(new[12], torch.cat([old[:12], old[13:]]).mean(dim=0))
-    assert torch.equal(new[:12], old[:12])
-
-
-def test_the_chat_template_is_saved_as_it_was_given(base: Path, tmp_path: Path) -> None:
-    save_with_template(base, TEMPLATES["chatml"], tmp_path, name="chatml")
-    assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATES["chatml"]
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "<|im_end|>"

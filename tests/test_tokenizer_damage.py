@@ -1,9 +1,7 @@
-"""A thousand damaged tokenizers: each is refused in one line or encodes as before; none crashes, hangs or panics."""
+"""Hundreds of damaged tokenizers: each is refused in one line or encodes as before; none crashes, hangs or panics."""
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ import pytest
 from llm.errors import DamagedError
 from llm.tokenizer import digest, load, load_chat
 from tests.korean import HARD_TEXTS, save_preset, sentences
-from tests.patience import PATIENCE
 
-PRESETS = ("byte_bpe", "char_bpe", "unigram", "bert_wordpiece")
-MUTATIONS = 1000
+PRESETS = ("byte_bpe", "unigram", "bert_wordpiece")
+MUTATIONS = 200
 TEXTS = [*sentences(5, seed=3), *HARD_TEXTS.values()]
 
 
@@ -68,16 +65,8 @@ MUTATE: list[Callable[[bytes, random.Random], bytes]] = [
     flip_byte, drop_bytes, cut_short, double_part, more_space, other_value, other_value, other_value, nested,
 ]  # fmt: skip
 
-# Each process damages its share of the files, and says what became of each. A panic's message goes to stderr.
-WORK = """
-import sys
-from pathlib import Path
-from tests.test_tokenizer_damage import outcomes
-print(*outcomes(Path(sys.argv[1]), int(sys.argv[2]), signed=sys.argv[3] == "signed"), sep="\\n")
-"""
 
-
-def outcomes(folder: Path, count: int, *, signed: bool) -> list[str]:
+def outcomes(folder: Path, *, signed: bool) -> list[str]:
     """What became of each damaged copy of a tokenizer: same, other, or refused."""
     raw, recorded = (folder / "tokenizer.json").read_bytes(), folder / "tokenizer.sha256"
     whole = load(folder)
@@ -85,7 +74,7 @@ def outcomes(folder: Path, count: int, *, signed: bool) -> list[str]:
     if not signed:
         recorded.unlink()
     found = []
-    for number in range(count):
+    for number in range(MUTATIONS):
         draw = random.Random(f"{folder.name} {number}")
         (folder / "tokenizer.json").write_bytes(MUTATE[number % len(MUTATE)](raw, draw))
         try:
@@ -99,18 +88,10 @@ def outcomes(folder: Path, count: int, *, signed: bool) -> list[str]:
     return found
 
 
-def run(folder: Path, *, signed: bool) -> list[str]:
-    words = [sys.executable, "-c", WORK, str(folder), str(MUTATIONS // len(PRESETS)), "signed" if signed else "bare"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split()
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_damaged_tokenizer_is_refused_or_encodes_as_before(name: str, tmp_path: Path) -> None:
     save_preset(name, tmp_path / name, vocab_size=3000)
-    found = run(tmp_path / name, signed=True)
-    assert len(found) == MUTATIONS // len(PRESETS)
+    found = outcomes(tmp_path / name, signed=True)
     assert set(found) == {"refused", "same"}
     assert found.count("same") >= found.count("refused") / 20  # white space alone changes nothing
 
@@ -118,7 +99,7 @@ def test_a_damaged_tokenizer_is_refused_or_encodes_as_before(name: str, tmp_path
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_damaged_tokenizer_without_a_digest_is_refused_or_loads(name: str, tmp_path: Path) -> None:
     save_preset(name, tmp_path / name, vocab_size=3000)
-    found = run(tmp_path / name, signed=False)
+    found = outcomes(tmp_path / name, signed=False)
     assert set(found) == {"refused", "other"} and found.count("refused") > len(found) / 2
 
 

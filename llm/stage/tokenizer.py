@@ -149,7 +149,7 @@ def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:
     if config.allow_lossy or results["lossless_documents"] == 1:
         return
     characters = ", ".join(f"{char!r} {times} times" for char, times in [*results["lost_characters"].items()][:5])
-    line = results["first_failing_line"]
+    line = next(iter(results["failing_lines"]), None)
     where = f"the first line is {line[:80]!r}" if line else "each line alone does, but not the line feeds"
     raise DataError(
         f"tokenizer={config.name} loses text: {100 - 100 * results['lossless_documents']:.3g} % of the held-out "

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ _TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that
 }
 _UNUSED = {"initial_alphabet": Alphabet.none, "limit_alphabet": None}  # what says so, to a trainer that takes none
 
-LOG_SECONDS = 10.0  # between two lines on how much was read
 MAX_GROWTH = 100  # characters for one; Unicode's own forms make 18 at most, U+FDFA in NFKD
 MAX_CONTENT = 1000  # characters that one replacement puts in
 PIECE = 1000  # characters that are normalized at once to see whether they grow: some 100 MB at the worst
@@ -50,16 +48,12 @@ class Sample:
         if self.num_bytes is not None:
             self.total_bytes = sum(len(text.encode()) for text in self.texts())
             share = self.num_bytes / max(self.total_bytes, 1)
-        logged_at = time.monotonic()
         for text in self.texts():
             if share < 1 and self._draw(text) >= share:
                 continue
             self.documents += 1
             self.raw_bytes += len(text.encode())
             yield text
-            if time.monotonic() - logged_at > LOG_SECONDS:
-                logged_at = time.monotonic()
-                log.info("read %.0f MB in %d documents", self.raw_bytes / 1e6, self.documents)
         log.info("learns from %.1f MB in %d documents", self.raw_bytes / 1e6, self.documents)
 
     def _draw(self, text: str) -> float:
