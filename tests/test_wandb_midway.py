@@ -124,14 +124,13 @@ def test_a_training_that_the_stop_button_ended_goes_on_in_the_same_wandb_run(
         command = [sys.executable, "-c", TRAIN.format(path=str(ROOT / "train.py")), *words]
         return subprocess.Popen(command, cwd=tmp_path, env=own, stderr=subprocess.PIPE, text=True)
 
-    process = start()
-    wait_for(lambda: "RunStoppedStatus" in server.asked or process.poll() is not None, 240)
-    [run_id] = server.runs
     server.stop_button = True
+    process = start()
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, said
     assert "the stop button in W&B asks the run to stop: it saves, and ends" in said
     server.stop_button = False
+    [run_id] = server.runs
     [folder] = tmp_path.glob("outputs/pretrain/*")
     assert load(folder).state == "unfinished"
     process = start()

@@ -111,7 +111,7 @@ class WandbServer:
                 return 200, self._graphql(asked, request.get("variables") or {})
             if path.endswith("/file_stream"):
                 self._take_stream(path.split("/")[-2], json.loads(body))
-                return 200, {"exitcode": None, "limits": {}}
+                return 200, {"exitcode": None, "limits": {}, "stopped": self.stop_button}
             self.uploaded[path] = body
         return 200, {}
 
@@ -125,7 +125,6 @@ class WandbServer:
             "CreateRunFiles": self._create_files,
             "Run": self._public_run,
             "Runs": self._public_runs,
-            "RunStoppedStatus": lambda _: {"project": {"run": {"stopped": self.stop_button}}},
             "NotifyScriptableRunAlert": self._alert,
             "OrganizationCoreWeaveOrganizationID": lambda _: {
                 "entity": {"organization": {"coreWeaveOrganizationId": None}}
