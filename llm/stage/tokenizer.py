@@ -134,7 +134,7 @@ def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> 
         *(size, report.tokens_per_eojeol, report.bytes_per_token, 100 * report.exact_round_trip),
     )
     if not report.is_lossless:
-        log.warning("this tokenizer is lossy; the first line that does not come back: %s", report.first_failing_line)
+        log.warning("this tokenizer is lossy; the first line that does not come back: %s", report.failing_lines[:1])
     if config.path is None and size > config.vocab_size:
         log.warning("%d tokens: the text has so many characters. tokenizer.limit_alphabet keeps fewer", size)
     if config.path is None and size >= config.vocab_size and not tokenizer.has_merges(made, config):
