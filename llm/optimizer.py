@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from llm.config.training import Algorithm, DecayShape, OptimizerConfig, Schedule
-from llm.run.console import log
 
 
 def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
@@ -22,10 +21,6 @@ def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple
         head = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
         matrices = [p for p in decayed if p.ndim == 2 and (head is None or p is not head.weight)]
         rest = [p for p in decayed if p not in set(matrices)]
-        log.info(
-            "Muon takes %d matrices (%.2f million parameters), AdamW %d tensors (%.2f million)",
-            *(len(matrices), _millions(matrices), len(rest) + len(others), _millions(rest + others)),
-        )
         muon = _muon(matrices, config, fused=_fused(model))
         optimizer: torch.optim.Optimizer = MuonWithAdamW(muon, _adamw(rest, others, config))
     else:
@@ -122,10 +117,6 @@ class Muon(torch.optim.Muon):
 def _fused(model: nn.Module) -> frozenset[nn.Parameter]:
     """Weights of queries, keys and values side by side."""
     return frozenset(p for name, p in model.named_parameters() if name.endswith(".c_attn.weight"))
-
-
-def _millions(parameters: list[nn.Parameter]) -> float:
-    return sum(parameter.numel() for parameter in parameters) / 1e6
 
 
 def _muon(matrices: list[nn.Parameter], config: OptimizerConfig, *, fused: frozenset[nn.Parameter]) -> Muon:

@@ -25,6 +25,7 @@ from llm.model import (
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
 from llm.trainer.fit import fit
+from tests.test_trainer import model_of as trainer_model_of
 from tests.test_trainer import task, untimed, values, weights
 
 ARCHITECTURES = list(Architecture)
@@ -311,6 +312,17 @@ def test_checkpointed_blocks_run_again_on_packed_rows_and_change_no_bit(architec
 
 
 def test_a_training_with_checkpointed_blocks_is_that_without(tmp_path: Path) -> None:
+    """Samples too, which a model writes from its cache and without dropout."""
+    read = []
     for on in (False, True):
-        fit(task(tmp_path / str(on), max_steps=3, activation_checkpointing=on))
+        one = trainer_model_of(dropout=0.3)
+
+        def sample(model: Any = one) -> list[dict[str, str]]:
+            cached = model(torch.tensor([[2, 3]]), use_cache=True)
+            assert cached.past_key_values.get_seq_length() == 2
+            return [{"prompt": "", "text": str(cached.logits.double().sum().item())}]
+
+        fit(task(tmp_path / str(on), model=one, max_steps=3, activation_checkpointing=on, sample=sample))
+        read.append((tmp_path / str(on) / "samples.jsonl").read_text())
     assert untimed(tmp_path / "True") == untimed(tmp_path / "False")
+    assert read[0] == read[1]

@@ -195,19 +195,6 @@ def talker(words: Tokenizer, architecture: Architecture) -> PreTrainedModel:
 SAMPLINGS = [Sampling(max_new_tokens=24), Sampling(max_new_tokens=24, temperature=1.5, top_p=1.0, seed=3)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-def test_the_streamed_pieces_make_the_generated_text(
-    words: Tokenizer, architecture: Architecture, sampling: Sampling
-) -> None:
-    model = talker(words, architecture)
-    prompt = [0, *words.encode("나는 오늘").ids]
-    text = generate(model, [prompt], words, sampling=sampling, pad_id=1)[0].text
-    pieces = list(stream(model, prompt, words, sampling=sampling, pad_id=1))
-    assert len(text) > 0
-    assert "".join(pieces) == text
-
-
 class Said:
     """A model that continues every prompt with these tokens, and ends."""
 
@@ -232,13 +219,6 @@ def test_the_stream_gives_whole_characters_of_byte_tokens(words: Tokenizer, text
     assert len(pieces) > 1
     assert not any("\ufffd" in piece for piece in pieces)
     assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text == text
-
-
-def test_a_text_cut_inside_a_character_streams_as_it_is_generated(words: Tokenizer) -> None:
-    cut = words.encode("햏 뷁", add_special_tokens=False).ids[:-1]
-    model = Said(*cut)
-    pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
-    assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text
 
 
 def test_half_a_character_counts_where_the_model_ends_and_not_where_it_is_cut(words: Tokenizer) -> None:
@@ -290,15 +270,3 @@ def test_a_prompt_longer_than_the_room_loses_its_beginning(words: Tokenizer, arc
     sampling = Sampling(max_new_tokens=20)
     whole, end = (generate(model, [line], words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
     assert whole == end
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_more_tokens_than_there_are_positions_are_not_asked_for(words: Tokenizer, architecture: Architecture) -> None:
-    model = talker(words, architecture)
-    model.generation_config.eos_token_id = None
-    lengths = []
-    model.register_forward_hook(
-        lambda _module, _args, kwargs, _output: lengths.append(int(kwargs["position_ids"].max()) + 1), with_kwargs=True
-    )
-    generate(model, [[5, 6, 7]], words, sampling=Sampling(max_new_tokens=200), pad_id=1)
-    assert max(lengths) == 63  # and the 64th token is made, but not read

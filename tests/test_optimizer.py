@@ -16,7 +16,6 @@ from llm.optimizer import build as build_optimizer
 from llm.optimizer import extension_step, schedule
 from llm.tokenizer import Special
 from llm.trainer.module import clip_and_step
-from tests.rounding import rounding
 
 
 def model_of(architecture: Architecture) -> torch.nn.Module:
@@ -80,25 +79,6 @@ def test_a_longer_run_has_the_learning_rates_of_a_shorter_one_until_that_decays(
     short, long = ([schedule(step, WSD, max_steps=steps) for step in range(until + 1)] for steps in (10, 40))
     assert short == long
     assert extension_step(OptimizerConfig(), max_steps=10) is None
-
-
-def test_a_step_is_the_step_of_adamw_worked_by_hand() -> None:
-    weight, bias = torch.nn.Parameter(torch.full((1, 1), 2.0)), torch.nn.Parameter(torch.full((1,), 3.0))
-    model = torch.nn.Module()
-    model.weight, model.bias = weight, bias
-    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, beta1=0.5, beta2=0.75)
-    optimizer, _ = build_optimizer(model, config, max_steps=10)
-    gradients = (4.0, -2.0)
-    moments = [0.0, 0.0]
-    expected = [2.0, 3.0]
-    for step, gradient in enumerate(gradients, start=1):
-        weight.grad, bias.grad = torch.full((1, 1), gradient), torch.full((1,), gradient)
-        optimizer.step()
-        moments = [0.5 * moments[0] + 0.5 * gradient, 0.75 * moments[1] + 0.25 * gradient**2]
-        change = 0.5 * (moments[0] / (1 - 0.5**step)) / ((moments[1] / (1 - 0.75**step)) ** 0.5 + 1e-8)
-        expected = [expected[0] * (1 - 0.5 * 0.1) - change, expected[1] - change]
-        # two steps, of about ten operations each
-        assert [weight.item(), bias.item()] == pytest.approx(expected, rel=rounding(2 * 10))
 
 
 # Muon

@@ -1,8 +1,8 @@
 """The held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too, and samples."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,17 @@ def bits_per_byte(nats: float, *, raw_bytes: int, lost_bytes: int) -> float:
     return (nats + lost_bytes * NATS_PER_LOST_BYTE) / math.log(2) / raw_bytes
 
 
+@contextmanager
+def not_training(model: nn.Module) -> Iterator[None]:
+    """Have a model be without its dropout while the block runs."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -55,17 +66,13 @@ def evaluate(
 ) -> Evaluation:
     """The model on every held-out row; `add_up` sums numbers over the ranks that share the rows."""
     mixed = rows if isinstance(rows, MixedRows) else None
-    was_training = model.training
-    model.eval()
     nats = torch.zeros(len(mixed.parts) if mixed else 1, dtype=torch.float64, device="cpu")
-    try:
+    with not_training(model):
         for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
             moved = {k: value.to(device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
             rows_here: Any = micro_batch.rows  # type: ignore[attr-defined]  # torch's type: a list
             part = mixed.part_of(rows_here[0]) if mixed else 0
             nats[part] += next_token_nats(model, moved).double().cpu()
-    finally:
-        model.train(was_training)
     sums = add_up(nats).tolist()
     whole = _evaluation(math.fsum(sums), rows)
     if mixed is None:
@@ -120,7 +127,8 @@ class Validation:
                 raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
             if result.loss < self._best_loss:
                 self._best_loss, self.best_step = result.loss, trainer.global_step
-            samples = self._sample() if trainer.is_global_zero else ()
+            with not_training(model):  # nor without a cache, which blocks that run again have none of
+                samples = self._sample() if trainer.is_global_zero else ()
             self._recorder.write(trainer, result.metrics(), samples=samples)
         numbers = (trainer.global_step, trainer.max_steps, result.loss, result.bits_per_byte)
         log.info("step %d of %d: val/loss %.3f, val/bits_per_byte %.3f", *numbers)
