@@ -12,60 +12,69 @@ from llm.sweep.jobs import Job, jobs_of_grid, write_sweep
 from llm.sweep.pool import Pool
 from llm.sweep.shares import Shares
 
-# Each start of a job adds a line to starts.txt in its run's folder; `times` counts those before it.
+# Each start of a job adds a line to starts.txt in its run's folder; `times` counts those before it. The run of a point
+# (x=..., n=...) is worth n + x, and may write the curve of a training, from where an earlier start of it ended.
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
 do, _, name = sys.argv[1].partition("=")
+point = dict(word.split("=") for word in sys.argv[1:] if word[:2] in ("x=", "n="))
+x, n = float(point.get("x", 0)), int(point.get("n", 0))
+if point:
+    do, name = "point", f"{{point.get('x')}}-{{n}}"
 job = Path(os.environ["TTUKTTAK_JOB"])
 run = Path({outputs!r}) / "pretrain" / name
 run.mkdir(parents=True, exist_ok=True)
 starts = run / "starts.txt"
 times = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
-    file.write(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}} {{os.environ.get('CUDA_VISIBLE_DEVICES')}}\\n")
+    file.write(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}}\\n")
 
-def tell(kind=None, message=""):
+def tell(kind=None, message="", code=None):
     said = dict(kind=kind, message=message, stage="pretrain", run=str(run))
     (job / "result.json").write_text(json.dumps(said))
+    if code:
+        sys.exit(code)
 
-tell()
-
-def keep(**record):
-    said = dict(stage="pretrain", name=name, key="0", status="running", seconds=1.0, **record)
+def keep(status="running", **record):
+    said = dict(stage="pretrain", name=name, key="0", status=status, seconds=1.0, **record)
     (run / "run.json").write_text(json.dumps(said))
 
+tell()
 keep()
 print("says", name, flush=True)
 if do == "hold":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     (run / "holds").touch()
     time.sleep(60)
-elif do == "kill":
+elif do == "kill" or (do == "kill_once" and not times):
     os.kill(os.getpid(), signal.SIGKILL)
-elif do == "kill_once" and not times:
-    os.kill(os.getpid(), signal.SIGKILL)
-elif do == "raise":
-    tell("failed", "RuntimeError: a bug")
-    sys.exit(1)
+elif do == "raise" or os.environ.get("FAIL") == str(n):
+    tell("failed", "RuntimeError: a bug", 1)
 elif do == "memory":
-    tell("out_of_memory", "MemoryError")
-    sys.exit(1)
+    tell("out_of_memory", "MemoryError", 1)
 elif do == "diverge":
-    tell("diverged", "step 3: the loss is not finite")
-    sys.exit(70)
+    tell("diverged", "step 3: the loss is not finite", 70)
 elif do == "data":
-    tell("data", "text.txt:3: this is no text")
-    sys.exit(65)
+    tell("data", "text.txt:3: this is no text", 65)
+elif do == "busy_once" and not times:
+    tell("busy", "another process makes it", 2)
 elif do == "mute":
     sys.exit(0)
 elif do == "meet":  # two other jobs, where one driver has room for two
     while len(list(run.parent.glob("*/starts.txt"))) < 3:
         time.sleep(0.02)
-time.sleep(float(do) if do[0].isdigit() else 0)
-keep(objective=float(len(name)))
-record = json.loads((run / "run.json").read_text())
-(run / "run.json").write_text(json.dumps(record | dict(status="done")))
+elif do == "point" and os.environ.get("CURVE"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    metrics = run / "metrics.jsonl"
+    seen = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    for step in range(seen + 1, 10):
+        time.sleep(0.15)
+        with metrics.open("a") as file:
+            file.write(json.dumps({{"step": step, "val/loss": n + 1 / step}}) + "\\n")
+time.sleep(float(do) if do[0].isdigit() else 0.2 * bool(point))
+results = json.loads(os.environ.get("RESULTS", "{{}}")).get(str(n)) or {{"val/loss": n + x, "tokens": x}}
+keep("done", objective=float(len(name)), results=results)
 """
 
 

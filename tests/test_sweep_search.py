@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -29,39 +28,6 @@ ROOT = Path(__file__).parents[1]
 X = {"x": FloatDistribution(0.0, 1.0)}
 N = {"n": CategoricalDistribution("123")}
 
-# The stand-in's run is worth what its point says, and may write the curve of a training while it lasts.
-WORTH = """
-point = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
-x, n = float(point.get("x", 0)), int(point.get("n", 0))
-name = f"{point.get('x')}-{n}"
-"""
-# Nine steps, from the one after the last that an earlier attempt has written.
-CURVE = """
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-metrics = run / "metrics.jsonl"
-seen = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-for step in range(seen + 1, 10):
-    time.sleep(0.15)
-    with metrics.open("a") as file:
-        file.write(json.dumps({"step": step, "val/loss": n + 1 / step}) + "\\n")
-"""
-FAILURE = """
-if os.environ.get("FAIL") == str(n):
-    tell("failed", "RuntimeError: a bug")
-    sys.exit(1)
-"""
-
-
-def script(outputs: Path) -> str:
-    text = SCRIPT.format(outputs=str(outputs))
-    text = text.replace('do, _, name = sys.argv[1].partition("=")', "").replace("job = Path(", WORTH + "job = Path(", 1)
-    curve = FAILURE + "if os.environ.get('CURVE'):" + CURVE.replace("\n", "\n    ") + "\ntime.sleep(0.2)\n"
-    begin, end = text.index('if do == "hold"'), text.index("time.sleep(float(do)")
-    text = re.sub(r"time\.sleep\(float\(do\).*\n", "", text[:begin] + curve + text[end:])
-    results = 'keep(results=RESULTS.get(str(n)) or {"val/loss": n + x, "tokens": x})'
-    results = f"RESULTS = eval(os.environ.get('RESULTS', '{{}}'))\n{results}"
-    return text.replace("keep(objective=float(len(name)))", results)
-
 
 def config_of(outputs: Path, overrides: list[str]) -> StageConfig:
     point = dict(word.split("=") for word in overrides)
@@ -69,7 +35,7 @@ def config_of(outputs: Path, overrides: list[str]) -> StageConfig:
 
 
 def made_search(outputs: Path, settings: SweeperConfig, *, space=X | N, compose=None, cores=2) -> tuple[Search, Driver]:
-    (outputs / "train.py").write_text(script(outputs), encoding="utf-8")
+    (outputs / "train.py").write_text(SCRIPT.format(outputs=str(outputs)), encoding="utf-8")
     pool.TRAIN = outputs / "train.py"
     compose = compose or (lambda overrides, number: config_of(outputs, overrides))
     made = Search(settings, space=space, fixed=[], compose=compose, folder=outputs / "sweeps" / "search")
@@ -179,7 +145,7 @@ def test_what_failed_is_tried_again_at_a_later_start(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("of_two", "line"),
     [
-        ('{"val/loss": float("nan")}', "hydra.sweeper.objectives=val/loss of {run} is nan. It has val/loss."),
+        ('{"val/loss": NaN}', "hydra.sweeper.objectives=val/loss of {run} is nan. It has val/loss."),
         ('{"tokens": 1}', "hydra.sweeper.objectives=val/loss of {run} is None. It has tokens."),
     ],
 )
@@ -287,7 +253,9 @@ def test_a_search_without_a_finished_trial_says_so(tmp_path):
             "objectives=val/loss_best is not measured as a run goes, which hydra.sweeper.halving goes by. Choose val/",
         ),
         (
-            lambda: check_space({"name": CategoricalDistribution(["hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"])}, [], None),
+            lambda: check_space(
+                LOSS, {"name": CategoricalDistribution(["hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"])}, [], None
+            ),
             "name holds what looks like a credential, and a search writes its choices down as they are",
         ),
     ],

@@ -302,7 +302,7 @@ def run_search(
 
     settings.check()
     launcher.check()
-    config = check_space(space, fixed, compose)
+    config = check_space(settings, space, fixed, compose)
     check_objectives(settings, config)
     if config.dry_run:
         from llm.dry_run.table import show

@@ -91,7 +91,7 @@ class Pool:
         done = []
         for number, each in [*self.running.items()]:
             if time.monotonic() >= each.kill_at:
-                _kill(each.process)
+                each.process.kill()
             code = each.process.exitcode
             if code is None:
                 continue
@@ -108,8 +108,7 @@ class Pool:
         each = self.running.get(job.number)
         if each and each.kill_at == float("inf"):
             each.kill_at = time.monotonic() + self._settings.grace_seconds
-            with suppress(ProcessLookupError):
-                os.kill(_pid(each.process), signal.SIGTERM)
+            each.process.terminate()
 
     def leave(self, signal_name: str) -> None:
         """Have all of them save and end, for the driver is to."""
@@ -120,7 +119,8 @@ class Pool:
     def kill_all(self) -> None:
         """End at once what may not outlive this driver."""
         for each in self.running.values():
-            _kill(each.process)
+            each.process.kill()
+            _kill_group(each.process)
             each.claim.close()
         self.running.clear()
 
@@ -240,18 +240,8 @@ def _say_to(console: str) -> None:
         os.close(descriptor)
 
 
-def _pid(process: BaseProcess) -> int:
-    assert process.pid is not None
-    return process.pid
-
-
-def _kill(process: BaseProcess) -> None:
-    """End it, and what it started in its process group, at once; its ranks die with it."""
-    with suppress(ProcessLookupError):
-        os.kill(_pid(process), signal.SIGKILL)
-    _kill_group(process)
-
-
 def _kill_group(process: BaseProcess) -> None:
+    """End what a job has left in its process group; its ranks die with it."""
+    assert process.pid is not None
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(_pid(process), signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)

@@ -58,19 +58,17 @@ class Search:
         self._has_begun = False
 
     def more(self) -> list[Job]:
-        """The jobs that an earlier start has left, at first; then that of a new point."""
+        """The jobs of trials that nobody is at any more; where there are none, that of a new one."""
         with self._choosing:
             if not self._has_begun:
                 self._has_begun = True
                 self._reopen_failed()
-                if left := self._take_up_left():
-                    return left
-            while self._wants_more():
+            left = self._take_up_left()
+            while not left and self._wants_more():
                 asked = self.study.ask()
                 choose(asked, self._settings, self._space)
-                if job := self._take_up(asked):
-                    return [job]
-            return self._take_up_left()
+                left = self._take_up(asked)
+            return left
 
     def is_over(self) -> bool:
         """Whether all points are tried; those under way may be of other drivers, or of dead ones, and are taken up."""
@@ -163,8 +161,7 @@ class Search:
             again = optuna.Trial(self.study, left._trial_id)
             if len(left.params) < len(self._space):  # its driver was killed as it chose
                 choose(again, self._settings, self._space)
-            if job := self._take_up(again):
-                jobs.append(job)
+            jobs += self._take_up(again)
         return jobs
 
     def _reopen_failed(self) -> None:
@@ -176,7 +173,7 @@ class Search:
             if failed.state is TrialState.FAIL and (self._job_folder(point) / JOB).exists():
                 self.study.add_trial(further_trial(failed))
 
-    def _take_up(self, asked: optuna.Trial) -> Job | None:
+    def _take_up(self, asked: optuna.Trial) -> list[Job]:
         """The job of a trial; none where its values cannot go together, though each can be: it has failed."""
         point, own = point_of(asked), as_overrides(asked.params)
         overrides, label = own + self._fixed, f"trial {point}: {as_label(asked.params)}"
@@ -185,11 +182,11 @@ class Search:
         except UserError as error:
             log.warning("%s: %s", label, error)
             self.study.tell(asked, state=TrialState.FAIL)
-            return None
+            return []
         self._mine[point] = asked
         folder = self._job_folder(point)
         folder.mkdir(parents=True, exist_ok=True)
-        return Job(number=point, overrides=overrides, config=config, label=label, folder=folder, varying=own)
+        return [Job(number=point, overrides=overrides, config=config, label=label, folder=folder, varying=own)]
 
     def _job_folder(self, point: int) -> Path:
         return self._folder / "jobs" / f"{point:04d}"
@@ -277,14 +274,16 @@ def result(run: Run, name: str) -> float:
 # The space
 
 
-def check_space(space: Space, fixed: list[str], compose: Compose) -> StageConfig:
+def check_space(settings: SweeperConfig, space: Space, fixed: list[str], compose: Compose) -> StageConfig:
     """The config at the first value of each key; every other value is tried too, with the first of the rest.
 
     Raises:
-        ConfigError: one cannot be, or nothing is swept.
+        ConfigError: one cannot be, nothing is swept, or a grid has no end.
     """
     if not space:
         raise ConfigError(f"{SWEEPER}.trials is set, but no key is swept. Give one: key=interval(1e-4,1e-2).")
+    if settings.sampler is Sampler.grid:
+        points_of_grid(space)
     for key, distribution in space.items():
         if held := next(filter(None, map(secret_in, map(str, _probes(distribution)))), None):
             raise ConfigError(f"{key} holds {held}, and a search writes its choices down as they are.")
