@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from llm.compare.entries import find_entries
-from llm.compare.show import markdown, print_report, report_of
+from llm.compare.ranking import rank
+from llm.compare.show import markdown, print_ranking
 from llm.errors import one_line_errors
 from llm.run.console import output_console, start_logging
 from llm.run.files import write_text
@@ -17,10 +18,10 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()  # for what is left out
     with one_line_errors():
         entries, sweep = find_entries(arguments.outputs, arguments.runs)
-        report = report_of(
+        ranking = rank(
             entries,
-            sweep,
             title=sweep.name if sweep else " ".join(arguments.runs),
+            sweep=sweep,
             metric=arguments.metric,
             is_highest_best=arguments.highest,
             keys=arguments.key,
@@ -28,14 +29,14 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.html:
             from llm.compare.page import write_page  # imports plotly
 
-            size = write_page(report, Path(arguments.html))
+            size = write_page(ranking, Path(arguments.html))
             print(f"{arguments.html}: {size / 1e6:.1f} MB, complete in itself: open it in a browser")
         if arguments.markdown == "-":
-            print(markdown(report), end="")
+            print(markdown(ranking), end="")
         elif arguments.markdown:
-            write_text(Path(arguments.markdown), markdown(report))
+            write_text(Path(arguments.markdown), markdown(ranking))
         if not (arguments.html or arguments.markdown):
-            print_report(report, output_console())
+            print_ranking(ranking, output_console())
 
 
 def _parser() -> argparse.ArgumentParser:

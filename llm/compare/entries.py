@@ -13,7 +13,7 @@ from llm.run.console import log
 from llm.run.metrics import METRICS, history
 from llm.run.models import read_json
 from llm.run.owner import is_owned
-from llm.run.runs import Run, find_runs, load, metrics_of
+from llm.run.runs import Run, check_files, find_runs, load, metrics_of
 
 SWEEPS = "sweeps"  # under outputs
 LOSSES = ("val/bits_per_byte", "val/loss")  # what is ranked by; lower is better
@@ -129,9 +129,14 @@ def find_entries(outputs: str, names: Sequence[str]) -> tuple[list[Entry], Path 
 
     Raises:
         ConfigError: a name or a folder means nothing, or a sweep has no jobs.
+        DamagedError: a finished run's config is not what it was.
     """
     meant = [_meant(outputs, name) for name in names]
-    return once_each([entry for entries, _ in meant for entry in entries]), meant[0][1] if len(meant) == 1 else None
+    entries = once_each([entry for found, _ in meant for entry in found])
+    for entry in entries:
+        if entry.run and entry.is_done:
+            check_files(entry.run, under="config.yaml")
+    return entries, meant[0][1] if len(meant) == 1 else None
 
 
 def once_each(entries: Sequence[Entry]) -> list[Entry]:

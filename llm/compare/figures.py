@@ -40,9 +40,9 @@ class Figure:
     drawn: go.Figure
 
 
-def figures(ranking: Ranking, effects: Mapping[str, Mapping[str, Estimate]]) -> list[Figure]:
+def figures(ranking: Ranking) -> list[Figure]:
     """Those that there is something to see in."""
-    return [*filter(None, [_curves(ranking)]), *_dot_plots(ranking, effects)]
+    return [*filter(None, [_curves(ranking)]), *_dot_plots(ranking)]
 
 
 def colour(place: int) -> str:
@@ -119,9 +119,9 @@ def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, f
 # A dot for each choice
 
 
-def _dot_plots(ranking: Ranking, effects: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Figure]:
+def _dot_plots(ranking: Ranking) -> Iterator[Figure]:
     """What each setting does, and what parameters and vocabulary buy where they differ."""
-    for key, means in list(effects.items())[:MOST_EFFECTS]:
+    for key, means in list(ranking.effects.items())[:MOST_EFFECTS]:
         values = {place: ranking.settings[key][place] for place in ranking.done}
         yield _dot_plot(ranking, key, f"What does {key} do?", values, means)
     for name, title in SIZES.items():

@@ -1,4 +1,4 @@
-"""A report -> one HTML page with its tables and figures; it asks the network for nothing."""
+"""A ranking -> one HTML page with its tables and figures; it asks the network for nothing."""
 
 import html
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm.compare.figures import LABELS, Figure, colour, figures
 from llm.compare.ranking import Choice, Ranking, shown_key
-from llm.compare.show import Report, Section, sections
+from llm.compare.show import Section, sections
 from llm.run.files import write_text
 from llm.run.record import now
 from llm.run.tables import TextTable
@@ -19,25 +19,25 @@ HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def write_page(report: Report, path: Path) -> int:
+def write_page(ranking: Ranking, path: Path) -> int:
     """Write the page; its size in bytes."""
-    text = page(report)
+    text = page(ranking)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return len(text.encode())
 
 
-def page(report: Report) -> str:
+def page(ranking: Ranking) -> str:
     """The page as text."""
-    drawn = figures(report.ranking, report.effects)
-    body = "\n".join(_body(report, drawn))
+    drawn = figures(ranking)
+    body = "\n".join(_body(ranking, drawn))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(report.title)}: runs compared</title>
+<title>{html.escape(ranking.title)}: runs compared</title>
 <style>{(HERE / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
@@ -64,20 +64,19 @@ def plotly_script() -> str:
     return (folder / "plotly.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
-def _body(report: Report, drawn: Sequence[Figure]) -> Iterator[str]:
+def _body(ranking: Ranking, drawn: Sequence[Figure]) -> Iterator[str]:
     """What is seen, from the top."""
-    ranking = report.ranking
     by = LABELS.get(ranking.metric or "", ranking.metric or "nothing, for none is measured")
     highest = " (the highest is the best)" if ranking.is_highest_best else ""
-    yield f"<header><h1>{html.escape(report.title)}</h1>"
-    yield f"<p>{html.escape(f'{report.counts}. Ranked by {by}{highest}')}. Made {now()}.</p>"
+    yield f"<header><h1>{html.escape(ranking.title)}</h1>"
+    yield f"<p>{html.escape(f'{ranking.counts}. Ranked by {by}{highest}')}. Made {now()}.</p>"
     yield from (f'<p class="note">{html.escape(note)}</p>' for note in ranking.notes)
     yield "</header><main><section><h2>Which is the best?</h2>"
     yield '<p class="screen">A heading sorts; a mark in the first column shows a choice alone in every figure.</p>'
     yield '<p class="screen"><label>Show only rows with <input id="filter" type="search"></label></p>'
     yield f'<div class="wide">{"".join(_ranked(ranking))}</div></section>'
     yield f'<section><h2>Figures</h2><div class="figures">{"".join(map(_figure, drawn))}</div></section>'
-    yield from (_section(section) for section in sections(report, num_samples=8))
+    yield from (_section(section) for section in sections(ranking, num_samples=8))
     yield "<section><h2>How is each made again?</h2>"
     yield "<p>Where the run is there, its command finds it and runs nothing.</p>"
     for place, choice in enumerate(ranking.choices, 1):

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite, sqrt
+from pathlib import Path
 from typing import Any
 
-from llm.compare.entries import LOSSES, Entry
+from llm.compare.entries import LOSSES, Entry, objective_of
 from llm.errors import ConfigError
 from llm.run.tables import ABSENT, TextTable, shown
 
@@ -108,6 +109,19 @@ class Ranking:
     is_highest_best: bool
     settings: dict[str, list[str]]  # what differs: key -> its value in each choice
     notes: list[str]  # what a reader of the ranks must know
+    title: str
+    sweep: Path | None  # that it is of
+    keys: Sequence[str]  # whose effects are shown alone
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for choice in self.choices for entry in choice.entries]
+
+    @property
+    def counts(self) -> str:
+        """What is ranked, by its state."""
+        states = Counter(entry.state for entry in self.entries).most_common()
+        return f"{len(self.choices)} choices: " + ", ".join(f"{count} {state}" for state, count in states)
 
     @cached_property
     def values(self) -> list[Estimate | None]:
@@ -164,18 +178,10 @@ class Ranking:
         """The places of the choices whose metric is a final one."""
         return [n for n, (c, v) in enumerate(zip(self.choices, self.values, strict=True)) if c.best.is_done and v]
 
-    def effects(self, only: Sequence[str] = ()) -> dict[str, dict[str, Estimate]]:
-        """Setting (of `only`, if any is given) -> its values -> the mean over the choices that are done and have it.
-
-        The setting whose means are the furthest apart comes first.
-
-        Raises:
-            ConfigError: a key of `only` does not differ.
-        """
-        if unknown := [key for key in only if key not in self.settings]:
-            listed = f"These do: {', '.join(self.settings)}." if self.settings else "Nothing does."
-            raise ConfigError(f"--key {unknown[0]}: it is alike in all that is compared. {listed}")
-        found = {key: self._means(self.settings[key]) for key in only or self.told_apart_by}
+    @cached_property
+    def effects(self) -> dict[str, dict[str, Estimate]]:
+        """Setting -> its values -> the mean over the choices that are done and have it, the strongest setting first."""
+        found = {key: self._means(self.settings[key]) for key in self.keys or self.told_apart_by}
         spread = {key: max(each.mean for each in of) - min(each.mean for each in of)
                   for key, means in found.items() if len(of := list(means.values())) > 1}  # fmt: skip
         return {key: found[key] for key in sorted(spread, key=lambda key: -spread[key])}
@@ -188,12 +194,25 @@ class Ranking:
         return {value: estimate(by_value[value]) for value in sorted(by_value, key=by_size)}
 
 
-def rank(entries: Sequence[Entry], *, metric: str | None = None, is_highest_best: bool = False) -> Ranking:
-    """The choices among entries by a metric; by default by answers if all have them, else by bits per byte or loss.
+def rank(
+    entries: Sequence[Entry],
+    *,
+    title: str = "",
+    sweep: Path | None = None,
+    metric: str | None = None,
+    is_highest_best: bool = False,
+    keys: Sequence[str] = (),
+) -> Ranking:
+    """The choices among entries by a metric.
+
+    By default that is the first objective of a search; else answers if all have them, else bits per byte or loss.
 
     Raises:
-        ConfigError: no entry has the metric.
+        ConfigError: no entry has the metric, or a key does not differ.
     """
+    if metric is None:
+        metric, is_maximized = objective_of(sweep, entries)
+        is_highest_best = is_highest_best or is_maximized
     grouped = _grouped(entries)
     outcomes = [choice.outcome for choice in grouped]
     if metric and not any(metric in outcome for outcome in outcomes):
@@ -213,7 +232,10 @@ def rank(entries: Sequence[Entry], *, metric: str | None = None, is_highest_best
     settings, decided = _settings([choice.best for choice in choices])
     if any(len(choice.entries) > 1 for choice in choices):
         settings.pop(SEED, None)
-    ranking = Ranking(choices, ranked_by, is_highest_best, settings, notes=[])
+    if unknown := [key for key in keys if key not in settings]:
+        listed = f"These do: {', '.join(settings)}." if settings else "Nothing does."
+        raise ConfigError(f"--key {unknown[0]}: it is alike in all that is compared. {listed}")
+    ranking = Ranking(choices, ranked_by, is_highest_best, settings, [], title, sweep, keys)
     measured = [choice.best for choice in choices if order(choice)[0] < inf and choice.best.run]
     ranking.notes.extend([*_held_out_notes(measured), *_chance_notes(ranking)])
     if decided:

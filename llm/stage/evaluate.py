@@ -8,9 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from llm import tokenizer
 from llm.config.data import DataConfig
 from llm.config.evaluation import EvaluationConfig
@@ -34,6 +31,7 @@ from llm.run.files import TEMPORARY, digest_of, sha256_of, write_json, write_tex
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run, check_files
+from llm.run.tables import TextTable
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
@@ -316,22 +314,20 @@ def _show(made: Run, evaluated: Evaluated) -> None:
     """Its table, whether it was made now or before."""
     if process_rank() == 0:
         check_files(made, under="results.json")
-        console().print(table(made.results, title=evaluated.model.title))
+        console().print(evaluated.model.title, *table(made.results).drawn(console()), sep="\n")
 
 
-def table(numbers: dict[str, float], *, title: str) -> Table:
+def table(numbers: dict[str, float]) -> TextTable:
     """A row for each number, with its interval, what chance gives and how much was asked, where it has these."""
-    made = Table(title=Text(title), highlight=False)
-    for column in ("measure", "value", "95 % interval", "chance", "items"):
-        made.add_column(column, justify="left" if column == "measure" else "right", no_wrap=column == "measure")
+    rows = []
     for name, value in numbers.items():
         if not name.endswith(ASIDE):
             has_interval = f"{name}_low" in numbers
-            between = f"{numbers[f'{name}_low']:.1%} to {numbers[f'{name}_high']:.1%}" if has_interval else ""
-            chance, items = CHANCE.get(name.removeprefix("probe/")), numbers.get(f"{name}_items", "")
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-            made.add_row(Text(name), shown, between, "" if chance is None else f"{chance:.0%}", str(items))
-    return made
+            between = f"{numbers[f'{name}_low']:.4f} to {numbers[f'{name}_high']:.4f}" if has_interval else ""
+            chance, items = CHANCE.get(name.removeprefix("probe/"), ""), numbers.get(f"{name}_items", "")
+            rows.append([name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", between, chance, items])
+    head = ["measure", "value", "95 % interval", "chance", "items"]
+    return TextTable(head, [list(map(str, row)) for row in rows])
 
 
 STAGE = Stage(

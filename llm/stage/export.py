@@ -106,16 +106,8 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
             proof = weights.export_adapter(model.adapter, model.weights, target, reference, special, config)
         if form:
             _write_gguf(target, config, model, form, has_chat=source.stage == "finetune")
-        facts = card.Facts(
-            is_adapter=not config.merge,
-            base_model=config.base_model or source.places.get("base", source.path).resolve().name,
-            architecture=architecture,
-            dtype=config.dtype.value,
-            positions=model.positions,
-            has_gguf=form is not None,
-            proof=proof,
-        )
-        write_text(target / "README.md", card.card(source, facts))
+        text = card.card(source, model, config, architecture=architecture, proof=proof)
+        write_text(target / "README.md", text)
         digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
     furthest, compared = proof["max_logit_difference"], proof["positions_compared"]
     log.info("logits at most %.2g from those of %s at %d positions", furthest, source.path.name, compared)
