@@ -95,10 +95,3 @@ def test_a_launch_of_another_size_is_refused(environment, monkeypatch):
         ConfigError, match=r"this launch has 3 processes, but trainer.devices=2 on trainer.num_nodes=2 takes 4. Make"
     ):
         require_devices(TrainerConfig(devices=2, num_nodes=2, accelerator=Accelerator.cpu))
-
-
-def test_a_launch_without_an_id_of_its_own_is_refused(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"Add --standalone or --rdzv-id to torch.distributed.run"):
-        require_devices(TrainerConfig(devices=2, accelerator=Accelerator.cpu))

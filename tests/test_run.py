@@ -499,6 +499,12 @@ def test_the_other_ranks_end_when_rank_zero_failed(tmp_path):
     assert "rank 0 failed: RuntimeError: no luck" in err
 
 
+def test_a_rank_without_a_launch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match=r"this launch has no id of its own. Unset it, or start with srun, or with"):
+        make(plan(tmp_path), never)
+
+
 def test_a_rank_waits_as_long_as_somebody_is_at_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "IDLE_SECONDS", 0.0)
     looks = iter([None, None, None, "begun"])

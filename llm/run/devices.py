@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.training import Accelerator, Precision, TrainerConfig
-from llm.environment import is_launched, launch_id, launch_size
+from llm.environment import is_launched, launch_size
 from llm.errors import ConfigError
 from llm.run.console import log
 
@@ -91,8 +91,6 @@ def _require_launch(config: TrainerConfig) -> None:
             f"this launch has {size} processes, but trainer.devices={config.devices} on trainer.num_nodes="
             f"{config.num_nodes} takes {config.world_size}. Make them the same."
         )
-    if size is not None and size > 1 and launch_id() is None:
-        raise ConfigError("this launch has no id of its own. Add --standalone or --rdzv-id to torch.distributed.run.")
 
 
 def _require_gpus(config: TrainerConfig) -> None:

@@ -246,7 +246,8 @@ def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
     launch = launch_id()
     if launch is None:
         raise ConfigError(
-            "RANK is set, but not by torch.distributed.run or srun. Unset it, or start with one of these."
+            "RANK is set, but this launch has no id of its own. Unset it, or start with srun, or with "
+            "torch.distributed.run --standalone or --rdzv-id."
         )
 
     def look() -> Run | None:
