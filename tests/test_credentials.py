@@ -21,7 +21,7 @@ from llm.credentials import as_recorded_text, secret_in, without_secrets
 from llm.data import open_corpus
 from llm.errors import ConfigError
 from tests.korean import documents
-from tests.wandb_attempts import environment, sync
+from tests.wandb_attempts import begin_run, environment, sync
 from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[1]

@@ -31,9 +31,8 @@ def describe(config: LoggerConfig, run: Run) -> dict[str, Any]:
 
     It may be a job of a sweep, or a trial of `wandb agent`. Kept in the run's folder, for a sync knows of neither.
     """
-    trial_id, job = agents_run_id(), sweep_job()
-    varying: dict[str, Any] = _trial_parameters() if trial_id else job.varying if job else {}
-    sweep = agents_sweep() if trial_id else job.sweep if job else None
+    trial_id = agents_run_id()
+    sweep, varying = (agents_sweep(), _trial_parameters()) if trial_id else sweep_job()
     tags = [*config.tags, *(tag(key, str(value)) for key, value in varying.items())]
     return {
         "id": trial_id or f"{run.stage}-{run.path.name}",

@@ -30,14 +30,6 @@ class Result:
         return self.kind not in ("done", "stopped", "busy")
 
 
-@dataclass(frozen=True)
-class SweepJob:
-    """What a process knows of the sweep that it is a job of."""
-
-    sweep: str  # the name of the sweep's folder
-    varying: dict[str, str]  # key -> value, of the overrides that tell this job from the others
-
-
 def announce(stage: str, folder: Path) -> None:
     """Tell who started this process which run it is at."""
     if (job := job_folder()) and process_rank() == 0:
@@ -84,10 +76,10 @@ def write_result(job: Path, result: Result) -> None:
     write_json(job / RESULT, asdict(result))
 
 
-def sweep_job() -> SweepJob | None:
-    """The job of a sweep that this process is; None outside of one."""
+def sweep_job() -> tuple[str | None, dict[str, str]]:
+    """(the sweep that this process is a job of, the overrides that tell it from the others); outside of one nothing."""
     if not (folder := job_folder()) or not (folder / JOB).exists():
-        return None
+        return None, {}
     overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
     pairs = (override.lstrip("+").partition("=") for override in overrides)
-    return SweepJob(folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"})
+    return folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"}
