@@ -63,24 +63,14 @@ class LaunchError(UserError):
         self.exit_code, self.kind = exit_code, kind
 
 
-class StorageError(UserError):
-    """The disk has no room for what a run would write."""
+class MachineError(UserError):
+    """The machine has no room for the work, on a disk or a device, or killed a process of it."""
 
-    exit_code = 74
+    exit_code = 74  # as EX_IOERR
 
-
-class ShortOfMemoryError(UserError):
-    """The device has no memory for what a run would compute, however small its parts."""
-
-    exit_code = 74
-    kind = "out_of_memory"
-
-
-class WorkerError(UserError):
-    """A process that works for this one was killed; the same command goes on from what was saved."""
-
-    exit_code = 74  # as EX_IOERR: the machine's fault, not the data's
-    kind = "killed"
+    def __init__(self, message: str, *, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class StoppedError(BaseException):

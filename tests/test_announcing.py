@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm.environment import JOB_FOLDER
-from llm.errors import ConfigError, LaunchError, StoppedError, WorkerError
+from llm.errors import ConfigError, LaunchError, MachineError, StoppedError
 from llm.run.announcing import Result, announce, read_result, reporting
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
@@ -27,7 +27,7 @@ def end_with(error: BaseException) -> None:
     ("error", "kind", "message"),
     [
         (ConfigError("seed=x is no number."), "config", "seed=x is no number."),
-        (WorkerError("a process was killed"), "killed", "a process was killed"),
+        (MachineError("a process was killed", kind="killed"), "killed", "a process was killed"),
         (OwnedError(Path("a")), "busy", "a is being made by another process. Wait for it, or end it first."),
         (StoppedError("stopped by SIGTERM"), "stopped", "stopped by SIGTERM"),
         (LaunchError("rank 1 was killed", exit_code=1, kind="killed"), "killed", "rank 1 was killed"),

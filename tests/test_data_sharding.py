@@ -18,7 +18,7 @@ from llm.data import Corpus, Manifest, available_cores, open_corpus, write_shard
 from llm.data.encoding import CHUNKS_AHEAD, CHUNKS_ALONE, Chunk, Encoder, chunks_of, encode_in_order, pieces
 from llm.data.records import Document
 from llm.data.shards import SPLITS
-from llm.errors import DataError, WorkerError
+from llm.errors import DataError, MachineError
 from llm.run.console import log
 from llm.tokenizer import load
 from tests.korean import HARD_TEXTS, documents, save_preset
@@ -151,10 +151,10 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_call_goes_on(
         if len(writer._partial.shards["train"]) == 2:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    with monkeypatch.context() as patch, pytest.raises(WorkerError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(MachineError) as caught:
         patch.setattr(sharding_module._ShardWriter, "finish_shard", kill_a_worker)
         write(corpus, folders["char_bpe"], tmp_path / "shards", num_workers=4)
-    assert str(caught.value) == (
+    assert caught.value.kind == "killed" and str(caught.value) == (
         "one of the 4 processes that encode text was killed, by a lack of memory or by hand. Start the same command "
         "again: it goes on after the shards that are finished. Where memory is short, set data.num_workers=2."
     )

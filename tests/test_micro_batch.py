@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm.config.training import Precision
-from llm.errors import ConfigError, ShortOfMemoryError, is_out_of_memory
+from llm.errors import ConfigError, MachineError, is_out_of_memory
 from llm.run.console import log
 from llm.stage import run_stage
 from llm.trainer.fit import fit
@@ -149,9 +149,11 @@ def test_memory_that_is_too_little_for_one_row_is_one_line(where: str, tmp_path:
     more: dict[str, Any] = {"sample": sample} if where == "sample" else {}
     short = task(tmp_path, batch_size=ROWS, micro_batch_size=1, **more)
     short_of(short.model, most=0 if where != "sample" else ROWS, where=where)
-    with pytest.raises(ShortOfMemoryError, match=r"out of memory with trainer.micro_batch_size=1. Lower that, or data"):
+    with pytest.raises(
+        MachineError, match=r"out of memory with trainer.micro_batch_size=1. Lower that, or data"
+    ) as caught:
         fit(short)
-    assert ShortOfMemoryError.exit_code == 74
+    assert (caught.value.exit_code, caught.value.kind) == (74, "out_of_memory")
 
 
 @pytest.mark.parametrize(("precision", "most", "size"), [(Precision.fp32, 100, 8), (Precision.bf16, 1, 1)])

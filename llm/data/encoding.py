@@ -22,7 +22,7 @@ import numpy as np
 from llm.data.records import Document
 from llm.data.shards import SPLITS, Array
 from llm.environment import set_variables
-from llm.errors import DataError, WorkerError
+from llm.errors import DataError, MachineError
 from llm.tokenizer import load, lost_bytes, special
 
 CHUNK_CHARACTERS = 2**19  # of text encoded at once: about 75 MB of the library's objects
@@ -138,7 +138,7 @@ def encode_in_order(chunks: Iterator[Chunk], folder: Path, *, num_workers: int) 
 
     Raises:
         DataError: as Encoder.encode.
-        WorkerError: a worker was killed.
+        MachineError: a worker was killed.
     """
     first = list(islice(chunks, CHUNKS_ALONE))
     chunks = chain(first, chunks)
@@ -157,10 +157,11 @@ def encode_in_order(chunks: Iterator[Chunk], folder: Path, *, num_workers: int) 
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise WorkerError(
+        raise MachineError(
             f"one of the {num_workers} processes that encode text was killed, by a lack of memory or by hand. Start "
             "the same command again: it goes on after the shards that are finished. Where memory is short, set "
-            f"data.num_workers={max(1, num_workers // 2)}."
+            f"data.num_workers={max(1, num_workers // 2)}.",
+            kind="killed",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -41,7 +41,7 @@ def write_shards(
 
     Raises:
         DataError: a record cannot be used, or its text would be read as a special token. Nothing is left then.
-        WorkerError: a process that encodes was killed.
+        MachineError: a process that encodes was killed.
     """
     if folder.is_dir():  # the kill came after the last shard, but before the run's record
         notes_of(folder).unlink(missing_ok=True)

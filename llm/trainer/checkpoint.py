@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm.config.training import TrainerConfig
-from llm.errors import DamagedError, StoppedError, StorageError
+from llm.errors import DamagedError, MachineError, StoppedError
 from llm.run.console import log
 from llm.run.earlier import forget_earlier
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json
@@ -179,7 +179,7 @@ def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *,
     """Refuse to start what could not be saved; so many checkpoints are `kept` beside the newest and the best.
 
     Raises:
-        StorageError: the disk has less free than the checkpoints still to come and the finished model take.
+        MachineError: the disk has less free than the checkpoints still to come and the finished model take.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     number = config.keep_checkpoints + config.keep_best + kept + 1  # the new one is written before an old one goes
@@ -187,7 +187,7 @@ def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *,
     needed = (to_come * STATES + 1) * trained
     free = shutil.disk_usage(checkpoints.parent).free
     if free < needed:
-        raise StorageError(
+        raise MachineError(
             f"{checkpoints.parent}: {free / 1e9:.2f} GB are free on the disk, but {to_come} checkpoints of "
             f"{STATES * trained / 1e9:.2f} GB and the model take {needed / 1e9:.2f} GB. Free some, lower "
             "trainer.keep_checkpoints, or set outputs to a folder on another disk."

@@ -78,8 +78,7 @@ def fit(task: Fit) -> None:
     Raises:
         StoppedError: a signal came; the state is saved. Or one of several devices ran out of memory.
         DivergedError: the gradients, or the validation's loss, are not finite.
-        StorageError: the disk has no room for the checkpoints.
-        ShortOfMemoryError: a device has no room for a single row.
+        MachineError: the disk has no room for the checkpoints, or a device for a single row.
         ConfigError: torch.compile fails at the model.
     """
     stop: list[str] = []

@@ -19,7 +19,7 @@ from llm.config.training import Accelerator, TrainerConfig
 from llm.data import EvaluationBatches, MicroBatch, MixedRows, Rows, TrainingBatches
 from llm.data.rows import Batch
 from llm.environment import ask_for_another_launch, is_on_slurm, process_rank
-from llm.errors import ShortOfMemoryError, StoppedError, is_out_of_memory
+from llm.errors import MachineError, StoppedError, is_out_of_memory
 from llm.model import document_bounds
 from llm.run.console import log
 from llm.run.files import write_json
@@ -93,7 +93,7 @@ class RunRows:
 
         Raises:
             StoppedError: several processes have to begin anew; launch_ranks does that by itself.
-            ShortOfMemoryError: memory ran out where nothing can be done again.
+            MachineError: memory ran out where nothing can be done again.
         """
         size = self.training.micro_batch_size
         if (self._kept_size() or size) < size:
@@ -103,10 +103,11 @@ class RunRows:
                 "checkpoint. Start the same command again."
             ) from error
         if is_out_of_memory(error):
-            raise ShortOfMemoryError(
+            raise MachineError(
                 f"the device ran out of memory with trainer.micro_batch_size={size}. Lower that, or "
                 "data.sequence_length; choose a smaller model; or share it out over more devices with "
-                "trainer.strategy=fsdp."
+                "trainer.strategy=fsdp.",
+                kind="out_of_memory",
             ) from error
 
     def _take_fewer(self, error: Exception) -> None:
