@@ -24,6 +24,7 @@ HELD_OUT = (  # beginnings of the keys that say which text is held out
     "data.held_out_share", "data.bad_records", "data.parts.",
 )  # fmt: skip
 HOW_MUCH = (".weight", ".max_bytes", ".max_tokens")  # ends of those of data.parts that say which is trained on
+MOST_LISTED = 8  # settings in a note
 NORMAL = 1.959964
 STUDENT = (  # what |t| stays under with 95 % probability, at 1, 2, 3, ... degrees of freedom
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
@@ -239,7 +240,7 @@ def rank(
     measured = [choice.best for choice in choices if order(choice)[0] < inf and choice.best.run]
     ranking.notes.extend([*_held_out_notes(measured), *_chance_notes(ranking)])
     if decided:
-        ranking.notes.append(f"Not shown, since the settings that are shown decide them: {', '.join(decided)}.")
+        ranking.notes.append(f"Not shown, since the settings that are shown decide them: {_listed(decided)}.")
     return ranking
 
 
@@ -355,13 +356,18 @@ def shown_key(key: str) -> str:
 # What a reader must know
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
+
 def _held_out_notes(entries: Sequence[Entry]) -> Iterator[str]:
     """That these were not measured on the same text, if they were not."""
     differing = ["stage"] if len({entry.stage for entry in entries}) > 1 else []
     keys = varying([entry.config for entry in entries])
     differing += [key for key in keys if key.startswith(HELD_OUT) and not key.endswith(HOW_MUCH)]
     if differing:
-        yield f"They were not measured on the same held-out text ({', '.join(differing)} differ): ranks mean little."
+        yield f"They were not measured on the same held-out text ({_listed(differing)} differ): ranks mean little."
 
 
 def _chance_notes(ranking: Ranking) -> Iterator[str]:

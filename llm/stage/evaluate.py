@@ -175,11 +175,11 @@ def _text(sources: Sources, evaluated: Evaluated, scorer: "Scorer") -> dict[str,
     rows = rows_of(sources, "held_out", sequence_length=evaluated.sequence_length)
     found = _loss(rows, rows.sequence_length, scorer)
     parts = found.parts if isinstance(rows, MixedRows) else {}
-    numbers: dict[str, Any] = {"val/raw_bytes": rows.raw_bytes, "val/lost_bytes": rows.lost_bytes}
+    numbers: dict[str, Any] = {}
     for end, part in {"": found, **{f"/{name}": part for name, part in parts.items()}}.items():
         numbers |= {f"val/loss{end}": part.loss, f"val/bits_per_byte{end}": part.bits_per_byte}
         log.info("held-out text%s: %.4f nats per token, %.4f bits per byte", end, part.loss, part.bits_per_byte)
-    return numbers
+    return numbers | {"val/raw_bytes": rows.raw_bytes, "val/lost_bytes": rows.lost_bytes}
 
 
 def _answers(chats: DataConfig, conversations: list[Conversation], folder: Path, scorer: "Scorer") -> dict[str, Any]:
