@@ -6,7 +6,7 @@ Each way of doing it has its turn in each round, so that what else the machine d
 cannot falsify is CPU time: by it the speed-up on cores that nothing else uses is at most
 (CPU time of one process) / (CPU time of all processes / cores).
 
---stage measures the whole of stage=shards, the digest of the text included, by one process and by several:
+--stage measures the whole of stage=documents and stage=shards, by one process and by several:
 python -m benchmarks.sharding --stage --megabytes 1000 --rounds 1
 """
 
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from benchmarks.korean_text import write_jsonl
 from llm.config.compose import as_recorded, composed
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import TokenizerConfig
+from llm.data.corpus import open_corpus
+from llm.data.documents import Documents, write_documents
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.05
@@ -52,6 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_jsonl(folder / "text.jsonl", megabytes=arguments.megabytes)
+        write_documents(open_corpus(_data(folder)), folder / "documents")
         _train_tokenizer(folder, arguments.tokenizer)
         measure = _measure_stage if arguments.stage else _measure
         rounds = [{way: _in_a_process(measure, folder, way) for way in ways} for _ in range(arguments.rounds)]
@@ -72,7 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=50, help="of jsonl")
     parser.add_argument("--workers", type=int, default=2, help="processes that encode, against one")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured, in turns")
-    parser.add_argument("--stage", action="store_true", help="the whole of stage=shards")
+    parser.add_argument("--stage", action="store_true", help="the whole of stage=documents and stage=shards")
     parser.add_argument("--tokenizer", default="char_bpe", help="of conf/tokenizer/")
     return parser.parse_args()
 
@@ -92,18 +96,12 @@ def _train_tokenizer(folder: Path, name: str) -> None:
     from llm.tokenizer import save, train
 
     config = _tokenizer_config(name)
-    texts = (document.text for document, _ in zip(_corpus(folder).records(held_out=False), range(3000), strict=False))
+    texts = islice(Documents(folder / "documents").texts("train"), 3000)
     save(train(config, texts), config.roles, folder / "tokenizer")
 
 
 def _tokenizer_config(name: str) -> TokenizerConfig:
     return as_recorded(TokenizerConfig, composed([f"tokenizer={name}"])["tokenizer"], place=name)
-
-
-def _corpus(folder: Path) -> Any:
-    from llm.data import open_corpus
-
-    return open_corpus(_data(folder))
 
 
 def _data(folder: Path, *, num_workers: int | None = None) -> DataConfig:
@@ -128,12 +126,12 @@ def _measure_encoding(pipe: Connection, folder: Path, way: Way) -> None:
 
 
 def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
-    """As _measure, of all that stage=shards does with a tokenizer that is there."""
+    """As _measure, of all that stage=documents and stage=shards do with a tokenizer that is there."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llm import tokenizer
     from llm.config.stages import ShardsStage
     from llm.run.making import Outcome, Plan, make
-    from llm.stage import shards
+    from llm.stage import documents, run_step, shards
 
     with tempfile.TemporaryDirectory(dir=folder) as outputs:
         config = ShardsStage(
@@ -149,23 +147,27 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
 
         made = make(Plan(config=replace(config, stage="tokenizer"), default_name="made", format_version=0), take)
         wall, cpu = time.perf_counter(), _cpu_seconds()
-        work = shards.plan(config, {"tokenizer": made})
+        (step,) = documents.steps(config.data, outputs=outputs).values()
+        work = shards.plan(config, {"tokenizer": made, "documents": run_step(step)})
         make(work.plan, work.do)
         pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu})
 
 
 def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = False) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
-    from llm.data import encoding, write_shards
+    from llm.data import sharding
     from llm.tokenizer import load
 
     spent = [0.0]
     if count_encoding:
-        encoding.load = lambda path: _Timed(load(path), spent)
+        sharding.load = lambda path: _Timed(load(path), spent)
     with tempfile.TemporaryDirectory(dir=folder) as target:
         wall, cpu = time.perf_counter(), _cpu_seconds()
-        write_shards(
-            _corpus(folder), folder / "tokenizer", Path(target) / "shards", made_from="", num_workers=way.num_workers
+        sharding.write_shards(
+            Documents(folder / "documents"),
+            folder / "tokenizer",
+            Path(target) / "shards",
+            num_workers=way.num_workers,
         )
         pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu, "encoding": spent[0]})
 

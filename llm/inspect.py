@@ -20,14 +20,14 @@ from llm.config.compose import data_config
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.config.overrides import as_value, readable
-from llm.data.cleaning import Cleaner, as_json, as_table
+from llm.data.clean import Cleaner, as_table
 from llm.data.corpus import open_corpus
 from llm.data.files import open_files
-from llm.data.leaks import LEAKED, N, Overlap, measure_overlap
+from llm.data.overlap import overlap_of_texts
 from llm.data.places import explain_absent, find
 from llm.data.records import Conversation, Document, Rejected
 from llm.data.sample import SAMPLED_RECORDS, presets, survey
-from llm.data.split import is_held_out, share_that_parts
+from llm.data.split import is_below, place_of, share_that_parts
 from llm.data.suggest import examples, question_and_answer
 from llm.errors import ConfigError, DataError, one_line_errors
 
@@ -157,8 +157,7 @@ def _cleaned(usable: Sequence[Document | Conversation], level: CleaningLevel) ->
     cleaner = Cleaner(CleaningConfig(level=level))
     for record in usable:
         cleaner.clean(record)
-    cleaner.check()
-    return as_json(cleaner)
+    return cleaner.report()
 
 
 def config_of(name: str, settings: Sequence[str], path: str) -> DataConfig:
@@ -174,14 +173,14 @@ def config_of(name: str, settings: Sequence[str], path: str) -> DataConfig:
 
 def _share(usable: list[Document | Conversation], config: DataConfig) -> list[str]:
     """The override of a few records of which none would be held out."""
-    texts = [record.text for record in usable]
-    if any(is_held_out(text, config.held_out_share) for text in texts):
+    places = [place_of(record.text) for record in usable]
+    if not places or is_below(min(places), config.held_out_share):
         return []
-    share = share_that_parts(texts)
+    share = share_that_parts(min(places), max(places))
     return [f"data.held_out_share={share}"] if share else []
 
 
-def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> dict[str, Overlap]:
+def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> dict[str, dict[str, Any]]:
     """How much of the held-out texts, and of those at `evaluation`, stands in the training text; all of it is read.
 
     Raises:
@@ -196,20 +195,27 @@ def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> d
             raise ConfigError(f"--evaluation {evaluation}: no preset fits it. Give txt, or jsonl with text.")
         read = open_files(config_of(best.preset, best.settings, evaluation)).records()
         measured[evaluation] = (record for record in read if not isinstance(record, Rejected))
-    return measure_overlap(corpus.records(held_out=False), measured)
+    found = {}
+    for name, records in measured.items():
+        training = (_said(record) for record in corpus.records(held_out=False))
+        overlap, worst = overlap_of_texts(training, [(record.origin, _said(record)) for record in records])
+        found[name] = asdict(overlap) | {"said": str(overlap), "worst": worst}
+    return found
 
 
-def show_leaks(found: dict[str, Overlap]) -> str:
+def _said(record: Document | Conversation) -> str:
+    """The whole of a record's text: an answer leaks as a question does."""
+    if isinstance(record, Document):
+        return record.text
+    return "\n".join(message["content"] for message in record.messages)
+
+
+def show_leaks(found: dict[str, dict[str, Any]]) -> str:
     """The overlaps in lines for a person."""
     lines = []
     for name, overlap in found.items():
-        share = 100 * overlap.overlapping_ngrams / max(1, overlap.ngrams)
-        lines.append(
-            f"{name}: {overlap.overlapping_ngrams} of {overlap.ngrams} {N}-grams ({share:.2f} %) stand in the training "
-            f"text; {overlap.touched_documents} of {overlap.documents} documents have one, {overlap.leaked_documents} "
-            f"have {100 * LEAKED:.0f} % of theirs"
-        )
-        lines += [f"  {100 * w['share']:.0f} % {w['origin']}: {_one_line(w['text'])}" for w in overlap.worst]
+        lines.append(f"{name}: {overlap['said']}")
+        lines += [f"  {100 * w['share']:.0f} % {w['origin']}: {_one_line(w['text'])}" for w in overlap["worst"]]
     return "\n".join(lines)
 
 
@@ -296,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if found.usable and (options.leaks or options.evaluation):
             config = config_of(str(found.preset), found.settings, options.path)
             overlaps = leaks(config, level, options.evaluation)
-            report["leaks"] = {name: asdict(overlap) for name, overlap in overlaps.items()}
+            report["leaks"] = overlaps
             lines = "\n".join([lines, show_leaks(overlaps)])
         print(json.dumps(report, ensure_ascii=False, indent=2) if options.json else lines)
         if not found.usable:

@@ -190,7 +190,7 @@ def _show_reports(arguments: argparse.Namespace) -> None:
     console = output_console()
     console.print(table_of_reports(measured))
     identities = [each.run.record["identity"] for each in named]
-    if len({json.dumps([identity["parents"], identity["settings"]["data"]]) for identity in identities}) > 1:
+    if len({json.dumps([identity["parents"], identity["settings"].get("data")]) for identity in identities}) > 1:
         console.print("They were not measured on the same held-out text. Give one text to all with --on.")
     if arguments.json:
         write_json(Path(arguments.json), measured)

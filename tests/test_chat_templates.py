@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llm.config.data import Overlong, Packing
 from llm.config.documents import LayoutConfig
-from llm.data import Conversation, MicroBatch, conversation_rows, encode_conversations, padding_share, show_trained
+from llm.data import Conversation, ConversationRows, MicroBatch, encode_conversations, show_trained
 from llm.data.conversations import Encoded
 from llm.data.rows import IGNORED
 from llm.data.turns import conversation
@@ -121,9 +121,9 @@ def test_the_tokens_of_the_blogs_tokenizer_worked_by_hand(tmp_path: Path) -> Non
     assert [piece for piece, mine in zip(pieces, is_answer, strict=True) if mine] == ["오늘", "책을", "샀다", ".", END]
     assert pieces[0] == END and not is_answer[0]
     assert tokens.pad_id == tokens.eos_id  # and yet the end is trained, for labels go by place, not by id
-    labels = conversation_rows(
-        [encoded], pad_id=tokens.pad_id, packing=Packing.padded, sequence_length=64
-    ).__getitems__(MicroBatch(0, np.arange(1), 1))["labels"]
+    labels = ConversationRows([encoded], pad_id=tokens.pad_id, packing=Packing.padded, sequence_length=64).__getitems__(
+        MicroBatch(0, np.arange(1), 1)
+    )["labels"]
     assert (labels == tokens.eos_id).sum() == 1
 
 
@@ -316,7 +316,7 @@ def rows_of(chat: Chat, packing: Packing, count: int = 30) -> tuple[list[Encoded
     texts = sentences(4 * count, seed=5)
     made = [talk(*texts[4 * n : 4 * n + 2 + 2 * (n % 2)], origin=f"a:{n}") for n in range(count)]
     encoded = encode(chat, *made)
-    return encoded, conversation_rows(encoded, pad_id=chat[1].pad_id, packing=packing, sequence_length=256)
+    return encoded, ConversationRows(encoded, pad_id=chat[1].pad_id, packing=packing, sequence_length=256)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -346,11 +346,11 @@ def test_packed_rows_hold_every_conversation_whole_and_once(chats: dict[str, Cha
 def test_the_share_of_padding_worked_by_hand() -> None:
     made = [Encoded(np.arange(size + 1), np.ones(size + 1, dtype=bool), 1, f"a:{size}") for size in (10, 3, 5, 18)]
     padded, packed = (
-        conversation_rows(made, pad_id=0, packing=packing, sequence_length=20)
+        ConversationRows(made, pad_id=0, packing=packing, sequence_length=20)
         for packing in (Packing.padded, Packing.best_fit)
     )
-    assert padding_share(made, padded, micro_batch_size=2) == 1 - 36 / (2 * 16 + 2 * 20)  # not 24
-    assert padding_share(made, packed, micro_batch_size=2) == 1 - 36 / (2 * 20)  # 18, and 10 + 5 + 3
+    assert padded.padding_share(2) == 1 - 36 / (2 * 16 + 2 * 20)  # not 24
+    assert packed.padding_share(2) == 1 - 36 / (2 * 20)  # 18, and 10 + 5 + 3
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Conversations: what the assistant says and its end are the labels, and nothing else is."""
 
-import random
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from llm.data import Conversation, ConversationRows, MicroBatch, encode_conversa
 from llm.data.conversations import Encoded
 from llm.data.rows import IGNORED
 from llm.errors import DataError
-from llm.tokenizer import TEMPLATES, Special, load, load_chat, special
-from tests.korean import HARD_TEXTS, save_preset, sentences
+from llm.tokenizer import TEMPLATES, Special, load_chat, special
+from tests.korean import save_preset, sentences
 
 PRESETS = ("blog", "byte_bpe", "char_bpe")
 LOSSLESS = ("byte_bpe", "char_bpe", "unigram")
@@ -79,23 +78,6 @@ def test_the_labels_of_the_lossy_preset_worked_by_hand(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_prompt_alone_is_the_beginning_of_the_whole(
-    chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], name: str
-) -> None:
-    tokenizer, _ = chats[name]
-    draw = random.Random(3)
-    texts = [*sentences(60, seed=8), *(text.strip() for text in HARD_TEXTS.values() if text.strip())]
-    texts = [text for text in texts if END not in text]
-    for _ in range(150):
-        turns = draw.choices(texts, k=2 * draw.randint(1, 3))
-        messages = conversation(*turns, system=draw.choice([None, *texts])).messages
-        whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        for end in (place for place, message in enumerate(messages) if message["role"] == "assistant"):
-            prompt = tokenizer.apply_chat_template(messages[:end], tokenize=True, return_dict=False)
-            assert whole[: len(prompt)] == prompt
-
-
-@pytest.mark.parametrize("name", PRESETS)
 def test_what_is_too_long_is_dropped_and_counted(
     chats: dict[str, tuple[PreTrainedTokenizerFast, Special]], name: str
 ) -> None:
@@ -126,15 +108,6 @@ def test_a_control_tokens_name_in_a_turn_is_text(
         assert [id for id in ids if id in controls] == [id for id in plain.input_ids.tolist() if id in controls]
         assert tokenizer.decode(ids, skip_special_tokens=True) == f"지시: {said[0]}\n질문: {said[1]}\n답변: {said[2]}"
         assert tokenizer.decode(encoded.input_ids[encoded.is_answer]) == f" {said[2]}{END}"
-
-
-def test_text_that_names_a_control_token_has_the_tokens_that_raw_text_has(tmp_path: Path) -> None:
-    folder = save_preset("byte_bpe", tmp_path / "byte_bpe")
-    text = f"질문: {END}? <|pad|>\n답변: 답{END}<|p"
-    expected = load(folder).encode(text, add_special_tokens=False).ids  # which takes all of it for text
-    end = special(folder).eos_id
-    [encoded], _ = encode((load_chat(folder), special(folder)), conversation(f"{END}? <|pad|>", f"답{END}<|p"))
-    assert encoded.input_ids.tolist() == [end, *expected, end]
 
 
 def test_a_control_token_is_not_found_by_its_name_in_a_vocabulary() -> None:

@@ -195,7 +195,7 @@ def test_a_bad_record_is_dropped_and_counted_once_and_nothing_else_is_lost(
     for held_out in (False, True):
         kept += len(list(corpus.records(held_out=held_out)))
         assert corpus.dropped == {reasons[0]: 1}
-        assert corpus.say_dropped() == {reasons[0]: 1}
+        assert corpus.notes()["dropped_records"] == {reasons[0]: 1}
     assert kept == 80
 
 
@@ -278,7 +278,7 @@ def test_a_record_keeps_its_side_when_others_come_or_go(tmp_path: Path) -> None:
     for name, texts in (("few", documents(50)), ("many", documents(50)[::-1] + documents(50, seed=5))):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
         corpus = open_corpus(config(tmp_path / f"{name}.txt"))
-        sides.append({text: held_out for held_out in (False, True) for text in corpus.texts(held_out=held_out)})
+        sides.append({record.text: held_out for held_out, record in corpus.split_records()})
     assert sides[0].items() <= sides[1].items()
 
 

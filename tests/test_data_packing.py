@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm.config.data import Packing
-from llm.data.packing import best_fit, cut
+from llm.data.packing import best_fit
 from tests.test_data_rows import BOS, EOS, IGNORED, all_rows, random_shards, write_rows
 
 Row = tuple[list[int], list[int], list[int]]
@@ -123,18 +123,6 @@ def test_every_token_but_bos_is_a_label_exactly_once_per_epoch(tmp_path: Path, s
     assert rows.padding_share == pytest.approx(1 - len(labels) / (len(rows) * length), abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_best_fit_cuts_no_document_that_fits_a_row(tmp_path: Path, seed: int) -> None:
-    shards, length = random_shards(seed)
-    rows = all_rows(write_rows(tmp_path, shards, sequence_length=length, packing=Packing.best_fit))
-    begun = sum(
-        labels[place] != IGNORED and position == 0
-        for _, labels, positions in rows
-        for place, position in enumerate(positions)
-    )
-    assert begun == sum(-(-(len(document) + 1) // length) for shard in shards for document in shard)
-
-
 @pytest.mark.parametrize(("capacity", "pieces", "most"), [(1024, 20_000, 1.002), (64, 5000, 1.01)])
 def test_best_fit_needs_hardly_more_rows_than_there_are_tokens_for(capacity: int, pieces: int, most: float) -> None:
     sizes = np.random.default_rng(0).lognormal(4, 1.3, pieces).astype(np.int64).clip(1, capacity)
@@ -145,9 +133,3 @@ def test_best_fit_needs_hardly_more_rows_than_there_are_tokens_for(capacity: int
     assert taken.max() == 1  # nothing lies on another
     assert taken.sum() == sizes.sum()
     assert len(taken) < most * sizes.sum() / capacity + 1
-
-
-def test_pieces_are_as_long_as_a_row_but_for_the_last() -> None:
-    begins, sizes = cut(np.array([2, 5, 9, 6]), 4)
-    assert begins.tolist() == [0, 2, 7, 11, 16, 20]
-    assert sizes.tolist() == [1, 4, 4, 4, 4, 1]

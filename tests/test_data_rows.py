@@ -105,15 +105,6 @@ def test_rows_worked_by_hand(tmp_path: Path) -> None:
     assert rows.num_labels.tolist() == [3, 3]
 
 
-def test_the_last_row_is_padded(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path, [[[5, 6, 7, 8]]], sequence_length=4)  # 0 5 6 7 | 8 0
-    assert all_rows(rows) == [
-        ([0, 5, 6, 7], [5, 6, 7, 8], [0, 1, 2, 3]),
-        ([8, 0, EOS, EOS], [0, IGNORED, IGNORED, IGNORED], [0, 1, 2, 3]),
-    ]
-    assert rows.num_labels.tolist() == [4, 1]
-
-
 @pytest.mark.parametrize("seed", range(60))
 def test_rows_equal_a_slow_loop(tmp_path: Path, seed: int) -> None:
     shards, length = random_shards(seed)
@@ -130,18 +121,6 @@ def test_every_token_but_bos_is_a_label_exactly_once(tmp_path: Path, seed: int) 
     rows = write_rows(tmp_path, shards, sequence_length=length)
     labels = [label for _, row, _ in all_rows(rows) for label in row if label != IGNORED]
     assert labels == [token for shard in shards for document in shard for token in [*document, EOS]]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_positions_start_again_with_each_document_and_row(tmp_path: Path, seed: int) -> None:
-    shards, length = random_shards(seed)
-    shards = [[[1] * len(document) for document in shard] for shard in shards]  # so that 0 is bos, or eos before it
-    for input_ids, labels, position_ids in all_rows(write_rows(tmp_path, shards, sequence_length=length)):
-        for at in range(1, length):
-            begins = labels[at - 1] == IGNORED and labels[at] != IGNORED
-            assert position_ids[at] == (0 if begins else position_ids[at - 1] + 1)
-            assert not begins or input_ids[at] == BOS
-        assert position_ids[0] == 0
 
 
 def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -195,15 +174,6 @@ def test_the_order_equals_plain_integer_arithmetic(size: int, seed: int) -> None
     assert permuted(indices, size, seed=seed, epochs=epochs).tolist() == expected
 
 
-def test_seeds_and_epochs_have_orders_of_their_own() -> None:
-    orders = {
-        tuple(permuted(np.arange(100), 100, seed=seed, epochs=np.full(100, epoch)).tolist())
-        for seed in range(5)
-        for epoch in range(5)
-    }
-    assert len(orders) == 25
-
-
 @pytest.mark.parametrize("size", [3, 10, 100])
 def test_an_epoch_may_send_a_row_anywhere(size: int) -> None:
     """20 rows over 20,000 epochs each: the sum of their chi-squares is within 4 standard deviations of its mean."""
@@ -242,15 +212,6 @@ def test_epochs_follow_one_another_without_a_gap() -> None:
         assert sorted(rows[37 * epoch : 37 * (epoch + 1)]) == list(range(37))
 
 
-def test_micro_batches_only_cut_a_step() -> None:
-    for micro_batch_size in (1, 2, 4, 8):
-        made = plain(batches(micro_batch_size=micro_batch_size))
-        assert all(len(rows) == micro_batch_size for _, rows, _ in made)
-        for step in range(13):
-            rows = [row for at, some, _ in made if at == step for row in some]
-            assert rows == batches().rows_of(step).tolist()
-
-
 def test_num_labels_is_that_of_the_whole_step() -> None:
     for world_size in (1, 2, 4):
         for rank in range(world_size):
@@ -281,10 +242,6 @@ def test_the_order_does_not_depend_on_how_many_steps_are_computed_at_once(monkey
     for steps in (1, 5, 13, 64):
         monkeypatch.setattr(order_module, "STEPS_AT_ONCE", steps)
         assert [(step, rows) for step, rows, _ in plain(batches(micro_batch_size=8))] == expected
-
-
-def test_a_longer_run_begins_like_a_shorter_one() -> None:
-    assert plain(batches(num_steps=20))[: 13 * 4] == plain(batches())
 
 
 def as_it_is(batch: Any) -> Any:
@@ -336,9 +293,3 @@ def test_evaluation_takes_every_row_once(num_rows: int, batch_size: int, world_s
     for _, rows, total in (batch for share in made for batch in share):
         assert 1 <= len(rows) <= batch_size
         assert total == num_labels[rows].sum()
-
-
-def test_an_evaluation_on_one_rank_is_in_order() -> None:
-    assert [row for _, rows, _ in plain([EvaluationBatches(NUM_LABELS, batch_size=5)]) for row in rows] == list(
-        range(37)
-    )

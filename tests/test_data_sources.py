@@ -179,7 +179,7 @@ def test_files_that_are_not_read_are_counted_by_why(tmp_path: Path, caplog: pyte
         "files that an operating system left": 1,
         "files that data.layout.skip names": 1,
     }
-    assert corpus.say_dropped() == expected
+    assert corpus.notes()["dropped_records"] == expected
     assert "left out 2 files of another suffix (.hwp)" in caplog.text
 
 

@@ -92,7 +92,8 @@ def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
     for stage in ("tokenizer", "shards"):
         survey(config(stage, text, tmp_path / "outputs", "dry_run=true"))
     job = survey(pretrain(text, tmp_path / "outputs", "data.sequence_length=33", "data.batch_tokens=165"))
-    assert job.made == ["tokenizer", "shards", "pretrain"] and not job.reused and job.takes.tokens == 10 * 165
+    assert job.made == ["documents", "tokenizer", "shards", "pretrain"] and not job.reused
+    assert job.takes.tokens == 10 * 165 and job.disk["documents"] > 0
     assert any(re.fullmatch(r"Tokens are estimated: 0\.0 MB .*all of it read.*a guess from .*", n) for n in job.notes)
     assert not (tmp_path / "outputs").exists()
 
@@ -109,7 +110,8 @@ def test_the_text_of_a_mixture_is_that_of_its_parts_up_to_their_caps(
     typed = re.sub(r'"(\w+)":', r"\1:", json.dumps(parts))  # Hydra takes no quotes around a key
     mixture = [f"data.parts={typed}", "data.path=null", *(MODEL if stage == "pretrain" else [])]
     job = survey(config(stage, text, tmp_path, "dry_run=true", "data.source=mixture", *mixture))
-    whole = sum(len(t.encode()) for t in open_corpus(config("shards", text, tmp_path).data).texts(held_out=False))
+    records = open_corpus(config("shards", text, tmp_path).data).records(held_out=False)
+    whole = sum(len(record.text.encode()) for record in records)
     per_token = max(2.0, 4.5 + math.log2(600 / 4096))
     part = min(whole, caps.get("max_bytes", whole), caps.get("max_tokens", whole) * per_token)
     tokens = job.takes.tokens if stage == "shards" else (job.takes.tokens or 0) / (job.takes.epochs or 0)
@@ -122,7 +124,7 @@ def test_finished_shards_are_reused_and_their_tokens_counted(
     outputs, results = with_shards
     before = sorted(outputs.rglob("*"))
     job = survey(pretrain(text, outputs))
-    assert job.made == ["pretrain"] and len(job.reused) == 2
+    assert job.made == ["pretrain"] and len(job.reused) == 3
     assert job.takes.tokens == 10 * 4 * 64
     assert job.takes.epochs == pytest.approx(10 * 4 * 64 / results["train"]["tokens"], rel=1e-12)
     assert not any("estimated" in note for note in job.notes)

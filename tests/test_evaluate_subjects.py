@@ -121,8 +121,9 @@ def test_a_run_is_measured_on_other_text(trained: Path, tmp_path: Path, caplog: 
 def test_records_that_cannot_be_read_are_counted(trained: Path, folder: Path, tmp_path: Path) -> None:
     mixed = write_lines(tmp_path / "mixed.jsonl", [{"text": text} for text in texts()[:100]] + [{"body": "글"}] * 3)
     found = evaluate(trained, folder, *SAME_TEXT, f"data.path={mixed}", "data.bad_records=drop")
-    assert list(found.record["notes"]["text"][""]["dropped_records"].values()) == [3]
-    assert len((found.path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    read = found.parent("documents")
+    assert list(read.record["notes"]["dropped_records"].values()) == [3]
+    assert len((read.path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
 # Tuned on what no run made

@@ -109,7 +109,7 @@ def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, traine
     before = (merged.path / "run.json").read_bytes()
     again = run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=0.01")
     assert again.path == merged.path and (again.path / "run.json").read_bytes() == before
-    assert [verify(each)[1] for each in with_parents([merged])] == [[]] * 5
+    assert [verify(each)[1] for each in with_parents([merged])] == [[]] * 6
 
 
 def test_the_merge_and_the_files_are_within_the_bound(merged: Run) -> None:
@@ -200,7 +200,7 @@ def test_the_card_says_where_the_model_comes_from(merged: Run, trained: Path) ->
         "tags": ["ttukttak", "llama"],
     }  # fmt: skip
     tuned = load(folder_of(trained, "finetune"))
-    for stage in ("tokenizer", "shards", "pretrain", "finetune"):
+    for stage in ("documents", "tokenizer", "shards", "pretrain", "finetune"):
         each = load(folder_of(trained, stage))
         assert f"| {stage} | {markdown_text(each.path.name)} | {each.digest[:12]} |" in text
     assert f"| val/loss | {shown(tuned.results['val/loss'])} |" in text

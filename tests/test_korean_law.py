@@ -238,4 +238,4 @@ def test_what_the_package_drops_is_counted_the_same_on_both_sides() -> None:
         counts.append(dict(corpus.dropped))
     assert counts[0] == counts[1]
     assert kept + sum(counts[0].values()) == len(list(questions().records()))
-    assert corpus.rights is not None and "Article 7" in corpus.rights
+    assert "Article 7" in corpus.notes()["rights"]

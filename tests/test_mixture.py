@@ -16,12 +16,15 @@ import torch
 
 from llm.compare.entries import Entry
 from llm.compare.ranking import rank
-from llm.config.data import PartConfig
 from llm.config.fields import identity_settings
 from llm.config.stages import ShardsStage
-from llm.data import MixedRows, TokenRows, TrainingBatches, open_corpus, open_texts, read_manifest, share_out
-from llm.data.mixed_shards import parts_of
-from llm.data.order import EvaluationBatches, Share, mixed, pool_order
+from llm.data.corpus import open_corpus
+from llm.data.documents import Documents, write_documents
+from llm.data.mixed_shards import ROLE, rows_of, sources_of
+from llm.data.mixture import MixedRows, texts_in_proportion
+from llm.data.order import EvaluationBatches, MicroBatch, Share, TrainingBatches, mixed, pool_order
+from llm.data.rows import TokenRows
+from llm.data.shards import read_manifest
 from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
@@ -34,19 +37,6 @@ from tests.test_config import config_of, refused
 from tests.test_stages import TINY, _log, _quick_peak, compose, run, runs
 
 __all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
-
-
-LAW = "law: {use: korean_law, weight: 3}"
-
-
-@pytest.mark.parametrize("name", ["my-data.v2", "data.path", "my-data=1.txt"])
-def test_a_part_whose_files_are_not_there_is_refused_by_their_true_name(tmp_path: Path, name: str) -> None:
-    data = config_of(
-        "stage=tokenizer", "data=mixture", f"data.parts={{books: {{use: text, path: '{tmp_path}/{name}'}}}}"
-    ).data
-    with pytest.raises(ConfigError) as refusal:
-        open_texts(data)
-    assert str(refusal.value).startswith(f"data.parts.books.path={tmp_path}/{name} does not exist. ")
 
 
 def test_a_choice_with_another_held_out_share_is_refused(tmp_path: Path) -> None:
@@ -69,7 +59,7 @@ def test_a_part_is_its_choice_under_the_cleaning_of_the_mixture_and_its_own_keys
     assert (law.source.name, law.cleaning.level.name, law.bad_records.name) == ("korean_law", "off", "drop")
     alone = config_of("data=korean_wikipedia", "data.path=x", "data.layout.skip=[a]", "data.cleaning.level=strict",
                       "data.bad_records=drop").data  # fmt: skip
-    assert identity_settings(wiki, "shards") == identity_settings(alone, "shards")
+    assert identity_settings(wiki, "documents") == identity_settings(alone, "documents")
 
 
 DOCS = (Path(__file__).parents[1] / "docs" / "mixtures.md").read_text(encoding="utf-8")
@@ -93,18 +83,12 @@ def test_the_documented_commands_and_file_compose(tmp_path: Path) -> None:
     assert data.part("books").cleaning.level.name == "light"
 
 
-def test_one_part_can_be_changed_where_a_yaml_names_it() -> None:
-    data = config_of("data=mixture", "+data.parts.law.use=korean_law", "+data.parts.law.weight=2").data
-    assert data.parts["law"].weight == 2
-
-
 @pytest.mark.parametrize(
     ("key", "value", "stages"),
     [
         ("weight", 2, {"tokenizer", "shards", "pretrain"}),
-        ("max_bytes", 9, {"tokenizer", "shards", "pretrain"}),
         ("max_tokens", 9, {"shards", "pretrain"}),
-        ("text_field", "body", {"tokenizer", "shards"}),
+        ("text_field", "body", set()),  # which is in that of its documents
         ("path", "y", set()),
     ],
 )
@@ -116,10 +100,6 @@ def test_a_key_of_a_part_is_in_the_identity_of_what_it_changes(key: str, value: 
 
     changed = {s for s in ("tokenizer", "shards", "pretrain") if settings(s) != settings(s, **{key: value})}
     assert changed == stages
-
-
-def test_what_is_no_mixture_has_the_identity_that_it_had() -> None:
-    assert not {"parts", "tokenizer_part"} & identity_settings(config_of())["data"].keys()
 
 
 SHARES = [Share(0, 7, 7, 21), Share(7, 50, 50, 30), Share(57, 20, 5, 9)]
@@ -159,15 +139,6 @@ def test_ranks_share_the_steps_of_a_mixture_and_a_resumed_run_goes_on_in_it(worl
     assert steps(0, start=66) == steps(0)[66 * 2 // world_size :]
 
 
-def test_no_batch_of_an_evaluation_has_rows_of_two_parts() -> None:
-    seen = [
-        batch.rows.tolist()
-        for rank in range(2)
-        for batch in EvaluationBatches(np.ones(10), batch_size=4, rank=rank, world_size=2, edges=[0, 3, 9])
-    ]
-    assert sorted(seen) == [[0, 1, 2], [3, 4, 5, 6], [7, 8], [9]]
-
-
 def write(path: Path, texts: list[str]) -> Path:
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -186,46 +157,34 @@ def parts(folder: Path, **more: str) -> str:
 WEIGHTS = {"small": ", weight: 3", "large": ", weight: 2"}
 
 
-def test_a_text_is_on_one_side_of_the_split_in_every_part(tmp_path: Path) -> None:
-    data = config_of("data=mixture", parts(tmp_path), "data.held_out_share=0.2").data
-    sides = {
-        held_out: [set(open_corpus(data.part(name)).texts(held_out=held_out)) for name in data.parts]
-        for held_out in (False, True)
-    }
-    assert all(not training & held_out for training in sides[False] for held_out in sides[True])
-    assert sides[True][0] & sides[True][1]  # there are some that both parts have
-    mixed_texts = set(open_texts(data).texts(held_out=True))
-    assert mixed_texts == sides[True][0] | sides[True][1] and all(is_held_out(text, 0.2) for text in mixed_texts)
+def texts_of(folder: Path, **more: str) -> tuple[dict[str, list[str]], list[str]]:
+    """(the training texts of each part, those that a tokenizer learns from)."""
+    data = config_of("data=mixture", parts(folder, **more), "data.held_out_share=0.1").data
+    sizes = {}
+    for name in data.parts:
+        made = write_documents(open_corpus(data.part(name)), folder / f"documents-{name}")
+        sizes[name] = made["train"]["raw_bytes"]
+    documents_of = {name: Documents(folder / f"documents-{name}") for name in data.parts}
+    own = {name: list(of_part.texts("train")) for name, of_part in documents_of.items()}
+    return own, list(texts_in_proportion(documents_of, sizes, data.parts))
 
 
 def test_a_tokenizer_learns_from_the_parts_in_their_proportions(tmp_path: Path) -> None:
-    data = config_of("data=mixture", parts(tmp_path, **WEIGHTS), "data.held_out_share=0.1").data
-    own = {name: Counter(open_corpus(data.part(name)).texts(held_out=False)) for name in ("small", "large")}
-    size = {name: sum(len(t.encode()) * times for t, times in texts.items()) for name, texts in own.items()}
-    texts = list(open_texts(data).texts(held_out=False))
+    own, texts = texts_of(tmp_path, **WEIGHTS)
+    size = {name: sum(len(text.encode()) for text in texts) for name, texts in own.items()}
     whole = sum(size.values())
-    large, small = texts[: -(small_count := _count_tail(texts, own["small"]))], texts[-small_count:]
+    small = texts[next(n for n in range(len(texts)) if set(texts[n:]) <= set(own["small"])) :]  # the parts come by name
+    large = texts[: -len(small)]
     assert sum(len(text.encode()) for text in large) == pytest.approx(0.4 * whole, rel=0.1)
     assert sum(len(text.encode()) for text in small) == pytest.approx(0.6 * whole, rel=0.1)
-    times = Counter(small)
-    lowest = math.floor(0.6 * whole / size["small"])
-    assert {times[text] // own["small"][text] for text in own["small"]} == {lowest, lowest + 1}
-
-
-def _count_tail(texts: list[str], own: Counter[str]) -> int:
-    """How many texts at the end are all of one part (the parts come by name)."""
-    count = 0
-    while count < len(texts) and texts[-1 - count] in own:
-        count += 1
-    return count
+    times, lowest = Counter(small), math.floor(0.6 * whole / size["small"])
+    assert {times[text] // own["small"].count(text) for text in own["small"]} == {lowest, lowest + 1}
 
 
 def test_without_weights_a_tokenizer_learns_from_each_text_once_and_a_cap_bounds_it(tmp_path: Path) -> None:
-    data = config_of("data=mixture", parts(tmp_path), "data.held_out_share=0.1").data
-    own = {name: list(open_corpus(data.part(name)).texts(held_out=False)) for name in ("large", "small")}
-    assert list(open_texts(data).texts(held_out=False)) == own["large"] + own["small"]
-    capped = config_of("data=mixture", parts(tmp_path, large=", max_bytes: 20000"), "data.held_out_share=0.1").data
-    texts = list(open_texts(capped).texts(held_out=False))
+    own, texts = texts_of(tmp_path)
+    assert texts == own["large"] + own["small"]
+    own, texts = texts_of(tmp_path, large=", max_bytes: 20000")
     assert texts[-len(own["small"]) :] == own["small"]
     assert sum(len(text.encode()) for text in texts[: -len(own["small"])]) == pytest.approx(20000, rel=0.15)
 
@@ -238,6 +197,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrain(outputs: Path, *overrides: str, **more: str) -> Run:
     typed = parts(outputs.parent, **more)
     return run("pretrain", "data=mixture", typed, f"outputs={outputs}", *TINY, *overrides)
+
+
+def parts_of(shards: Run) -> dict[str, Run]:
+    return {role.removeprefix(ROLE): shards.parent(role) for role in shards.places if role.startswith(ROLE)}
 
 
 def test_a_mixture_trains_and_measures_each_part(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +223,7 @@ def test_a_mixture_trains_and_measures_each_part(outputs: Path, caplog: pytest.L
     last = [record for record in read_metrics(made.path / "metrics.jsonl") if "val/loss" in record][-1]
     assert last["val/loss/small"] == made.results["val/loss/small"]
     assert "val/bits_per_byte/small" in rank([Entry(made)]).table.columns
-    assert "small: " in caplog.text and "in 4 steps each is seen" in caplog.text
+    assert "small: " in caplog.text and "each is seen" in caplog.text
 
 
 def test_a_part_has_the_shards_that_it_has_alone_under_the_same_tokenizer(outputs: Path) -> None:
@@ -307,57 +270,51 @@ def test_the_unigram_entropy_of_parts_by_size_is_that_of_all_their_tokens(output
     assert train["unigram_bits_per_byte"] == pytest.approx(bits / train["raw_bytes"], rel=1e-9)
 
 
-def rows_of(outputs: Path, **more: str) -> tuple[MixedRows, dict[str, PartConfig]]:
+def rows(outputs: Path, **more: str) -> MixedRows:
     """The training rows of a mixture whose tokenizer learns from one part."""
     config = compose("pretrain", "data=mixture", parts(outputs.parent, **more), f"outputs={outputs}", *TINY,
                      "data.tokenizer_part=small")  # fmt: skip
     made = run_stage(ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data))
-    rows = {}
-    for name, part in parts_of(made).items():
-        manifest = read_manifest(part.path / "shards")
-        rows[name] = TokenRows(part.path / "shards", manifest, manifest.train, sequence_length=64)
-    return MixedRows(rows), config.data.parts
+    found = rows_of(sources_of(made), "train", sequence_length=64, parts=config.data.parts)
+    assert isinstance(found, MixedRows)
+    return found
 
 
 def test_weights_are_shares_of_bytes_and_sizes_are_those_of_parts_without(outputs: Path) -> None:
-    rows, given = rows_of(outputs, **WEIGHTS)
-    shares = share_out(rows, given)
-    text = {name: Fraction(rows.parts[name].raw_bytes, len(rows.parts[name])) * s.places for name, s in shares.items()}
-    assert float(text["small"] / sum(text.values())) == pytest.approx(0.6, abs=1 / len(rows))
-    rows, given = rows_of(outputs)
-    assert {name: (s.places, s.pool) for name, s in share_out(rows, given).items()} == {
-        name: (len(part), len(part)) for name, part in rows.parts.items()
-    }
+    mixed_rows = rows(outputs, **WEIGHTS)
+    text = [
+        Fraction(part.raw_bytes, len(part)) * share.places
+        for part, share in zip(mixed_rows.parts.values(), mixed_rows.shares, strict=True)
+    ]
+    assert float(text[1] / sum(text)) == pytest.approx(0.6, abs=1 / len(mixed_rows))
+    mixed_rows = rows(outputs)
+    sizes = [len(part) for part in mixed_rows.parts.values()]
+    assert [(share.places, share.pool) for share in mixed_rows.shares] == [(size, size) for size in sizes]
 
 
 def test_a_cap_leaves_as_many_rows_as_have_its_tokens(outputs: Path) -> None:
-    rows, given = rows_of(outputs, large=", max_tokens: 1000")
-    share = share_out(rows, given)["large"]
-    labels = rows.parts["large"].num_labels[pool_order(share.num_rows, share.num_rows)]
+    capped = rows(outputs, large=", max_tokens: 1000")
+    share = capped.shares[0]
+    labels = capped.parts["large"].num_labels[pool_order(share.num_rows, share.num_rows)]
     assert labels[: share.pool].sum() <= 1000 < labels[: share.pool + 1].sum()
     assert share.places == share.pool
-    rows, given = rows_of(outputs, large=", max_tokens: 10")
-    with pytest.raises(ConfigError, match=r"^data\.parts\.large\.max_tokens=10 is less than a row of \d+ tokens\. "):
-        share_out(rows, given)
-    rows, given = rows_of(outputs, large=", max_bytes: 10")
-    with pytest.raises(ConfigError, match=r"^data\.parts\.large\.max_bytes=10 is less than a row of \d+ tokens\. "):
-        share_out(rows, given)
+    for key in ("max_tokens", "max_bytes"):
+        with pytest.raises(ConfigError, match=rf"^data\.parts\.large\.{key}=10 is less than a row of \d+ tokens\. "):
+            rows(outputs, large=f", {key}: 10")
 
 
 def test_rows_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
-    rows, _ = rows_of(outputs)
-    large = rows.parts["large"]
+    mixed_rows = rows(outputs)
+    large = mixed_rows.parts["large"]
     picked = np.array([len(large), 3, len(large) + 2, 0])
-    batches = EvaluationBatches(rows.num_labels, batch_size=4)
-    batch = next(iter(batches))
-    mixed_batch = rows.__getitems__(type(batch)(0, picked, 7))
+    batch = mixed_rows.__getitems__(MicroBatch(0, picked, 7))
     for place, row in enumerate(picked):
         part, within = ("large", row) if row < len(large) else ("small", row - len(large))
-        alone = rows.parts[part].__getitems__(type(batch)(0, np.array([within]), 7))
+        alone = mixed_rows.parts[part].__getitems__(MicroBatch(0, np.array([within]), 7))
         for key in ("input_ids", "labels", "position_ids"):
-            assert torch.equal(mixed_batch[key][place], alone[key][0])
-    assert mixed_batch["num_labels"] == 7
-    assert [line.split()[0] for line in rows.describe(picked)] == ["small", "large", "small", "large"]
+            assert torch.equal(batch[key][place], alone[key][0])
+    assert batch["num_labels"] == 7
+    assert [line.split()[0] for line in mixed_rows.describe(picked)] == ["small", "large", "small", "large"]
 
 
 def test_near_copies_in_the_training_text_of_another_part_are_counted(tmp_path: Path) -> None:
@@ -372,10 +329,8 @@ def test_near_copies_in_the_training_text_of_another_part_are_counted(tmp_path: 
     leaks = made.record["notes"]["leaks"]
     assert {name: found["near_copies"] for name, found in leaks.items()} == {"a": 1, "b": 0}
     assert [part.record["notes"]["leaks"]["near_copies"] for part in parts_of(made).values()] == [0, 0]
-    assert {found.path for found in with_parents([made])} == {
-        made.path, made.parent("tokenizer").path, *(part.path for part in parts_of(made).values()),
-    }  # fmt: skip
-    assert [verify(found)[1] for found in with_parents([made])] == [[]] * 4
+    assert [found.stage for found in with_parents([made])] == ["documents", "documents", "tokenizer", *["shards"] * 3]
+    assert [verify(found)[1] for found in with_parents([made])] == [[]] * 6
 
 
 def test_text_that_is_repeated_often_is_warned_of(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -390,7 +345,7 @@ def test_text_that_is_repeated_often_is_warned_of(outputs: Path, caplog: pytest.
 
 def test_a_part_that_is_not_there_is_named_before_any_work(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", documents(20))
-    typed = f"{{a: {{use: text, path: {tmp_path / 'a.jsonl'}}}, b: {{use: text, path: {tmp_path / 'no'}}}}}"
-    with pytest.raises(ConfigError, match=r"^data\.parts\.b\.path=.*no does not exist\. "):
+    typed = f"{{a: {{use: text, path: {tmp_path / 'a.jsonl'}}}, b: {{use: text, path: {tmp_path / 'my-data.v2'}}}}}"
+    with pytest.raises(ConfigError, match=r"^data\.parts\.b\.path=.*/my-data\.v2 does not exist\. "):
         run("pretrain", "data=mixture", f"data.parts={typed}", "data.tokenizer_part=a", f"outputs={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()

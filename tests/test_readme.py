@@ -125,6 +125,7 @@ def test_the_stages_leave_what_the_readme_draws(ran):
     files = {
         "tokenizer": drawn
         | {"tokenizer.json", "tokenizer_config.json", "tokenizer.sha256", "chat_template.jinja", "report.json"},
+        "documents": drawn | {"documents"},
         "shards": drawn | {"shards"},
         "pretrain": trained | {"model"},
         "finetune": trained | {"adapter"},

@@ -117,7 +117,6 @@ def test_a_run_is_kept_under_its_name_and_key_with_all_that_made_it(tmp_path):
         ({"vocab_size": 9000}, True),
         ({"parents": {"data": "x"}}, True),
         ({"format_version": 2}, True),
-        ({"data": {"held_out_share": 0.5}}, True),
     ],
     ids=str,
 )

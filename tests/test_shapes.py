@@ -250,7 +250,7 @@ def test_shapes_and_repairs_are_counted_and_said(tmp_path: Path, caplog: pytest.
     corpus = open_corpus(chat(path, bad_records=BadRecords.drop))
     list(corpus.split_records())
     with caplog.at_level("INFO", logger="llm"):
-        corpus.say_dropped()
+        corpus.notes()
     assert corpus.shapes == {"pairs": 8, "messages": 1}
     assert corpus.repairs["turns of user one after the other made one"] == 1
     assert "conversations by the shape of their records: {'pairs': 8, 'messages': 1}" in caplog.text

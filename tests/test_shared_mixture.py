@@ -37,25 +37,26 @@ with owned(folder, wait=False):
         time.sleep(0.02)
 """
 
-# The shards of the mixture on a host of a name: at its first shard, of 2,000 tokens, a process waits until as many are
+# The shards of the mixture on a host of a name: at its first shard, of 8 kB of text, a process waits until as many are
 # at one as are told, or for ever. An owner that died is waited for two seconds.
 MAKER = """
 import socket, sys, time
 from pathlib import Path
 outputs, host, together = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 socket.gethostname = lambda: host
+import llm.data.documents as documents
 import llm.data.sharding as sharding
 import llm.run.owner as owner
 from llm.stage import run_stage
 from tests.test_shared_mixture import mixture
-sharding.SHARD_TOKENS, owner.DEAD_AFTER_SECONDS, owner.BEAT_SECONDS = 2000, 2.0, 0.5
-finish = sharding._ShardWriter.finish_shard
-def together_at_first(writer):
+documents.FILE_BYTES, owner.DEAD_AFTER_SECONDS, owner.BEAT_SECONDS = 8000, 2.0, 0.5
+write = sharding.Encoder.write
+def together_at_first(encoder, file, folder):
     (outputs.parent / f"at-a-shard-{host}").touch()
     while len(list(outputs.parent.glob("at-a-shard-*"))) < together:
         time.sleep(0.02)
-    finish(writer)
-sharding._ShardWriter.finish_shard = together_at_first
+    return write(encoder, file, folder)
+sharding.Encoder.write = together_at_first
 run_stage(mixture(outputs))
 """
 
@@ -141,7 +142,6 @@ def test_two_processes_share_a_mixture_to_the_bytes_of_one(outputs: Path, is_kil
     assert first.wait(PATIENCE) == (-signal.SIGKILL if is_killed else 0)
     assert second.wait(PATIENCE) == 0
     assert made(outputs) == by_one
-    assert not list(outputs.glob("shards/*/*.partial*"))
     hosts = {run.record["host"] for run in runs(outputs).values()}
     assert hosts == ({"b"} if is_killed else {"a", "b"})
 

@@ -94,7 +94,7 @@ def folder(text: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def prepared(undisturbed: Path, folder: Path) -> Path:
     """A folder whose tokenizer and shards are made."""
-    for stage in ("tokenizer", "shards"):
+    for stage in ("documents", "tokenizer", "shards"):
         shutil.copytree(undisturbed / "outputs" / stage, folder / "outputs" / stage)
     return folder
 

@@ -148,8 +148,9 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 def test_pretraining_makes_tokenizer_and_shards_on_the_way(made: tuple[Path, Path, Run]) -> None:
     outputs, _, finished = made
-    assert {path.name for path in outputs.iterdir()} == {"tokenizer", "shards", "pretrain"}
-    assert [len(runs(outputs, stage)) for stage in ("tokenizer", "shards", "pretrain")] == [1, 1, 1]
+    stages = ("documents", "tokenizer", "shards", "pretrain")
+    assert {path.name for path in outputs.iterdir()} == set(stages)
+    assert [len(runs(outputs, stage)) for stage in stages] == [1, 1, 1, 1]
     assert finished.path == runs(outputs, "pretrain")[0]
     assert finished.path.name == f"base-{finished.key}"
     assert {path.name for path in finished.path.iterdir()} == {
@@ -237,7 +238,7 @@ def test_the_same_command_again_reuses_every_run(
     again = pretrain(outputs, made[1], "name=base")
     assert files_of(outputs) == before
     assert again.results == made[2].results
-    for stage in ("tokenizer", "shards", "pretrain"):
+    for stage in ("documents", "tokenizer", "shards", "pretrain"):
         assert f"reused {runs(outputs, stage)[0]}" in caplog.text
 
 

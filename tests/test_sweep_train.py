@@ -57,6 +57,7 @@ TWO_TOKENIZERS = [*ON_TEXT, "tokenizer.initial_alphabet=none", "tokenizer.vocab_
 TWO_RUNS = "run=pretrain/tiny0*,pretrain/tiny1*"
 # Two jobs of each stage; the later stages are about the runs of the earlier ones.
 TWO_OF = {
+    "documents": [*ON_TEXT[:2], "data.held_out_share=0.2,0.3", "logger=local"],
     "tokenizer": TWO_TOKENIZERS,
     "shards": TWO_TOKENIZERS,
     "pretrain": [*TINY, "data.path=text.txt", "seed=0,1", "name=tiny${hydra:job.num}"],

@@ -22,6 +22,7 @@ from llm.config.compose import from_hydra
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import Morphemes, TokenizerConfig
 from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
+from llm.data.documents import Documents, write_documents
 from llm.errors import ConfigError, DataError
 from llm.run.console import log, start_logging
 from llm.run.runs import Run
@@ -122,8 +123,8 @@ class _Uniform(torch.nn.Module):
 def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(["각", "갂", "갃", "간"]), encoding="utf-8")
     data = DataConfig(name="text", kind=DataKind.text, path=str(tmp_path / "text.txt"), held_out_share=0.4)
-    corpus, found = open_corpus(data), {}
-    held_out = len(list(corpus.texts(held_out=True)))
+    found = {}
+    held_out = write_documents(open_corpus(data), tmp_path / "documents")["held_out"]["documents"]
     assert held_out == 3  # by the hash of their text
     for form in ("NFC", "NFD"):
         config = TokenizerConfig(
@@ -131,7 +132,7 @@ def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp
         )
         folder = tmp_path / form
         save(train(config, iter(["각갂갃간"])), config.roles, folder)  # no pair is frequent enough to be merged
-        manifest = write_shards(corpus, folder, folder / "shards", made_from=form)
+        manifest = write_shards(Documents(tmp_path / "documents"), folder, folder / "shards")
         assert read_manifest(folder / "shards") == manifest
         rows = TokenRows(folder / "shards", manifest, manifest.held_out, sequence_length=8)
         batches = EvaluationBatches(rows.num_labels, batch_size=1)

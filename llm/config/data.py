@@ -43,9 +43,9 @@ class Overlong(Enum):
 
 
 # Stages whose result a setting does not change, by what it is about; CHAT is another.
-TEXT = ("pretrain",)  # which is made from shards, whose digest says which text
+TEXT = ("tokenizer", "shards", "pretrain")  # which are made from documents, whose digest says which text
 SHARES = ("finetune", "evaluate")  # how much of each text is learned from
-ROWS = ("tokenizer", "shards", "evaluate")  # how documents become training rows
+ROWS = ("documents", "tokenizer", "shards", "evaluate")  # how documents become training rows
 OF_FILES = ("source", (DataSource.files,))
 OF_TEXT, OF_CHATS = ("kind", (DataKind.text,)), ("kind", (DataKind.conversations,))
 
@@ -87,7 +87,7 @@ class DataConfig:
     bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
     # processes that encode text; None: one for each core
     num_workers: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)
-    sequence_length: int = setting(256, not_of=("tokenizer", "shards"), at_least=2)  # tokens per row
+    sequence_length: int = setting(256, not_of=("documents", "tokenizer", "shards"), at_least=2)  # tokens per row
     # rows per optimizer step, over all devices
     batch_size: int = setting(32, not_of=ROWS, at_least=1, computed_from=("batch_tokens",))
     batch_tokens: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)  # of which batch_size is computed

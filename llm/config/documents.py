@@ -6,7 +6,7 @@ from enum import Enum
 
 from llm.config.fields import setting
 
-CHAT = ("tokenizer", "shards", "pretrain")  # whose text no conversation is of
+CHAT = ("documents", "tokenizer", "shards", "pretrain")  # whose text no conversation is of
 
 
 class FileFormat(Enum):

@@ -78,10 +78,23 @@ class StageConfig:
                 )
 
 
+@stage("documents")
+@dataclass(kw_only=True, slots=True)
+class DocumentsStage(StageConfig):
+    data: DataConfig = MISSING
+    logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _needs(DataKind.text, self.data, self.stage)
+        if self.data.is_mixture:
+            raise ConfigError("data=mixture has documents for each of its parts. Choose the data of one of them.")
+
+
 @stage("tokenizer")
 @dataclass(kw_only=True, slots=True)
 class TokenizerStage(StageConfig):
-    tokenizer: TokenizerConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING  # the digest of its documents is in the identity
     data: DataConfig = MISSING
     logger: LoggerConfig | None = setting(None, HOW)  # None: made on the way of another stage
 

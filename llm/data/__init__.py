@@ -25,47 +25,33 @@ order.py         which rows a step takes: a function of seed, step and rank
 from llm.data.conversations import (
     ConversationRows,
     Encoded,
-    PackedConversationRows,
-    conversation_rows,
     encode_conversations,
-    padding_share,
     show_trained,
 )
-from llm.data.copies import Copies, count_copies
-from llm.data.corpus import Conversation, Corpus, open_corpus
-from llm.data.encoding import available_cores
-from llm.data.mixture import MixedCorpus, MixedRows, corpus_notes, open_parts, open_texts, share_out
+from llm.data.corpus import Corpus, open_corpus
+from llm.data.mixture import MixedRows
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.data.records import Conversation
 from llm.data.rows import Rows, TokenRows
-from llm.data.sharding import write_shards
+from llm.data.sharding import available_cores, write_shards
 from llm.data.shards import Manifest, read_manifest
 
 __all__ = [
     "Conversation",
     "ConversationRows",
-    "Copies",
     "Corpus",
     "Encoded",
     "EvaluationBatches",
     "Manifest",
     "MicroBatch",
-    "MixedCorpus",
     "MixedRows",
-    "PackedConversationRows",
     "Rows",
     "TokenRows",
     "TrainingBatches",
     "available_cores",
-    "conversation_rows",
-    "corpus_notes",
-    "count_copies",
     "encode_conversations",
     "open_corpus",
-    "open_parts",
-    "open_texts",
-    "padding_share",
     "read_manifest",
-    "share_out",
     "show_trained",
     "write_shards",
 ]

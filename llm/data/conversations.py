@@ -1,9 +1,10 @@
 """Conversations and a chat tokenizer -> rows whose labels are the assistant's tokens and their end, nothing else."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,25 +75,36 @@ def show_trained(encoded: Encoded, tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _encoded(conversations: Iterable[Conversation], renderer: Renderer) -> Iterator[tuple[Conversation, Encoded]]:
-    for some in _in_batches(conversations):
-        prompts = [_before_answers(conversation) for conversation in some]
-        try:
+    remaining = iter(conversations)
+    while some := list(islice(remaining, BATCH)):
+        begun = [
+            (conversation, conversation.messages[:turn])
+            for conversation in some
+            for turn, message in enumerate(conversation.messages)
+            if message["role"] == "assistant"
+        ]
+        with _naming(some, renderer):
             texts = renderer.whole([conversation.messages for conversation in some])
-        except TemplateError as error:
-            raise DataError(f"{some[error.index].origin}: {renderer.name} {_says(error)}.") from None
-        flat = [turns for each in prompts for turns in each]
-        owners = [conversation for conversation, each in zip(some, prompts, strict=True) for _ in each]
-        try:
-            begun = iter(renderer.prompts(flat))
-        except TemplateError as error:
-            raise DataError(f"{owners[error.index].origin}: {renderer.name} {_says(error)}.") from None
-        for conversation, rendered, each in zip(some, texts, prompts, strict=True):
+        with _naming([conversation for conversation, _ in begun], renderer):
+            prompts = iter(renderer.prompts([turns for _, turns in begun]))
+        for conversation, rendered in zip(some, texts, strict=True):
+            own = islice(prompts, sum(message["role"] == "assistant" for message in conversation.messages))
             try:
-                learned = answers_of(conversation.messages, rendered, [next(begun) for _ in each])
+                learned = answers_of(conversation.messages, rendered, list(own))
             except ValueError as error:
                 fix = "Use the template that the tokenizer was saved with, or chat_template=chatml"
                 raise DataError(f"{conversation.origin}: {renderer.name} {error}. {fix}.") from None
             yield conversation, _tokens(conversation, renderer, rendered.text, learned)
+
+
+@contextmanager
+def _naming(conversations: Sequence[Conversation], renderer: Renderer) -> Iterator[None]:
+    """Have what the template says of one of these name its origin."""
+    try:
+        yield
+    except TemplateError as error:
+        said = f"refuses it: {error}" if error.is_refusal else str(error)
+        raise DataError(f"{conversations[error.index].origin}: {renderer.name} {said}.") from None
 
 
 def _tokens(conversation: Conversation, renderer: Renderer, text: str, learned: list[tuple[int, int]]) -> Encoded:
@@ -122,91 +134,50 @@ def _cut(conversation: Conversation, renderer: Renderer, sequence_length: int) -
     return None
 
 
-def _before_answers(conversation: Conversation) -> list[list[dict[str, str]]]:
-    messages = conversation.messages
-    return [messages[:turn] for turn, message in enumerate(messages) if message["role"] == "assistant"]
-
-
-def _says(error: TemplateError) -> str:
-    return f"refuses it: {error}" if error.is_refusal else str(error)
-
-
 class ConversationRows:
-    """One conversation a row, padded on the right to the longest of its micro-batch, to `sequence_length` at most."""
+    """Conversations in rows, padded on the right.
+
+    One a row, as wide as the longest of its micro-batch needs; or, with data.packing=best_fit, whole ones in rows of
+    `sequence_length` tokens, each where it fits best. Positions start again with each, which is what keeps them apart.
+    """
 
     lost_bytes = 0  # a tokenizer's losses are not charged to answers: they are compared under one tokenizer
 
-    def __init__(self, conversations: list[Encoded], *, pad_id: int, sequence_length: int) -> None:
-        self._conversations, self._pad_id, self.sequence_length = conversations, pad_id, sequence_length
-        self.num_labels = np.array([int(c.is_answer[1:].sum()) for c in conversations])
-        self.num_conversations = len(conversations)
-        self.raw_bytes = sum(c.answer_bytes for c in conversations)
-
-    def __len__(self) -> int:
-        return len(self._conversations)
-
-    def __getitems__(self, micro_batch: MicroBatch) -> Batch:
-        rows = [self._conversations[row] for row in micro_batch.rows]
-        width = _width([len(row.input_ids) - 1 for row in rows], self.sequence_length)
-        return _batch([[row] for row in rows], width, self._pad_id, micro_batch.num_labels)
-
-    def describe(self, rows: Array) -> list[str]:
-        return [self._conversations[row].origin for row in rows]
-
-
-class PackedConversationRows:
-    """Whole conversations in rows of `sequence_length` tokens, each where it fits best; what is left is padding.
-
-    Positions start again with each conversation, which is what keeps them apart.
-    """
-
-    lost_bytes = 0
-
-    def __init__(self, conversations: list[Encoded], *, pad_id: int, sequence_length: int) -> None:
-        sizes = np.array([len(c.input_ids) - 1 for c in conversations])
-        lines, offsets = best_fit(sizes, sequence_length)
+    def __init__(
+        self, conversations: list[Encoded], *, pad_id: int, sequence_length: int, packing: Packing = Packing.padded
+    ) -> None:
+        self._is_packed, self._pad_id, self.sequence_length = packing is Packing.best_fit, pad_id, sequence_length
+        sizes = np.array([len(each.input_ids) - 1 for each in conversations])
+        lines, offsets = np.arange(len(sizes)), np.zeros_like(sizes)
+        if self._is_packed:
+            lines, offsets = best_fit(sizes, sequence_length)
         self._rows: list[list[Encoded]] = [[] for _ in range(int(lines.max()) + 1)]
         for place in np.lexsort((offsets, lines)):
             self._rows[lines[place]].append(conversations[place])
-        self._pad_id, self.sequence_length = pad_id, sequence_length
+        self.num_labels = np.array([sum(int(each.is_answer[1:].sum()) for each in row) for row in self._rows])
         self.num_conversations = len(conversations)
-        self.num_labels = np.array([sum(int(c.is_answer[1:].sum()) for c in row) for row in self._rows])
-        self.raw_bytes = sum(c.answer_bytes for c in conversations)
+        self.raw_bytes = sum(each.answer_bytes for each in conversations)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self._rows[row] for row in micro_batch.rows]
-        return _batch(rows, self.sequence_length, self._pad_id, micro_batch.num_labels)
+        return _batch(rows, self._width(rows), self._pad_id, micro_batch.num_labels)
 
     def describe(self, rows: Array) -> list[str]:
         return [", ".join(each.origin for each in self._rows[row]) for row in rows]
 
+    def padding_share(self, micro_batch_size: int) -> float:
+        """Of the positions that go through the model in a pass over the rows, in order, those that are padding."""
+        cut = [self._rows[first : first + micro_batch_size] for first in range(0, len(self), micro_batch_size)]
+        inputs = sum(len(each.input_ids) - 1 for row in self._rows for each in row)
+        return 1 - inputs / sum(len(rows) * self._width(rows) for rows in cut)
 
-def conversation_rows(
-    conversations: list[Encoded], *, pad_id: int, packing: Packing, sequence_length: int
-) -> ConversationRows | PackedConversationRows:
-    """The rows that data.packing asks for."""
-    if packing is Packing.best_fit:
-        return PackedConversationRows(conversations, pad_id=pad_id, sequence_length=sequence_length)
-    return ConversationRows(conversations, pad_id=pad_id, sequence_length=sequence_length)
-
-
-def padding_share(
-    conversations: list[Encoded], rows: ConversationRows | PackedConversationRows, *, micro_batch_size: int
-) -> float:
-    """Of the positions that go through the model in a pass over the rows, in order, those that are padding."""
-    sizes = [len(conversation.input_ids) - 1 for conversation in conversations]
-    if isinstance(rows, PackedConversationRows):
-        return 1 - sum(sizes) / (len(rows) * rows.sequence_length)
-    cut = [sizes[first : first + micro_batch_size] for first in range(0, len(sizes), micro_batch_size)]
-    return 1 - sum(sizes) / sum(len(some) * _width(some, rows.sequence_length) for some in cut)
-
-
-def _width(sizes: list[int], sequence_length: int) -> int:
-    """Of rows with so many inputs: a multiple of PAD_TO, but no more than a model may have positions for."""
-    return min(-(-max(sizes) // PAD_TO) * PAD_TO, sequence_length)
+    def _width(self, rows: list[list[Encoded]]) -> int:
+        """A multiple of PAD_TO, but no more than a model may have positions for."""
+        longest = max(len(row[0].input_ids) - 1 for row in rows)
+        return self.sequence_length if self._is_packed else min(-(-longest // PAD_TO) * PAD_TO, self.sequence_length)
 
 
 def _batch(rows: list[list[Encoded]], width: int, pad_id: int, num_labels: int) -> Batch:
@@ -232,14 +203,3 @@ def _batch(rows: list[list[Encoded]], width: int, pad_id: int, num_labels: int) 
         "position_ids": torch.from_numpy(position_ids),  # (rows, seq)
         "num_labels": num_labels,
     }
-
-
-def _in_batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    some: list[Conversation] = []
-    for conversation in conversations:
-        some.append(conversation)
-        if len(some) == BATCH:
-            yield some
-            some = []
-    if some:
-        yield some

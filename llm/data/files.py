@@ -35,13 +35,15 @@ class Files:
 
     def digest(self) -> str:
         """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter."""
-        return digest_of(
-            [
-                _digest(place) if isinstance(place, File) else [place.reason, ""]
-                for place in self.places
-                if (isinstance(place, File) or place.fix) and not self.leaves_out(name_of(place))
-            ]
-        )
+        return digest_of([_digest(place) if isinstance(place, File) else [place.reason, ""] for place in self._read()])
+
+    def state(self) -> str:
+        """SHA-256 over where the files lie, their sizes and times of change: nothing is opened."""
+        return digest_of([place.state if isinstance(place, File) else str(place) for place in self._read()])
+
+    def _read(self) -> Iterator[Place]:
+        wanted = (place for place in self.places if isinstance(place, File) or place.fix)
+        return (place for place in wanted if not self.leaves_out(name_of(place)))
 
     def records(self) -> Iterator[Record]:
         self.encodings.clear()

@@ -69,6 +69,10 @@ class LawPackage:
         """SHA-256 over all files."""
         return digest_of([sha256_of(path) for path in self._paths])
 
+    def state(self) -> str:
+        """SHA-256 over the files' paths, sizes and times of change."""
+        return digest_of([[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self._paths])
+
     def records(self) -> Iterator[Record]:
         return self._read((str(path.relative_to(self._root)), path.read_text(encoding="utf-8")) for path in self._paths)
 

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -33,6 +34,7 @@ class File:
     name: str  # as messages show it
     size: int
     open: Callable[[], BinaryIO]  # what it gives raises RejectedError where it cannot be read
+    state: str  # is another when the file is: its path, size and time of change, or what its server says
 
 
 Place = File | Rejected
@@ -132,14 +134,15 @@ def name_of(place: Place) -> str:
 
 def _local(path: Path) -> Place:
     try:
-        size = path.stat().st_size
+        status = path.stat()
         if not os.access(path, os.R_OK):
             raise PermissionError(13, "Permission denied")
         if not path.is_file():
             return Rejected(str(path), "not a plain file", "Remove it")
     except OSError as error:
         return _explain(str(path), error)
-    return File(str(path), size, lambda: open_stream(lambda: path.open("rb")))
+    state = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return File(str(path), status.st_size, lambda: open_stream(lambda: path.open("rb")), state)
 
 
 def _explain(name: str, error: OSError) -> Rejected:
@@ -160,7 +163,8 @@ def _from_parts(name: str, parts: dict[int, Path]) -> Place:
         fix = f"A part that begins at byte {missing} is missing or cut; fetch the parts again"
         return Rejected(name, "parts of the split archive are missing", fix)
     ordered = [parts[offset] for offset in sorted(parts)]
-    return File(name, sum(sizes), lambda: open_stream(lambda: Joined(ordered, sizes)))
+    state = "\n".join(file.state for file in files if isinstance(file, File))
+    return File(name, sum(sizes), lambda: open_stream(lambda: Joined(ordered, sizes)), state)
 
 
 def _remote(url: str) -> list[Place]:
@@ -186,7 +190,8 @@ def _remote_file(system: Any, name: str) -> File:
 
     shown = without_secrets(system.unstrip_protocol(name))
     size = int(system.size(name) or 0)
-    return File(shown, size, lambda: open_stream(lambda: system.open(name, "rb"), explain=explain))
+    opened = partial(open_stream, lambda: system.open(name, "rb"), explain=explain)
+    return File(shown, size, opened, f"{system.ukey(name)} {size}")
 
 
 def explain_absent(path: str, key: str | None = None) -> str | None:

@@ -92,6 +92,10 @@ class Source(Protocol):
         """SHA-256 over all that is read."""
         ...
 
+    def state(self) -> str:
+        """What is another one where what is read may be another: cheap to know, unlike the digest."""
+        ...
+
     def records(self) -> Iterator[Record]:
         """Every record in a fixed order."""
         ...

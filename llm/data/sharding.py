@@ -1,108 +1,276 @@
-"""A corpus and a saved tokenizer -> a folder of shards, by all cores, going on where a killed attempt ended."""
+"""Documents and a saved tokenizer -> a folder of shards, by all cores: each file of documents is one shard.
+
+A shard is finished when its note, <shard>.json, is there: work that was killed goes on after those.
+"""
 
 import hashlib
+import json
 import math
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from io import BytesIO
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import tokenizers
 
-from llm.data.corpus import Corpus
-from llm.data.encoding import EncodedChunk, Encoder, chunks_of, encode_in_order
-from llm.data.partial import PartialFolder, notes_of
-from llm.data.records import Document
-from llm.data.shards import SPLITS, Array, Manifest, Shard, Split, open_shard, read_manifest
-from llm.errors import DataError
+from llm.data.documents import SPLITS, Documents, read_documents
+from llm.data.shards import Array, Manifest, Shard, Split, bad_file, open_shard, read_manifest, write_manifest
+from llm.environment import set_variables
+from llm.errors import DataError, MachineError
 from llm.run.console import log
-from llm.run.files import digest_of, naming, sync_file
+from llm.run.files import TEMPORARY, clear_temporaries, naming, sync_file, write_json
+from llm.tokenizer import load, lost_bytes, special
 
-SHARD_TOKENS = 2**25  # 32 Mi tokens, 64 MiB at two bytes each: what a kill can cost, half a minute on two cores
+FILES_ALONE = 3  # so few are encoded here, in the time that workers would take to start
+BATCH_CHARACTERS = 2**19  # of text encoded at once: about 75 MB of the library's objects
+CUT_WITHIN = 4096  # characters in which a space is looked for where a long document is cut
 COUNTED_AT_ONCE = 2**22  # tokens
+LOG_SECONDS = 10.0  # between two lines on how far it is
+
+_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 def write_shards(
-    corpus: Corpus,
+    documents: Documents,
     tokenizer_folder: Path,
     folder: Path,
     *,
-    made_from: str,
     num_workers: int = 1,
     splits: tuple[str, ...] = SPLITS,
 ) -> Manifest:
-    """Encode both sides of a corpus, or those in `splits`, into `folder`, which appears only when it is whole.
+    """Encode both sides of the documents, or those in `splits`; manifest.json comes last.
 
-    `made_from` is a digest of corpus, tokenizer and settings: shards that a killed attempt finished are kept if they
-    were made from the same. The files are the same to the byte, whatever was killed and however many workers there are.
+    The files are the same to the byte, whatever was killed before and however many workers there are.
 
     Raises:
-        DataError: a record cannot be used, or its text would be read as a special token. Nothing is left then.
+        DataError: a text would be read as a special token.
         MachineError: a process that encodes was killed.
     """
-    if folder.is_dir():  # the kill came after the last shard, but before the run's record
-        notes_of(folder).unlink(missing_ok=True)
-        _count_dropped(corpus)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(folder)
+    if (folder / "manifest.json").exists():  # the kill came after it, but before the run's record
         return read_manifest(folder)
     encoder = Encoder(tokenizer_folder)
-    partial = PartialFolder(folder, made_from=digest_of([made_from, SHARD_TOKENS, tokenizers.__version__]))
-    try:
-        chunks = chunks_of(_documents_left(corpus, partial.documents, splits))
-        encoded = encode_in_order(chunks, tokenizer_folder, num_workers=num_workers)
-        with closing(encoded), ExitStack() as stack:
-            writers = {split: stack.enter_context(closing(_ShardWriter(partial, split))) for split in SPLITS}
-            for chunk in encoded:
-                writers[chunk.split].add(chunk)
-            for writer in writers.values():
-                writer.finish_shard()
-    except DataError:  # the same command would end here again
-        partial.discard()
-        raise
+    files = [file for split in splits for file in documents.files(split)]
+    shards = {file: shard for file in files if (shard := _finished(folder, file.stem)) is not None}
+    if shards:
+        log.info("going on after %d of %d shards", len(shards), len(files))
+    left = [file for file in files if file not in shards]
+    logged_at = time.monotonic()
+    for file, shard in zip(left, _encode(left, encoder, folder, num_workers=num_workers), strict=True):
+        shards[file] = shard
+        if time.monotonic() - logged_at > LOG_SECONDS:
+            logged_at = time.monotonic()
+            log.info("%d of %d shards", len(shards), len(files))
+    train, held_out = (
+        _total(folder, [shards[file] for file in documents.files(split) if file in shards], encoder) for split in SPLITS
+    )
     manifest = Manifest(
-        dtype=encoder.dtype.name,
+        dtype=encoder.dtype,
         vocab_size=encoder.vocab_size,
         bos_id=encoder.bos_id,
         eos_id=encoder.eos_id,
-        **{split: _total(partial.folder, partial.shards[split], encoder) for split in SPLITS},
+        train=train,
+        held_out=held_out,
     )
-    partial.complete(manifest)
+    write_manifest(folder, manifest)
+    for file in files:
+        _note(folder, file.stem).unlink(missing_ok=True)
     return manifest
 
 
-def _documents_left(
-    corpus: Corpus, finished: dict[str, int], splits: tuple[str, ...]
-) -> Iterator[tuple[str, Document]]:
-    """(split, document) of those that are in no finished shard: each split's first ones are."""
-    seen: Counter[str] = Counter()
-    if splits == SPLITS:
-        records = corpus.split_records()
-    else:
-        held_out = splits == ("held_out",)
-        records = ((held_out, record) for record in corpus.records(held_out=held_out))
-    for is_held_out, record in records:
-        assert isinstance(record, Document)  # the stage takes no conversations
-        split = SPLITS[is_held_out]
-        seen[split] += 1
-        if seen[split] > finished[split]:
-            yield split, record
+def available_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # not Linux
 
 
-def _count_dropped(corpus: Corpus) -> None:
-    """Read a corpus for its counts alone."""
-    for _ in corpus.split_records():
-        pass
+class Encoder:
+    """A saved tokenizer that gives documents as shards hold them."""
+
+    def __init__(self, tokenizer_folder: Path) -> None:
+        self.folder = tokenizer_folder
+        self._tokenizer, self._special = load(tokenizer_folder), special(tokenizer_folder)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.bos_id, self.eos_id = self._special.bos_id, self._special.eos_id
+        self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
+
+    def write(self, file: Path, folder: Path) -> Shard:
+        """The shard of a file of documents, in `folder`. Lost bytes are counted of held-out ones only.
+
+        Raises:
+            DataError: the tokenizer would read a text as a special token.
+        """
+        bos, eos = (np.array([token], dtype=self.dtype) for token in (self.bos_id, self.eos_id))
+        parts: list[Array] = []
+        counts: list[tuple[int, int]] = []
+        lost = 0
+        decode = file.stem.startswith("held_out")
+        for batch in _batches(read_documents(file)):
+            encoded = self.encode([text for text, _ in batch], decode=decode)
+            for (text, origin), (ids, decoded) in zip(batch, encoded, strict=True):
+                self._refuse_special(text, origin, ids)
+                parts += [bos, ids, eos]
+                counts.append((len(ids) + 2, len(text.encode())))
+                lost += 0 if decoded is None else lost_bytes(text, decoded)
+        return _write_shard(folder, file.stem, np.concatenate(parts), np.array(counts, dtype=np.int64), lost)
+
+    def encode(self, texts: list[str], *, decode: bool) -> list[tuple[Array, str | None]]:
+        """(token ids, what they decode to if that is wanted) of each text; of one that is long by its pieces.
+
+        What the library needs for a text is 150 bytes a token.
+        """
+        if max(map(len, texts)) > BATCH_CHARACTERS:
+            return [self._encode_long(text, decode=decode) for text in texts]
+        encoded = [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        decoded = self._tokenizer.decode_batch(encoded) if decode else [None] * len(texts)
+        return list(zip((np.array(ids, dtype=self.dtype) for ids in encoded), decoded, strict=True))
+
+    def _encode_long(self, text: str, *, decode: bool) -> tuple[Array, str | None]:
+        parts = [self.encode([piece], decode=decode)[0] for piece in pieces(text)]
+        ids = np.concatenate([ids for ids, _ in parts])
+        # Some decoders drop the space that a piece begins with; one too many costs nothing.
+        return ids, " ".join(decoded or "" for _, decoded in parts) if decode else None
+
+    def _refuse_special(self, text: str, origin: str, ids: Array) -> None:
+        """Unigram and WordLevel look a special token's text up in their vocabulary like any other piece."""
+        for token in self._special.tokens:
+            if token in text and np.isin(ids, [self.bos_id, self.eos_id, self._special.pad_id]).any():
+                raise DataError(
+                    f"{origin}: the text holds {token}, which this tokenizer takes for a control token. Remove or "
+                    "rewrite it, or choose tokenizer=byte_bpe."
+                )
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most BATCH_CHARACTERS, cut before a single space between words if one is near the end.
+
+    There every tokenizer of conf/ begins a token, so that the pieces have the tokens of the whole.
+    """
+    start = 0
+    while len(text) - start > BATCH_CHARACTERS:
+        end = start + BATCH_CHARACTERS
+        spaces = [match.start() for match in _BETWEEN_WORDS.finditer(text, max(start + 1, end - CUT_WITHIN), end)]
+        end = spaces[-1] if spaces else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _batches(documents: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Documents in lists of about BATCH_CHARACTERS."""
+    begin = size = 0
+    for end, (text, _) in enumerate(documents, 1):
+        size += len(text)
+        if size >= BATCH_CHARACTERS or end == len(documents):
+            yield documents[begin:end]
+            begin, size = end, 0
+
+
+def _write_shard(folder: Path, name: str, ids: Array, documents: Array, lost: int) -> Shard:
+    index = BytesIO()  # for numpy does not say why it cannot write to a file
+    np.save(index, documents)
+    contents = {f"{name}.bin": ids.tobytes(), f"{name}.documents.npy": index.getvalue()}
+    for file, content in contents.items():
+        temporary = folder / f"{TEMPORARY}{file}-{os.getpid()}"
+        with naming(folder / file, temporary):
+            temporary.write_bytes(content)
+            sync_file(temporary)
+            temporary.replace(folder / file)
+    shard = Shard(
+        tokens_file=f"{name}.bin",
+        documents_file=f"{name}.documents.npy",
+        tokens=len(ids),
+        documents=len(documents),
+        raw_bytes=int(documents[:, 1].sum()),
+        lost_bytes=lost,
+        sha256={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+    )
+    write_json(_note(folder, name), asdict(shard))
+    return shard
+
+
+def _note(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _finished(folder: Path, name: str) -> Shard | None:
+    """A shard that an earlier attempt finished, if its files are as they were."""
+    try:
+        shard = Shard(**json.loads(_note(folder, name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return shard if bad_file(folder, shard) is None else None
+
+
+def _encode(files: Sequence[Path], encoder: Encoder, folder: Path, *, num_workers: int) -> Iterator[Shard]:
+    """The shard of each file, in order.
+
+    Raises:
+        DataError: as Encoder.write.
+        MachineError: a worker was killed.
+    """
+    if num_workers == 1 or len(files) <= FILES_ALONE:
+        yield from (encoder.write(file, folder) for file in files)
+        return
+    # Workers begin as new processes: forks of this one could inherit locks that its threads hold.
+    context = multiprocessing.get_context("spawn")
+    num_workers = min(num_workers, len(files))
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(encoder.folder, folder)
+    )
+    try:
+        yield from pool.map(_write_in_worker, files)
+    except BrokenProcessPool:
+        raise MachineError(
+            f"one of the {num_workers} processes that encode text was killed, by a lack of memory or by hand. Start "
+            "the same command again: it goes on after the shards that are finished. Where memory is short, set "
+            f"data.num_workers={max(1, num_workers // 2)}."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Encoder, Path]  # of a worker process: its encoder and the folder of shards
+
+
+def _start_worker(tokenizer_folder: Path, folder: Path) -> None:
+    global _worker
+    set_variables({"TOKENIZERS_PARALLELISM": "false"})  # one core a worker
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):  # these reach a whole group: the parent ends workers
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = Encoder(tokenizer_folder), folder
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers, and they would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_in_worker(file: Path) -> Shard:
+    encoder, folder = _worker
+    return encoder.write(file, folder)
 
 
 def _total(folder: Path, shards: list[Shard], encoder: Encoder) -> Split:
     if not shards:  # a side that was not asked for
         return Split(documents=0, tokens=0, raw_bytes=0, lost_bytes=0, unigram_bits_per_byte=0.0, shards=[])
     raw_bytes = sum(shard.raw_bytes for shard in shards)
-    counts = count_predicted(
-        folder, shards, dtype=encoder.dtype.name, vocab_size=encoder.vocab_size, bos_id=encoder.bos_id
-    )
+    counts = count_predicted(folder, shards, encoder)
     return Split(
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
@@ -113,14 +281,14 @@ def _total(folder: Path, shards: list[Shard], encoder: Encoder) -> Split:
     )
 
 
-def count_predicted(folder: Path, shards: list[Shard], *, dtype: str, vocab_size: int, bos_id: int) -> Array:
+def count_predicted(folder: Path, shards: list[Shard], by: Encoder | Manifest) -> Array:
     """(vocab_size,): how often each token is what a model is asked for: always, but for the bos of a document."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
+    counts = np.zeros(by.vocab_size, dtype=np.int64)
     for shard in shards:
-        tokens, _ = open_shard(folder, shard, dtype)
+        tokens, _ = open_shard(folder, shard, by.dtype)
         for start in range(0, len(tokens), COUNTED_AT_ONCE):
             counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=len(counts))
-        counts[bos_id] -= shard.documents
+        counts[by.bos_id] -= shard.documents
     return counts
 
 
@@ -128,82 +296,3 @@ def entropy_bits(counts: Array) -> float:
     """Bits that the counted tokens take in all under their own frequencies."""
     used = counts[counts > 0].astype(np.float64)
     return float((used * (math.log2(used.sum()) - np.log2(used))).sum())
-
-
-class _ShardWriter:
-    """Appends documents to files of at most SHARD_TOKENS tokens (more only for a document that is longer)."""
-
-    def __init__(self, partial: PartialFolder, split: str) -> None:
-        self._partial, self._split = partial, split
-        self._file: BinaryIO | None = None
-        self._documents: list[Array] = []
-        self._tokens = 0
-        self._sha256 = hashlib.sha256()  # of the tokens, as they were meant: a write that went wrong shows
-
-    def add(self, encoded: EncodedChunk) -> None:
-        """Append the documents of a chunk, cut where a shard is full."""
-        ids, documents = encoded.ids, encoded.documents
-        while len(documents):
-            ends = np.cumsum(documents[:, 0])
-            fitting = int(np.searchsorted(ends, SHARD_TOKENS - self._tokens, side="right"))
-            if not fitting and self._tokens:
-                self.finish_shard()
-                continue
-            fitting = max(fitting, 1)
-            size = int(ends[fitting - 1])
-            self._append(ids[:size], documents[:fitting])
-            ids, documents = ids[size:], documents[fitting:]
-
-    def finish_shard(self) -> None:
-        """Put the shard that is open on the disk, and note that it is finished."""
-        if self._file is None:
-            return
-        self.close()
-        with naming(self._path):
-            sync_file(self._path)
-        documents = np.concatenate(self._documents)
-        index = BytesIO()  # for numpy does not say why it cannot write to a file
-        np.save(index, documents[:, :2])
-        index_path = self._path.with_name(f"{self._stem}.documents.npy")
-        with naming(index_path):
-            index_path.write_bytes(index.getbuffer())
-            sync_file(index_path)
-        shard = Shard(
-            tokens_file=self._path.name,
-            documents_file=index_path.name,
-            tokens=self._tokens,
-            documents=len(documents),
-            raw_bytes=int(documents[:, 1].sum()),
-            lost_bytes=int(documents[:, 2].sum()),
-            sha256={
-                self._path.name: self._sha256.hexdigest(),
-                index_path.name: hashlib.sha256(index.getbuffer()).hexdigest(),
-            },
-        )
-        self._partial.add(self._split, shard)
-        log.info("%s: %d documents, %d tokens", shard.tokens_file, shard.documents, shard.tokens)
-        self._file, self._documents, self._tokens, self._sha256 = None, [], 0, hashlib.sha256()
-
-    def close(self) -> None:
-        """Leave a shard that is not finished."""
-        if self._file is not None:
-            with naming(self._path):
-                self._file.close()
-
-    @property
-    def _stem(self) -> str:
-        return f"{self._split}-{len(self._partial.shards[self._split]):05d}"
-
-    @property
-    def _path(self) -> Path:
-        return self._partial.folder / f"{self._stem}.bin"
-
-    def _append(self, ids: Array, documents: Array) -> None:
-        if self._file is None:
-            self._file = self._path.open("wb")
-        content = ids.tobytes()
-        with naming(self._path):
-            self._file.write(content)
-        self._sha256.update(content)
-        self._documents.append(documents)
-        self._tokens += len(ids)

@@ -1,7 +1,7 @@
 """A folder of shards: memory-mapped token ids with a manifest that every file is checked against.
 
 manifest.json                 dtype, special ids, for each split its counts and its shards with their SHA-256; its own
-train-00000.bin               token ids: for each document bos, its tokens, eos
+train-00000.bin               token ids: for each document of train-00000.parquet bos, its tokens, eos
 train-00000.documents.npy     int64 (documents, 2): tokens with bos and eos; bytes of the raw UTF-8 text
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from llm.data.documents import SPLITS
 from llm.errors import DamagedError
 from llm.run.files import digest_of, sha256_of, write_json
-
-SPLITS = ("train", "held_out")
 
 Array = np.ndarray[Any, Any]
 

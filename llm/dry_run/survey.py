@@ -4,9 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llm.config.fields import identity_settings
 from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
 from llm.run.devices import require_devices, with_precision
+from llm.run.files import digest_of
 from llm.run.making import find, place_of
 from llm.run.record import read_record
 from llm.run.runs import Run
@@ -26,7 +28,8 @@ class Job:
     made: list[str] = field(default_factory=list)  # stages
     takes: Estimate = field(default_factory=Estimate)  # the job's own run
     steps_done: int = 0
-    disk: dict[str, float] = field(default_factory=dict)  # bytes of all that would be made
+    disk: dict[str, float] = field(default_factory=dict)  # bytes of all that would be made, by what takes them
+    makers: dict[str, str] = field(default_factory=dict)  # what takes them -> the run, which several jobs may share
     notes: list[str] = field(default_factory=list)
 
 
@@ -103,10 +106,12 @@ def _estimated(step: Step, parents: dict[str, Run], job: Job) -> Run:
 
         add_training(job.takes, job.takes.config or step.config, stage.outline(step.config, parents))
     job.made = list(dict.fromkeys([*job.made, step.config.stage]))
+    maker = job.folder or digest_of([identity_settings(step.config), *(run.key for run in parents.values())])
     for name, size in job.takes.disk.items():
         job.disk[name] = job.disk.get(name, 0) + size
+        job.makers[name] = maker
     job.notes += [note for note in job.takes.notes if note not in job.notes]
-    return estimated_run(step.config.stage, job.takes.results)
+    return estimated_run(step.config.stage, job.takes.results, key=maker)
 
 
 def _say_standing(job: Job, config: StageConfig, folder: Path) -> None:

@@ -81,14 +81,13 @@ def _rows(jobs: list[Job]) -> Table:
     for job, cells in zip(jobs, everything, strict=True):
         table.add_row(*map(Text, [job.label or job.stage, *(cells.get(key, "-") for key in columns)]))
     takes = [job.takes for job in jobs]
-    shards = {job.first_missing: job.disk["shards"] for job in jobs if "shards" in job.disk}
-    others = sum(size for job in jobs for name, size in job.disk.items() if name != "shards")
+    disk = {(name, job.makers[name]): size for job in jobs for name, size in job.disk.items()}
     totals = {
         "tokens": _count(sum(each.tokens or 0 for each in takes)),
         "FLOPs": f"{sum(each.flops or 0 for each in takes):.2e}",
         "memory": f"most: {_size(max((each.memory.total for each in takes if each.memory), default=0))}",
         "time": _time(sum(each.seconds or 0 for each in takes)),
-        "disk": _size(others + sum(shards.values())),
+        "disk": _size(sum(disk.values())),
         "steps": f"{sum(each.steps or 0 for each in takes):,}",
     }
     table.add_section()

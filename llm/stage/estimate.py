@@ -1,22 +1,17 @@
 """What a run would take, as far as its stage says it: from its config and from what is there; nothing is written.
 
-Text that is not encoded yet is read for a few seconds.
+Text that is not there as documents yet is read for a few seconds.
 """
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm.config.data import DataConfig, PartConfig
-from llm.data import open_corpus
+from llm.config.data import PartConfig
 from llm.data.mixed_shards import pool
 from llm.run.runs import Run
-
-READ_SECONDS = 5.0  # at most, to find out how much text there is
 
 
 @dataclass(kw_only=True)
@@ -40,9 +35,9 @@ class Estimate:
     seconds: float | None = None
 
 
-def estimated_run(stage: str, results: dict[str, Any]) -> Run:
+def estimated_run(stage: str, results: dict[str, Any], *, key: str = "") -> Run:
     """A run that is not there, with the results that it might have."""
-    return Run(Path(), {"stage": stage, "status": "estimated", "results": results})
+    return Run(Path(), {"stage": stage, "status": "estimated", "results": results, "key": key})
 
 
 def guess_bytes_per_token(vocab_size: int) -> float:
@@ -50,16 +45,15 @@ def guess_bytes_per_token(vocab_size: int) -> float:
     return max(2.0, 4.5 + math.log2(vocab_size / 4096))
 
 
-def estimate_text(data: DataConfig, tokenizer: Run) -> Estimate:
-    """How many tokens of training text there are, by a tokenizer that is there or is guessed at."""
-    parts = [data.part(name) for name in sorted(data.parts)] if data.is_mixture else [data]
-    read = [_read(_Text.of(part)) for part in parts]
-    raw_bytes, is_whole = sum(size for size, _ in read), all(whole for _, whole in read)
+def estimate_text(documents: Mapping[str, Run], tokenizer: Run) -> Estimate:
+    """How many tokens of training text there are, by documents and a tokenizer that are there or are guessed at."""
+    raw_bytes = sum(run.results["train"]["raw_bytes"] for run in documents.values())
+    is_whole = all(run.results.get("is_whole", True) for run in documents.values())
     per_token, vocab_size = tokenizer.results["bytes_per_token"], tokenizer.results["vocab_size"]
-    how = "all of it read" if is_whole else f"what {READ_SECONDS:g} s of reading found: there is more"
+    how = "all of it read" if is_whole else "what some seconds of reading found: there is more"
     source = "as the tokenizer's report has it" if tokenizer.is_done else f"a guess from {vocab_size} tokens"
     made = _of_text(raw_bytes / per_token, raw_bytes, is_whole, vocab_size)
-    megabytes = f"{raw_bytes / 1e6:.1f} MB of training text in {data.name} ({how})"
+    megabytes = f"{raw_bytes / 1e6:.1f} MB of training text ({how})"
     made.notes = [f"Tokens are estimated: {megabytes}, at {per_token:.2f} bytes a token, {source}."]
     return made
 
@@ -76,26 +70,3 @@ def estimate_mixture(results: Mapping[str, dict[str, Any]], parts: Mapping[str, 
 def _of_text(tokens: float, raw_bytes: int, is_whole: bool, vocab_size: int) -> Estimate:
     results = {"vocab_size": vocab_size, "train": {"tokens": tokens, "raw_bytes": raw_bytes}, "is_whole": is_whole}
     return Estimate(tokens=tokens, is_whole=is_whole, results=results)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A data config, equal to every other that reads the same text."""
-
-    key: str
-    data: DataConfig = field(compare=False)
-
-    @classmethod
-    def of(cls, data: DataConfig) -> "_Text":
-        return cls(repr(replace(data, sequence_length=2, batch_size=1, batch_tokens=None)), data)
-
-
-@cache
-def _read(text: _Text) -> tuple[int, bool]:
-    """(bytes of training text, whether that is all); jobs of a sweep that share their text read it once."""
-    found, end = 0, time.monotonic() + READ_SECONDS
-    for document in open_corpus(text.data).texts(held_out=False):
-        found += len(document.encode())
-        if time.monotonic() > end:
-            return found, False
-    return found, True

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config.data import DataConfig
+from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.sampling import Sampling
 from llm.config.stages import EvaluateStage
@@ -20,7 +20,6 @@ from llm.data import (
     EvaluationBatches,
     MixedRows,
     Rows,
-    corpus_notes,
     encode_conversations,
 )
 from llm.data.mixed_shards import Sources, rows_of
@@ -32,7 +31,7 @@ from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run, check_files
 from llm.run.tables import TextTable
-from llm.stage import Runs, Stage, Work
+from llm.stage import Runs, Stage, Step, Work, documents
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
 from llm.stage.training import prompts_of
@@ -53,16 +52,23 @@ FORMAT_VERSION = 6
 WRITTEN_AT_ONCE = 20  # prompts
 
 
+def parents(config: EvaluateStage) -> dict[str, Step]:
+    """The documents of the text that is asked for, if any is."""
+    is_text = config.data is not None and config.data.kind is DataKind.text
+    return documents.steps(config.data, outputs=config.outputs) if config.data and is_text else {}
+
+
 def plan(config: EvaluateStage, parents: Runs) -> Work:
-    evaluated, asked = find_evaluated(config), config.evaluation
+    evaluated, asked = find_evaluated(config, documents.of_parts(parents)), config.evaluation
     _check_here(asked)
+    made_of = {"run": evaluated.model.run, "shards": evaluated.shards}
     return Work(
         plan=Plan(
             config=config,
             default_name=evaluated.model.name,
             format_version=FORMAT_VERSION,
             parents=evaluated.parents() | _task_files(asked),
-            folders={n: str(of.path) for n, of in (("run", evaluated.model.run), ("shards", evaluated.shards)) if of},
+            folders={role: str(of.path) for role, of in (made_of | dict(parents)).items() if of},
         ),
         do=lambda run: _evaluate(run, config, evaluated),
         check=lambda run: _show(run, evaluated),
@@ -71,7 +77,7 @@ def plan(config: EvaluateStage, parents: Runs) -> Work:
 
 
 def estimate(config: EvaluateStage, parents: Runs) -> Estimate:
-    shards = find_evaluated(config).shards
+    shards = find_evaluated(config, documents.of_parts(parents)).shards
     return Estimate(tokens=shards.results["held_out"]["tokens"] if shards else None)
 
 
@@ -121,21 +127,19 @@ def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
         if model.run is None:
             folder = tokenizer.convert(folder, Path(scratch) / "tokenizer", key=f"run={model.path}")
         scorer = _open_scorer(config.evaluation, model, folder)
-        sources = open_sources(evaluated, folder, Path(scratch), quarantine=run.path)
-        documents = documents_of(sources, scorer.tokenizer, seed=seed)
+        sources = open_sources(evaluated, folder, Path(scratch))
+        texts = documents_of(sources, scorer.tokenizer, seed=seed)
         numbers = _text(sources, evaluated, scorer)
-        numbers |= _probes(run, config, documents, scorer)
+        numbers |= _probes(run, config, texts, scorer)
         conversations = evaluated.held_out_conversations()
         if chats:
             numbers |= _answers(chats, conversations, folder, scorer)
             prompts = prompts_of(folder, [each.messages[:-1] for each in conversations])
         else:
-            prompts = _openings(documents, config.evaluation.num_prompts, scorer)
+            prompts = _openings(texts, config.evaluation.num_prompts, scorer)
         numbers |= _writing(run, config, prompts, scorer)
         numbers |= _tasks(config, model, folder, scorer)
     notes: dict[str, Any] = {"evaluated": evaluated.note()}
-    if evaluated.texts:
-        notes["text"] = {name: corpus_notes(corpus) for name, corpus in evaluated.texts.items()}
     known = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     results = {"run": notes["evaluated"], "seed": seed, **numbers}
     write_json(run.path / "results.json", results)
@@ -331,6 +335,7 @@ def table(numbers: dict[str, float]) -> TextTable:
 
 
 STAGE = Stage(
+    parents=parents,
     plan=plan,
     result_names=result_names,
     estimate=estimate,

@@ -17,12 +17,8 @@ from llm.data import (
     ConversationRows,
     Corpus,
     Encoded,
-    PackedConversationRows,
-    conversation_rows,
-    corpus_notes,
     encode_conversations,
     open_corpus,
-    padding_share,
     show_trained,
 )
 from llm.environment import process_rank
@@ -35,8 +31,6 @@ from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
 from llm.stage.training import measured_names, model_digest, prompts_of, train
 from llm.stage.tuned_base import check_against_base, find_base
-
-ChatRows = ConversationRows | PackedConversationRows
 
 FORMAT_VERSION = 4
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -129,7 +123,7 @@ def _train(
     else:
         files = [run.path / "adapter" / name for name in ADAPTER_FILES]
         digest, results["adapter_bytes"] = digest_of(list(map(sha256_of, files))), files[0].stat().st_size
-    notes = corpus_notes(corpus) | {"dropped_after_encoding": dropped, "positions": base.positions}
+    notes = corpus.notes() | {"dropped_after_encoding": dropped, "positions": base.positions}
     return Outcome(results=results, digest=digest, notes=notes, objective=results["val/loss"])
 
 
@@ -150,14 +144,14 @@ def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
 
 def _read(
     config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
-) -> tuple[dict[str, ChatRows], list[tuple[str, list[int]]], dict[str, int]]:
+) -> tuple[dict[str, ConversationRows], list[tuple[str, list[int]]], dict[str, int]]:
     """(rows of both splits, the first held-out questions with their token ids, what was dropped by reason)."""
     chat = tokenizer.load_chat(folder)
     conversations: dict[str, list[Conversation]] = {"train": [], "held_out": []}
     for is_held_out, record in corpus.split_records():
         if isinstance(record, Conversation):
             conversations["held_out" if is_held_out else "train"].append(record)
-    rows: dict[str, ChatRows] = {}
+    rows: dict[str, ConversationRows] = {}
     dropped: dict[str, int] = {}
     for split, records in conversations.items():
         encoded, counts = encode_conversations(
@@ -171,7 +165,7 @@ def _read(
         for reason, times in counts.items():
             log.warning("data=%s: %d %s conversations left out or cut: %s", config.data.name, times, split, reason)
             dropped[f"{split}: {reason}"] = times
-        made = rows[split] = conversation_rows(
+        made = rows[split] = ConversationRows(
             encoded,
             pad_id=special.pad_id,
             packing=config.data.packing,
@@ -183,10 +177,10 @@ def _read(
     return rows, prompts_of(folder, questions), dropped
 
 
-def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ChatRows, chat: Any) -> None:
+def _say_rows(config: FinetuneStage, encoded: list[Encoded], rows: ConversationRows, chat: Any) -> None:
     """Log what the rows cost, and what the first conversations look like to the model."""
     at_once = config.trainer.micro_batch_size or config.data.batch_size
-    padding = 100 * padding_share(encoded, rows, micro_batch_size=at_once)
+    padding = 100 * rows.padding_share(at_once)
     said = "%d conversations in %d rows (data.packing=%s), about %.0f %% of the positions padding"
     log.info(said, len(encoded), len(rows), config.data.packing.value, padding)
     for conversation in encoded[:SHOWN]:

@@ -15,8 +15,11 @@ from llm import tokenizer
 from llm.config.compose import as_recorded
 from llm.config.data import DataConfig, DataKind
 from llm.config.stages import EvaluateStage
-from llm.data import Conversation, Corpus, available_cores, open_corpus, open_parts, write_shards
+from llm.data.corpus import Corpus, open_corpus
+from llm.data.documents import open_documents
 from llm.data.mixed_shards import Sources, sources_of
+from llm.data.records import Conversation
+from llm.data.sharding import available_cores, write_shards
 from llm.data.shards import open_shard
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run.console import log
@@ -36,7 +39,7 @@ class Evaluated:
     shards: Run | None = None  # whose held-out documents are the text, where nothing else was asked for
     sequence_length: int = 0  # of the rows of text
     text: DataConfig | None = None  # the text that was asked for
-    texts: dict[str, Corpus] = field(default_factory=dict)  # of it, by part
+    texts: dict[str, Run] = field(default_factory=dict)  # its documents, by part
     chats: DataConfig | None = None  # the conversations that the run was tuned on, or that were asked for
     conversations: Corpus | None = None
 
@@ -44,7 +47,7 @@ class Evaluated:
         """The digests of all that the numbers depend on."""
         run, found = self.model.run, {"run": self.model.digest}
         found |= {"shards": self.shards.digest} if self.shards else {}
-        found |= {"text": digest_of({n: text.digest() for n, text in self.texts.items()})} if self.texts else {}
+        found |= {"text": digest_of({n: run.digest for n, run in self.texts.items()})} if self.texts else {}
         base = run.record["identity"]["parents"].get("base") if run else None
         found |= {"base": base} if base else {}
         return found | ({"data": self.conversations.digest()} if self.conversations else {})
@@ -59,8 +62,10 @@ class Evaluated:
         return [record for record in records if isinstance(record, Conversation)]
 
 
-def find_evaluated(config: EvaluateStage) -> Evaluated:
+def find_evaluated(config: EvaluateStage, texts: dict[str, Run]) -> Evaluated:
     """What config.run names, with its files checked, and the text and conversations to ask it about.
+
+    `texts` are the documents of the text that is asked for, by part.
 
     Raises:
         ConfigError: no such run or folder, several, one that is not done or has no model, or what its model cannot do.
@@ -78,7 +83,7 @@ def find_evaluated(config: EvaluateStage) -> Evaluated:
         shards=None if text else shards,
         sequence_length=text.sequence_length if text else length,
         text=text,
-        texts={} if text is None else open_parts(text) if text.is_mixture else {"": open_corpus(text)},
+        texts=texts,
         chats=chats,
         conversations=open_corpus(chats) if chats else None,
     )
@@ -167,25 +172,20 @@ def _check(config: EvaluateStage, evaluated: Evaluated) -> None:
 # The text itself
 
 
-def open_sources(evaluated: Evaluated, tokenizer_folder: Path, scratch: Path, *, quarantine: Path) -> Sources:
+def open_sources(evaluated: Evaluated, tokenizer_folder: Path, scratch: Path) -> Sources:
     """Shards whose held-out side is the text, by part: the run's own, or the text that was asked for, encoded.
 
     Raises:
-        DataError: there is none, a record cannot be used, or its text would be read as a special token.
+        DataError: a text would be read as a special token.
     """
     if evaluated.shards:
         return sources_of(evaluated.shards)
     sources: Sources = {}
-    for name, corpus in evaluated.texts.items():
-        if not name:
-            corpus.keep_left_out(quarantine)
+    for name, run in evaluated.texts.items():
         assert evaluated.text is not None
         workers, place = evaluated.text.num_workers or available_cores(), scratch / (name or "shards")
-        made_from = corpus.digest()
-        manifest = write_shards(
-            corpus, tokenizer_folder, place, made_from=made_from, num_workers=workers, splits=("held_out",)
-        )
-        sources[name] = (place, manifest)
+        made = write_shards(open_documents(run), tokenizer_folder, place, num_workers=workers, splits=("held_out",))
+        sources[name] = (place, made)
     return sources
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from llm import tokenizer
 from llm.config.stages import PretrainStage, ShardsStage
-from llm.data import MixedRows, share_out
 from llm.data.mixed_shards import rows_of, say_epochs, sources_of
+from llm.data.mixture import MixedRows
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.making import Outcome, Plan
@@ -78,7 +78,9 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
         *(config.model.label, models.count_parameters(model) / 1e6, len(rows["train"]), config.data.sequence_length),
         *(config.data.packing.value, 100 * rows["train"].padding_share),
     )
-    epochs = say_epochs(config, rows["train"]) if isinstance(rows["train"], MixedRows) else {}
+    epochs = {}
+    if isinstance(rows["train"], MixedRows):
+        epochs = say_epochs(rows["train"], num_steps=config.trainer.max_steps, batch_size=config.data.batch_size)
     results = train(
         run,
         config,
@@ -101,11 +103,9 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
 
 def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
     """TokenRows, or MixedRows of a mixture, of both splits."""
-    sources, length = sources_of(shards), config.data.sequence_length
-    train = rows_of(sources, "train", sequence_length=length, packing=config.data.packing)
-    if isinstance(train, MixedRows):
-        share_out(train, config.data.parts)
-    return {"train": train, "held_out": rows_of(sources, "held_out", sequence_length=length)}
+    sources, data = sources_of(shards), config.data
+    train = rows_of(sources, "train", sequence_length=data.sequence_length, packing=data.packing, parts=data.parts)
+    return {"train": train, "held_out": rows_of(sources, "held_out", sequence_length=data.sequence_length)}
 
 
 def _prompts(config: PretrainStage, tokenizer_folder: Path) -> list[tuple[str, list[int]]]:

@@ -1,5 +1,6 @@
-"""Text -> a trained tokenizer, and a report on what it keeps of held-out text."""
+"""Documents -> a trained tokenizer, and a report on what it keeps of held-out text."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -7,9 +8,11 @@ from typing import Any, get_type_hints
 from tokenizers import Tokenizer
 
 from llm import tokenizer
+from llm.config.data import DataConfig
 from llm.config.stages import Reuse, TokenizerStage
 from llm.config.tokenizer import TokenizerConfig
-from llm.data import Corpus, MixedCorpus, corpus_notes, open_texts
+from llm.data.documents import Documents
+from llm.data.mixture import texts_in_proportion
 from llm.errors import DataError
 from llm.run.console import log
 from llm.run.files import whole_files, write_json
@@ -17,34 +20,42 @@ from llm.run.making import Outcome, Plan
 from llm.run.memory import peak_memory_bytes
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
-from llm.stage import Runs, Stage, Work, run_step, step_of
+from llm.stage import Runs, Stage, Step, Work, documents, run_step, step_of
 from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+
+
+def parents(config: TokenizerStage) -> dict[str, Step]:
+    """The documents that it learns from: of a mixture those of each part, or of the one that is named."""
+    return documents.steps(_data(config), outputs=config.outputs)
 
 
 def plan(config: TokenizerStage, parents: Runs) -> Work:
-    if config.data.tokenizer_part is not None:
-        config = replace(config, data=config.data.part(config.data.tokenizer_part))
+    config = replace(config, data=_data(config))
     source = _digest_of_pretrained(config.tokenizer)
-    corpus = open_texts(config.data)
     return Work(
         plan=Plan(
             config=config,
             default_name=f"{config.tokenizer.label}-{config.data.name}",
             format_version=FORMAT_VERSION,
-            parents={"data": corpus.digest()} | source,
+            parents={role: run.digest for role, run in parents.items()} | source,
+            folders={role: str(run.path) for role, run in parents.items()},
         ),
-        do=lambda run: _train(run, config, corpus),
+        do=lambda run: _train(run, config, parents),
         check=lambda run: _refuse_lossy(config.tokenizer, run.results),  # it may have been made with allow_lossy
     )
 
 
 def estimate(config: TokenizerStage, parents: Runs) -> Estimate:
-    size, part = vocab_size(config.tokenizer), config.data.tokenizer_part
+    size = vocab_size(config.tokenizer)
     guessed = {"vocab_size": size, "bytes_per_token": guess_bytes_per_token(size)}
-    made = estimate_text(config.data.part(part) if part else config.data, estimated_run("tokenizer", guessed))
-    return replace(made, results=guessed)
+    return replace(estimate_text(parents, estimated_run("tokenizer", guessed)), results=guessed)
+
+
+def _data(config: TokenizerStage) -> DataConfig:
+    part = config.data.tokenizer_part
+    return config.data.part(part) if part is not None else config.data
 
 
 def _digest_of_pretrained(config: TokenizerConfig) -> dict[str, str]:
@@ -71,19 +82,20 @@ def result_names(config: TokenizerStage) -> list[str]:
     return [name for name, kind in get_type_hints(tokenizer.Report).items() if kind in (int, float, float | None)]
 
 
-def _train(run: Run, config: TokenizerStage, corpus: Corpus | MixedCorpus) -> Outcome:
-    corpus.keep_left_out(run.path)
+def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
+    made_of = documents.opened(parents)
     if config.tokenizer.path is None:
-        made, notes = _cut(config) or _learn(config.tokenizer, corpus)
+        made, notes = _cut(config) or _learn(config, parents, made_of)
         roles = config.tokenizer.roles
     else:
         made, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
         log.info("taken from %s: %s", folder, ", ".join(f"{role} {token}" for role, token in roles.items()))
-        notes = corpus_notes(corpus) | {"taken_from": str(folder)}
+        notes = {"taken_from": str(folder)}
     with whole_files(run.path) as target:
         tokenizer.save(made, roles, target)
     loaded = tokenizer.load(run.path)
-    report = tokenizer.report(loaded, corpus.texts(held_out=True), morphemes=tokenizer.installed_analyser())
+    held_out = (text for part in made_of.values() for text in part.texts("held_out"))
+    report = tokenizer.report(loaded, held_out, morphemes=tokenizer.installed_analyser())
     results = asdict(report)
     write_json(run.path / "report.json", results)
     _say(config.tokenizer, loaded, report)
@@ -114,15 +126,21 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
 
-def _learn(config: TokenizerConfig, corpus: Corpus | MixedCorpus) -> tuple[Tokenizer, dict[str, Any]]:
-    sample = tokenizer.Sample(lambda: corpus.texts(held_out=False), config.sample_bytes, config.sample_seed)
-    trained = tokenizer.train(config, sample)
-    return trained, corpus_notes(corpus) | {
+def _learn(config: TokenizerStage, parents: Runs, made_of: dict[str, Documents]) -> tuple[Tokenizer, dict[str, Any]]:
+    def texts() -> Iterator[str]:
+        if not config.data.is_mixture:
+            return made_of[""].texts("train")
+        sizes = {name: run.results["train"]["raw_bytes"] for name, run in documents.of_parts(parents).items()}
+        return texts_in_proportion(made_of, sizes, config.data.parts)
+
+    sample = tokenizer.Sample(texts, config.tokenizer.sample_bytes, config.tokenizer.sample_seed)
+    trained = tokenizer.train(config.tokenizer, sample)
+    return trained, {
         "learned_from_bytes": sample.raw_bytes,
         "learned_from_documents": sample.documents,
         "sampled_from_bytes": sample.total_bytes,  # None: all of the training text was taken
         "peak_memory_bytes": peak_memory_bytes(),  # of the process, up to here
-        "reproducible": tokenizer.why_not_reproducible(config) is None,
+        "reproducible": tokenizer.why_not_reproducible(config.tokenizer) is None,
     }
 
 
@@ -158,4 +176,4 @@ def _refuse_lossy(config: TokenizerConfig, results: dict[str, Any]) -> None:
     )
 
 
-STAGE = Stage(plan=plan, result_names=result_names, estimate=estimate)
+STAGE = Stage(parents=parents, plan=plan, result_names=result_names, estimate=estimate)

@@ -20,14 +20,13 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from pathlib import Path
-import llm.data.encoding as encoding
-import llm.data.sharding as sharding
+import llm.data.documents as documents
 from llm.config.data import DataConfig, DataKind
 from llm.config.stages import ShardsStage
 from llm.stage import run_stage
 from tests.korean import preset
 
-sharding.SHARD_TOKENS, encoding.CHUNK_CHARACTERS = 4000, 2000
+documents.FILE_BYTES = 8000
 outputs, num_workers = Path(sys.argv[1]), int(sys.argv[2])
 path = str(outputs.with_name("text.jsonl"))
 data = DataConfig(name="text", kind=DataKind.text, path=path, held_out_share=0.1, num_workers=num_workers)
@@ -39,30 +38,37 @@ class Process:
     """A sharding process, in a session of its own."""
 
     def __init__(self, outputs: Path, num_workers: int) -> None:
+        self._outputs = outputs
         command = [sys.executable, "-c", DRIVER, str(outputs), str(num_workers)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.popen = subprocess.Popen(
             command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def end(self) -> int:
-        """The lines that it says until its good end."""
+    def end(self) -> float:
+        """Seconds from its first shard to its good end."""
+        self.await_first_shard()
+        begun = time.monotonic()
         said = self.popen.communicate(timeout=PATIENCE)[1]
         assert self.popen.returncode == 0, said
         self._all_are_gone()
-        return len(said.splitlines())
+        return time.monotonic() - begun
 
-    def kill(self, *, after_lines: int, seconds: float) -> bool:
-        """Kill the parent alone, its workers not, so long after it said so much; whether it was still at it."""
-        assert self.popen.stderr is not None
-        with self.popen.stderr as said:
-            for _ in range(after_lines):
-                said.readline()
-            time.sleep(seconds)
-            self.popen.send_signal(signal.SIGKILL)
-            killed = self.popen.wait(PATIENCE) == -signal.SIGKILL
+    def kill(self, *, seconds: float) -> bool:
+        """Kill the parent alone, its workers not, so long after the first shard; whether it was still at it."""
+        self.await_first_shard()
+        time.sleep(seconds)
+        self.popen.send_signal(signal.SIGKILL)
+        said = self.popen.communicate(timeout=PATIENCE)[1]
+        assert self.popen.returncode in (0, -signal.SIGKILL), said
         self._all_are_gone()
-        return killed
+        return self.popen.returncode == -signal.SIGKILL
+
+    def await_first_shard(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while not any(self._outputs.glob("shards/*/shards/*.bin")) and self.popen.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.005)
 
     def _all_are_gone(self) -> None:
         """Every process of the session ends by itself."""
@@ -78,8 +84,8 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """(a folder with text.jsonl and the outputs of an uninterrupted run, the lines that one says)."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """(a folder with text.jsonl and the outputs of an uninterrupted run, the seconds that its shards take)."""
     folder = tmp_path_factory.mktemp("whole")
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(4000, seed=7)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -105,25 +111,24 @@ def is_as_whole(whole: Path, run: Path) -> bool:
     )
 
 
-def survive(whole: tuple[Path, int], outputs: Path, draw: random.Random) -> tuple[int, int, bool]:
+def survive(whole: tuple[Path, float], outputs: Path, draw: random.Random) -> tuple[int, int, bool]:
     """Kill a run once or twice and then let it end.
 
     Gives (kills that came before its end, kills that left finished shards, whether the result is as whole).
     """
-    folder, lines = whole
+    folder, seconds = whole
     shutil.copytree(folder / "outputs" / "tokenizer", outputs / "tokenizer")
     shutil.copy(folder / "text.jsonl", outputs.parent / "text.jsonl")
     kills = halves = 0
     for _ in range(draw.choice([1, 1, 2])):
-        process = Process(outputs, draw.choice([1, 2]))
-        kills += process.kill(after_lines=draw.randrange(lines), seconds=draw.uniform(0, 0.03))
-        halves += any(outputs.glob("shards/*/shards.partial.json"))
+        kills += Process(outputs, draw.choice([1, 2])).kill(seconds=draw.uniform(0, seconds))
+        halves += any(outputs.glob("shards/*/shards/train-*.json"))
     Process(outputs, draw.choice([1, 2])).end()
     (run,) = (outputs / "shards").iterdir()
     return kills, halves, is_as_whole(folder, run)
 
 
-def survive_kills(whole: tuple[Path, int], folder: Path, *, least: int, seed: int) -> None:
+def survive_kills(whole: tuple[Path, float], folder: Path, *, least: int, seed: int) -> None:
     """Kill runs until `least` kills came in time; every run ends as if there had been none."""
     draw = random.Random(seed)
     kills = halves = good = number = 0
@@ -140,6 +145,6 @@ def survive_kills(whole: tuple[Path, int], folder: Path, *, least: int, seed: in
 
 
 def test_sharding_that_was_killed_ends_as_if_it_had_not_been(
-    whole: tuple[Path, int], tmp_path: Path, times: Callable[..., int]
+    whole: tuple[Path, float], tmp_path: Path, times: Callable[..., int]
 ) -> None:
     survive_kills(whole, tmp_path, least=times(few=3, storm=50), seed=1)
