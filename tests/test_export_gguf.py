@@ -142,9 +142,8 @@ def test_matrices_have_the_type_that_is_asked_for(
     assert (apart == 0) is (kind is GgufType.f32) and apart < 0.01
 
 
-@pytest.mark.parametrize("kind", [GgufType.bf16, GgufType.q8_0], ids=lambda kind: kind.name)
-def test_a_tensor_that_changed_is_found_in_a_file_of_any_type(kind: GgufType, tmp_path: Path) -> None:
-    out = export(tmp_path, "llama", "byte_bpe", kind=kind)
+def test_a_tensor_that_changed_is_found(tmp_path: Path) -> None:
+    out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.q8_0)
     name, weights = (
         "blk.0.attn_v.weight",
         load_file(out / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"],

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from llm.compare.entries import Entry
-from llm.compare.ranking import Estimate, Ranking, as_number, by_size
+from llm.compare.ranking import MOST_LEVELS, Estimate, Ranking, as_number, by_size
 from llm.run.metrics import METRICS
 
 LABELS = {  # of metrics, with their units
@@ -123,7 +123,8 @@ def _dot_plots(ranking: Ranking) -> Iterator[Figure]:
     """What each setting does, and what parameters and vocabulary buy where they differ."""
     for key, means in list(ranking.effects.items())[:MOST_EFFECTS]:
         values = {place: ranking.settings[key][place] for place in ranking.done}
-        yield _dot_plot(ranking, key, f"What does {key} do?", values, means)
+        shown = means if len(means) <= MOST_LEVELS else {}
+        yield _dot_plot(ranking, key, f"What does {key} do?", values, shown)
     for name, title in SIZES.items():
         sizes = {n: f"{choice.outcome[name].mean:.0f}" for n, choice in enumerate(ranking.choices)
                  if name in choice.outcome and ranking.values[n]}  # fmt: skip

@@ -25,6 +25,7 @@ HELD_OUT = (  # beginnings of the keys that say which text is held out
 )  # fmt: skip
 HOW_MUCH = (".weight", ".max_bytes", ".max_tokens")  # ends of those of data.parts that say which is trained on
 MOST_LISTED = 8  # settings in a note
+MOST_LEVELS = 8  # values of a setting whose means are shown
 NORMAL = 1.959964
 STUDENT = (  # what |t| stays under with 95 % probability, at 1, 2, 3, ... degrees of freedom
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,

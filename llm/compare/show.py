@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llm.compare.entries import Entry, once_each, read_sweep
-from llm.compare.ranking import ADDED, Ranking, flattened, rank
+from llm.compare.ranking import ADDED, MOST_LEVELS, Ranking, flattened, rank
 from llm.config.compose import composed
 from llm.errors import ConfigError, LaunchError, StoppedError
 from llm.run.console import log, output_console
@@ -18,7 +18,6 @@ from llm.run.metrics import SAMPLES
 from llm.run.tables import ABSENT, TextTable, markdown_text
 
 PAGE = "compare.html"
-MOST_LEVELS = 8  # of a setting whose means are listed
 
 
 @dataclass(frozen=True)
