@@ -197,11 +197,14 @@ def test_a_job_that_is_requeued_goes_on_in_the_same_wandb_run(cluster: SlurmClus
 def test_at_the_end_of_its_time_a_job_saves_and_goes_on_in_the_same_run(
     cluster: SlurmCluster, prepared: Path, undisturbed: Path
 ) -> None:
-    """Slurm looks every half minute, and warns up to a minute too early: the first start waits until it has."""
-    limits = ("hydra.launcher.time_minutes=1", "hydra.launcher.signal_seconds=55")
+    """Slurm looks every half minute, and warns up to a minute too early: the first start waits until it has.
+
+    The next has forty seconds at least, in which a slow machine comes further too.
+    """
+    limits = ("hydra.launcher.time_minutes=2", "hydra.launcher.signal_seconds=20")
     driver = start(cluster, prepared, LONG, "seed=0", *limits)
     wait_for(lambda: steps(prepared) > 20)
-    cluster.hold_until(signal.SIGUSR1, seconds=45)
+    cluster.hold_until(signal.SIGUSR1, seconds=115)
     code, said = ended(driver)
     assert code == 0, said
     assert len(set(kinds(prepared)[:-1])) == 1 and kinds(prepared)[0] == "stopped" and kinds(prepared)[-1] == "done"
