@@ -1,6 +1,9 @@
 """Generation: rows written together are what each is alone, draws follow the scores, and an answer knows its end."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from llm.model import Answer, build, generate, stream
 from llm.model.generation import _draw_of, drawn, penalised
 from llm.tokenizer import Special
 from tests.korean import save_preset
+from tests.test_model import ARCHITECTURES
+from tests.test_model import model_of as small_model
 
 GREEDY = Sampling(max_new_tokens=20)
 DRAWN = Sampling(max_new_tokens=20, temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.4)
@@ -168,3 +173,90 @@ def test_generation_reads_each_token_once(words: Tokenizer) -> None:
     model.generation_config.eos_token_id = None
     generate(model, [encoded(words)[3]], words, sampling=GREEDY, pad_id=1)
     assert widths == [len(encoded(words)[3]), *[1] * 19]  # the rest comes from the cache
+
+
+# A text, piece by piece
+
+
+def talker(words: Tokenizer, architecture: Architecture) -> PreTrainedModel:
+    return small_model(architecture, vocab_size=words.get_vocab_size())
+
+
+SAMPLINGS = [Sampling(max_new_tokens=24), Sampling(max_new_tokens=24, temperature=1.5, top_p=1.0, seed=3)]
+
+
+class Said:
+    """A model that continues every prompt with these tokens, and ends."""
+
+    config, device = SimpleNamespace(max_position_embeddings=1000), torch.device("cpu")
+    generation_config = SimpleNamespace(eos_token_id=0)
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = [*tokens, 0]
+
+    def forward(self, *, input_ids: torch.Tensor, past_key_values: int | None, **_: object) -> SimpleNamespace:
+        place = past_key_values or 0
+        logits = torch.nn.functional.one_hot(torch.tensor([[self.tokens[place]]] * len(input_ids)), 3000)
+        return SimpleNamespace(logits=logits, past_key_values=place + 1)
+
+    __call__ = forward
+
+
+@pytest.mark.parametrize("text", ["뷁 햏", " 앞에 공백", "웃음 🙂 끝", "긴 글 大韓民國 支援이다", "첫 줄\n둘째 줄"])
+def test_the_stream_gives_whole_characters_of_byte_tokens(words: Tokenizer, text: str) -> None:
+    model = Said(*words.encode(text, add_special_tokens=False).ids)
+    pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
+    assert len(pieces) > 1
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text == text
+
+
+def test_half_a_character_counts_where_the_model_ends_and_not_where_it_is_cut(words: Tokenizer) -> None:
+    half = [*words.encode("우리는 학교에서", add_special_tokens=False).ids, words.token_to_id("<0xED>")]
+    for room, text, end in ((99, "우리는 학교에서\ufffd", "eos"), (len(half), "우리는 학교에서", "length")):
+        (answer,) = generate(Said(*half), [[0]], words, sampling=Sampling(max_new_tokens=room), pad_id=1)
+        assert (answer.text, answer.end, answer.num_tokens) == (text, end, len(half) + (end == "eos"))
+
+
+@pytest.mark.parametrize(("token", "text"), [("##서", "서"), ("나는", " 나는")])
+def test_a_continuation_starts_in_the_word_of_the_prompt_or_after_it(token: str, text: str, tmp_path: Path) -> None:
+    blog = tokenizer.load(save_preset("blog", tmp_path, vocab_size=2000))
+    model = Said(blog.token_to_id(token))
+    prompt = blog.encode("학교에").ids
+    assert generate(model, [prompt], blog, sampling=Sampling(), pad_id=1)[0].text == text
+    assert list(stream(model, prompt, blog, sampling=Sampling(), pad_id=1)) == [text]
+
+
+def test_a_stream_that_is_closed_ends_the_generation(words: Tokenizer) -> None:
+    model = talker(words, Architecture.gpt2)
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    model.generation_config.eos_token_id = None
+    pieces = stream(model, [5], words, sampling=Sampling(max_new_tokens=63, temperature=1.0), pad_id=1)
+    next(pieces)
+    pieces.close()
+    assert len(steps) < 63
+    done = len(steps)
+    generate(model, [[5]], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
+    assert len(steps) == done + 3  # nothing goes on beside it
+
+
+@pytest.mark.parametrize("read", [generate, stream])
+def test_sampling_leaves_the_global_random_numbers_alone(words: Tokenizer, read: object) -> None:
+    model = talker(words, Architecture.gpt2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    made = read(model, [[0]] if read is generate else [0], words, sampling=SAMPLINGS[1], pad_id=1)
+    if isinstance(made, Iterator):
+        list(made)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prompt_longer_than_the_room_loses_its_beginning(words: Tokenizer, architecture: Architecture) -> None:
+    model = talker(words, architecture)  # 64 positions
+    prompt = [2 + i % 300 for i in range(100)]
+    sampling = Sampling(max_new_tokens=20)
+    whole, end = (generate(model, [line], words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
+    assert whole == end

@@ -11,13 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.config.data import Packing
-from llm.config.training import Architecture, ModelConfig
+from llm.config.training import Architecture
 from llm.data import MicroBatch
 from llm.errors import ConfigError
-from llm.model import build, next_token_nats, require_isolation
+from llm.model import next_token_nats, require_isolation
 from llm.tokenizer import Special
 from tests.rounding import assert_same_but_for_rounding, rounding
 from tests.test_data_rows import random_shards, write_rows
+from tests.test_model import model_of as small_model
 
 VOCAB = 97
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=("<|endoftext|>",))
@@ -27,16 +28,9 @@ ATTENTION_PATHS = ["sdpa", "eager"]
 
 
 def model_of(architecture: Architecture, attention: str = "sdpa", *, dropout: float = 0.0) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        name="small", architecture=architecture, num_layers=2, num_heads=2, hidden_size=16, dropout=dropout
-    )
-    model = build(config, vocab_size=VOCAB, special=SPECIAL)
-    with torch.no_grad():  # what starts at zero or one would hide mistakes
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model = small_model(architecture, vocab_size=VOCAB, dropout=dropout)
     model.set_attn_implementation(attention)
-    return model.eval()
+    return model
 
 
 def logits_of(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:

@@ -1,33 +1,24 @@
 """The model: its sizes, its loss, what keeps packed documents apart, LoRA, and text from a prompt."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llm import tokenizer
 from llm.config.compose import composed
-from llm.config.sampling import Sampling
-from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
 from llm.config.tuning import LoraConfig
 from llm.model import (
     add_lora,
     build,
     count_parameters,
-    generate,
     load,
     next_token_nats,
     save,
-    stream,
 )
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
-from tests.korean import save_preset
 from tests.rounding import assert_same_but_for_rounding, rounding
 
 VOCAB = 50
@@ -177,96 +168,3 @@ def test_adapters_lie_on_every_linear_layer_or_on_those_named(
     names = [name for name, _ in model.named_parameters() if "lora_A" in name]
     assert {".".join(name.split(".lora_A")[0].split(".")[-2:]) for name in names} == expected
     assert len(names) == 2 * len(expected)  # in both layers
-
-
-# Text
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    return tokenizer.load(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
-
-
-def talker(words: Tokenizer, architecture: Architecture) -> PreTrainedModel:
-    return model_of(architecture, vocab_size=words.get_vocab_size())
-
-
-SAMPLINGS = [Sampling(max_new_tokens=24), Sampling(max_new_tokens=24, temperature=1.5, top_p=1.0, seed=3)]
-
-
-class Said:
-    """A model that continues every prompt with these tokens, and ends."""
-
-    config, device = SimpleNamespace(max_position_embeddings=1000), torch.device("cpu")
-    generation_config = SimpleNamespace(eos_token_id=0)
-
-    def __init__(self, *tokens: int) -> None:
-        self.tokens = [*tokens, 0]
-
-    def forward(self, *, input_ids: torch.Tensor, past_key_values: int | None, **_: object) -> SimpleNamespace:
-        place = past_key_values or 0
-        logits = torch.nn.functional.one_hot(torch.tensor([[self.tokens[place]]] * len(input_ids)), 3000)
-        return SimpleNamespace(logits=logits, past_key_values=place + 1)
-
-    __call__ = forward
-
-
-@pytest.mark.parametrize("text", ["뷁 햏", " 앞에 공백", "웃음 🙂 끝", "긴 글 大韓民國 支援이다", "첫 줄\n둘째 줄"])
-def test_the_stream_gives_whole_characters_of_byte_tokens(words: Tokenizer, text: str) -> None:
-    model = Said(*words.encode(text, add_special_tokens=False).ids)
-    pieces = list(stream(model, [0, 5], words, sampling=Sampling(), pad_id=1))
-    assert len(pieces) > 1
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert "".join(pieces) == generate(model, [[0, 5]], words, sampling=Sampling(), pad_id=1)[0].text == text
-
-
-def test_half_a_character_counts_where_the_model_ends_and_not_where_it_is_cut(words: Tokenizer) -> None:
-    half = [*words.encode("우리는 학교에서", add_special_tokens=False).ids, words.token_to_id("<0xED>")]
-    for room, text, end in ((99, "우리는 학교에서\ufffd", "eos"), (len(half), "우리는 학교에서", "length")):
-        (answer,) = generate(Said(*half), [[0]], words, sampling=Sampling(max_new_tokens=room), pad_id=1)
-        assert (answer.text, answer.end, answer.num_tokens) == (text, end, len(half) + (end == "eos"))
-
-
-@pytest.mark.parametrize(("token", "text"), [("##서", "서"), ("나는", " 나는")])
-def test_a_continuation_starts_in_the_word_of_the_prompt_or_after_it(token: str, text: str, tmp_path: Path) -> None:
-    blog = tokenizer.load(save_preset("blog", tmp_path, vocab_size=2000))
-    model = Said(blog.token_to_id(token))
-    prompt = blog.encode("학교에").ids
-    assert generate(model, [prompt], blog, sampling=Sampling(), pad_id=1)[0].text == text
-    assert list(stream(model, prompt, blog, sampling=Sampling(), pad_id=1)) == [text]
-
-
-def test_a_stream_that_is_closed_ends_the_generation(words: Tokenizer) -> None:
-    model = talker(words, Architecture.gpt2)
-    steps = []
-    model.register_forward_hook(lambda *_: steps.append(1))
-    model.generation_config.eos_token_id = None
-    pieces = stream(model, [5], words, sampling=Sampling(max_new_tokens=63, temperature=1.0), pad_id=1)
-    next(pieces)
-    pieces.close()
-    assert len(steps) < 63
-    done = len(steps)
-    generate(model, [[5]], words, sampling=Sampling(max_new_tokens=3), pad_id=1)
-    assert len(steps) == done + 3  # nothing goes on beside it
-
-
-@pytest.mark.parametrize("read", [generate, stream])
-def test_sampling_leaves_the_global_random_numbers_alone(words: Tokenizer, read: object) -> None:
-    model = talker(words, Architecture.gpt2)
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    made = read(model, [[0]] if read is generate else [0], words, sampling=SAMPLINGS[1], pad_id=1)
-    if isinstance(made, Iterator):
-        list(made)
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_prompt_longer_than_the_room_loses_its_beginning(words: Tokenizer, architecture: Architecture) -> None:
-    model = talker(words, architecture)  # 64 positions
-    prompt = [2 + i % 300 for i in range(100)]
-    sampling = Sampling(max_new_tokens=20)
-    whole, end = (generate(model, [line], words, sampling=sampling, pad_id=1) for line in (prompt, prompt[-44:]))
-    assert whole == end

@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from llm import tokenizer
-from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
 from llm.model import (
     build,
@@ -28,10 +26,9 @@ from llm.run.runs import Run, load
 from llm.stage import run_stage
 from llm.tokenizer import Special
 from llm.trainer.throughput import flops_per_token
-from tests.korean import save_preset
 from tests.rounding import assert_same_but_for_rounding
 from tests.test_dry_run import MODEL, SMALL, config, memory, text  # noqa: F401  # a fixture
-from tests.test_generation import DRAWN, GREEDY, PROMPTS, SEEDS
+from tests.test_generation import DRAWN, GREEDY, PROMPTS, SEEDS, words  # noqa: F401  # a fixture
 from tests.test_trainer import same
 
 ARCHITECTURES = list(Architecture)
@@ -124,14 +121,8 @@ def test_padding_is_in_no_count_of_parameters_or_flops(tied: bool) -> None:
         assert count(padded) == count(plain)
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    return tokenizer.load(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_a_text_is_written_as_without_padding(words: Tokenizer, sampling: Any) -> None:
+def test_a_text_is_written_as_without_padding(words: Tokenizer, sampling: Any) -> None:  # noqa: F811
     prompts = [[0, *words.encode(prompt, add_special_tokens=False).ids] for prompt in PROMPTS]
     answers = []
     for multiple in (512, None):
