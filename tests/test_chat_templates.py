@@ -110,23 +110,6 @@ def test_exactly_these_tokens_are_trained(chats: dict[str, Chat], template: str,
     assert show_trained(encoded, chats[template][0]) == TRAINED[template, shape]
 
 
-def test_the_tokens_of_the_blogs_tokenizer_worked_by_hand(tmp_path: Path) -> None:
-    folder = save_preset("blog", tmp_path / "blog")
-    (tmp_path / "chat").mkdir()
-    assert save_with_template(folder, TEMPLATES["blog"], tmp_path / "chat", name="blog") == []
-    tokenizer, tokens = load_chat(tmp_path / "chat"), special(tmp_path / "chat")
-    (encoded,) = encode((tokenizer, tokens), talk("책을 읽었다", "오늘 책을 샀다."))
-    pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
-    is_answer = encoded.is_answer.tolist()
-    assert [piece for piece, mine in zip(pieces, is_answer, strict=True) if mine] == ["오늘", "책을", "샀다", ".", END]
-    assert pieces[0] == END and not is_answer[0]
-    assert tokens.pad_id == tokens.eos_id  # and yet the end is trained, for labels go by place, not by id
-    labels = ConversationRows([encoded], pad_id=tokens.pad_id, packing=Packing.padded, sequence_length=64).__getitems__(
-        MicroBatch(0, np.arange(1), 1)
-    )["labels"]
-    assert (labels == tokens.eos_id).sum() == 1
-
-
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], template: str) -> None:
     tokenizer, _ = chats[template]

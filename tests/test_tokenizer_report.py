@@ -27,11 +27,11 @@ from llm.errors import ConfigError, DataError
 from llm.run.console import log, start_logging
 from llm.run.runs import Run
 from llm.stage import run_stage
-from llm.tokenizer import Sample, load, report, save, train
+from llm.tokenizer import Sample, report, save, train
 from llm.tokenizer.morphemes import MARK, analyser, marked
-from llm.tokenizer.report import lost_characters, renyi_efficiency
+from llm.tokenizer.report import renyi_efficiency
 from llm.trainer.validation import evaluate
-from tests.korean import documents, preset, save_preset
+from tests.korean import documents, preset
 
 report_module = importlib.import_module("llm.tokenizer.report")
 training_module = importlib.import_module("llm.tokenizer.training")
@@ -77,23 +77,6 @@ def test_renyi_efficiency_of_cases_worked_by_hand() -> None:
     # p = 3/4, 1/4; order 2: -log2(9/16 + 1/16) = log2(8/5), of log2(2) = 1
     assert renyi_efficiency(Counter({1: 3, 2: 1}), vocab_size=2, order=2) == pytest.approx(math.log2(8 / 5))
     assert renyi_efficiency(Counter(), vocab_size=4) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "decoded", "lost"),
-    [("가나가", "가", {"나": 1, "가": 1}), ("각", "각", {}), ("가 나", "가나", {" ": 1}), ("가", "가나", {})],
-)
-def test_lost_characters_of_cases_worked_by_hand(text: str, decoded: str, lost: dict[str, int]) -> None:
-    assert lost_characters(text, decoded) == Counter(lost)
-
-
-def test_byte_pieces_and_seeded_syllables_of_a_preset(tmp_path: Path) -> None:
-    tokenizer = load(save_preset("char_bpe", tmp_path))
-    found = report(tokenizer, ["가뷁"])
-    assert found.tokens == 4 and found.byte_piece_rate == 3 / 4  # 뷁 is not of KS X 1001: three bytes
-    assert found.single_token_common_syllables == 1
-    assert found.single_token_syllables == 2350 / 11172
-    assert found.is_lossless and found.failing_lines == []
 
 
 def test_tokens_that_cross_a_morpheme_are_counted_by_their_place_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,10 +154,6 @@ def test_without_a_limit_all_is_taken_in_one_pass() -> None:
     found = list(whole)
     assert found == list(texts()) and passes == [1]
     assert (whole.documents, whole.total_bytes) == (2000, None)
-
-
-def test_a_sample_larger_than_the_text_takes_all() -> None:
-    assert list(Sample(texts, 10**9, seed=0)) == list(texts())
 
 
 # Morphemes

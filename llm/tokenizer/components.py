@@ -137,52 +137,25 @@ def _with_ends(given: dict[str, Any], defaults: dict[str, Any], key: str, specia
 
 
 def _template(given: dict[str, Any], defaults: dict[str, Any], key: str, special: list[str]) -> dict[str, Any]:
-    """A template of the library's short form ("<s> $A </s>") or tokenizer.json's long one, with its tokens' ids."""
-    single = _pieces("single", given["single"], key, special)
-    pair = _pieces("pair", given["pair"], key, special) if "pair" in given else single + _second(single)
-    for part, pieces, texts in (("single", single, ["A"]), ("pair", pair, ["A", "B"])):
-        found = sorted(piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece)
-        if found != texts:
-            wanted = " and ".join(f"${text}" for text in texts)
-            raise ConfigError(f"{key}.{part}={given.get(part)!r} must hold {wanted} once. {_TEMPLATE_HINT}")
-    names = [piece["SpecialToken"]["id"] for piece in single + pair if "SpecialToken" in piece]
-    ids = {name: {"id": name, "ids": [_id(name, key, special)], "tokens": [name]} for name in names}
-    return defaults | given | {"single": single, "pair": pair, "special_tokens": ids}
-
-
-def _pieces(part: str, value: Any, key: str, special: list[str]) -> list[dict[str, Any]]:
-    if isinstance(value, list) and all(map(_is_piece, value)):
-        return value
-    if not isinstance(value, str):
-        raise ConfigError(f"{key}.{part}={value!r} is no template. {_TEMPLATE_HINT}")
-    words = [word.rsplit(":", 1)[0] for word in value.split()]
-    named = [(word, _id(word, f"{key}.{part}", special)) for word in words if not word.startswith("$")]
-    texts = {"single": "$A", "pair": "$A $B"} | {part: value}
+    """A template as a line of text ("<s> $A </s>"), as the library parses it; or all of tokenizer.json's long form."""
+    if given.get("special_tokens"):
+        return defaults | given
+    single = str(given["single"])
+    second = " ".join(word.rpartition(":")[0] or word for word in single.split()).replace("$A", "$B")
+    pair = str(given.get("pair") or f"{single} " + " ".join(f"{word}:1" for word in second.split()))
+    words = dict.fromkeys(word.rpartition(":")[0] or word for word in f"{single} {pair}".split())
+    named = [(word, _id(word, key, special)) for word in words if not word.startswith("$")]
     try:
-        made = processors.TemplateProcessing(**texts, special_tokens=named)
+        made = processors.TemplateProcessing(single=single, pair=pair, special_tokens=named)
     except ValueError as error:
-        raise ConfigError(f"{key}.{part}={value!r} is no template: {error}. {_TEMPLATE_HINT}") from None
-    return list(json.loads(made.__getstate__())[part])
-
-
-def _is_piece(value: Any) -> bool:
-    """Whether a value is {SpecialToken: {id: ...}} or {Sequence: {id: ...}}, as tokenizer.json has them."""
-    if not isinstance(value, dict) or list(value) not in (["SpecialToken"], ["Sequence"]):
-        return False
-    [content] = value.values()
-    return isinstance(content, dict) and isinstance(content.get("id"), str)
+        raise ConfigError(f"{key}: {error}. {_TEMPLATE_HINT}") from None
+    if single.count("$A") != 1 or pair.count("$A") != 1 or pair.count("$B") != 1:
+        raise ConfigError(f"{key}: single={single!r} must hold $A once, and pair={pair!r} $A and $B. {_TEMPLATE_HINT}")
+    state: dict[str, Any] = json.loads(made.__getstate__())
+    return state
 
 
 _TEMPLATE_HINT = "Write it as '<s> $A </s>', with $A where the text goes."
-
-
-def _second(single: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The template of one text as that of the second of a pair."""
-    return [
-        {kind: piece | {"type_id": 1} | ({"id": "B"} if kind == "Sequence" else {})}
-        for part in single
-        for kind, piece in part.items()
-    ]
 
 
 def _id(token: str, key: str, special: list[str]) -> int:
