@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import hydra
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -290,14 +289,6 @@ def test_a_sampled_tokenizer_says_of_how_much_and_is_another_run(tmp_path: Path)
     assert notes["sampled_from_bytes"] == whole.record["notes"]["learned_from_bytes"]
     assert 5000 < notes["learned_from_bytes"] < 20000
     assert notes["reproducible"] is False
-
-
-def test_a_text_with_more_characters_than_the_vocabulary_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=20")
-    assert f"{made.results['vocab_size']} tokens are more than tokenizer.vocab_size=20" in caplog.text
-    assert np.isfinite(made.results["renyi_efficiency"])
 
 
 @pytest.mark.parametrize(("name", "size"), [("char_bpe", 300), ("blog", 20), ("bert_wordpiece", 20)])
