@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -98,13 +99,18 @@ class Jail:
         Raises:
             TemplateError: as `render`, and where time or memory ran out.
         """
-        self._pool = self._pool or ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_limit)
+        self._pool = self._pool or self._start()
         seconds = SECONDS + SECONDS_EACH * len(conversations)
         try:
             return self._pool.submit(_render_within, seconds, template, variables, conversations, is_prompt).result()
         except BrokenProcessPool:
             self._pool = None
             raise TemplateError(f"takes more than {seconds:.0f} s to render, or more memory than it may") from None
+
+    def _start(self) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_limit)
+        weakref.finalize(self, pool.shutdown)  # which waits: Python's own end would trip over one that is half done
+        return pool
 
 
 def _render_within(seconds: float, *request: Any) -> list[Rendered]:
