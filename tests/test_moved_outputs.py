@@ -51,7 +51,7 @@ def test_everything_reads_and_goes_on_with_outputs_elsewhere(
 
     verify.main(["finetune/*", "--outputs", str(outputs)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["done"] * 4
+    assert [line.split()[0] for line in lines] == ["done"] * 5
     assert {Path(line.split()[1]).parent.parent for line in lines} == {outputs}
 
     chat.main(["first", "--outputs", str(outputs), "--prompt", "누구인가요?", "--max-new-tokens", "4"])

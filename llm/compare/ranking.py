@@ -249,7 +249,7 @@ def _grouped(entries: Sequence[Entry]) -> list[Choice]:
     """Entries by what they share but for the seed; a seed that is there again is no other draw of chance."""
     groups: dict[tuple[str, int], list[Entry]] = defaultdict(list)
     times: Counter[tuple[str, str]] = Counter()
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: _identity(entry)[1]):
         shared, seed = _identity(entry)
         groups[shared, times[shared, seed]].append(entry)
         times[shared, seed] += 1
