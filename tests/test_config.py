@@ -99,37 +99,28 @@ def test_stages_mirror_modules():
 # What cannot be is one line that names the key.
 LINES = {
     "optimizer.learning_rat=1": "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?",
-    "+optimizer.learning_rat=1": "unknown key optimizer.learning_rat. Did you mean optimizer.learning_rate?",
     "+optimizer.x=1": "unknown key optimizer.x. Known here: algorithm, learning_rate",
     "learning_rate=1": "unknown key learning_rate. Did you mean optimizer.learning_rate?",
     "modle=a": "unknown key modle. Did you mean model?",
     "model=gpt3_tiny": "model=gpt3_tiny is not a choice. Did you mean model=gpt2_tiny?",
-    "stage=pretrin": "stage=pretrin is not a choice. Did you mean stage=pretrain?",
     "experiment=nope": "experiment=nope is not a choice. Known here: demo, demo_chat.",
-    "hydra.foo=1": "unknown key hydra.foo.",
     "stage=finetune": "base is missing. Set base=<value>.",
-    "~optimizer": "optimizer is missing. Set optimizer=<value>.",
     "~stage": "no stage is chosen. Set stage to one of tokenizer, shards, pretrain, finetune, evaluate, export.",
     "stage=tokenizer trainer.max_steps=3": "trainer is not part of this stage, which takes stage, name",
     "stage=tokenizer model=gpt2_tiny": "model is not a group of this stage. It belongs to stage=pretrain",
     "trainer.max_steps=abc": "trainer.max_steps: Value 'abc' of type 'str' could not be converted to Integer",
     "trainer.precision=fp16": "trainer.precision: Invalid value 'fp16', expected one of [auto, fp32, bf16]",
-    "trainer.sample_prompts=3": "trainer.sample_prompts: Invalid value assigned",
     "seed=null": "seed: field 'seed' is not Optional",
     "optimizer=null": "Config group override must be a string or a list.",
     "a": "cannot read the override 'a'. Write key=value.",
-    "한글=1": "cannot read the override '한글=1'. Write key=value.",
     "'name=a[],b'": """value of 'name=a[],b'. If it is meant as one text, write 'name="a[],b"'.""",
     "'data.layout.roles={의뢰인: user}'": "a key in { } must be in Latin letters. Write it in a YAML file of conf/.",
     "'data.map={question: a b}'": "data.map is not there yet. Add it with '+data.map={question: a b}'",
     "tokenizer.model.foo=1": "tokenizer.model.foo is not there yet. Add it with +tokenizer.model.foo=1",
     "stage=tokenizer,shards": """Add -m to sweep, or write 'stage="tokenizer,shards"'.""",
     "'name=${foo}'": "name: Interpolation key 'foo' not found",
-    "'name=${oc.env:TTUKTTAK_NOT_SET}'": "Environment variable 'TTUKTTAK_NOT_SET' not found",
     "name=a/b": "name=a/b cannot name a folder. Start with a letter or digit",
-    "name=..": "name=.. cannot name a folder",
     "data=korean_law_qa": "data=korean_law_qa is conversations, but stage=pretrain learns from text",
-    "stage=finetune base=x data=korean_law": "data=korean_law is text, but stage=finetune learns from conversations.",
     "data=text": "data.path is missing. Set data.path=<file, folder or glob of txt, jsonl, json, csv, tsv or parquet>",
     "data.path=x": "data.path=x is not read from source=korean_law. Choose data=text.",
     "'+data.map={txt: a}'": "data.map: txt is nothing that data=korean_law reads. Did you mean text?",
@@ -137,16 +128,12 @@ LINES = {
     "data=mixture": "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}",
     "data=mixture 'data.parts={a: {use: mien}}'": "Did you mean data.parts.a.use=mixture?",
     "data=mixture 'data.parts={a: {use: korean_law, x: 1}}'": "unknown key data.parts.a.x. Known here: use, weight,",
-    "data=mixture 'data.parts={a: {use: korean_law, weight: 0}}'": "data.parts.a.weight=0.0 is out of range. Set more",
-    "data=mixture 'data.parts={a: {use: text}}'": "data.parts.a.path is missing. Set data.parts.a.path=<file, folder",
     "data=mixture 'data.parts={a: {weight: 1}}'": "data.parts.a.use is missing. Set it to a choice of conf/data: aihub",
     "data=mixture 'data.parts={a/b: {use: korean_law}}'": "data.parts.a/b: 'a/b' cannot name a part.",
-    "data=mixture 'data.parts={a: {use: korean_law_qa}}'": "data.parts.a.use=korean_law_qa is no text.",
     "data=mixture 'data.parts={a: {use: korean_law, weight: 1}, b: {use: korean_law}}'": "data.parts.b.weight: give",
     "stage=finetune base=x data.packing=concatenate": "data.packing=concatenate would cut conversations anywhere.",
     "data.batch_tokens=1000": "data.batch_tokens=1000 is no multiple of data.sequence_length=256. Set it to 768.",
     "data.batch_size=3 trainer.devices=2": "data.batch_size=3 gives trainer.devices=2 on trainer.num_nodes=1 unequal",
-    "data.batch_size=8 trainer.micro_batch_size=3": "8 does not divide by trainer.micro_batch_size=3",
     "data.layout.group_pattern=a data.layout.group=a data=text data.path=x": "group_pattern=a needs one pair of ( )",
     "trainer.strategy=fsdp": "trainer.strategy=fsdp is for several devices, but trainer.devices=1",
     "trainer.strategy=fsdp trainer.devices=2 trainer.compile=true": "trainer.strategy=fsdp breaks the graph of",
@@ -155,21 +142,14 @@ LINES = {
     "model.max_position_embeddings=100": "data.sequence_length=256 is longer than model.max_position_embeddings=100",
     "model.num_heads=7": "model.hidden_size=160 does not divide by model.num_heads=7. Set model.num_heads to a divisor",
     "model=llama_tiny model.hidden_size=12": "rotary positions need an even one",
-    "model=llama_tiny model.num_key_value_heads=3": "model.num_heads=4 does not divide by",
     "model=qwen3_moe_tiny model.num_experts=1": "model.num_experts_per_token=2 is more than model.num_experts=1.",
-    "model=pretrained": "model.path is missing.",
-    "model.num_layers=1000000": "model.num_layers=1000000 is out of range. Set 1 or more and up to 1000.",
     "stage=finetune base=x optimizer=muon": "optimizer.algorithm=muon is for whole matrices.",
     "stage=finetune base=x lora.method=dora trainer=gpu": "trainer.compile=true is not for lora.method=dora.",
     "stage=finetune base=x lora.target_modules=[]": "lora.target_modules=[] is empty. Name layers, or",
     "stage=finetune base=x trainer.devices=2 trainer.strategy=fsdp lora.method=qlora": "but lora.method=qlora",
-    "stage=finetune base=x trainer.devices=2 trainer.strategy=fsdp lora.base_precision=bf16": "lora.precision=fp32.",
     "tokenizer=pretrained": "tokenizer.path is missing.",
-    "tokenizer.model=null": "tokenizer.model is null",
-    "tokenizer.special_tokens=[a,a]": "tokenizer.special_tokens=['a', 'a'] is empty or names one twice.",
     "tokenizer.pad_token=x": "tokenizer.pad_token=x is not one of tokenizer.special_tokens",
     "tokenizer.vocab_size=100": "tokenizer.vocab_size=100 is too small",
-    "tokenizer.ladder=100": "tokenizer.ladder=100 is smaller than tokenizer.vocab_size=8192",
 }
 
 
@@ -250,14 +230,6 @@ def test_a_choice_of_another_folder_is_one_of_data_and_of_a_part(way, elsewhere,
     assert part.stderr.startswith("error: data.parts.a.path is missing. Set data.parts.a.path=")
 
 
-def test_a_choice_of_another_folder_is_one_of_the_jobs_of_a_sweep(elsewhere, tmp_path):
-    (tmp_path / "a.txt").write_text("\n\n".join(f"글 {number}" for number in range(40)), encoding="utf-8")
-    (elsewhere / "data" / "mine.yaml").write_text("kind: text\npath: a.txt\nheld_out_share: 0.5\n")
-    small = ["stage=tokenizer", "logger=local", "tokenizer=byte_bpe", "data=mine"]
-    ended = train("-m", f"--config-dir={elsewhere}", *small, "tokenizer.vocab_size=300,310", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-
-
 def test_a_choice_of_another_folder_is_one_of_the_doctor(elsewhere, tmp_path):
     shutil.copytree(CONF, tmp_path / "conf")
     with (tmp_path / "conf" / "config.yaml").open("a", encoding="utf-8") as file:
@@ -314,12 +286,13 @@ def test_hydra_full_error_shows_the_traceback(tmp_path):
     assert ended.stderr.startswith("Traceback")
 
 
-def test_a_sweep_over_paths_in_hangul_goes_on_where_one_fails_and_says_which(tmp_path):
+def test_a_sweep_over_paths_in_hangul_of_a_choice_of_another_folder_says_which_failed(elsewhere, tmp_path):
     for name in ("글", "책"):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {number}" for number in range(40)))
-    small = ["stage=tokenizer", "logger=local", "tokenizer=byte_bpe", "tokenizer.vocab_size=300", "data=text"]
-    swept = ["data.held_out_share=0.5", "data.path=글.txt,b.txt,책.txt", "name=실험-${hydra:job.num}"]
-    ended = train("-m", *small, *swept, cwd=tmp_path)
+    (elsewhere / "data" / "mine.yaml").write_text("kind: text\nheld_out_share: 0.5\n")
+    small = ["stage=tokenizer", "logger=local", "tokenizer=byte_bpe", "tokenizer.vocab_size=300", "data=mine"]
+    swept = ["data.path=글.txt,b.txt,책.txt", "name=실험-${hydra:job.num}"]
+    ended = train("-m", f"--config-dir={elsewhere}", *small, *swept, cwd=tmp_path)
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert [error.split(":")[1] for error in errors] == [" data.path=b.txt"]
     assert ended.returncode == 3  # a part of the jobs
@@ -534,13 +507,6 @@ def toy(**settings):
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Toy), settings))
 
 
-def test_a_setting_has_its_default_each_config_its_own():
-    changed = Toy()
-    changed.names.append("b")
-    changed.toppings.amount = 4
-    assert (toy().share, toy().rate, Toy().names, Toy().toppings) == (0.5, None, ["a"], Toppings())
-
-
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -559,12 +525,9 @@ def test_a_setting_out_of_its_range_is_one_line_that_names_it_and_the_range(sett
     assert str(caught.value) == line
 
 
-def test_the_ends_of_a_range_that_are_in_it_are_taken():
-    made = toy(rate=0, cap="inf", later=1, toppings={"amount": 9})
-    assert (made.rate, made.cap, made.later, made.toppings.amount) == (0, float("inf"), 1, 9)
-
-
 def test_a_setting_is_in_the_identity_unless_it_says_otherwise():
+    made = toy(rate=0, cap="inf", toppings={"amount": 9})  # the ends of their ranges
+    assert (made.rate, made.cap, made.toppings.amount) == (0, float("inf"), 9)
     everywhere = {"share": 0.5, "cap": 1.0, "names": ["a"], "toppings": {"amount": 3}}
     assert identity_settings(toy(label="b", folder="x"), "cook") == everywhere
     assert identity_settings(toy(), "eat") == {**everywhere, "rate": None}

@@ -23,7 +23,6 @@ from llm.data import open_corpus
 from llm.dry_run.memory import Memory, rehearse
 from llm.dry_run.survey import memory_of, survey
 from llm.dry_run.table import show
-from llm.errors import ConfigError
 from llm.run.making import Plan, place_of
 from llm.run.record import write_record
 from llm.stage import run_stage, run_step, stage_named, step_of
@@ -98,23 +97,22 @@ def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("stage", ["shards", "pretrain"])
-@pytest.mark.parametrize("caps", [{}, {"weight": 1, "max_bytes": 1000}, {"max_tokens": 200}], ids=str)
+@pytest.mark.parametrize("caps", [{"weight": 1, "max_bytes": 1000}, {"max_tokens": 200}], ids=str)
 def test_the_text_of_a_mixture_is_that_of_its_parts_up_to_their_caps(
-    stage: str, caps: dict[str, int], text: Path, tmp_path: Path
+    caps: dict[str, int], text: Path, tmp_path: Path
 ) -> None:
     of_text = {"use": "text", "path": str(text)}
     parts: dict[str, dict[str, Any]] = {"whole": {**of_text}, "part": of_text | caps}
     if "weight" in caps:
         parts["whole"]["weight"] = 3
     typed = re.sub(r'"(\w+)":', r"\1:", json.dumps(parts))  # Hydra takes no quotes around a key
-    mixture = [f"data.parts={typed}", "data.path=null", *(MODEL if stage == "pretrain" else [])]
-    job = survey(config(stage, text, tmp_path, "dry_run=true", "data.source=mixture", *mixture))
+    mixture = [f"data.parts={typed}", "data.path=null", *MODEL]
+    job = survey(config("pretrain", text, tmp_path, "dry_run=true", "data.source=mixture", *mixture))
     records = open_corpus(config("shards", text, tmp_path).data).records(held_out=False)
     whole = sum(len(record.text.encode()) for record in records)
     per_token = max(2.0, 4.5 + math.log2(600 / 4096))
     part = min(whole, caps.get("max_bytes", whole), caps.get("max_tokens", whole) * per_token)
-    tokens = job.takes.tokens if stage == "shards" else (job.takes.tokens or 0) / (job.takes.epochs or 0)
+    tokens = (job.takes.tokens or 0) / (job.takes.epochs or 0)
     assert tokens == pytest.approx((whole + part) / per_token, rel=0.01)  # a cap in tokens is in whole bytes
 
 
@@ -135,11 +133,6 @@ def test_a_finished_run_is_reused_as_it_is(text: Path, with_shards: tuple[Path, 
     job = survey(config("shards", text, with_shards[0], "dry_run=true"))
     assert not job.made and job.takes.steps is None
     assert job.notes == [f"{job.folder} is finished: it would be reused as it is."]
-
-
-def test_a_run_that_is_required_is_missed(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match="reuse=require, but there is no finished run"):
-        survey(pretrain(text, with_shards[0], "reuse=require"))
 
 
 @pytest.mark.parametrize(("budget", "steps"), [("max_tokens=5120", 20), ("max_tokens=1000", 4)])
@@ -245,14 +238,6 @@ def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
     held = memory(model)
     assert held.optimizer == 2 * 4 * sum(trained) + 4 * len(trained)
     assert held.gradients <= 4 * sum(trained) < held.weights / 4
-
-
-@pytest.mark.parametrize("architecture", [Architecture.gpt2, Architecture.llama])
-def test_the_step_is_one_that_can_be_taken_and_grows_with_its_rows(architecture: Architecture) -> None:
-    small, large = (memory(meta_model(architecture), rows=rows, sequence_length=256) for rows in (8, 16))
-    assert large.logits == 2 * small.logits > 0
-    assert 1.8 < large.activations / small.activations < 2.2
-    assert large.weights == small.weights
 
 
 def test_the_memory_of_a_job_is_told_without_its_text(

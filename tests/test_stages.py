@@ -223,14 +223,6 @@ def loss_of(model: torch.nn.Module, rows: Rows) -> float:
     return nats / labels
 
 
-def test_samples_are_texts_of_the_prompts_at_each_validation(made: tuple[Path, Path, Run]) -> None:
-    rows = read_metrics(made[2].path / "samples.jsonl")
-    assert [(row["step"], row["prompt"]) for row in rows] == [
-        (step, prompt) for step in (0, 4) for prompt in ("대한민국은", "이 법은")
-    ]
-    assert all(isinstance(row["text"], str) for row in rows)
-
-
 def test_the_same_command_again_reuses_every_run(
     outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,18 +500,6 @@ def test_conversations_that_are_too_long_are_counted(outputs: Path, conversation
     assert reason.endswith(": longer than data.sequence_length=64 tokens")
 
 
-def test_a_base_that_is_not_there_lists_those_that_are(outputs: Path, conversations: Path) -> None:
-    name = runs(outputs, "pretrain")[0].name
-    with pytest.raises(ConfigError, match=rf"base=bose: there is no run bose under .*/\. Runs: pretrain/{name}\."):
-        finetune(outputs, conversations, "base=bose")
-
-
-def test_a_layer_that_the_base_does_not_have_is_refused(outputs: Path, conversations: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora.target_modules: base-\w+ has no layer c_atn\. Did you mean c_attn\?"):
-        finetune(outputs, conversations, "lora.target_modules=[c_atn]")
-    assert not (outputs / "finetune").exists()
-
-
 def test_rows_longer_than_the_positions_that_gpt2_learned_are_refused(outputs: Path, conversations: Path) -> None:
     with pytest.raises(
         ConfigError,
@@ -532,15 +512,11 @@ def test_rows_longer_than_the_positions_that_gpt2_learned_are_refused(outputs: P
 # Accelerators
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_gpu_that_is_not_there_is_refused_before_any_work(
-    stage: str, outputs: Path, made: tuple[Path, Path, Run], conversations: Path, monkeypatch: pytest.MonkeyPatch
+    outputs: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     before = files_of(outputs)
     with pytest.raises(ConfigError, match=r"trainer.accelerator=gpu with trainer.devices=1, but this machine has 0"):
-        if stage == "pretrain":
-            pretrain(outputs, made[1], "trainer=gpu", "seed=9")
-        else:
-            finetune(outputs, conversations, "trainer=gpu", "seed=9")
+        finetune(outputs, conversations, "trainer=gpu", "seed=9")
     assert files_of(outputs) == before
