@@ -37,7 +37,7 @@ def add_training(made: Estimate, config: Any, model: Any) -> None:
         made.seconds, note = _seconds(config, made.tokens, made.flops, "cuda" if is_on_gpu else "cpu")
         made.notes.append(note)
     rows = micro_batch_size(data, trainer)
-    made.micro_batch = f"{rows} rows of {data.sequence_length}, on each of {trainer.world_size} devices"
+    made.micro_batch = f"{rows} rows of {data.sequence_length} at once"
     made.memory = memory_of_training(config, model, is_on_gpu=is_on_gpu)
     saved = min(
         trainer.keep_checkpoints + trainer.keep_best, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps)

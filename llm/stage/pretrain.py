@@ -32,19 +32,23 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model = _with_sizes(config).model
+        model = models.with_settings_of_folder(config.model)
         shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, made.path)
     return {"shards": shards}
 
 
 def plan(config: PretrainStage, parents: Runs) -> Work:
     shards = parents["shards"]
-    config = _computed(config, shards)
+    config, source = _computed(config, shards), {}
+    if config.model.path is not None:
+        from llm.model import digest_of_folder
+
+        source = {"model": digest_of_folder(config.model)}
     plan = Plan(
         config=config,
         default_name=f"{config.model.label}-{config.tokenizer.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
-        parents={"shards": shards.digest} | _digest_of_model(config),
+        parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
     )
     return Work(
@@ -116,25 +120,13 @@ def _prompts(config: PretrainStage, tokenizer_folder: Path) -> list[tuple[str, l
 
 def _computed(config: PretrainStage, shards: Run) -> PretrainStage:
     """The config with the sizes that the folder of model.path has, and the steps of a budget."""
-    config = _with_sizes(config)
-    return replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
+    model = config.model
+    if model.path is not None:
+        from llm.model import with_settings_of_folder
 
-
-def _with_sizes(config: PretrainStage) -> PretrainStage:
-    if config.model.path is None:
-        return config
-    from llm import model as models
-
-    return replace(config, model=models.with_settings_of_folder(config.model))
-
-
-def _digest_of_model(config: PretrainStage) -> dict[str, str]:
-    """Of the model to go on from, if there is one."""
-    if config.model.path is None:
-        return {}
-    from llm import model as models
-
-    return {"model": models.digest_of_folder(config.model)}
+        model = with_settings_of_folder(model)
+    trainer = replace(config.trainer, max_steps=steps_within_budget(config, shards))
+    return replace(config, model=model, trainer=trainer)
 
 
 def steps_within_budget(config: PretrainStage, shards: Run) -> int:
@@ -177,7 +169,7 @@ def outline(config: PretrainStage, parents: Runs) -> Any:
     num_tokens = parents["shards"].results["vocab_size"] if parents else vocab_size(config.tokenizer)
     special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
     with torch.device("meta"):
-        return models.build(_with_sizes(config).model, vocab_size=num_tokens, special=special)
+        return models.build(config.model, vocab_size=num_tokens, special=special)
 
 
 def estimate(config: PretrainStage, parents: Runs) -> Estimate:
