@@ -46,9 +46,7 @@ def train(
 
     `prompts` are sampled from at each validation. Gives `facts` and what training measured; None above rank zero.
     """
-    from llm.logger.live import (
-        open_logger,  # these take seconds, which a run that is already finished need not wait for
-    )
+    from llm.logger.live import open_logger  # these take seconds, for which a finished run need not wait
     from llm.trainer.fit import Fit, fit
 
     with open_logger(config.logger, run, outputs=Path(config.outputs)) as logger:
