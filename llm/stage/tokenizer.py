@@ -154,7 +154,11 @@ def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> 
     if not report.is_lossless:
         log.warning("this tokenizer is lossy; the first line that does not come back: %s", report.failing_lines[:1])
     if config.path is None and size > config.vocab_size:
-        log.warning("%d tokens: the text has so many characters. tokenizer.limit_alphabet keeps fewer", size)
+        log.warning(
+            "%d tokens are more than tokenizer.vocab_size=%d: the text has so many characters. Set "
+            "tokenizer.limit_alphabet to keep fewer",
+            *(size, config.vocab_size),
+        )
     if config.path is None and size >= config.vocab_size and not tokenizer.has_merges(made, config):
         log.warning(
             "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
