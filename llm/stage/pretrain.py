@@ -32,8 +32,8 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     if config.model.path is not None:
         from llm import model as models
 
-        model = models.with_settings_of_folder(config.model)
-        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(model, made.path)
+        known = replace(config, model=models.with_settings_of_folder(config.model))  # refuses rows that are too long
+        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(known.model, made.path)
     return {"shards": shards}
 
 
