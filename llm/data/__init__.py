@@ -1,24 +1,21 @@
 """Raw text and conversations -> documents, shards of token ids, and the rows that a training step takes.
 
-corpus.py        config -> documents or conversations, each with its origin, what was dropped, and a digest
+corpus.py        config -> documents or conversations, each with its origin, cleaned, split, and what was dropped
 files.py         the files of a path, of any format, in archives or not; it names the modules that do it
 records.py       what is read: documents and conversations with their origin, or what is left out and why
 sample.py        the first records of what lies at a path, and which choice of conf/data reads them
 suggest.py       the settings that read the longest text of a record
-cleaning/        documents repaired, masked and dropped by configured steps, with an account of every byte
-quarantine.py    what was left out, with origin and reason
-leaks.py         how much of the held-out text stands in the training text
-copies.py        the same by token ids, of shards
+clean.py         documents cleaned and dropped by configured steps, with an account; repair.py: the edits of a text
+overlap.py       how much of the held-out text stands in the training text
 korean_law.py    Korean statutes, and questions and answers about them, from a package
 split.py         which documents are held out: by hash of their text
-encoding.py      documents -> token ids, by several processes, in order
-sharding.py      a corpus -> shards, going on where a killed attempt ended
-partial.py       what such an attempt left
+documents.py     a corpus -> its cleaned documents on disk, written once, and back
+sharding.py      documents -> shards, one for each file, going on where a killed attempt ended
 shards.py        a folder of shards: its manifest, its files, and how they are checked and read
 rows.py          shards -> packed rows of tokens that keep documents apart; packing.py: which tokens lie in which row
 conversations.py messages -> rows whose labels are the assistant's tokens
-mixture.py       several corpora and their rows in proportion
-mixed_shards.py  the shards of several corpora: what they come to, and their rows
+mixture.py       the texts and the rows of several data sets in proportion
+mixed_shards.py  the shards of a mixture's parts: what they come to, and their rows
 order.py         which rows a step takes: a function of seed, step and rank
 """
 
