@@ -22,13 +22,12 @@ from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.config.overrides import as_value, readable
 from llm.data.clean import Cleaner, as_table
 from llm.data.corpus import open_corpus
-from llm.data.files import open_files
+from llm.data.files import explain_absent, find, open_files
 from llm.data.overlap import overlap_of_texts
-from llm.data.places import explain_absent, find
+from llm.data.paths import examples, overrides, question_and_answer
 from llm.data.records import Conversation, Document, Rejected
-from llm.data.sample import SAMPLED_RECORDS, presets, survey
+from llm.data.sample import SAMPLED_RECORDS, presets, sample
 from llm.data.split import is_below, place_of, share_that_parts
-from llm.data.suggest import examples, question_and_answer
 from llm.errors import ConfigError, DataError, one_line_errors
 
 SAMPLES = 3
@@ -39,15 +38,12 @@ SEEN_RECORDS = 20  # that an example is looked for in
 MB = 1e6
 WAYS = {  # what to do about files that many sets have and nothing here reads
     ".xlsx": "Save each sheet as csv",
-    ".xls": "Save each sheet as csv",
     ".hwp": "Convert them to txt",
     ".hwpx": "Convert them to txt",
     ".pdf": "Convert them to txt",
     ".docx": "Convert them to txt",
     ".7z": "Unpack them with 7z x",
-    ".rar": "Unpack them with 7z x",
     ".egg": "Unpack them on Windows",
-    ".alz": "Unpack them on Windows",
     ".xml": "Extract their text; of a Wikipedia take its parquet or CirrusSearch dump, or WikiExtractor --json",
 }
 
@@ -59,11 +55,8 @@ class Diagnosis:
     path: str
     files: int
     bytes: int
-    members: int
-    listed_all: bool
-    formats: dict[str, int]
+    formats: dict[str, int]  # -> members
     encodings: dict[str, int]
-    repaired_names: list[str]
     preset: str | None  # the one that fits best, or that was asked for; None: there is no text
     settings: list[str]  # overrides that it needs, or that were asked for
     if_answers: str | None  # the override that takes two of the columns for question and answer, where no preset fits
@@ -72,7 +65,6 @@ class Diagnosis:
     seen: dict[str, str]  # path in a record -> an example of what is there
     records: int  # sampled
     usable: int
-    is_one_record: bool  # and there is no other
     text_bytes: int  # of the usable ones
     faults: dict[str, int]  # reason -> records
     first_faults: list[str]  # file:line and what to do, the first of each reason
@@ -102,11 +94,14 @@ def diagnose(
         raise ConfigError(explain_absent(path) or f"{path}: no file is there. Give a file, a folder or a quoted glob.")
     if name is not None and name not in presets():
         raise ConfigError(f"--data {name} is no choice that reads files. Choose one of {', '.join(presets())}.")
-    found = survey(places)
+    found = sample(places)
     fitting = found.fitting()
-    held, longest = found.held() if name or settings or not fitting else ([], [])
+    raws = found.held() if name or settings or not fitting else []
+    held = [raw.value for raw in raws]
     best = name or ("text" if settings or not fitting else fitting[0][0])
-    typed = list(map(readable, settings)) or ([] if name or fitting else longest)
+    typed = list(map(readable, settings))
+    if not (settings or name or fitting):
+        typed = overrides(held, are_files=all(raw.is_file for raw in raws))
     config = config_of(best, typed, path)
     records = list(found.records(config))
     usable = [record for record in records if not isinstance(record, Rejected)]
@@ -118,11 +113,8 @@ def diagnose(
         path=path,
         files=found.files,
         bytes=found.bytes,
-        members=found.members,
-        listed_all=found.listed_all,
         formats=dict(found.formats.most_common()),
         encodings=dict(found.encodings.most_common()),
-        repaired_names=found.repaired_names[:SHOWN_FAULTS],
         preset=best if usable else None,
         settings=typed,
         if_answers=None if fitting or name or settings else question_and_answer(held),
@@ -131,20 +123,14 @@ def diagnose(
         seen={where: str(value) for where, value in islice(examples(held[:SEEN_RECORDS]).items(), SHOWN_KEYS)},
         records=len(records),
         usable=len(usable),
-        is_one_record=found.is_all and len(usable) == 1,
         text_bytes=sum(len(_text(record).encode()) for record in usable),
         faults=dict(Counter(fault.reason for fault in faults).most_common()),
-        first_faults=_first_of_each(faults),
+        first_faults=[str(fault) for fault in {fault.reason: fault for fault in reversed(faults)}.values()],
         samples=_samples(usable),
         shapes=dict(Counter(chat.shape for chat in chats).most_common()),
         repairs=dict(Counter(repair for chat in chats for repair in chat.repairs).most_common()),
         cleaning=_cleaned(usable, level),
     )
-
-
-def _first_of_each(faults: Sequence[Rejected]) -> list[str]:
-    firsts = {fault.reason: fault for fault in reversed(faults)}
-    return list(map(str, firsts.values()))
 
 
 def _samples(usable: Sequence[Document | Conversation]) -> list[dict[str, str]]:
@@ -227,43 +213,41 @@ def _text(record: Document | Conversation) -> str:
 
 def show(found: Diagnosis) -> str:
     """The diagnosis in lines for a person."""
-    lines = [
-        f"{found.path}: {found.files} files, {found.bytes / MB:.1f} MB, {'' if found.listed_all else 'at least '}"
-        f"{found.members} members ({_counts(found.formats)})"
-    ]
+    lines = [f"{found.path}: {found.files} files, {found.bytes / MB:.1f} MB, members: {_counts(found.formats)}"]
     if found.encodings:
         lines.append(f"encodings of the sample: {_counts(found.encodings)}")
-    if found.repaired_names:
-        lines.append(f"names repaired from cp949: {', '.join(found.repaired_names[:SAMPLES])}")
     if not found.fits:
         lines += [_on_a_line(f"  {where}: ", example) for where, example in found.seen.items()]
-    if found.preset is None:
-        lines.append("no preset fits, and no text was found")
-    else:
-        also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
-        fits = f" (fits {100 * found.fits:.0f} % of the sampled records{also})" if found.fits else ""
-        lines.append(f"preset: {' '.join([found.preset, *found.settings])}{fits}")
-        lines.append(f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB")
-        lines += ["one record is too little: another must be held out"] if found.is_one_record else []
-        lines += [f"shapes: {_counts(found.shapes)}"] if found.shapes else []
-        lines += [f"put right, {count} times: {what}" for what, count in found.repairs.items()][:SHOWN_FAULTS]
-        tunes = presets()[found.preset].kind is DataKind.conversations
-        stage = "stage=finetune base=<run> " if tunes else ""
-        given = shlex.join([f"data={found.preset}", f"data.path={as_value(found.path)}", *found.settings])
-        lines.append(f"use it: python train.py {stage}{given}")
-        if found.if_answers:
-            given = shlex.join(["data=conversations", f"data.path={as_value(found.path)}", found.if_answers])
-            lines.append(f"if one column answers the other: python train.py stage=finetune base=<run> {given}")
-    lines += [
-        f"not read: {found.formats[suffix]} {suffix}. {way}." for suffix, way in WAYS.items() if suffix in found.formats
-    ]
+    lines += _commands(found) if found.preset else ["no preset fits, and no text was found"]
+    ways = {suffix: way for suffix, way in WAYS.items() if suffix in found.formats}
+    lines += [f"not read: {found.formats[suffix]} {suffix}. {way}." for suffix, way in ways.items()]
     lines += [f"sample {sample['origin']}: {_one_line(sample['text'])}" for sample in found.samples]
     lines += [f"wrong, {count} times: {reason}" for reason, count in found.faults.items()][:SHOWN_FAULTS]
     lines += [f"  {line}" for line in found.first_faults[:SHOWN_FAULTS]]
-    if found.usable and found.usable < found.records:
+    if found.usable and found.faults:
         lines.append("data.bad_records=drop leaves what is wrong out, with a count; else training ends at the first")
     lines += [as_table(found.cleaning)] if found.cleaning else []
     return "\n".join(lines)
+
+
+def _commands(found: Diagnosis) -> list[str]:
+    """What fits, how much it reads, and the commands that train on it."""
+    also = f"; also fit: {', '.join(found.also_fit[:SAMPLES])}" if found.also_fit else ""
+    fits = f" (fits {100 * found.fits:.0f} % of the sampled records{also})" if found.fits else ""
+    preset, path = str(found.preset), f"data.path={as_value(found.path)}"
+    tune = "python train.py stage=finetune base=<run>"
+    train = tune if presets()[preset].kind is DataKind.conversations else "python train.py"
+    lines = [
+        f"preset: {' '.join([preset, *found.settings])}{fits}",
+        f"yield: {found.usable} of {found.records} records of the sample, {found.text_bytes / MB:.2f} MB",
+        *([f"shapes: {_counts(found.shapes)}"] if found.shapes else []),
+        *[f"put right, {count} times: {what}" for what, count in found.repairs.items()][:SHOWN_FAULTS],
+        f"use it: {train} {shlex.join([f'data={preset}', path, *found.settings])}",
+    ]
+    if found.if_answers:
+        given = shlex.join(["data=conversations", path, found.if_answers])
+        lines.append(f"if one column answers the other: {tune} {given}")
+    return lines
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -306,13 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = "\n".join([lines, show_leaks(overlaps)])
         print(json.dumps(report, ensure_ascii=False, indent=2) if options.json else lines)
         if not found.usable:
-            raise DataError(f"{found.path}: none of the sampled records can be used{_why(found)}")
-
-
-def _why(found: Diagnosis) -> str:
-    if found.first_faults:
-        return f"; the first: {found.first_faults[0]}"
-    return ". Give files with text." if not found.seen else ", for there is no text in them."
+            why = f"; the first: {found.first_faults[0]}" if found.first_faults else ". Give files with text."
+            raise DataError(f"{found.path}: none of the sampled records can be used{why}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) 
     results = {"val/bits_per_byte": 1.0}
     write_run(tmp_path, "pretrain/a-00000001", config={"data": {"source": "files", "path": "a"}}, results=results)
     write_run(tmp_path, "finetune/a-00000002", config={"data": {"source": "files", "path": "b"}}, results=results)
-    write_run(tmp_path, "tokenizer/a-00000003", config={"data": {"source": "korean_law", "path": None}})
+    write_run(tmp_path, "tokenizer/a-00000003", config={"data": {"source": "files", "path": "c"}})
     assert compare(tmp_path, "a").notes == [
         "They were not measured on the same held-out text (stage, data.path differ): ranks mean little."
     ]

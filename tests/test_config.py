@@ -69,7 +69,7 @@ def test_every_choice_composes_in_a_stage_that_uses_it_and_is_named_after_its_fi
     settings = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
     stage = "finetune" if settings.get("kind") == "conversations" else STAGE_OF.get(choice, "pretrain")
     needed = ["base=x"] if stage == "finetune" else []
-    needed += ["data.path=x"] if group == "data" and "source" not in settings else []
+    needed += ["data.path=x"] if group == "data" and not {"source", "path"} & settings.keys() else []
     needed += [f"{group}.path=x"] if choice == "pretrained" else []
     needed += ["data.parts={law: {use: korean_law}}"] if choice == "mixture" else []
     config = config_of(f"stage={stage}", override, *needed)
@@ -122,7 +122,7 @@ LINES = {
     "name=a/b": "name=a/b cannot name a folder. Start with a letter or digit",
     "data=korean_law_qa": "data=korean_law_qa is conversations, but stage=pretrain learns from text",
     "data=text": "data.path is missing. Set data.path=<file, folder or glob of txt, jsonl, json, csv, tsv or parquet>",
-    "data.path=x": "data.path=x is not read from source=korean_law. Choose data=text.",
+    "data.path=x": "data.path=x is not what korean_law reads. Choose data=text.",
     "'+data.map={txt: a}'": "data.map: txt is nothing that data=korean_law reads. Did you mean text?",
     "'+data.parts={a: {use: korean_law}}'": "data.parts is for data=mixture, not for korean_law.",
     "data=mixture": "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}",

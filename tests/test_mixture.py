@@ -56,7 +56,7 @@ def test_a_part_is_its_choice_under_the_cleaning_of_the_mixture_and_its_own_keys
     data = config_of("data=mixture", f"data.parts={parts}", "data.cleaning.level=strict", "data.bad_records=drop").data
     wiki, law = data.part("wiki"), data.part("law")
     assert (wiki.layout.require, wiki.layout.skip, wiki.cleaning.level.name) == ("title", ["a"], "strict")
-    assert (law.source.name, law.cleaning.level.name, law.bad_records.name) == ("korean_law", "off", "drop")
+    assert (law.path, law.cleaning.level.name, law.bad_records.name) == ("data/korean_law.jsonl", "off", "drop")
     alone = config_of("data=korean_wikipedia", "data.path=x", "data.layout.skip=[a]", "data.cleaning.level=strict",
                       "data.bad_records=drop").data  # fmt: skip
     assert identity_settings(wiki, "documents") == identity_settings(alone, "documents")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config.data import DataConfig, DataKind, DataSource
+from llm.config.data import DataConfig, DataKind
 from llm.config.stages import Reuse, TokenizerStage
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import LoggerConfig
@@ -53,7 +53,7 @@ def plan(outputs, *, name=None, reuse=Reuse.auto, parents=None, format_version=1
         outputs=str(outputs),
         reuse=reuse,
         tokenizer=TokenizerConfig(**{"name": "bpe", "model": "BPE"} | tokenizer),
-        data=DataConfig(**{"name": "law", "kind": DataKind.text, "source": DataSource.korean_law} | (data or {})),
+        data=DataConfig(**{"name": "law", "kind": DataKind.text, "path": "law.txt"} | (data or {})),
     )
     return Plan(config=config, default_name="bpe-law", format_version=format_version, parents=parents or {})
 

@@ -10,10 +10,10 @@ import pytest
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
 from llm.data import Conversation, open_corpus
-from llm.data.records import Rejected, RejectedError
+from llm.data.records import Rejected
 from llm.data.sample import presets
 from llm.data.turns import conversation
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError
 from llm.inspect import diagnose, show
 from tests.korean import sentences
 
@@ -28,8 +28,8 @@ def turns(*said: str) -> list[dict[str, str]]:
 def read(record: dict[str, Any], **layout: Any) -> Conversation | Rejected:
     try:
         return conversation(record, "a.jsonl:1", LayoutConfig(**layout))
-    except RejectedError as error:
-        return error.at("a.jsonl:1")
+    except Rejected as error:
+        return error
 
 
 ALPACA = "아래는 명령어입니다.\n\n### 명령어:\n번역하라\n\n### 입력:\n하늘\n\n### 응답:\nsky</s>"
@@ -87,19 +87,15 @@ def test_a_record_of_each_shape_becomes_the_conversation_worked_by_hand(
     assert (found.messages, found.shape) == (turns(*expected), shape)
 
 
-@pytest.mark.parametrize(("record", "shape", "expected"), SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("wanted", [shape for shape in Shape if shape is not Shape.auto])
-def test_a_shape_that_is_asked_for_leaves_no_other(
-    wanted: Shape, record: dict[str, Any], shape: str, expected: list[str]
-) -> None:
-    found = read(record, shape=wanted)
-    assert isinstance(found, Conversation) is (shape == wanted.name)
-    if isinstance(found, Rejected):
-        assert found.reason == "fields are missing"
+@pytest.mark.parametrize("wanted", ["messages", "pairs", "tagged"])
+@pytest.mark.parametrize("name", ["messages", "Alpaca", "lines"])
+def test_a_shape_that_is_asked_for_leaves_no_other(wanted: str, name: str) -> None:
+    record, shape, _ = SHAPES[name]
+    found = read(record, shape=Shape[wanted])
+    assert isinstance(found, Conversation) if shape == wanted else found.reason == "fields are missing"
 
 
-@pytest.mark.parametrize("name", ["human", "Human ", "usr", "사용자", "고객", "질문자", "prompter"])
-@pytest.mark.parametrize("other", ["gpt", "bot", "AI", "상담사", "챗봇", "model"])
+@pytest.mark.parametrize(("name", "other"), [("human", "gpt"), ("Human ", "bot"), ("사용자", "AI"), ("고객", "상담사")])
 def test_usual_names_of_roles_are_repaired_and_said(name: str, other: str) -> None:
     found = read({"messages": [{"role": name, "content": "뭐?"}, {"role": other, "content": "응"}]})
     assert isinstance(found, Conversation)
@@ -107,13 +103,12 @@ def test_usual_names_of_roles_are_repaired_and_said(name: str, other: str) -> No
     assert found.repairs == (f"role {name} read as user", f"role {other} read as assistant")
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "sys", "", 3, None])
+@pytest.mark.parametrize("role", ["tool", 3, None])
 def test_a_role_that_no_rule_knows_is_refused_with_the_way_out(role: Any) -> None:
     found = read({"messages": [{"role": role, "content": "뭐?"}, {"role": "assistant", "content": "응"}]})
-    assert isinstance(found, Rejected)
-    assert found.reason == f"role {role!r} is unknown"
-    assert found.fix.endswith(
-        "or add it: '+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
+    assert str(found) == (
+        f"a.jsonl:1: role {role!r} is unknown. Use system, user, assistant or another usual name, or name it in "
+        "data.layout.roles."
     )
 
 
@@ -162,9 +157,8 @@ def test_ones_own_marks_tell_turns_apart() -> None:
 
 def test_text_without_marks_is_refused_with_an_example() -> None:
     found = read({"text": "그냥 글. 질문: 중간"}, shape=Shape.tagged)
-    assert isinstance(found, Rejected)
-    assert found.fix.startswith(
-        "A record needs text with marks such as ### 질문: ... ### 답변: ... in text; its text has"
+    assert "A record needs text with marks such as ### 질문: ... ### 답변: ... in text; this one has: text" in str(
+        found
     )
 
 
@@ -258,20 +252,10 @@ def test_shapes_and_repairs_are_counted_and_said(tmp_path: Path, caplog: pytest.
     assert "dropped 1 records: turns are none" in caplog.text
 
 
-def test_a_bad_turn_names_file_and_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"Q": "뭐?", "A": "응"}, {"Q": "뭐?", "A": " "})
-    with pytest.raises(DataError, match=rf"^{path}:2: answer is empty\. Remove the record"):
-        list(open_corpus(chat(path)).split_records())
-
-
 # The doctor
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ShareGPT", "Alpaca", "question and answer", "Q and A of the chatbot csv", "Korean columns", "KoGPT2's marks",
-     "hashes in one line", "speakers and utterances"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["ShareGPT", "Q and A of the chatbot csv", "KoGPT2's marks"])
 def test_the_doctor_reads_every_shape(tmp_path: Path, name: str) -> None:
     record, shape, expected = SHAPES[name]
     said = [{**record, "n": text} for text in sentences(20)]

@@ -120,9 +120,9 @@ def data_settings(choices: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def data_presets() -> dict[str, DataConfig]:
-    """Every choice of data that reads files, by its name, with an empty path."""
+    """Every choice of data that reads files of the user's, by its name, with an empty path."""
     settings = data_settings(data_choices())
-    return {name: preset(each) for name, each in settings.items() if "source" not in each}
+    return {name: preset(each) for name, each in settings.items() if not {"source", "path"} & each.keys()}
 
 
 def preset(settings: dict[str, Any], *, path: str = "") -> DataConfig:

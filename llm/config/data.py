@@ -1,9 +1,11 @@
 """The schema of conf/data: which text or conversations, how they are split, and the rows that a step takes."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 from omegaconf import MISSING
@@ -20,8 +22,6 @@ class DataKind(Enum):
 
 class DataSource(Enum):
     files = "files"
-    korean_law = "korean_law"
-    korean_law_qa = "korean_law_qa"
     mixture = "mixture"  # data.parts
 
 
@@ -50,6 +50,10 @@ OF_FILES = ("source", (DataSource.files,))
 OF_TEXT, OF_CHATS = ("kind", (DataKind.text,)), ("kind", (DataKind.conversations,))
 
 
+def _no_maker(name: str) -> str | None:
+    return None if re.fullmatch(r"llm\.demo\.\w+:\w+", name) else "makes no data. Leave it out."
+
+
 @dataclass(kw_only=True, slots=True)
 class PartConfig:
     """A part of a mixture: a choice of conf/data, what differs from it, and how much of it is trained on.
@@ -64,6 +68,8 @@ class PartConfig:
     kind: DataKind = setting(MISSING, not_of=TEXT)  # from here on as in DataConfig
     source: DataSource = setting(DataSource.files, not_of=TEXT)
     path: str | None = setting(None, HOW, is_file=True)
+    made_by: str | None = setting(None, HOW, fault=_no_maker)
+    rights: str | None = setting(None, HOW)
     text_field: str = setting("text", not_of=TEXT, fault=no_path, only_with=OF_FILES)
     layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
     cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
@@ -78,6 +84,8 @@ class DataConfig:
     kind: DataKind = setting(MISSING, not_of=TEXT)
     source: DataSource = setting(DataSource.files, not_of=TEXT)
     path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity
+    made_by: str | None = setting(None, HOW, fault=_no_maker)  # module:function of llm.demo that makes the file
+    rights: str | None = setting(None, HOW)  # what to know before publishing what was trained on it
     text_field: str = setting(
         "text", not_of=TEXT, fault=no_path, only_with=OF_FILES
     )  # path of a record's text, for kind text
@@ -128,7 +136,8 @@ class DataConfig:
     def part(self, name: str) -> "DataConfig":
         """The data config of one part by itself, split and laid out in rows as the mixture is."""
         part: PartConfig = self.parts[name]
-        own = {key: getattr(part, key) for key in ("kind", "source", "path", "text_field", "layout", "cleaning")}
+        keys = ("kind", "source", "path", "made_by", "rights", "text_field", "layout", "cleaning")
+        own = {key: getattr(part, key) for key in keys}
         return replace(self, name=part.use, **own, bad_records=part.bad_records, parts=None, tokenizer_part=None)
 
     def _map_columns(self) -> None:
@@ -173,12 +182,13 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_source(key: str, data: DataConfig | PartConfig) -> None:
-    """Refuse files without a path, and a path without files."""
+    """Refuse files without a path, and a path that is not read."""
     if data.source is DataSource.files and data.path is None:
         raise ConfigError(f"{key}.path is missing. Set {key}.path=<file, folder or glob of {_FILES_OF[data.kind]}>.")
-    if data.source is not DataSource.files and data.path is not None:
-        choose = f"{key}.use=text" if isinstance(data, PartConfig) else f"data={data.kind.value}"
-        raise ConfigError(f"{key}.path={data.path} is not read from source={data.source.value}. Choose {choose}.")
+    name, choose = (data.use, ".use") if isinstance(data, PartConfig) else (data.name, "")
+    is_made = data.made_by and PurePath(str(data.path)).stem == name
+    if data.path is not None and (data.source is not DataSource.files or (data.made_by and not is_made)):
+        raise ConfigError(f"{key}.path={data.path} is not what {name} reads. Choose {key}{choose}={data.kind.value}.")
 
 
 _FILES_OF = {

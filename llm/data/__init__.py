@@ -1,13 +1,12 @@
 """Raw text and conversations -> documents, shards of token ids, and the rows that a training step takes.
 
 corpus.py        config -> documents or conversations, each with its origin, cleaned, split, and what was dropped
-files.py         the files of a path, of any format, in archives or not; it names the modules that do it
+files.py         a path -> the files there -> documents or conversations; it names the modules that do it
 records.py       what is read: documents and conversations with their origin, or what is left out and why
 sample.py        the first records of what lies at a path, and which choice of conf/data reads them
-suggest.py       the settings that read the longest text of a record
+paths.py         path expressions such as document[].form, and which of them has the text of a record
 clean.py         documents cleaned and dropped by configured steps, with an account; repair.py: the edits of a text
 overlap.py       how much of the held-out text stands in the training text
-korean_law.py    Korean statutes, and questions and answers about them, from a package
 split.py         which documents are held out: by hash of their text
 documents.py     a corpus -> its cleaned documents on disk, written once, and back
 sharding.py      documents -> shards, one for each file, going on where a killed attempt ended

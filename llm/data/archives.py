@@ -1,12 +1,12 @@
-"""A file -> the members of its zip, tar, gz, bz2, xz or zst, read where they lie: nothing is unpacked to disk.
+"""A file -> the members of its zip, tar, gz, bz2, xz or zst, archives in archives too, read where they lie.
 
-Archives in archives, too; what must be gone back in and lies in a stream that cannot goes to a temporary file. A member
-can be read until the next one is asked for. What cannot be read is rejected with the member's name, and no stream gives
-more than an archive of its size plausibly holds.
+Nothing is unpacked to disk, but what must be gone back in and lies in a stream that cannot. A member can be read until
+the next one is asked for.
 """
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import shutil
@@ -14,31 +14,20 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
-from llm.data.places import PART, File, no_data
-from llm.data.records import Rejected, RejectedError
-from llm.data.streams import BUFFER, WAY_OUT_OF_BOMB, implausible, open_stream, unreadable
+from llm.data.records import Rejected, unreadable
 
 DEPTH = 3  # archives within archives
 PLAUSIBLE_RATIO = 300  # of bytes out to bytes in: running text gives 3 to 20, a bomb of zeros 1,000
 PLAUSIBLE_BYTES = 64 * 2**20  # that any archive may give
 SPOOL = 64 * 2**20  # bytes of what must be gone back in that are kept in memory; more go to a temporary file
-DEFLATE64 = 9  # in the zip format's list of methods (APPNOTE 4.4.5)
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+HIDDEN = "hidden files or folders, such as .ipynb_checkpoints or __MACOSX"
 
-# what zipfile and tarfile raise of a damaged list of members; each of these was seen
-_OF_LISTS = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    UnicodeDecodeError,
-    OverflowError,
-)
 _HANGUL = re.compile("[가-힣ᄀ-ᇿ]")  # conjoining, too: macOS writes names in NFD
 
 
@@ -49,14 +38,32 @@ class Member:
     name: str  # path inside its archive; a plain file's own
     origin: str  # file, or file!member
     size: int | None  # bytes when unpacked, where they are known
-    open: Callable[[], BinaryIO]  # what it gives raises RejectedError where it cannot be read
-    seekable: bool = True
-    repaired: bool = False  # whether the name was in cp949
+    open: Callable[[], Any]  # a binary stream; it and its library may raise anything
+    is_seekable: bool = True
+    state: str = ""  # of a file: is another when the file is
 
 
-def members(file: File) -> Iterator[Member | Rejected]:
+def members(file: Member, depth: int = DEPTH) -> Iterator[Member | Rejected]:
     """What a file holds: itself, if it is no archive."""
-    yield from _inside(Member(file.name, file.name, file.size, file.open), DEPTH)
+    name = file.name.lower()
+    if not is_archive(name):
+        yield file
+        return
+    try:
+        if depth == 0:
+            raise Rejected(file.origin, f"lies in more than {DEPTH} archives", "Unpack it, and give data.path=<folder>")
+        in_tar = re.search(r"\.(tar(\.\w+)?|tgz)$", name)
+        inside = _in_zip(file) if name.endswith(".zip") else _in_tar(file) if in_tar else iter([_unpacked(file)])
+        for member in inside:
+            path = PurePosixPath(member.name.replace("\\", "/"))
+            if member.origin != file.origin and (path.is_absolute() or ".." in path.parts):
+                yield Rejected(member.origin, "has a name that leads out of its archive", "Pack it under a plain name")
+            elif member.origin != file.origin and is_hidden(path):
+                yield Rejected(member.origin, HIDDEN)
+            else:
+                yield from members(member, depth - 1)
+    except Exception as error:  # of a damaged archive each library raises several kinds
+        yield unreadable(file.origin, error)
 
 
 def is_archive(name: str) -> bool:
@@ -64,159 +71,111 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith((".zip", ".tar", ".tgz", *_UNPACKED))
 
 
+def is_hidden(path: PurePosixPath) -> bool:
+    """Whether a part of a path begins with a dot, or is what macOS or Windows put there."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db") for part in path.parts)
+
+
 def seekable(member: Member) -> Any:
     """The member as a stream that can go back, as the index at the end of a zip or a table asks for."""
     stream = member.open()
-    if member.seekable:
+    if member.is_seekable:
         return stream
     spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  # the caller closes it
     with stream:
-        shutil.copyfileobj(stream, spool, BUFFER)
+        shutil.copyfileobj(stream, spool, 2**20)
     spool.seek(0)
     return spool
 
 
-def _inside(member: Member, depth: int) -> Iterator[Member | Rejected]:
-    name = member.name.lower()
-    if depth < DEPTH and PART.fullmatch(PurePosixPath(name).name):
-        fix = "Unpack the outer archive, and give data.path=<the folder>: the parts are joined there"
-        yield Rejected(member.origin, "is a part of a split archive inside an archive", fix)
-    elif not is_archive(name):
-        yield member
-    elif depth == 0:
-        yield Rejected(member.origin, f"lies in more than {DEPTH} archives", WAY_OUT_OF_BOMB)
-    else:
-        try:
-            if name.endswith(".zip"):
-                yield from _packed(_in_zip(member), depth)
-            elif name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-                yield from _packed(_in_tar(member), depth)
-            else:
-                yield from _inside(_unpacked(member), depth - 1)
-        except (RejectedError, *_OF_LISTS) as error:
-            yield unreadable(error).at(member.origin)
-
-
-def _packed(found: Iterator[Member | Rejected], depth: int) -> Iterator[Member | Rejected]:
-    """What the members of an archive are, or hold in their turn."""
-    seen: set[str] = set()
-    for each in found:
-        if isinstance(each, Rejected):
-            yield each
-        elif wrong := _wrong_name(each.name, seen):
-            yield Rejected(each.origin, *wrong)
-        elif reason := no_data(each.name):
-            yield Rejected(each.origin, reason)
-        else:
-            yield from _inside(each, depth - 1)
-
-
-def _in_zip(member: Member) -> Iterator[Member | Rejected]:
-    with seekable(member) as stream, zipfile.ZipFile(stream) as archive:
+def _in_zip(file: Member) -> Iterator[Member]:
+    with seekable(file) as stream, _open_zip(stream) as archive:
         infos = [info for info in archive.infolist() if not info.is_dir()]
-        if sum(info.file_size for info in infos) > _plausible(member.size):
-            raise implausible()
+        if sum(info.file_size for info in infos) > _plausible(file.size):  # of which zipfile gives no byte more
+            raise _implausible(file)
         for info in sorted(infos, key=lambda info: info.header_offset):
-            name, repaired = _zip_name(info)
-            origin = f"{member.origin}!{name}"
-
-            def open_member(info: zipfile.ZipInfo = info) -> BinaryIO:
-                return open_stream(lambda: archive.open(info), limit=_plausible(info.compress_size))
-
-            if wrong := _wrong_method(info):
-                yield Rejected(origin, *wrong)
-            else:
-                yield Member(name, origin, info.file_size, open_member, repaired=repaired)
+            origin = f"{file.origin}!{info.filename}"
+            yield Member(info.filename, origin, info.file_size, partial(archive.open, info))
 
 
-def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
-    """(the name, whether it was repaired): without the UTF-8 flag zipfile takes names for cp437, where Korean Windows
-    wrote cp949 and macOS UTF-8. What has more Hangul is right: the bytes of 책 in cp949 are å in UTF-8.
+def _open_zip(stream: Any) -> zipfile.ZipFile:
+    """With its names as they were written: without the UTF-8 flag Korean Windows has them in cp949, macOS in UTF-8.
+
+    What has most Hangul is right: the bytes of 책 in cp949 are å in UTF-8.
     """
-    if info.flag_bits & 0x800 or info.filename.isascii():
-        return info.filename, False
-    raw = info.filename.encode("cp437")
-    names = [raw.decode(encoding, "ignore") for encoding in ("utf-8", "cp949")]
-    name = max(names, key=lambda name: len(_HANGUL.findall(name)))
-    return (name, True) if _HANGUL.search(name) else (info.filename, False)
+    archive = zipfile.ZipFile(stream)
+    if all(info.flag_bits & 0x800 or info.filename.isascii() for info in archive.infolist()):
+        return archive
+    opened = [archive]
+    for encoding in ("cp949", "utf-8"):
+        with suppress(UnicodeDecodeError):
+            opened.append(zipfile.ZipFile(stream, metadata_encoding=encoding))
+    return max(opened, key=lambda archive: len(_HANGUL.findall("".join(archive.namelist()))))
 
 
-def _wrong_method(info: zipfile.ZipInfo) -> tuple[str, str] | None:
-    if info.flag_bits & 0x1:
-        return "is encrypted", "Unpack it with its password, and give data.path=<the folder>"
-    if info.compress_type == DEFLATE64:
-        fix = "Python cannot read that; unpack with 7z x or unzip, and give data.path=<the folder>"
-        return "is compressed with Deflate64", fix
-    if info.compress_type not in METHODS:
-        fix = "Python cannot read that; unpack with 7z x, and give data.path=<the folder>"
-        return f"is compressed with zip method {info.compress_type}", fix
-    return None
-
-
-def _in_tar(member: Member) -> Iterator[Member | Rejected]:
-    if not member.name.lower().endswith(".tar"):
-        member = _unpacked(member)
-    mode: Any = "r:" if member.seekable else "r|"
-    with member.open() as stream, tarfile.open(fileobj=stream, mode=mode, bufsize=BUFFER) as archive:
+def _in_tar(file: Member) -> Iterator[Member]:
+    if not file.name.lower().endswith(".tar"):
+        file = _unpacked(file)
+    mode: Any = "r:" if file.is_seekable else "r|"
+    with file.open() as stream, tarfile.open(fileobj=stream, mode=mode) as archive:
         for info in archive:
-            name, repaired = _tar_name(info.name)
-            origin = f"{member.origin}!{name}"
-
-            def open_member(info: tarfile.TarInfo = info) -> BinaryIO:
-                return open_stream(lambda: archive.extractfile(info))
-
             if info.isfile():
-                yield Member(name, origin, info.size, open_member, seekable=member.seekable, repaired=repaired)
-            elif not info.isdir():
-                yield Rejected(origin, "is a link or a device in a tar", "Give data.path=<what it points to>")
+                name = _tar_name(info.name)
+                open_member = partial(archive.extractfile, info)
+                yield Member(name, f"{file.origin}!{name}", info.size, open_member, file.is_seekable)
             archive.members = []  # type: ignore[attr-defined]  # else it keeps the header of each for ever
 
 
-def _tar_name(name: str) -> tuple[str, bool]:
+def _tar_name(name: str) -> str:
+    """A name as it was written: tarfile leaves what is no UTF-8 as lone surrogates."""
     raw = name.encode("utf-8", "surrogateescape")
     try:
-        return raw.decode("utf-8"), False
+        return raw.decode()
     except UnicodeDecodeError:
-        return raw.decode("cp949", "replace"), True
+        return raw.decode("cp949", "replace")
 
 
-def _wrong_name(name: str, seen: set[str]) -> tuple[str, str] | None:
-    """Of names that no honest archive has; nothing is unpacked, but what else is wrong with it is not known."""
-    plain = name.replace("\\", "/")
-    if plain.startswith("/") or plain[1:2] == ":" or ".." in PurePosixPath(plain).parts:
-        return "has a name that leads out of its archive", "Pack it anew under a plain name"
-    if plain in seen:
-        return "has the name of an earlier member", "Pack it anew with one file of each name"
-    seen.add(plain)
-    return None
-
-
-def _unpacked(member: Member) -> Member:
+def _unpacked(file: Member) -> Member:
     """The one stream in a gz, bz2, xz or zst."""
-    suffix = member.name[member.name.rindex(".") :].lower()
-    name = member.name[: -len(suffix)] + (".tar" if suffix == ".tgz" else "")
-
-    def open_member() -> BinaryIO:
-        packed = member.open()
-        return open_stream(lambda: _UNPACKED[suffix](packed), limit=_plausible(member.size), beneath=packed)
-
-    return Member(name, member.origin, None, open_member, seekable=False, repaired=member.repaired)
+    suffix = file.name[file.name.rindex(".") :].lower()
+    name = file.name[: -len(suffix)] + (".tar" if suffix == ".tgz" else "")
+    open_member = lambda: io.BufferedReader(_Unpacking(file, _UNPACKED[suffix]), 2**18)  # noqa: E731
+    return Member(name, file.origin, None, open_member, is_seekable=False)
 
 
-def _gzip(packed: BinaryIO) -> Any:
-    return gzip.GzipFile(fileobj=packed)
+class _Unpacking(io.RawIOBase):
+    """What a library unpacks, up to what is plausible."""
+
+    def __init__(self, file: Member, unpack: Callable[[Any], Any]) -> None:
+        self._file, self._packed, self._left = file, file.open(), _plausible(file.size)
+        self._unpacked = unpack(self._packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._unpacked.read1(len(buffer))  # of a stream that is cut, all that comes before the cut
+        self._left -= len(data)
+        if self._left < 0:
+            raise _implausible(self._file)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        super().close()
+        self._unpacked.close()
+        self._packed.close()
 
 
-def _zst(packed: BinaryIO) -> Any:
-    """Of any number of frames; unlike zstandard's own reader it notices that the last one is cut."""
+def _zst(packed: Any) -> Any:
     import pyarrow
 
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, mode="r"), "zstd")
 
 
-_UNPACKED: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": _gzip,
-    ".tgz": _gzip,
+_UNPACKED: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda packed: gzip.GzipFile(fileobj=packed),
+    ".tgz": lambda packed: gzip.GzipFile(fileobj=packed),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".zst": _zst,
@@ -225,3 +184,7 @@ _UNPACKED: dict[str, Callable[[BinaryIO], Any]] = {
 
 def _plausible(packed: int | None) -> int:
     return max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * (packed or 0))
+
+
+def _implausible(file: Member) -> Rejected:
+    return Rejected(file.origin, "unpacks to more than is plausible", "Look at it with care, and unpack it yourself")

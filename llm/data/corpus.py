@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llm.config.data import BadRecords, DataConfig, DataSource
+from llm.config.data import BadRecords, DataConfig
 from llm.data.clean import Cleaner, Dropped
 from llm.data.files import Files, open_files
-from llm.data.korean_law import questions, statutes
-from llm.data.records import Conversation, Document, Rejected, Source
+from llm.data.records import Conversation, Document, Rejected
 from llm.data.split import is_below, place_of, share_that_parts
 from llm.errors import DataError
 from llm.run.console import log
@@ -26,7 +25,7 @@ Left = Document | Conversation
 class Corpus:
     """The records of one data config; each pass over them reads them anew, in the same order."""
 
-    def __init__(self, config: DataConfig, source: Source) -> None:
+    def __init__(self, config: DataConfig, source: Files) -> None:
         self._config, self._source = config, source
         self._folder: Path | None = None
         self.dropped: Counter[str] = Counter()  # reason -> records, in the last pass that ended
@@ -107,7 +106,7 @@ class Corpus:
         `rights`: what to know before publishing what was trained on it; `dropped_records`: reason -> records.
         """
         name = self._config.name
-        encodings = self._source.encodings if isinstance(self._source, Files) else {}
+        encodings = self._source.encodings
         if unusual := {other: times for other, times in encodings.items() if other not in ("utf-8", "ascii")}:
             log.info("data=%s: files in other encodings than utf-8: %s", name, unusual)
         if shapes := {shape: times for shape, times in self.shapes.most_common() if shape}:
@@ -187,8 +186,4 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         ConfigError: the path has no such file, or the package is not installed.
     """
-    if config.source is DataSource.korean_law:
-        return Corpus(config, statutes())
-    if config.source is DataSource.korean_law_qa:
-        return Corpus(config, questions())
     return Corpus(config, open_files(config))

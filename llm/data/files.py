@@ -1,71 +1,86 @@
 """The user's files of any format, plain or in archives -> documents or conversations, and what is left out.
 
-places.py     a path, folder, glob or URL -> files
 archives.py   a file -> its members
-parse.py      a member -> records as it has them (decoding.py: bytes -> text; large_json.py: a JSON value by its items)
+parse.py      a member -> records as it has them
 layout.py     such a record -> a document, or by turns.py a conversation
 """
 
+import io
+import json
+import os
+import re
+import shlex
+import unicodedata
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from fnmatch import fnmatch
+from functools import partial
+from glob import glob
 from hashlib import file_digest
-from pathlib import PurePosixPath
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from pkgutil import resolve_name
+from typing import Any
 
 from llm.config.data import DataConfig, DataKind
 from llm.config.documents import FileFormat, Shape
-from llm.data.archives import Member, is_archive, members
+from llm.config.overrides import to_paste
+from llm.credentials import MASK, without_secrets
+from llm.data.archives import HIDDEN, Member, is_archive, is_hidden, members
 from llm.data.layout import columns, to_records
-from llm.data.parse import FORMATS, Parsed, format_of, parse
-from llm.data.places import OF_SYSTEM, File, Place, explain_absent, find, left_by_system, name_of
-from llm.data.records import Record, Rejected, RejectedError
+from llm.data.parse import FORMATS, format_of, parse
+from llm.data.records import Record, Rejected, unreadable
 from llm.errors import ConfigError, DataError
 from llm.run.files import composed, digest_of
+
+PART = re.compile(r"(.+\.(?:zip|tar|tgz|gz|zst))\.part(\d+)", re.IGNORECASE)
 
 
 class Files:
     """The files that a path, a folder, a glob or a URL names, in the order of their names."""
 
-    rights: str | None = None
-
-    def __init__(self, config: DataConfig, places: list[Place]) -> None:
-        self._config = config
-        self.places = places
+    def __init__(self, config: DataConfig, places: list[Member | Rejected]) -> None:
+        self._config, self._places = config, places
+        self.rights = config.rights
         self.encodings: Counter[str] = Counter()  # -> files, of the last pass, and while it goes on
 
     def digest(self) -> str:
-        """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter."""
-        return digest_of([_digest(place) if isinstance(place, File) else [place.reason, ""] for place in self._read()])
+        """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        return digest_of([_digest(each) if isinstance(each, Member) else [each.reason, ""] for each in self._read()])
 
     def state(self) -> str:
-        """SHA-256 over where the files lie, their sizes and times of change: nothing is opened."""
-        return digest_of([place.state if isinstance(place, File) else str(place) for place in self._read()])
+        """What is another one where a file may be: by their paths, sizes and times of change; nothing is opened."""
+        return digest_of([each.state if isinstance(each, Member) else str(each) for each in self._read()])
 
-    def _read(self) -> Iterator[Place]:
-        wanted = (place for place in self.places if isinstance(place, File) or place.fix)
-        return (place for place in wanted if not self.leaves_out(name_of(place)))
+    def _read(self) -> Iterator[Member | Rejected]:
+        wanted = (each for each in self._places if isinstance(each, Member) or each.fix)
+        return (each for each in wanted if not self.leaves_out(each.origin))
 
     def records(self) -> Iterator[Record]:
+        """Every record in a fixed order, or why it is left out."""
         self.encodings.clear()
-        for place in self.places:
-            for member in members(place) if isinstance(place, File) else [place]:
-                yield from [member] if isinstance(member, Rejected) else to_records(self.parse(member), self._config)
+        for place in self._places:
+            for member in members(place) if isinstance(place, Member) else [place]:
+                yield from [member] if isinstance(member, Rejected) else self._of(member)
 
-    def parse(self, member: Member) -> Iterator[Parsed]:
-        """The records of a member as it has them; none, if it is not what the config asks for."""
-        file_format = format_of(member.name, self._config.layout)
+    def _of(self, member: Member) -> Iterator[Record]:
         if reason := self.leaves_out(member.name):
             yield Rejected(member.origin, reason)
         elif member.size == 0:
             yield Rejected(f"{member.origin}:1", "the file is empty", "Remove it, or give another data.path")
-        elif file_format is not None:
-            yield from parse(member, file_format, self._config.layout, columns(self._config), self.encodings)
+        else:
+            parsed = parse(member, self._config.layout, columns(self._config), self.encodings)
+            yield from to_records(parsed, self._config)
 
     def leaves_out(self, name: str) -> str | None:
         """Why a file or member is not read; None if it is."""
         layout, file = self._config.layout, PurePosixPath(composed(name.replace("\\", "/")))
-        if left_by_system(name):
-            return OF_SYSTEM
         if is_archive(file.name):
             return None
         if layout.files and not any(_matches(file, pattern) for pattern in layout.files):
@@ -78,11 +93,13 @@ class Files:
 
 
 def open_files(config: DataConfig) -> Files:
-    """The files that data.path names; nothing is read yet.
+    """The files that data.path names; nothing is read yet, but what data.made_by makes is made if it is not there.
 
     Raises:
         ConfigError: there is none that can be read.
     """
+    if config.made_by and not Path(str(config.path)).exists():
+        resolve_name(config.made_by)(Path(str(config.path)))
     places = find(str(config.path))
     _check(places, config)
     return Files(config, places)
@@ -101,33 +118,179 @@ def _matches(file: PurePosixPath, pattern: str) -> bool:
     return fnmatch(str(file), pattern if "/" not in pattern else f"*{pattern}") or fnmatch(file.name, pattern)
 
 
-def _digest(file: File) -> list[str]:
+def _digest(file: Member) -> list[str]:
     suffixes = [suffix.lower() for suffix in PurePosixPath(file.name).suffixes]
     try:
         with file.open() as stream:
-            sha256 = file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # all of ours have readinto
-    except RejectedError as error:
-        raise DataError(str(error.at(file.name))) from error
+            sha256 = file_digest(stream, "sha256").hexdigest()
+    except Exception as error:
+        raise DataError(str(unreadable(file.origin, error))) from error
     return [*suffixes[-2 if is_archive(file.name) else -1 :], sha256]
 
 
-def _check(places: list[Place], config: DataConfig) -> None:
+def _check(places: list[Member | Rejected], config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
     formats = _formats(config)
     wanted = " or ".join(suffix for suffix, file_format in FORMATS.items() if file_format in formats)
-    names = [name_of(place) for place in places if isinstance(place, File) or place.fix]
-    readable = [name for name in names if is_archive(name) or format_of(name, config.layout) in formats]
-    if names and all(".xml" in PurePosixPath(name).suffixes for name in names):
-        raise ConfigError(
-            f"data.path={config.path}: {names[0]} is XML, which is not read. Of a Wikipedia give its parquet "
-            "from the hub, its CirrusSearch dump (json), or what WikiExtractor --json makes of the XML."
-        )
+    names = [each.origin for each in places if isinstance(each, Member) or each.fix]
+    if any(is_archive(name) or format_of(name, config.layout) in formats for name in names):
+        return
     if not names and (reason := explain_absent(str(config.path), "data.path")):
         raise ConfigError(reason)
-    if not names or (not readable and len(names) > 1):
+    if len(names) != 1:
         raise ConfigError(f"data.path={config.path}: no {wanted} is there. Give a file, a folder or a quoted glob.")
-    if not readable:
+    raise ConfigError(
+        f"data.path={config.path}: {names[0]} is not {wanted}, which is what data={config.kind.value} reads. "
+        "Convert it, or say what it is with data.layout.format."
+    )
+
+
+def find(path: str) -> list[Member | Rejected]:
+    """Every file that a path names, sorted by its path; nothing is opened. A split archive is one file.
+
+    Raises:
+        ConfigError: a URL cannot be listed, or the path is one that was recorded without its credential.
+    """
+    if MASK in path:  # a glob of every name otherwise
         raise ConfigError(
-            f"data.path={config.path}: {names[0]} is not {wanted}, which is what data={config.kind.value} reads. "
-            "Convert it, or say what it is with data.layout.format."
+            f"data.path={path}: {MASK} stands for a credential, which no run records. Give data=<its choice> and "
+            "data.path=<the whole of it> again."
         )
+    if "://" in path:
+        return _remote(path)
+    forms = dict.fromkeys([path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))])  # NFD: of macOS
+    path = next((form for form in forms if Path(form).exists()), path)
+    if Path(path).is_dir():
+        return _in_folder(path)
+    if Path(path).is_file():  # before glob: a file's name may hold a bracket
+        return _joined([Path(path)])
+    found = {Path(name) for form in forms for name in glob(form, recursive=True)}
+    return _joined(sorted(place for place in found if not place.is_dir()))
+
+
+def _in_folder(folder: str) -> list[Member | Rejected]:
+    found: list[Path] = []
+    left_out: list[Rejected] = []
+    seen: set[str] = set()
+
+    def unlisted(error: OSError) -> None:
+        left_out.append(unreadable(str(error.filename), error))
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unlisted):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            left_out.append(Rejected(place, "folders that link to one that was read"))
+            continue
+        seen.add(real)
+        hidden = [name for name in (*folders, *names) if is_hidden(PurePosixPath(name))]
+        left_out += [Rejected(os.path.join(place, name), HIDDEN) for name in sorted(hidden)]
+        folders[:] = [name for name in folders if name not in hidden]
+        shown = [name for name in names if name not in hidden and name != "dataset_dict.json"]
+        found += [Path(place, name) for name in _saved_by_datasets(Path(place)) or shown]
+    return [*_joined(sorted(found)), *left_out]
+
+
+def _saved_by_datasets(folder: Path) -> list[str]:
+    """The data files of a folder that `Dataset.save_to_disk` wrote, for caches lie beside them; none of any other."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [str(file["filename"]) for file in state["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def _joined(paths: Iterable[Path]) -> list[Member | Rejected]:
+    """The files, where parts of an archive (x.zip.part0, x.zip.part1073741824) are the one that they are cut from."""
+    groups: dict[Path, list[Path]] = {}
+    for path in paths:
+        part = PART.fullmatch(path.name)
+        groups.setdefault(path.with_name(part[1]) if part else path, []).append(path)
+    return [_file(path, sorted(parts, key=_number_of_part)) for path, parts in sorted(groups.items())]
+
+
+def _number_of_part(path: Path) -> int:
+    part = PART.fullmatch(path.name)
+    return int(part[2]) if part else 0
+
+
+def _file(path: Path, parts: list[Path]) -> Member | Rejected:
+    name = str(path)
+    if not all(part.is_file() for part in parts):  # opening a pipe would wait for ever
+        return Rejected(name, "cannot be read", "It is no plain file, or a link to none. Remove it")
+    stats = [part.stat() for part in parts]
+    state = f"{path.resolve()} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
+    opened = partial(open, path, "rb") if parts == [path] else partial(_open_parts, parts)
+    return Member(name, name, sum(stat.st_size for stat in stats), opened, state=state)
+
+
+def _open_parts(parts: list[Path]) -> io.BufferedReader:
+    return io.BufferedReader(_Parts(parts), 2**20)
+
+
+class _Parts(io.RawIOBase):
+    """Files that are read as if they were one."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths, self._position = paths, 0
+        *self._starts, self._size = accumulate((path.stat().st_size for path in paths), initial=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        part = bisect_right(self._starts, self._position) - 1
+        with self._paths[part].open("rb", buffering=0) as file:
+            file.seek(self._position - self._starts[part])
+            count = file.readinto(buffer)
+        self._position += count
+        return count
+
+
+def _remote(url: str) -> list[Member | Rejected]:
+    """The files behind a URL of any kind that fsspec knows: hf://datasets/<owner>/<name>, https://, s3://."""
+    import fsspec
+
+    try:
+        system, inside = fsspec.core.url_to_fs(url)
+        if any(sign in inside for sign in "*?[") and not system.exists(inside):
+            names = system.glob(inside)
+        else:
+            names = system.find(inside) if system.isdir(inside) else [inside]
+        return [_remote_file(system, str(name)) for name in sorted(names)]
+    except Exception as error:  # each protocol has its own kinds
+        message = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"data.path={url}: cannot be listed ({message}). Check the URL and your access.") from error
+
+
+def _remote_file(system: Any, name: str) -> Member:
+    shown, size = without_secrets(system.unstrip_protocol(name)), int(system.size(name) or 0)
+    return Member(shown, shown, size, partial(system.open, name, "rb"), state=f"{system.ukey(name)} {size}")
+
+
+def explain_absent(path: str, key: str | None = None) -> str | None:
+    """What is missing of a path, and the nearest name that is there; None where the path exists, or is a URL.
+
+    `key`: the setting that it was typed as.
+    """
+    if "://" in path or Path(path).exists():
+        return None
+    typed = f"{key}={path}" if key else path
+    if any(sign in path for sign in "*?["):
+        return f"{typed}: no file matches it. Give a file, a folder, a quoted glob or a URL."
+    missing = Path(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = {composed(name).lower(): name for name in sorted(os.listdir(missing.parent)) if not name.startswith(".")}
+    if close := get_close_matches(composed(missing.name).lower(), names, n=1):
+        meant = str(missing.parent / names[close[0]] / Path(path).relative_to(missing))
+        return f"{typed} does not exist. Did you mean {to_paste(key, meant) if key else shlex.quote(meant)}?"
+    return f"{typed} does not exist: {missing.parent.resolve()} has no {missing.name}. Give a file that is there."

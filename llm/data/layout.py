@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from llm.config.data import DataConfig, DataKind
 from llm.config.documents import LayoutConfig
 from llm.data.parse import Parsed, Raw
-from llm.data.records import Conversation, Document, Record, Rejected, RejectedError, check_text
-from llm.data.suggest import to_set
+from llm.data.paths import first, head, to_set, values
+from llm.data.records import DROP, Conversation, Document, Record, Rejected, check_text
 from llm.data.turns import conversation, usual_columns
-from llm.data.values import first, head, values
 
 
 def columns(config: DataConfig) -> list[str]:
@@ -17,40 +16,21 @@ def columns(config: DataConfig) -> list[str]:
     layout = config.layout
     paths = [config.text_field, layout.group, layout.require]
     if config.kind is DataKind.conversations:
-        paths = [layout.messages, layout.system, layout.question, layout.input, layout.answer, layout.require]
-        paths += [config.text_field, *usual_columns()]
+        paths += [layout.messages, layout.system, layout.question, layout.input, layout.answer, *usual_columns()]
     return [key for path in paths if path is not None for key in head(path)]
 
 
 def to_records(parsed: Iterable[Parsed], config: DataConfig) -> Iterator[Record]:
     """Each record as a document or a conversation; where a layout groups, one document for each group."""
-    layout = config.layout
-    found = in_files(parsed, layout)
-    if layout.require is not None:
-        found = _required(found, layout.require)
-    if layout.group is not None and config.kind is DataKind.text:
-        yield from _grouped(found, config, layout.group)
+    found = in_files(parsed, config.layout)
+    if config.layout.group is not None and config.kind is DataKind.text:
+        yield from _grouped(found, config, config.layout.group)
         return
     for raw in found:
-        if isinstance(raw, Rejected):
-            yield raw
-            continue
         try:
-            yield made_of(raw, config)
-        except RejectedError as error:
-            yield error.at(raw.origin)
-
-
-def made_of(raw: Raw, config: DataConfig) -> Document | Conversation:
-    """A record as the config takes it.
-
-    Raises:
-        RejectedError: it cannot be that.
-    """
-    if config.kind is DataKind.text:
-        return _document(raw, config)
-    record = {config.text_field: raw.value} if isinstance(raw.value, str) else raw.value
-    return conversation(record, raw.origin, config.layout, text_field=config.text_field)
+            yield _made_of(raw, config) if isinstance(raw, Raw) else raw
+        except Rejected as rejected:
+            yield rejected
 
 
 def in_files(parsed: Iterable[Parsed], layout: LayoutConfig) -> Iterator[Parsed]:
@@ -59,50 +39,65 @@ def in_files(parsed: Iterable[Parsed], layout: LayoutConfig) -> Iterator[Parsed]
         if isinstance(raw, Rejected):
             yield raw
         elif not raw.is_file:
-            yield _checked(raw)
+            yield _checked(raw, layout)
         elif not layout.records and not isinstance(raw.value, list):
-            yield _checked(Raw(raw.value, f"{raw.origin}:1", is_file=True))
+            yield _checked(Raw(raw.value, f"{raw.origin}:1", is_file=True), layout)
         elif found := values(raw.value, layout.records) if layout.records else raw.value:
             for index, record in enumerate(found):
-                yield _checked(Raw(record, f"{raw.origin}[{index}]"))
+                yield _checked(Raw(record, f"{raw.origin}[{index}]"), layout)
         else:
-            yield _without_records(raw, layout.records)
+            what = f"{layout.records} finds no record" if layout.records else "the list is empty"
+            way_out = to_set(raw.value, is_file=True) or "Set data.layout.records"
+            yield Rejected(raw.origin, what, f"{_has(raw)}. {way_out}, or leave it out with data.layout.skip")
 
 
-def _without_records(file: Raw, records: str | None) -> Rejected:
-    has, way_out = type(file.value).__name__, None
-    if isinstance(file.value, dict):
-        has, way_out = ", ".join(file.value), to_set(file.value, is_file=True)
-    what = f"{records} finds no record" if records else "the list is empty"
-    fix = f"It has: {has[:200]}. {way_out or 'Set data.layout.records'}, or leave it out with data.layout.skip"
-    return Rejected(file.origin, what, fix)
+def _checked(raw: Raw, layout: LayoutConfig) -> Parsed:
+    if not isinstance(raw.value, dict | str):
+        return Rejected(raw.origin, "not a JSON object", f"A record must be an object, not {str(raw.value)[:20]}")
+    if layout.require is not None and isinstance(raw.value, dict) and not values(raw.value, layout.require):
+        return Rejected(raw.origin, f"records without {layout.require} (data.layout.require)")
+    return raw
 
 
-def _checked(raw: Raw) -> Parsed:
-    if isinstance(raw.value, dict | str):
-        return raw
-    return Rejected(raw.origin, "not a JSON object", f"A record must be an object, not {str(raw.value)[:20]}")
+def _made_of(raw: Raw, config: DataConfig) -> Document | Conversation:
+    if config.kind is DataKind.text:
+        return _document(raw, config)
+    record = {config.text_field: raw.value} if isinstance(raw.value, str) else raw.value
+    return conversation(record, raw.origin, config.layout, text_field=config.text_field)
 
 
-def _required(found: Iterator[Parsed], path: str) -> Iterator[Parsed]:
-    for raw in found:
-        if isinstance(raw, Raw) and isinstance(raw.value, dict) and not values(raw.value, path):
-            yield Rejected(raw.origin, f"records without {path} (data.layout.require)")
-        else:
-            yield raw
+def _document(raw: Raw, config: DataConfig) -> Document:
+    """The texts that data.text_field finds in a record, as one document."""
+    field = config.text_field
+    found = [raw.value] if isinstance(raw.value, str) else values(raw.value, field)
+    if not found:
+        way_out = to_set(raw.value, is_file=raw.is_file) or f"Remove the record, {DROP}"
+        raise Rejected(raw.origin, f'field "{field}" is missing', f"{_has(raw)}. {way_out}")
+    if found[0] is not None and not isinstance(found[0], str):  # another field may be meant
+        way_out = to_set(raw.value, is_file=raw.is_file) or "python -m llm.inspect <path> shows other fields"
+        raise Rejected(raw.origin, f"{field} is {type(found[0]).__name__}, not text", way_out)
+    if len(found) > 1 and all(isinstance(text, str) for text in found):
+        found = [text for text in found if text.strip()] or found[:1]
+    for text in found:
+        check_text(text, field, raw.origin)
+    return Document(config.layout.join.join(found), raw.origin)
 
 
-def _grouped(found: Iterator[Parsed], config: DataConfig, group: str) -> Iterator[Document | Rejected]:
+def _has(raw: Raw) -> str:
+    return f"It has: {', '.join(map(str, raw.value))[:200] or 'nothing'}"
+
+
+def _grouped(found: Iterator[Parsed], config: DataConfig, group: str) -> Iterator[Record]:
+    """One document of the rows after one another whose group is equal."""
     kept: list[Document] = []
     current: str | None = None
     for raw in found:
-        if isinstance(raw, Rejected):
-            yield raw
-            continue
         try:
+            if isinstance(raw, Rejected):
+                raise raw
             key, one = _group_of(raw, group, config.layout.group_pattern), _document(raw, config)
-        except RejectedError as error:
-            yield error.at(raw.origin)
+        except Rejected as rejected:
+            yield rejected
             continue
         if kept and key != current:
             yield _merged(kept, config.layout.join)
@@ -118,44 +113,13 @@ def _group_of(raw: Raw, group: str, pattern: str | None) -> str:
         return raw.origin
     found = first(raw.value, group)
     if found is None:
-        raise RejectedError(f'field "{group}" is missing', f"{_has(raw)}. Set data.layout.group")
-    if pattern is None:
-        return str(found)
-    if match := re.search(pattern, str(found)):
-        return str(match[1])
-    fix = f"It is {str(found)[:40]!r}. Correct data.layout.group_pattern={pattern}"
-    raise RejectedError(f'field "{group}" does not match the group pattern', fix)
+        raise Rejected(raw.origin, f'field "{group}" is missing', f"{_has(raw)}. Set data.layout.group")
+    match = re.search(pattern or "(.*)", str(found), 0 if pattern else re.DOTALL)
+    if match is None:
+        fix = f"It is {str(found)[:40]!r}. Correct data.layout.group_pattern={pattern}"
+        raise Rejected(raw.origin, f'field "{group}" does not match the group pattern', fix)
+    return match[1]
 
 
 def _merged(documents: list[Document], join: str) -> Document:
     return Document(join.join(document.text for document in documents), documents[0].origin)
-
-
-def _document(raw: Raw, config: DataConfig) -> Document:
-    """The texts that data.text_field finds in a record, as one document."""
-    if isinstance(raw.value, str):
-        check_text(raw.value, "text")
-        return Document(raw.value, raw.origin)
-    found = values(raw.value, config.text_field)
-    if not found:
-        way_out = to_set(raw.value, is_file=raw.is_file) or "Remove the record, or set data.bad_records=drop"
-        raise RejectedError(f'field "{config.text_field}" is missing', f"{_has(raw)}. {way_out}")
-    if len(found) > 1 and all(isinstance(text, str) for text in found):
-        found = [text for text in found if text.strip()] or found[:1]
-    for text in found:
-        try:
-            check_text(text, config.text_field)
-        except RejectedError as error:
-            raise RejectedError(error.reason, _other_field(raw, config.text_field, error.fix)) from None
-    return Document(config.layout.join.join(found), raw.origin)
-
-
-def _other_field(raw: Raw, text_field: str, fix: str) -> str:
-    """What to do; where numbers or objects stand in place of texts, another field may be meant."""
-    if any(text is None or isinstance(text, str) for text in values(raw.value, text_field)):
-        return fix
-    return to_set(raw.value, is_file=raw.is_file) or f"{fix}; python -m llm.inspect <path> shows other fields"
-
-
-def _has(raw: Raw) -> str:
-    return f"It has: {', '.join(raw.value)[:200] or 'nothing'}"

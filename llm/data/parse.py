@@ -1,5 +1,6 @@
 """A member -> its records as it has them: paragraphs of a txt, objects of a json or jsonl, rows of a table."""
 
+import codecs
 import csv
 import io
 import json
@@ -7,19 +8,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import PurePath
 from typing import Any, Literal
 
 from llm.config.documents import FileFormat, LayoutConfig
 from llm.data.archives import Member, seekable
-from llm.data.decoding import HEAD, MAX_LINE, Line, Text, too_long
-from llm.data.large_json import is_split, items
-from llm.data.records import Rejected, RejectedError
-from llm.data.streams import unreadable
+from llm.data.records import Rejected, unreadable
 
-WHOLE_JSON = 32 * 2**20  # bytes of a JSON value that is read whole, at about five times its size in memory
-MAX_JSON = 128 * 2**20  # where it is not known how to read it in pieces
+PIECE = 2**16  # bytes that are read at once, by which the encoding is detected
+MAX_LINE = 32 * 2**20  # characters; what is longer is no record of anybody's, or a list that is read in pieces
 BATCH = 256  # rows of a table that are held at once
 
 FORMATS = {
@@ -32,7 +30,13 @@ FORMATS = {
     ".parquet": FileFormat.parquet,
     ".arrow": FileFormat.arrow,
 }
+
 ONE_VALUE = "The file must be one JSON value, or have one on each line"
+
+# The 2,350 Hangul syllables of KS X 1001, which nearly all Korean text is in, have lead bytes B0 to C8 in cp949; other
+# encodings taken for cp949 give hanja (CA to FD) and syllables of its extension instead.
+_PAIRS = re.compile(rb"[\x81-\xfe][\x41-\xfe]")
+_HANGUL = re.compile(rb"[\xb0-\xc8][\xa1-\xfe]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,207 +61,198 @@ def format_of(name: str, layout: LayoutConfig) -> FileFormat | None:
     return FORMATS.get(suffix)
 
 
-def parse(
-    member: Member, file_format: FileFormat, layout: LayoutConfig, columns: list[str], encodings: Counter[str]
-) -> Iterator[Parsed]:
-    """Every record of a member, in which encoding it is being counted; `columns`: of a table, those that are needed."""
+def parse(member: Member, layout: LayoutConfig, columns: list[str], encodings: Counter[str]) -> Iterator[Parsed]:
+    """Every record of a member, in which encoding it is being counted; `columns`: of a table, those that are needed.
+
+    Of what is damaged or cut, what comes before is given, and then why there is no more.
+    """
+    file_format = format_of(member.name, layout)
     try:
         if file_format in (FileFormat.parquet, FileFormat.arrow):
             yield from _arrow_rows(member, file_format, columns)
             return
         with member.open() as stream:
-            text = Text(stream, member.origin)
-            try:
-                yield from _of_text(text, member.origin, file_format, layout)
-            finally:
-                encodings[text.encoding or "ascii"] += 1
-    except RejectedError as error:
-        yield error.at(member.origin)
+            pieces = decoded(stream, encodings)
+            if file_format is FileFormat.txt:
+                yield from _paragraphs(_lines(pieces, member.origin), member.origin)
+            elif file_format in (FileFormat.csv, FileFormat.tsv):
+                yield from _csv_rows(_lines(pieces, member.origin), member.origin, file_format, layout)
+            else:
+                yield from _json(pieces, member.origin, layout.records)
+    except Exception as error:  # each library and protocol has its own kinds
+        yield unreadable(member.origin, error)
 
 
-def _of_text(text: Text, origin: str, file_format: FileFormat, layout: LayoutConfig) -> Iterator[Parsed]:
-    if file_format is FileFormat.txt:
-        return _paragraphs(text, origin)
-    if file_format in (FileFormat.csv, FileFormat.tsv):
-        return _csv_rows(text, origin, file_format, layout)
-    return _json(text, origin, layout)
+# Text
 
 
-def _paragraphs(text: Text, origin: str) -> Iterator[Raw | Rejected]:
-    """Documents of a text file: what stands between blank lines; one with a wrong line is rejected whole."""
-    kept: list[Line] = []
-    size = 0  # of what is kept, or was before it grew too long
-    for line in text.lines():
-        if line[1].strip() or line[2]:
-            size += len(line[1])
-            if size <= MAX_LINE or not kept:
-                kept.append(line)
+def decoded(stream: Any, encodings: Counter[str]) -> Iterator[str]:
+    """Its text in pieces, with LF at the ends of lines; bytes that are wrong in its encoding as lone surrogates."""
+    read = getattr(stream, "read1", stream.read)  # of a stream that is cut, all that comes before the cut
+    ends, decoder, encoding = io.IncrementalNewlineDecoder(None, translate=True), None, "ascii"
+    try:
+        while data := read(PIECE):
+            if decoder is None and not data.isascii():
+                encoding = detect(data)
+                decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+            yield ends.decode(decoder.decode(data) if decoder else data.decode("ascii"))
+        yield ends.decode(decoder.decode(b"", final=True) if decoder else "", final=True)
+    finally:
+        encodings[encoding] += 1
+
+
+def detect(data: bytes) -> str:
+    """The encoding of a text by its first bytes that are not all ASCII."""
+    for mark, encoding in ((codecs.BOM_UTF8, "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return encoding
+    if not (wrong := _wrong_bytes(data, "utf-8")):
+        return "utf-8"
+    pairs = _PAIRS.findall(data)
+    is_hangul = 2 * sum(1 for pair in pairs if _HANGUL.match(pair)) > len(pairs)
+    return "cp949" if is_hangul and _wrong_bytes(data, "cp949") < wrong else "utf-8"
+
+
+def _wrong_bytes(data: bytes, encoding: str) -> int:
+    text = codecs.getincrementaldecoder(encoding)("surrogateescape").decode(data)
+    return len(re.findall("[\udc80-\udcff]", text))
+
+
+def _lines(pieces: Iterator[str], origin: str) -> Iterator[str]:
+    """Lines without their ends.
+
+    Raises:
+        Rejected: one is too long, which ends the file.
+    """
+    number, rest, size = 1, [""], 0
+    for piece in pieces:
+        *lines, last = piece.split("\n")
+        if lines:
+            lines[0] = "".join(rest) + lines[0]
+            yield from lines
+            number, rest, size = number + len(lines), [], 0
+        rest.append(last)
+        size += len(last)
+        if size > MAX_LINE:
+            raise _too_long(f"{origin}:{number}")
+    if size:
+        yield "".join(rest)
+
+
+def _too_long(origin: str, fix: str = "Part it into documents, by blank lines in a txt") -> Rejected:
+    return Rejected(origin, f"longer than {MAX_LINE >> 20} MiB", fix)
+
+
+def _paragraphs(lines: Iterator[str], origin: str) -> Iterator[Raw]:
+    """Documents of a text file: what stands between blank lines."""
+    kept: list[str] = []
+    size = 0
+    for number, line in enumerate(chain(lines, [""]), 1):
+        if line and not line.isspace():
+            kept.append(line)
+            size += len(line)
+            if size > MAX_LINE:
+                raise _too_long(f"{origin}:{number - len(kept) + 1}")
         elif kept:
-            yield _paragraph(kept, size, origin)
+            yield Raw("\n".join(kept), f"{origin}:{number - len(kept)}")
             kept, size = [], 0
-    if kept:
-        yield _paragraph(kept, size, origin)
-
-
-def _paragraph(lines: list[Line], size: int, origin: str) -> Raw | Rejected:
-    place = f"{origin}:{lines[0][0]}"
-    if size > MAX_LINE:
-        return too_long(place)
-    wrong = next((wrong for _, _, wrong in lines if wrong), None)
-    return wrong or Raw(re.sub("\r+", "\n", "\n".join(text for _, text, _ in lines)), place)
 
 
 # JSON
 
 
-def _json(text: Text, origin: str, layout: LayoutConfig) -> Iterator[Raw | Rejected]:
-    """The one value of a file; or the values on its lines, if the first line has one and others follow it.
+def _json(pieces: Iterator[str], origin: str, records: str | None) -> Iterator[Parsed]:
+    """The values on the lines of a file if its first line is one and others follow; else its one value.
 
-    A first value that is broken is a bad line of many where the lines after it are objects, and else a bad file.
+    A first line that is broken is one of many if those after it are objects.
     """
-    first, *others = [_value(text, line, origin) for line in _first_lines(text)] or [Rejected(origin, "too long")]
-    is_value = not isinstance(first, Rejected)
-    if others and (is_value or all(isinstance(other, dict) for other in others)):
-        yield from _json_lines(text, origin)
+    head, newlines = "", 0
+    while newlines < 3 and len(head) <= MAX_LINE and (piece := next(pieces, "")):
+        newlines += (piece if head else piece.lstrip()).count("\n")
+        head += piece
+    first, *others = [line for line in head.split("\n") if line and not line.isspace()][:3] or [""]
+    value = _loaded(first, origin, ONE_VALUE)
+    if others and (not isinstance(value, Rejected) or all(isinstance(_loaded(o, origin, ""), dict) for o in others)):
+        yield from _json_lines(_lines(chain([head], pieces), origin), origin)
         return
-    head = text.peek(WHOLE_JSON + 1)
-    if len(head) <= WHOLE_JSON:
-        if head.strip():
-            yield _file(first if is_value else _value(text, text.read(len(head) + 1), origin), origin)
-        text.read_on()
-    elif is_split(layout.records, head):
-        for found in items(text, layout.records, origin):
-            yield found if isinstance(found, Rejected) else Raw(*found)
-    else:
-        yield from _large_value(text, origin, is_one_line=b"\n" not in head)
+    while len(head) <= MAX_LINE and (piece := next(pieces, "")):
+        head += piece
+    if len(head) > MAX_LINE:
+        yield from _large_json(chain([head], pieces), origin, records)
+    elif whole := head.strip():
+        value = value if whole == first else _loaded(head, origin, ONE_VALUE)
+        yield value if isinstance(value, Rejected) else Raw(value, origin, is_file=True)
 
 
-def _first_lines(text: Text) -> list[bytes]:
-    """The first three that are not blank, fewer where the file ends or one is too long."""
-    size = HEAD
-    while True:
-        head = text.peek(size)
-        found = list(islice((line for line in io.BytesIO(head) if line.strip()), 3))
-        if len(head) < size:
-            return found
-        whole = [line for line in found if line.endswith(b"\n")]
-        if len(whole) == 3 or size > MAX_LINE:
-            return whole
-        size = min(8 * size, MAX_LINE + 1)
+def _json_lines(lines: Iterator[str], origin: str) -> Iterator[Parsed]:
+    for number, line in enumerate(lines, 1):
+        if line and not line.isspace():
+            value = _loaded(line, origin, "Each line must be one JSON object", line=number)
+            yield value if isinstance(value, Rejected) else Raw(value, f"{origin}:{number}")
 
 
-def _large_value(text: Text, origin: str, *, is_one_line: bool) -> Iterator[Raw | Rejected]:
-    """A value that cannot be read in pieces; a line that is too long, alone or with others after it."""
-    data = text.peek(MAX_JSON + 1)
-    fix = "Say where its records are: data.layout.records, such as data[]"
-    too_large = Rejected(origin, f"longer than {MAX_JSON >> 20} MiB", fix)
-    value = too_large if len(data) > MAX_JSON else _value(text, data, origin)
-    if is_one_line and isinstance(value, Rejected):
-        of_line, *second = islice(found := _json_lines(text, origin), 2)
-        yield from [of_line, *second] if second else [value]
-        yield from found
-    else:
-        yield _file(value, origin)
-        text.read_on()
-
-
-def _file(value: Any, origin: str) -> Raw | Rejected:
-    return value if isinstance(value, Rejected) else Raw(value, origin, is_file=True)
-
-
-def _json_lines(text: Text, origin: str) -> Iterator[Raw | Rejected]:
-    for number, line, wrong in text.lines():
-        place = f"{origin}:{number}"
-        if wrong:
-            yield wrong
-        elif line and not line.isspace():
-            value = _loads(line, "Each line must be one JSON object", origin, number)
-            if isinstance(value, Rejected):
-                yield value
-            elif isinstance(value, dict):
-                yield Raw(value, place)
-            else:
-                fix = f'Each line must be an object such as {{"text": "..."}}, not {line[:20]}'
-                yield Rejected(place, "not a JSON object", fix)
-
-
-def _value(text: Text, data: bytes, origin: str) -> Any:
-    """The JSON value that the bytes are, or why they are none."""
-    try:
-        return _loads(text.decode(data), ONE_VALUE, origin)
-    except UnicodeDecodeError as error:
-        return text.wrong_byte(error)
-
-
-def _loads(text: str, needed: str, origin: str, line: int = 1) -> Any:
+def _loaded(text: str, origin: str, needed: str, *, line: int = 1) -> Any:
     """The JSON value that begins on this line, or why there is none."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        how, line = f" ({error.msg}: column {error.colno})", line + error.lineno - 1
-    except RecursionError:
-        how = "; this one is nested too deeply"
-    except ValueError as error:  # an int of more digits than Python takes
-        how = f" ({error})"
-    return Rejected(f"{origin}:{line}", "not JSON", f"{needed}{how}")
+    except (ValueError, RecursionError) as error:  # a value may be nested too deeply, a number too long
+        line += getattr(error, "lineno", 1) - 1
+        return Rejected(f"{origin}:{line}", "not JSON", f"{needed} ({getattr(error, 'msg', error)})")
+
+
+def _large_json(pieces: Iterator[str], origin: str, records: str | None) -> Iterator[Parsed]:
+    """The items of a list that `records` leads to, or that the file is, one at a time."""
+    import ijson
+
+    found, index, error = ijson.sendable_list(), 0, None
+    parser = ijson.items_coro(found, records.replace("[]", ".item") if records else "item")
+    for piece in chain(filter(None, pieces), [None]):
+        try:
+            parser.send(piece.encode("utf-8", "surrogatepass")) if piece else parser.close()
+        except ijson.JSONError as raised:
+            error = str(raised).splitlines()[0]
+        for value in found:
+            yield Raw(value, f"{origin}[{index}]")
+            index += 1
+        found.clear()
+        if error:
+            yield Rejected(f"{origin}[{index}]", "not JSON", f"The records before it are read; repair it ({error})")
+            return
+    if not index:
+        yield _too_long(origin, "Say where its records are: data.layout.records, such as data[]")
 
 
 # Tables
 
 
-def _csv_rows(text: Text, origin: str, file_format: FileFormat, layout: LayoutConfig) -> Iterator[Raw | Rejected]:
+def _csv_rows(
+    lines: Iterator[str], origin: str, file_format: FileFormat, layout: LayoutConfig
+) -> Iterator[Raw | Rejected]:
     """The rows of a csv or tsv as objects: keyed by the header's names, or by 0, 1, 2 where there is none."""
-    header: list[str] | None = None
-    for line, row, wrong in _rows(text, file_format, layout):
-        place = f"{origin}:{line}"
-        if wrong:
-            yield wrong
-        elif isinstance(row, str):
-            yield Rejected(place, "not a csv row", f"Close the quotes, or set data.layout.format=txt ({row})")
-        elif header is None and layout.header:
-            header = _distinct([cell.strip() for cell in row])
-        elif header is not None and len(row) != len(header):
-            fix = "Quote what holds the delimiter, or set data.layout.header=false or data.layout.delimiter"
-            yield Rejected(place, f"has {len(row)} columns where the header has {len(header)}"[:80], fix)
-        else:
-            yield Raw(dict(zip(header or map(str, range(len(row))), row, strict=True)), place)
-
-
-def _rows(
-    text: Text, file_format: FileFormat, layout: LayoutConfig
-) -> Iterator[tuple[int, list[str] | str, Rejected | None]]:
-    """(first line, the row or what is wrong with its quotes, what is wrong with its bytes), blank lines left out."""
-    lines = text.lines()
-    delimiter = "\t" if file_format is FileFormat.tsv else layout.delimiter
-    for first in lines:
-        if named := re.fullmatch("sep=(.)", first[1]):  # which Excel takes for a setting
-            delimiter = named[1]
-        elif first[1].strip() or first[2]:
-            break
-    else:
-        return
-    of_row: list[Line] = []
-
-    def fed() -> Iterator[str]:
-        for line in chain([first], lines):
-            of_row.append(line)
-            yield line[1].replace("\r", "") + "\n"
-
+    first = next(lines, "")
+    delimiter = "\t" if file_format is FileFormat.tsv else layout.delimiter or _commonest_delimiter(first)
     no_quotes = file_format is FileFormat.tsv and not layout.header
     quoting: Literal[0, 3] = csv.QUOTE_NONE if no_quotes else csv.QUOTE_MINIMAL
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(fed(), delimiter=delimiter or _commonest_delimiter(first[1]), quoting=quoting, strict=True)
+    fed = (line + "\n" for line in chain([first], lines))
+    reader = csv.reader(fed, delimiter=delimiter, quoting=quoting, strict=True)
+    header: list[str] | None = None
     while True:
-        of_row.clear()
+        place = f"{origin}:{reader.line_num + 1}"
         try:
-            row: list[str] | str = next(reader)
-        except StopIteration:
-            return
+            row = next(reader, None)
         except csv.Error as error:
-            row = str(error)
-        wrong = next((wrong for _, _, wrong in of_row if wrong), None)
-        if row or wrong:
-            yield of_row[0][0], row, wrong
+            yield Rejected(place, "not a csv row", f"Close the quotes, or set data.layout.format=txt ({error})")
+            continue
+        if row is None:
+            return
+        if header is None and layout.header and row:
+            header = _distinct([cell.strip() for cell in row])
+        elif header is not None and row and len(row) != len(header):
+            fix = "Quote what holds the delimiter, or set data.layout.header=false or data.layout.delimiter"
+            yield Rejected(place, f"has {len(row)} columns where the header has {len(header)}"[:80], fix)
+        elif row:
+            yield Raw(dict(zip(header or map(str, range(len(row))), row, strict=True)), place)
 
 
 def _commonest_delimiter(line: str) -> str:
@@ -274,21 +269,15 @@ def _distinct(names: list[str]) -> list[str]:
     return list(found)
 
 
-def _arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> Iterator[Raw | Rejected]:
-    """The rows of a parquet or arrow file; of its columns those that are asked for, if it has them all."""
-    import pyarrow
-
+def _arrow_rows(member: Member, file_format: FileFormat, columns: list[str]) -> Iterator[Raw]:
+    """The rows of a parquet or arrow file; of its columns those that are asked for, if it has any of them."""
     index = 0
-    try:
-        with seekable(member) as stream:
-            for batch in _batches(stream, file_format, columns):
-                _validate(batch)
-                for row in _objects(batch.rename_columns(_distinct(batch.schema.names))):
-                    place = f"{member.origin}[{index}]"
-                    index += 1
-                    yield Rejected(place, *row) if isinstance(row, tuple) else Raw(row, place)
-    except (pyarrow.ArrowException, MemoryError, ValueError, OSError, RejectedError) as error:  # each was seen
-        yield unreadable(error).at(f"{member.origin}[{index}]" if index else member.origin)
+    with seekable(member) as stream:
+        for batch in _batches(stream, file_format, columns):
+            batch.validate(full=True)  # looking at an offset that leads out of its buffer would end the process
+            for row in batch.rename_columns(_distinct(batch.schema.names)).to_pylist():
+                yield Raw(row, f"{member.origin}[{index}]")
+                index += 1
 
 
 def _batches(stream: Any, file_format: FileFormat, columns: list[str]) -> Iterator[Any]:
@@ -307,31 +296,3 @@ def _batches(stream: Any, file_format: FileFormat, columns: list[str]) -> Iterat
         stream.seek(0)
         reader = pyarrow.ipc.open_file(stream)
         yield from map(reader.get_batch, range(reader.num_record_batches))
-
-
-def _validate(batch: Any) -> None:
-    """Refuse offsets that lead out of their buffer: looking at such a value ends the process.
-
-    Text that is no UTF-8 passes, for that is found row by row; offsets are checked before text is.
-    """
-    import pyarrow
-
-    for column in batch.columns:
-        try:
-            column.validate(full=True)
-        except pyarrow.ArrowInvalid as error:
-            if "Invalid UTF8" not in str(error):
-                raise
-
-
-def _objects(batch: Any) -> Iterator[dict[str, Any] | tuple[str, str]]:
-    """Each row, or (what is wrong with its text, what to do about it)."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows > 1:
-            for row in range(batch.num_rows):
-                yield from _objects(batch.slice(row, 1))
-        else:
-            byte = f"0x{error.object[error.start]:02x}"
-            yield f"not UTF-8 (byte {byte})", "The file is taken for UTF-8: repair it, or set data.bad_records=drop"

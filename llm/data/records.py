@@ -1,12 +1,15 @@
-"""What every source gives: documents and conversations with their origin, or what is left out and why.
+"""What the readers give: documents and conversations with their origin, or what is left out and why.
 
 An origin is file:line; in an archive file!member:line; of a table or a list in one JSON value, which have no lines of
 their own, file[index of the record]. It reads file alone where the whole of it is meant.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from llm.credentials import without_secrets
+
+DROP = "or set data.bad_records=drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,9 @@ class Conversation:
         return next(message["content"] for message in self.messages if message["role"] == "user")
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A record, a member or a file that is left out.
+@dataclass
+class Rejected(Exception):
+    """A record, a member or a file that is left out; raised where it is found, and given where records are.
 
     With a fix it is wrong, and data.bad_records says whether it is refused or dropped; without one the config leaves it
     out, as it does files of another suffix, and it is counted.
@@ -48,54 +51,30 @@ class Rejected:
         return f"{self.origin}: {self.reason}. {self.fix}."
 
 
-class RejectedError(Exception):
-    """Why something is left out, from where that is found to where its origin is known."""
-
-    def __init__(self, reason: str, fix: str) -> None:
-        super().__init__(reason, fix)
-        self.reason, self.fix = reason, fix
-
-    def at(self, origin: str) -> Rejected:
-        return Rejected(origin, self.reason, self.fix)
-
-
-def check_text(text: Any, what: str) -> None:
-    """Refuse what is no text to learn from.
-
-    Raises:
-        RejectedError: it is none, by what is wrong with it.
-    """
-    if not isinstance(text, str):
-        raise RejectedError(f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record")
-    if not text.strip():
-        raise RejectedError(f"{what} is empty", "Remove the record, or set data.bad_records=drop")
-    if len(text) < 8 and text.strip().lower() == "nan":  # what pandas writes for an empty cell
-        raise RejectedError(f"{what} is nan", "Remove the record, or set data.bad_records=drop")
-    if "\0" in text:
-        raise RejectedError(f"{what} holds a NUL", "Convert it to UTF-8, or set data.bad_records=drop")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        fix = "Repair it, or set data.bad_records=drop"
-        raise RejectedError(f"{what} holds half a character (a lone surrogate)", fix) from None
-
-
 Record = Document | Conversation | Rejected
 
 
-class Source(Protocol):
-    """Where records come from."""
+def unreadable(origin: str, error: Exception) -> Rejected:
+    """What any library raised of a file or an archive that is damaged, cut, encrypted or not to be opened."""
+    if isinstance(error, Rejected):
+        return error
+    said = without_secrets((str(error) or type(error).__name__).splitlines()[0].rstrip("."))
+    return Rejected(origin, "cannot be read", f"Fetch it again, unpack it yourself, or remove it ({said})")
 
-    rights: str | None
 
-    def digest(self) -> str:
-        """SHA-256 over all that is read."""
-        ...
+def check_text(text: Any, what: str, origin: str) -> None:
+    """Refuse what is no text to learn from.
 
-    def state(self) -> str:
-        """What is another one where what is read may be another: cheap to know, unlike the digest."""
-        ...
-
-    def records(self) -> Iterator[Record]:
-        """Every record in a fixed order."""
-        ...
+    Raises:
+        Rejected: it is none, by what is wrong with it.
+    """
+    if not isinstance(text, str):
+        raise Rejected(origin, f"{what} is {type(text).__name__}, not text", "Make it a string, or remove the record")
+    if not text.strip() or (len(text) < 8 and text.strip().lower() == "nan"):  # as pandas writes an empty cell
+        raise Rejected(origin, f"{what} is empty", f"Remove the record, {DROP}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a reader leaves wrong bytes as lone surrogates, and JSON may hold one
+        raise Rejected(origin, f"{what} holds a wrong byte or half a character", f"Make it UTF-8, {DROP}") from None
+    if "\0" in text:
+        raise Rejected(origin, f"{what} holds a NUL", f"Make it UTF-8, {DROP}")

@@ -1,6 +1,6 @@
-"""A path -> what lies there and a sample of it, and which choices of conf/data read the sample.
+"""A path -> what lies there and a sample of it, and what each choice of conf/data reads of that.
 
-Of an archive of any size only the list of its members and a few of them are read.
+By the reader of training: a sample is members whose beginnings are in memory.
 """
 
 import io
@@ -10,29 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 from llm.config.compose import data_presets
-from llm.config.data import DataConfig, DataKind
-from llm.config.documents import FileFormat, LayoutConfig, Shape
+from llm.config.data import DataConfig
+from llm.config.documents import FileFormat, LayoutConfig
 from llm.data.archives import Member, members
-from llm.data.decoding import Text, detect
 from llm.data.files import Files
-from llm.data.layout import in_files, made_of, to_records
-from llm.data.parse import Parsed, Raw, format_of, parse
-from llm.data.places import File, Place
-from llm.data.records import Document, Record, Rejected, RejectedError
-from llm.data.suggest import overrides
-from llm.data.turns import names_columns, with_usual_names
-from llm.data.values import head, values
+from llm.data.layout import in_files, to_records
+from llm.data.parse import Parsed, Raw, decoded, format_of, parse
+from llm.data.paths import values
+from llm.data.records import Record, Rejected, unreadable
 
 SAMPLED_MEMBERS = 24
-SAMPLED_BYTES = 8 * 2**20  # of each
-SAMPLED_IN_ALL = 64 * 2**20  # bytes, which as parsed json take some five times that
+SAMPLED_PIECES = 16  # of 64 KiB, of each
 SAMPLED_RECORDS = 100  # of each
 LISTED_BYTES = 256 * 2**20  # of a stream that cannot be gone back in, such as a tar.gz
 JSON = (FileFormat.json, FileFormat.jsonl)
 TABLES = (FileFormat.parquet, FileFormat.arrow)
+USUAL = LayoutConfig()
 
 
 @cache
@@ -41,204 +38,155 @@ def presets() -> dict[str, DataConfig]:
     return data_presets()
 
 
-@dataclass(slots=True)
+@dataclass
 class Sample:
-    """A member with its first bytes, or of a table its first rows."""
+    """What lies at a path: counts of all of it, and the beginnings of some members, spread evenly, in memory."""
 
-    member: Member
-    is_all: bool  # whether it has no more bytes
-    rows: list[Parsed] | None = None
-    _parsed: dict[Any, list[Parsed]] = field(default_factory=dict)
-
-    def parsed(self, layout: LayoutConfig) -> list[Parsed]:
-        """Its first records as they stand in it, by the reader of training."""
-        file_format = format_of(self.member.name, layout)
-        if self.rows is not None or file_format is None:
-            return self.rows or []
-        key = (file_format, layout.header, layout.delimiter)
-        if key not in self._parsed:
-            found = parse(self.member, file_format, layout, [], Counter())
-            self._parsed[key] = list(islice(found, SAMPLED_RECORDS))
-        return self._parsed[key]
-
-    def raws(self, layout: LayoutConfig) -> Iterator[Parsed]:
-        return islice(in_files(self.parsed(layout), layout), SAMPLED_RECORDS)
-
-
-@dataclass(slots=True)
-class Survey:
-    """What lies at a path."""
-
-    files: int = 0
-    bytes: int = 0
-    members: int = 0
-    listed_all: bool = True  # whether every member was listed
+    files: int
+    bytes: int
     formats: Counter[str] = field(default_factory=Counter)  # suffix -> members
-    repaired_names: list[str] = field(default_factory=list)
-    encodings: Counter[str] = field(default_factory=Counter)
+    encodings: Counter[str] = field(default_factory=Counter)  # of the sampled members
     rejected: list[Rejected] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    is_all: bool = False  # whether the samples are all that can be read, but for records after the first of each
+    members: list[Member] = field(default_factory=list)
+    is_all: bool = True  # whether the sample is all that can be read, but for records after the first of each member
 
-    def held(self) -> tuple[list[Any], list[str]]:
-        """(records as they are without any layout, the overrides that read their longest text)."""
-        usual = LayoutConfig()
-        raws = [raw for sample in self.samples for raw in sample.raws(usual) if isinstance(raw, Raw)]
-        found = [raw.value for raw in raws]
-        found = found[:: max(1, len(found) // SAMPLED_RECORDS)]
-        return found, overrides(found, are_files=all(raw.is_file for raw in raws))
+    def records(self, config: DataConfig) -> Iterator[Record]:
+        """What the config makes of the sample, and what is wrong with the rest."""
+        for member in self.members:
+            found = Files(config, [member]).records()
+            wanted = (each for each in found if not isinstance(each, Rejected) or each.fix)
+            yield from islice(wanted, SAMPLED_RECORDS)
 
     def fitting(self) -> list[tuple[str, float]]:
         """(preset, share of the sampled records that it makes something of), the best first."""
-        scores = {name: _score(self.samples, config) for name, config in presets().items()}
-        last = "conversations"  # reads the usual names too, which the others have by their own
-        ranked = sorted(scores, key=lambda name: (*scores[name], name == "text", name != last), reverse=True)
-        return [(name, scores[name][1]) for name in ranked if scores[name][0] > 0]
+        scores = {name: self._score(config) for name, config in presets().items()}
+        ranked = sorted(scores, key=lambda name: (*scores[name], name != "text"), reverse=True)
+        return [(name, scores[name][1]) for name in ranked if scores[name][0]]
 
-    def records(self, config: DataConfig) -> Iterator[Record]:
-        """The records of the sample under a config, with what is rejected of them."""
-        files = Files(config, [])
-        for sample in self.samples:
-            if not files.leaves_out(sample.member.name):
-                found = to_records(sample.parsed(config.layout), config)
-                wanted = (each for each in found if not isinstance(each, Rejected) or each.fix)
-                yield from islice(wanted, SAMPLED_RECORDS)
+    def _score(self, config: DataConfig) -> tuple[int, float, int, int]:
+        """(records that are read, their share, how many of the preset's own keys they have, and lack below zero)."""
+        usable = faults = left_out = has = 0
+        own = _own_paths(config)
+        for raw, made in self._made(config):
+            if isinstance(made, Rejected):
+                faults, left_out = faults + bool(made.fix), left_out + (not made.fix)
+            elif isinstance(raw.value, str) and own:  # a text without keys
+                faults += 1
+            else:
+                usable += 1
+                has += sum(bool(values(raw.value, path)) for path in own)
+        if not usable or left_out > usable + faults:
+            return 0, 0.0, 0, 0
+        return usable, usable / (usable + faults), has, has - usable * len(own)
+
+    def _made(self, config: DataConfig) -> Iterator[tuple[Any, Record]]:
+        for member in self.members:
+            if not Files(config, []).leaves_out(member.name):
+                parsed = parse(member, config.layout, [], Counter())
+                for raw in islice(in_files(parsed, config.layout), 2 * SAMPLED_RECORDS):
+                    yield raw, next(to_records([raw], config))
+
+    def held(self) -> list[Raw]:
+        """Some of the records as they are without any layout."""
+        parsed = (islice(in_files(_parsed(member), USUAL), SAMPLED_RECORDS) for member in self.members)
+        raws = [raw for found in parsed for raw in found if isinstance(raw, Raw)]
+        return raws[:: max(1, len(raws) // SAMPLED_RECORDS)]
 
 
-def survey(places: list[Place]) -> Survey:
-    """List everything at the places, and read a sample of it, spread evenly."""
-    found = Survey(files=len(places), bytes=sum(place.size for place in places if isinstance(place, File)))
-    known = [index for index, member in enumerate(_listed(places, found)) if _is_readable(member)]
-    wanted = set(known[:: max(1, -(-len(known) // SAMPLED_MEMBERS))])
-    read = 0
-    for index, member in enumerate(_members(places, found)):
-        if index in wanted and isinstance(member, Member):
-            try:
-                found.samples.append(_sample(member, found.encodings))
-                read += found.samples[-1].member.size or 0
-            except RejectedError as error:
-                found.rejected.append(error.at(member.origin))
-        if index == max(wanted, default=-1) or read > SAMPLED_IN_ALL:
-            break
-    found.is_all = len(found.samples) == len(known) and all(sample.is_all for sample in found.samples)
+def _own_paths(config: DataConfig) -> list[str]:
+    """The paths that a preset names."""
+    keys = ("group", "require", "messages", "question", "input", "answer")
+    named = [getattr(config.layout, key) for key in keys if getattr(config.layout, key) != getattr(USUAL, key)]
+    return [*named, *([config.text_field] if config.text_field != "text" else [])]
+
+
+def sample(places: list[Member | Rejected]) -> Sample:
+    """List everything at the places, and read a sample of it."""
+    found = Sample(len(places), sum(place.size or 0 for place in places if isinstance(place, Member)))
+    step, number = 1, 0
+    for number, member in enumerate(_listed(places, found), 1):
+        if (number - 1) % step:
+            continue
+        try:
+            found.members.append(_beginning(member, found))
+        except Exception as error:  # each library and protocol has its own kinds
+            found.rejected.append(unreadable(member.origin, error))
+        if len(found.members) > SAMPLED_MEMBERS:
+            found.members, step = found.members[::2], 2 * step
+    found.is_all = found.is_all and number == len(found.members)
     return found
 
 
-def _listed(places: list[Place], found: Survey) -> Iterator[Member | Rejected]:
-    for member in _members(places, found):
-        if isinstance(member, Member):
-            found.members += 1
-            known = format_of(member.name, LayoutConfig())
-            found.formats[known.name if known else _suffix(member.name)] += 1
-            found.repaired_names += [member.origin] * member.repaired
-        elif member.fix is None:
-            found.formats["hidden"] += 1
-        else:
-            found.rejected.append(member)
-        yield member
-
-
-def _members(places: list[Place], found: Survey) -> Iterator[Member | Rejected]:
+def _listed(places: list[Member | Rejected], found: Sample) -> Iterator[Member]:
+    """The members in a format that is read, all others being counted."""
     for place in places:
-        passed = 0
-        for member in members(place) if isinstance(place, File) else [place]:
-            yield member
-            if isinstance(member, Member) and not member.seekable:
-                passed += member.size or 0
-                if passed > LISTED_BYTES:
-                    found.listed_all = False
-                    break
-
-
-def _is_readable(member: Member | Rejected) -> bool:
-    return isinstance(member, Member) and member.size != 0 and format_of(member.name, LayoutConfig()) is not None
-
-
-def _sample(member: Member, encodings: Counter[str]) -> Sample:
-    file_format = format_of(member.name, LayoutConfig())
-    assert file_format is not None  # it was chosen for it
-    if file_format in TABLES:
-        rows = parse(member, file_format, LayoutConfig(), [], encodings)
-        return Sample(replace(member, size=0), True, list(islice(rows, SAMPLED_RECORDS)))
-    with member.open() as stream:
-        data = stream.read(SAMPLED_BYTES + 1)
-    is_all = len(data) <= SAMPLED_BYTES
-    if not is_all:
-        data = data[: data.rfind(b"\n", 0, SAMPLED_BYTES) + 1] or data[:SAMPLED_BYTES]
-    encodings[detect(data, at_end=is_all) or "ascii"] += 1
-    sample = Sample(replace(member, open=lambda: io.BytesIO(data), size=len(data)), is_all)
-    if not is_all and file_format in JSON and all(isinstance(each, Rejected) for each in sample.parsed(LayoutConfig())):
-        closed = _closed(Text(io.BytesIO(data), member.origin).peek(len(data)))
-        return Sample(replace(member, open=lambda: io.BytesIO(closed), size=len(data)), is_all)
-    return sample
-
-
-def _closed(data: bytes) -> bytes:
-    """The beginning of a JSON text as a value of its own, by whole items of its outermost list if it has any."""
-    opened: list[bytes] = []
-    ends: dict[bool, tuple[int, bytes]] = {}  # whether an item of it ends there -> (the last such end, what closes it)
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|["\[\]{},]', data):
-        sign = token[0]
-        if sign == b'"':  # of a string that is cut
-            break
-        if sign in b"[{":
-            opened.append(b"]" if sign == b"[" else b"}")
-        elif sign in b"]}":
-            del opened[-1:]
-        elif sign == b",":
-            is_item = opened.count(b"]") == 1 and opened[-1] == b"]"
-            ends[is_item] = token.start(), b"".join(reversed(opened))
-    end, closing = ends.get(True) or ends.get(False) or (0, b"")
-    return data[:end] + closing
-
-
-def _score(samples: list[Sample], config: DataConfig) -> tuple[int, float, float, int]:
-    """(records that fit, their share, how many keys of the preset each has, how much else of it applies)."""
-    files, layout = Files(config, []), config.layout
-    records = left_out = fitting = keys = 0
-    for sample in samples:
-        if files.leaves_out(sample.member.name):
-            continue
-        for raw in sample.raws(layout):
-            records += 1
-            value = raw.value if isinstance(raw, Raw) else None
-            if isinstance(value, dict) and layout.require is not None and not values(value, layout.require):
-                left_out += 1
+        streamed = 0
+        for member in members(place) if isinstance(place, Member) else [place]:
+            if isinstance(member, Rejected):
+                found.formats.update([] if member.fix else ["hidden"])
+                found.rejected += [member] if member.fix else []
                 continue
-            found = fits(raw, config)
-            fitting += found > 0
-            keys += found
-    if left_out * 2 > records:
-        return 0, 0.0, 0.0, 0
-    named = (layout.records is not None) + bool(layout.files) + (layout.require is not None)
-    return (fitting, fitting / (records - left_out), keys / fitting, named) if fitting else (0, 0.0, 0.0, 0)
+            file_format = format_of(member.name, USUAL)
+            found.formats[file_format.name if file_format else PurePath(member.name).suffix.lower() or "no suffix"] += 1
+            if file_format and member.size != 0:
+                yield member
+            streamed += 0 if member.is_seekable else member.size or 0
+            if streamed > LISTED_BYTES:
+                break
 
 
-def fits(raw: Parsed, config: DataConfig) -> int:
-    """How well a preset fits a record: 0 if not at all, else the number of its own keys that the record has."""
-    layout = config.layout
-    if isinstance(raw, Rejected):
-        return 0
-    if isinstance(raw.value, str):
-        return int(config.kind is DataKind.text and layout == LayoutConfig())
-    try:
-        made = made_of(raw, config)
-    except RejectedError:
-        return 0
-    if isinstance(made, Document):
-        paths = [config.text_field, layout.group, layout.require]
-        if layout.group is not None and not values(raw.value, layout.group):
-            return 0
+def _beginning(member: Member, found: Sample) -> Member:
+    """A member of its first bytes, or of a table its first rows, so that it can be read any number of times."""
+    file_format = format_of(member.name, USUAL)
+    if file_format in TABLES:
+        data, is_whole = _first_rows(member), True
     else:
-        if made.shape == Shape.tagged.name:
-            return len(made.messages)  # marks that are found are more than a key
-        if not names_columns(layout):
-            # by usual names it is less than a preset that names the columns, by its own more than one that does not
-            return 1 if with_usual_names(raw.value, layout) != layout else 3
-        paths = [layout.messages, layout.question, layout.input, layout.answer, layout.require]
-    return sum(any(key in raw.value for key in head(path)) for path in paths if path is not None)
+        with member.open() as stream:
+            pieces = decoded(stream, found.encodings)
+            text = "".join(islice(pieces, SAMPLED_PIECES))
+            is_whole = not any(pieces)
+        text = text if is_whole else text[: text.rfind("\n") + 1] or text
+        data = text.encode("utf-8", "surrogatepass")
+    begun = replace(member, open=lambda: io.BytesIO(data), size=len(data), is_seekable=True)
+    if not is_whole and file_format in JSON and all(isinstance(each, Rejected) for each in _parsed(begun)):
+        closed = _closed(text).encode("utf-8", "surrogatepass")
+        begun = replace(begun, open=lambda: io.BytesIO(closed), size=len(closed))
+    found.is_all = found.is_all and is_whole
+    return begun
 
 
-def _suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return f".{suffix.lower()[:12]}" if dot and stem and "/" not in suffix else "no suffix"
+def _parsed(member: Member) -> Iterator[Parsed]:
+    return parse(member, USUAL, [], Counter())
+
+
+def _first_rows(member: Member) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [raw.value for raw in islice(_parsed(member), SAMPLED_RECORDS) if isinstance(raw, Raw)]
+    target, table = io.BytesIO(), pyarrow.Table.from_pylist(rows)
+    if format_of(member.name, USUAL) is FileFormat.parquet:
+        parquet.write_table(table, target)
+    else:
+        with pyarrow.ipc.new_stream(target, table.schema) as writer:
+            writer.write_table(table)
+    return target.getvalue()
+
+
+def _closed(text: str) -> str:
+    """The beginning of a JSON text as a value of its own, by whole items of its outermost list if it has any."""
+    opened: list[str] = []
+    ends: dict[bool, tuple[int, str]] = {}  # whether an item of it ends there -> (the last such end, what closes it)
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|["\[\]{},]', text):
+        sign = token[0]
+        if sign == '"':  # of a string that is cut
+            break
+        if sign in "[{":
+            opened.append("]" if sign == "[" else "}")
+        elif sign in "]}":
+            del opened[-1:]
+        elif sign == ",":
+            is_item = opened.count("]") == 1 and opened[-1] == "]"
+            ends[is_item] = token.start(), "".join(reversed(opened))
+    end, closing = ends.get(True) or ends.get(False) or (0, "")
+    return text[:end] + closing

@@ -9,13 +9,12 @@ A layout that names columns is taken at its word; else the usual names are looke
 
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
-from llm.data.records import Conversation, RejectedError, check_text
-from llm.data.suggest import question_and_answer
-from llm.data.values import first, values
+from llm.data.paths import first, question_and_answer, values
+from llm.data.records import Conversation, Rejected, check_text
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "대화")
 ROLE = ("role", "from", "speaker", "author", "화자")
@@ -48,12 +47,7 @@ _LAST_STYLE = len(_STYLES) - 1  # has no sign of its own: a text must begin with
 _ENDS = re.compile(r"(?:<\|im_end\|>|</s>|<s>|<\|endoftext\|>|<\|end_of_turn\|>)\s*$")
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one says, the role as the record has it."""
-
-    role: Any
-    text: Any
+Turn = tuple[Any, Any]  # the role as the record has it, and what it says
 
 
 def conversation(
@@ -66,40 +60,37 @@ def conversation(
     empty.
 
     Raises:
-        RejectedError: it breaks one of these, or has no turns.
+        Rejected: it breaks one of these, or has no turns.
     """
-    shape, turns = _turns_of(record, with_usual_names(record, layout), text_field)
+    shape, turns = _turns_of(record, origin, _with_usual_names(record, layout), text_field)
     if turns is None:
-        raise RejectedError("fields are missing", _needs(record, layout, text_field))
+        raise Rejected(origin, "fields are missing", _needs(record, layout, text_field))
     messages: list[dict[str, str]] = []
     repairs: dict[str, None] = {}  # each once, in order
-    for turn in turns:
-        role = _checked_role(turn, layout)
-        if turn.role not in ROLES and turn.role not in layout.roles:
-            repairs[f"role {turn.role} read as {role}"[:80]] = None
+    for named, text in turns:
+        role = _role_of(named, origin, layout)
+        check_text(text, {"user": "question", "assistant": "answer"}.get(role, role), origin)
+        if named not in ROLES and named not in layout.roles:
+            repairs[f"role {named} read as {role}"[:80]] = None
         if messages and messages[-1]["role"] == role and layout.repeated_turns is RepeatedTurns.merge:
             repairs[f"turns of {role} one after the other made one"] = None
-            messages[-1]["content"] += "\n" + turn.text.strip()
+            messages[-1]["content"] += "\n" + text.strip()
         else:
-            messages.append({"role": role, "content": turn.text.strip()})
+            messages.append({"role": role, "content": text.strip()})
     order = [message["role"] for message in messages]
     order = order[1:] if order[:1] == ["system"] else order
     if not order or order != ["user", "assistant"] * (len(order) // 2):
         fix = "After an optional system turn, user and assistant must take turns, and the last must be the assistant's"
-        raise RejectedError(f"turns are {', '.join(order) or 'none'}"[:80], fix)
+        raise Rejected(origin, f"turns are {', '.join(order) or 'none'}"[:80], fix)
     return Conversation(messages, origin, shape.name, tuple(repairs))
 
 
-def _checked_role(turn: Turn, layout: LayoutConfig) -> str:
-    """The role of a turn that has a role and a text."""
-    role = role_of(turn.role, layout)
+def _role_of(name: Any, origin: str, layout: LayoutConfig) -> str:
+    known = layout.roles.get(name, name) if isinstance(name, str) else ""
+    role = known if known in ROLES else ROLE_OF.get(known.strip().lower())
     if role is None:
-        known = ", ".join([*layout.roles, *ROLES])
-        own = "'+data.layout.roles={<name>: user}' (a name in Hangul in a YAML file of conf/data)"
-        raise RejectedError(
-            f"role {turn.role!r} is unknown"[:80], f"Use {known} or another usual name, or add it: {own}"
-        )
-    check_text(turn.text, {"user": "question", "assistant": "answer"}.get(role, role))
+        fix = f"Use {', '.join([*layout.roles, *ROLES])} or another usual name, or name it in data.layout.roles"
+        raise Rejected(origin, f"role {name!r} is unknown"[:80], fix)
     return role
 
 
@@ -107,31 +98,30 @@ def _needs(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> str
     """What a record without turns should have."""
     has = ", ".join(map(str, record))[:200] or "nothing"
     if layout.shape is Shape.tagged:
-        lacks = f"its {text_field} has no such marks" if text_field in record else f"it has: {has}"
-        return f"A record needs text with marks such as ### 질문: ... ### 답변: ... in {text_field}; {lacks}"
-    pair = f"{layout.question} and {layout.answer}"
-    needs = {Shape.messages: layout.messages, Shape.pairs: pair}.get(layout.shape, f"{layout.messages}, or {pair}")
+        return (
+            f"A record needs text with marks such as ### 질문: ... ### 답변: ... in {text_field}; this one has: {has}"
+        )
     own = question_and_answer([record]) or "+data.map={question: <column>, answer: <column>}"
+    needs = f"{layout.messages}, or {layout.question} and {layout.answer}"
     return f"A record needs {needs}, or your own: {shlex.quote(own)}; this one has: {has}"
 
 
-def _turns_of(record: dict[str, Any], layout: LayoutConfig, text_field: str) -> tuple[Shape, list[Turn] | None]:
-    """(shape, the turns of a record); None where it has the keys of no shape that the layout allows.
-
-    Raises:
-        RejectedError: it has the keys, but no turns there.
-    """
+def _turns_of(
+    record: dict[str, Any], origin: str, layout: LayoutConfig, text_field: str
+) -> tuple[Shape, list[Turn] | None]:
+    """(shape, the turns of a record); None where it has the keys of no shape that the layout allows."""
     for shape, read in ((Shape.messages, _messages), (Shape.pairs, _pairs)):
-        if layout.shape in (Shape.auto, shape) and (turns := read(record, layout)) is not None:
+        if layout.shape in (Shape.auto, shape) and (turns := read(record, origin, layout)) is not None:
             return shape, [*_system(record, layout), *turns]
     text = first(record, text_field)
     is_tagged = layout.shape in (Shape.auto, Shape.tagged) and isinstance(text, str)
-    return Shape.tagged, split_tagged(text, layout.tags) if is_tagged else None
+    return Shape.tagged, _split_tagged(text, layout.tags) if is_tagged else None
 
 
-def with_usual_names(record: dict[str, Any], layout: LayoutConfig) -> LayoutConfig:
+def _with_usual_names(record: dict[str, Any], layout: LayoutConfig) -> LayoutConfig:
     """The layout with the usual names that this record has, where the layout names no columns of its own."""
-    if names_columns(layout):
+    usual = LayoutConfig()
+    if any(getattr(layout, key) != getattr(usual, key) for key in ("messages", "question", "answer")):
         return layout
     found: dict[str, Any] = {
         key: name for key, names in USUAL.items() if (name := _first_key(record, names)) is not None
@@ -143,23 +133,17 @@ def with_usual_names(record: dict[str, Any], layout: LayoutConfig) -> LayoutConf
     return replace(layout, **found)
 
 
-def names_columns(layout: LayoutConfig) -> bool:
-    """Whether a layout says where turns sit, so that nowhere else is looked."""
-    usual = LayoutConfig()
-    return any(getattr(layout, key) != getattr(usual, key) for key in ("messages", "question", "answer"))
-
-
 def usual_columns() -> list[str]:
     """The top-level keys that are looked at where a layout names none."""
     return [*(name for names in USUAL.values() for name in names), HISTORY]
 
 
-def split_tagged(text: str, tags: dict[str, str]) -> list[Turn] | None:
+def _split_tagged(text: str, tags: dict[str, str]) -> list[Turn] | None:
     """The turns of a text whose marks tell them apart; None where it has not both a question's and an answer's.
 
     What stands before the first mark is the system's, as the preamble of Alpaca's prompt is.
     """
-    for number, style in enumerate(_STYLES) if not tags else [(0, _of(tags))]:
+    for number, style in enumerate(_STYLES if not tags else [_of(tags)]):
         marks = [match for match in style.finditer(text) if _role(match[1], tags, text) is not None]
         roles = {_role(match[1], tags, text) for match in marks}
         if {"user", "assistant"} <= roles and (number != _LAST_STYLE or not text[: marks[0].start()].strip()):
@@ -167,35 +151,24 @@ def split_tagged(text: str, tags: dict[str, str]) -> list[Turn] | None:
     return None
 
 
-def role_of(name: Any, layout: LayoutConfig) -> str | None:
-    """The role that a name stands for; None where no rule knows it."""
-    if not isinstance(name, str):
-        return None
-    known = layout.roles.get(name, name)
-    return known if known in ROLES else ROLE_OF.get(known.strip().lower())
-
-
-def _messages(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
+def _messages(record: dict[str, Any], origin: str, layout: LayoutConfig) -> list[Turn] | None:
     if not (found := values(record, layout.messages)):
         return None
     listed = found[0] if len(found) == 1 else found
     role, content = layout.role, layout.content
-    if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
-        raise _no_turns(layout)
-    if (role, content) == ("role", "content") and listed:
+    if (role, content) == ("role", "content") and isinstance(listed, list) and listed and isinstance(listed[0], dict):
         role, content = _first_key(listed[0], ROLE) or role, _first_key(listed[0], CONTENT) or content
-    if not all(role in turn for turn in listed):
-        raise _no_turns(layout)
-    return [Turn(turn[role], first(turn, content)) for turn in listed]
+    if not isinstance(listed, list) or not all(isinstance(turn, dict) and role in turn for turn in listed):
+        raise _no_turns(origin, layout)
+    return [(turn[role], first(turn, content)) for turn in listed]
 
 
-def _no_turns(layout: LayoutConfig) -> RejectedError:
-    example = f'{{"{layout.role}": "user", "{layout.content}": "..."}}'
-    fix = f"Write {layout.messages} as [{example}, {example.replace('user', 'assistant')}]"
-    return RejectedError("messages are not a list of role and content", fix)
+def _no_turns(origin: str, layout: LayoutConfig) -> Rejected:
+    example = f'[{{"{layout.role}": "user", "{layout.content}": "..."}}, ...]'
+    return Rejected(origin, "messages are not a list of role and content", f"Write {layout.messages} as {example}")
 
 
-def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
+def _pairs(record: dict[str, Any], origin: str, layout: LayoutConfig) -> list[Turn] | None:
     question, answer = values(record, layout.question), values(record, layout.answer)
     if not question or not answer:
         return None
@@ -205,19 +178,19 @@ def _pairs(record: dict[str, Any], layout: LayoutConfig) -> list[Turn] | None:
         asked = f"{asked.strip()}\n\n{more.strip()}"
     earlier = record.get(HISTORY) or []
     if not isinstance(earlier, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in earlier):
-        raise _no_turns(layout)
-    said = [Turn(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return [*said, Turn("user", asked), Turn("assistant", answer[0])]
+        raise _no_turns(origin, layout)
+    said = [(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [*said, ("user", asked), ("assistant", answer[0])]
 
 
 def _system(record: dict[str, Any], layout: LayoutConfig) -> list[Turn]:
     system = first(record, layout.system) if layout.system else None
-    return [Turn("system", system)] if isinstance(system, str) and system.strip() else []
+    return [("system", system)] if isinstance(system, str) and system.strip() else []
 
 
 def _cut_at(marks: list[re.Match[str]], text: str, tags: dict[str, str]) -> list[Turn]:
     before = text[: marks[0].start()].strip()
-    turns = [Turn("system", before)] if before and not _ENDS.fullmatch(before) else []
+    turns: list[Turn] = [("system", before)] if before and not _ENDS.fullmatch(before) else []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     for mark, end in zip(marks, ends, strict=True):
         said = text[mark.end() : end]
@@ -226,9 +199,9 @@ def _cut_at(marks: list[re.Match[str]], text: str, tags: dict[str, str]) -> list
         role = _role(mark[1], tags, text)
         if role == "input":
             if said.strip() and turns:
-                turns[-1] = Turn(turns[-1].role, f"{turns[-1].text.strip()}\n\n{said.strip()}")
+                turns[-1] = (turns[-1][0], f"{turns[-1][1].strip()}\n\n{said.strip()}")
         else:
-            turns.append(Turn(role, said.strip()))
+            turns.append((role, said.strip()))
     return turns
 
 

@@ -1,26 +1,23 @@
-"""The package card-legal-data, read where it is installed: Korean statutes, and questions about them with answers."""
+"""The package card-legal-data -> JSON lines of Korean statutes, and of questions about them with answers.
+
+python -m llm.demo.law writes both; data=korean_law and data=korean_law_qa do it where their file is not there.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections import Counter
+from collections.abc import Iterator
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from llm.config.documents import LayoutConfig
-from llm.data.records import Document, Record, Rejected, RejectedError
-from llm.data.turns import conversation
 from llm.errors import ConfigError
-from llm.run.files import digest_of, sha256_of
+from llm.run.console import log
+from llm.run.files import write_text
 
 PACKAGE = "card_legal_data"
 VERSION = "2026.10.22.105248"
-RIGHTS = (
-    "Korean statutes, regulations and rulings are not protected works (Copyright Act of Korea, Article 7); the package "
-    "card-legal-data calls its compilation proprietary. It is read in place and not redistributed; check its terms "
-    "before you publish what was trained on it."
-)
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _SECTION = re.compile(r"^(?=#{1,3} )", re.MULTILINE)
@@ -52,67 +49,61 @@ _CUT_UP = re.compile(r"^[ \xa0]*(?:[.,)」｣’”]|[□☐ㅇ◦]\s*\n)", re.M
 _ELSEWHERE = re.compile(r"[^\n]{0,30}(?:이유|내용|첨부|파일)[^\n]{0,16}(?:참조|참고|확인|같음)[^\n]{0,14}")
 
 
-class LawPackage:
-    """Files of the package that match these patterns, and the records of each."""
-
-    rights: str | None = RIGHTS
-
-    def __init__(self, patterns: Sequence[str], read: Callable[[Iterator[tuple[str, str]]], Iterator[Record]]) -> None:
-        self._root = _package_root()
-        self._patterns, self._read = patterns, read
-
-    @cached_property
-    def _paths(self) -> list[Path]:
-        return sorted(path for pattern in self._patterns for path in self._root.glob(pattern))
-
-    def digest(self) -> str:
-        """SHA-256 over all files."""
-        return digest_of([sha256_of(path) for path in self._paths])
-
-    def state(self) -> str:
-        """SHA-256 over the files' paths, sizes and times of change."""
-        return digest_of([[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self._paths])
-
-    def records(self) -> Iterator[Record]:
-        return self._read((str(path.relative_to(self._root)), path.read_text(encoding="utf-8")) for path in self._paths)
+def write_statutes(path: Path) -> None:
+    """Write statutes and regulations, one record an article, without amendment notes, markup and tables."""
+    files = [(name, file.read_text(encoding="utf-8")) for name, file in _package_files("law_api/**/*.md")]
+    _write(path, [record for name, markdown in files for record in statute_articles(markdown, name)])
 
 
-def statutes() -> LawPackage:
-    """Statutes and regulations, one document an article, without amendment notes, markup and tables."""
-    return LawPackage(["law_api/**/*.md"], _articles)
+def write_questions(path: Path) -> None:
+    """Write questions to the Financial Services Commission with its answers, each pair once."""
+    found = _package_files("fsc/law_interpretations/*.json", "fsc/opinions/*.json")
+    left_out: Counter[str] = Counter()
+    files = ((name, json.loads(file.read_text(encoding="utf-8"))) for name, file in found)
+    pairs = list(question_pairs(files, left_out))
+    for reason, times in left_out.most_common():
+        log.info("%s: %d pairs left out: %s", path, times, reason)
+    _write(path, pairs)
 
 
-def questions() -> LawPackage:
-    """Questions to the Financial Services Commission and its answers, each pair once."""
-    return LawPackage(["fsc/law_interpretations/*.json", "fsc/opinions/*.json"], _pairs)
+def _write(path: Path, records: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    log.info("%s: %d records made of the package card-legal-data", path, len(records))
 
 
-def _articles(files: Iterator[tuple[str, str]]) -> Iterator[Record]:
-    for name, markdown in files:
-        yield from statute_articles(markdown, name)
+def _package_files(*patterns: str) -> list[tuple[str, Path]]:
+    """(name in the package, file), sorted."""
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"data=korean_law and data=korean_law_qa are made of a package that is not installed. Run pip install "
+            f"card-legal-data=={VERSION}, or bring your own: data=text data.path=<files>."
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(path for pattern in patterns for path in root.glob(pattern))
+    return [(str(path.relative_to(root)), path) for path in found]
 
 
-def _pairs(files: Iterator[tuple[str, str]]) -> Iterator[Record]:
+def question_pairs(files: Iterator[tuple[str, dict[str, Any]]], left_out: Counter[str]) -> Iterator[dict[str, str]]:
+    """Pairs that can be learnt from, each once; why the others cannot is counted in `left_out`."""
     seen: set[tuple[str, str]] = set()
-    for name, content in files:
-        record = json.loads(content)
-        question = question_text(str(record.get("question") or ""))
-        answer = answer_text(str(record.get("answer") or ""))
-        origin = f"{name}:1"
-        if _ELSEWHERE.fullmatch(answer):
-            yield Rejected(origin, "the answer is somewhere else", "Set data.bad_records=drop")
-        elif (question, answer) in seen and question and answer:
-            yield Rejected(origin, "the same pair came before", "Set data.bad_records=drop")
+    for name, record in files:
+        question = plain_text(str(record.get("question") or "").partition(_LAWS_MEANT)[0])
+        answer = plain_text(str(record.get("answer") or ""))
+        if not question or not answer:
+            left_out["question or answer is empty"] += 1
+        elif _ELSEWHERE.fullmatch(answer):
+            left_out["the answer is somewhere else"] += 1
+        elif (question, answer) in seen:
+            left_out["the same pair came before"] += 1
         else:
             seen.add((question, answer))
-            try:
-                yield conversation({"question": question, "answer": answer}, origin, LayoutConfig())
-            except RejectedError as error:
-                yield error.at(origin)
+            yield {"question": question, "answer": answer, "from": name}
 
 
-def statute_articles(markdown: str, name: str) -> Iterator[Document]:
-    """The articles of a statute in the package's Markdown; `name` is its file, for the documents' origin.
+def statute_articles(markdown: str, name: str) -> Iterator[dict[str, str]]:
+    """The articles of a statute in the package's Markdown, each from its line of the file `name`.
 
     A title or a chapter's heading stands at the head of the article that follows it. Repealed articles are left out.
     """
@@ -124,7 +115,7 @@ def statute_articles(markdown: str, name: str) -> Iterator[Document]:
             if text and _HEADING.fullmatch(part.strip()):
                 heading += text + "\n"
             elif text and not _REPEALED.fullmatch(text):
-                yield Document(heading + text, f"{name}:{line}")
+                yield {"text": heading + text, "from": f"{name}:{line}"}
                 heading = ""
             line += part.count("\n")
 
@@ -140,17 +131,8 @@ def statute_text(markdown: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def question_text(text: str) -> str:
-    """A question as a person would ask it: without the form's fields, bullets, and the word processor's symbols."""
-    return _plain(text.partition(_LAWS_MEANT)[0])
-
-
-def answer_text(text: str) -> str:
-    """An answer as prose: without the form's fields, bullets, and the word processor's symbols."""
-    return _plain(text)
-
-
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Text as a person would write it: without the form's fields, bullets, and the word processor's symbols."""
     if _CUT_UP.search(text):
         text = _joined(text)
     text = re.sub(
@@ -174,11 +156,6 @@ def _without_bullet(line: str) -> str:
     return line[match.end() :] if match else line
 
 
-def _package_root() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"data=korean_law and data=korean_law_qa read a package that is not installed. Run pip install "
-            f"card-legal-data=={VERSION}, or bring your own: data=text data.path=<files>."
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+if __name__ == "__main__":
+    write_statutes(Path("data/korean_law.jsonl"))
+    write_questions(Path("data/korean_law_qa.jsonl"))
