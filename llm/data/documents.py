@@ -18,6 +18,7 @@ from llm.run.runs import Run, check_files
 SPLITS = ("train", "held_out")
 FOLDER = "documents"  # in the run's own
 FILE_BYTES = 2**23  # of text: one shard, of which a kill can cost each process one
+READ_AT_ONCE = 256  # documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,13 @@ def open_documents(run: Run) -> Documents:
     return Documents(run.path / FOLDER)
 
 
-def read_documents(file: Path) -> list[tuple[str, str]]:
-    """(text, origin) of the documents of one file."""
+def read_documents(file: Path) -> Iterator[tuple[str, str]]:
+    """(text, origin) of the documents of one file, READ_AT_ONCE of which are in memory."""
     from pyarrow import parquet
 
-    table = parquet.read_table(file)
-    return list(zip(table["text"].to_pylist(), table["origin"].to_pylist(), strict=True))
+    with parquet.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(READ_AT_ONCE, use_threads=False):
+            yield from zip(batch["text"].to_pylist(), batch["origin"].to_pylist(), strict=True)
 
 
 def write_documents(corpus: Corpus, folder: Path) -> dict[str, Any]:

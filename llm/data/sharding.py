@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -167,14 +167,18 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _batches(documents: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     """Documents in lists of about BATCH_CHARACTERS."""
-    begin = size = 0
-    for end, (text, _) in enumerate(documents, 1):
-        size += len(text)
-        if size >= BATCH_CHARACTERS or end == len(documents):
-            yield documents[begin:end]
-            begin, size = end, 0
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[0])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _write_shard(folder: Path, name: str, ids: Array, documents: Array, lost: int) -> Shard:
