@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import asked_of_trainer, device, train_by_fit
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
-from llm.data import MicroBatch
+from llm.data.order import MicroBatch
 from llm.model import build
 from llm.tokenizer import Special
 

@@ -28,7 +28,9 @@ from benchmarks.harness import NEVER, asked_of_trainer, be_quiet, train_by_fit
 from benchmarks.train_throughput import SMALL, TINY, timed
 from llm.config.compose import from_hydra
 from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
-from llm.data import EvaluationBatches, MicroBatch, TokenRows, TrainingBatches, read_manifest
+from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.data.rows import TokenRows
+from llm.data.shards import read_manifest
 from llm.run.devices import with_precision
 from llm.trainer.validation import evaluate
 

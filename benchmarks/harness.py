@@ -12,7 +12,7 @@ import torch
 
 from llm.config.data import DataConfig, DataKind
 from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
-from llm.data import Rows
+from llm.data.rows import Rows
 from llm.logger.live import RunLogger
 from llm.run.console import log
 from llm.trainer.fit import Fit, fit

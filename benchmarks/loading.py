@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from llm.config.data import Packing
-from llm.data import Manifest, TokenRows, TrainingBatches
-from llm.data.shards import Shard, Split
+from llm.data.order import TrainingBatches
+from llm.data.rows import TokenRows
+from llm.data.shards import Manifest, Shard, Split
 
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 8192

@@ -41,7 +41,7 @@ from benchmarks.memory import model_config
 from llm.config.data import Packing
 from llm.config.training import OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig, Method
-from llm.data import MicroBatch
+from llm.data.order import MicroBatch
 from llm.data.packing import lay_out
 from llm.model import add_lora, build, count_base_parameters, count_parameters, save, save_adapter
 from llm.tokenizer import Special

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.harness import begin_peak, status_bytes, train_by_fit
 from llm.config.compose import composed
 from llm.config.training import ModelConfig, OptimizerConfig, Precision
-from llm.data import MicroBatch
+from llm.data.order import MicroBatch
 from llm.model import build
 from llm.run.console import output_console
 from llm.tokenizer import Special

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llm.data import read_manifest
+from llm.data.shards import read_manifest
 from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
 from llm.run.console import start_logging
 from llm.run.models import base_of, is_foreign

@@ -18,7 +18,7 @@ from llm import errors
 from llm.config.data import Packing
 from llm.config.training import Algorithm, Architecture, OptimizerConfig, Strategy
 from llm.config.tuning import LoraConfig, Method
-from llm.data import TokenRows
+from llm.data.rows import TokenRows
 from llm.model import add_lora
 from llm.run import launch
 from llm.trainer.fit import Fit, fit

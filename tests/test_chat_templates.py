@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llm.config.data import Overlong, Packing
 from llm.config.documents import LayoutConfig
-from llm.data import Conversation, ConversationRows, MicroBatch, encode_conversations, show_trained
-from llm.data.conversations import Encoded
+from llm.data.conversations import ConversationRows, Encoded, encode_conversations, show_trained
+from llm.data.order import MicroBatch
+from llm.data.records import Conversation
 from llm.data.rows import IGNORED
 from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError

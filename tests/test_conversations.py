@@ -10,8 +10,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from llm.data import Conversation, ConversationRows, MicroBatch, encode_conversations
-from llm.data.conversations import Encoded
+from llm.data.conversations import ConversationRows, Encoded, encode_conversations
+from llm.data.order import MicroBatch
+from llm.data.records import Conversation
 from llm.data.rows import IGNORED
 from llm.errors import DataError
 from llm.tokenizer import TEMPLATES, Special, load_chat, special

@@ -18,7 +18,7 @@ import pytest
 from llm.config.compose import as_recorded, from_hydra
 from llm.config.data import DataConfig
 from llm.credentials import as_recorded_text, secret_in, without_secrets
-from llm.data import open_corpus
+from llm.data.corpus import open_corpus
 from llm.errors import ConfigError
 from tests.korean import documents
 from tests.wandb_attempts import begin_run, environment, sync

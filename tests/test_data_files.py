@@ -17,9 +17,9 @@ import pytest
 
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import LayoutConfig
-from llm.data import Conversation, Corpus, open_corpus
+from llm.data.corpus import Corpus, open_corpus
 from llm.data.files import open_files
-from llm.data.records import Document, Rejected
+from llm.data.records import Conversation, Document, Rejected
 from llm.data.split import is_held_out
 from llm.errors import ConfigError, DataError
 from tests.korean import documents

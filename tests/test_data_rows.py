@@ -10,10 +10,9 @@ from torch.utils.data import DataLoader
 
 import llm.data.order as order_module
 from llm.config.data import Packing
-from llm.data import EvaluationBatches, Manifest, MicroBatch, TokenRows, TrainingBatches
-from llm.data.order import ROUNDS, permuted
-from llm.data.rows import IGNORED
-from llm.data.shards import Shard, Split
+from llm.data.order import ROUNDS, EvaluationBatches, MicroBatch, TrainingBatches, permuted
+from llm.data.rows import IGNORED, TokenRows
+from llm.data.shards import Manifest, Shard, Split
 
 BOS = EOS = 0
 

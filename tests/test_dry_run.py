@@ -19,7 +19,7 @@ from llm.config.compose import from_hydra
 from llm.config.sweeping import PoolConfig, SweeperConfig
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig
-from llm.data import open_corpus
+from llm.data.corpus import open_corpus
 from llm.dry_run.memory import Memory, rehearse
 from llm.dry_run.survey import memory_of, survey
 from llm.dry_run.table import show

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from llm.config.compose import data_config, from_hydra
 from llm.config.documents import CleaningLevel
 from llm.config.overrides import readable
-from llm.data import open_corpus
+from llm.data.corpus import open_corpus
 from llm.errors import ConfigError, DataError
 from llm.inspect import config_of, diagnose, leaks, main, show
 from llm.stage import run_stage

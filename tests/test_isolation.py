@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from llm.config.data import Packing
 from llm.config.training import Architecture
-from llm.data import MicroBatch
+from llm.data.order import MicroBatch
 from llm.errors import ConfigError
 from llm.model import next_token_nats, require_isolation
 from llm.tokenizer import Special

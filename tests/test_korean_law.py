@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm.config.compose import data_config
-from llm.data import open_corpus
+from llm.data.corpus import open_corpus
 from llm.demo import law
 from llm.demo.law import PACKAGE, plain_text, question_pairs, statute_articles, statute_text
 from llm.errors import ConfigError

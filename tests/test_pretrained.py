@@ -142,7 +142,9 @@ def test_training_goes_on_from_the_weights_of_a_folder(folder: Path, tmp_path: P
 
 def test_the_loss_before_the_first_step_is_that_of_the_folder(folder: Path, tmp_path: Path, text: Path) -> None:
     """On every held-out row, by the model as transformers loads it; fp32, for it is compared to a float's last bits."""
-    from llm.data import MicroBatch, TokenRows, read_manifest
+    from llm.data.order import MicroBatch
+    from llm.data.rows import TokenRows
+    from llm.data.shards import read_manifest
 
     made = go_on(tmp_path, text, folder, "trainer.precision=fp32")
     manifest = read_manifest(made.parent("shards").path / "shards")

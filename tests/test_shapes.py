@@ -9,8 +9,8 @@ import pytest
 
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
-from llm.data import Conversation, open_corpus
-from llm.data.records import Rejected
+from llm.data.corpus import open_corpus
+from llm.data.records import Conversation, Rejected
 from llm.data.sample import presets
 from llm.data.turns import conversation
 from llm.errors import ConfigError

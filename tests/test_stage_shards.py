@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.data import read_manifest
+from llm.data.shards import read_manifest
 from llm.data.split import is_held_out
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run

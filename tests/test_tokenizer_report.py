@@ -20,8 +20,12 @@ from torch.utils.data import DataLoader
 from llm.config.compose import from_hydra
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import Morphemes, TokenizerConfig
-from llm.data import EvaluationBatches, TokenRows, open_corpus, read_manifest, write_shards
+from llm.data.corpus import open_corpus
 from llm.data.documents import Documents, write_documents
+from llm.data.order import EvaluationBatches
+from llm.data.rows import TokenRows
+from llm.data.sharding import write_shards
+from llm.data.shards import read_manifest
 from llm.errors import ConfigError, DataError
 from llm.run.console import log, start_logging
 from llm.run.runs import Run

@@ -31,7 +31,7 @@ from llm.config.training import (
     TrainerConfig,
 )
 from llm.config.tuning import LoraConfig
-from llm.data import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.errors import DamagedError, DivergedError, MachineError, StoppedError
 from llm.logger.live import RunLogger
 from llm.model import add_lora, build, next_token_nats

@@ -13,41 +13,6 @@ sharding.py      documents -> shards, one for each file, going on where a killed
 shards.py        a folder of shards: its manifest, its files, and how they are checked and read
 rows.py          shards -> packed rows of tokens that keep documents apart; packing.py: which tokens lie in which row
 conversations.py messages -> rows whose labels are the assistant's tokens
-mixture.py       the texts and the rows of several data sets in proportion
-mixed_shards.py  the shards of a mixture's parts: what they come to, and their rows
+mixture.py       the texts and the rows of several data sets in proportion, and what their shards come to
 order.py         which rows a step takes: a function of seed, step and rank
 """
-
-from llm.data.conversations import (
-    ConversationRows,
-    Encoded,
-    encode_conversations,
-    show_trained,
-)
-from llm.data.corpus import Corpus, open_corpus
-from llm.data.mixture import MixedRows
-from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
-from llm.data.records import Conversation
-from llm.data.rows import Rows, TokenRows
-from llm.data.sharding import available_cores, write_shards
-from llm.data.shards import Manifest, read_manifest
-
-__all__ = [
-    "Conversation",
-    "ConversationRows",
-    "Corpus",
-    "Encoded",
-    "EvaluationBatches",
-    "Manifest",
-    "MicroBatch",
-    "MixedRows",
-    "Rows",
-    "TokenRows",
-    "TrainingBatches",
-    "available_cores",
-    "encode_conversations",
-    "open_corpus",
-    "read_manifest",
-    "show_trained",
-    "write_shards",
-]

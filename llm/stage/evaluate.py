@@ -14,15 +14,12 @@ from llm.config.evaluation import EvaluationConfig
 from llm.config.sampling import Sampling
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
-from llm.data import (
-    Conversation,
-    ConversationRows,
-    EvaluationBatches,
-    MixedRows,
-    Rows,
-    encode_conversations,
-)
+from llm.data.conversations import ConversationRows, encode_conversations
 from llm.data.mixed_shards import Sources, rows_of
+from llm.data.mixture import MixedRows
+from llm.data.order import EvaluationBatches
+from llm.data.records import Conversation
+from llm.data.rows import Rows
 from llm.environment import process_rank
 from llm.errors import ConfigError, DataError, DivergedError
 from llm.run.console import console, log

@@ -12,15 +12,9 @@ from llm import tokenizer
 from llm.config.data import Packing
 from llm.config.stages import FinetuneStage
 from llm.config.tuning import Method
-from llm.data import (
-    Conversation,
-    ConversationRows,
-    Corpus,
-    Encoded,
-    encode_conversations,
-    open_corpus,
-    show_trained,
-)
+from llm.data.conversations import ConversationRows, Encoded, encode_conversations, show_trained
+from llm.data.corpus import Corpus, open_corpus
+from llm.data.records import Conversation
 from llm.environment import process_rank
 from llm.errors import DataError
 from llm.run.console import log

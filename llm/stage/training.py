@@ -16,7 +16,7 @@ from llm.run.metrics import history, read_metrics
 from llm.run.runs import Run
 
 if TYPE_CHECKING:
-    from llm.data import Rows
+    from llm.data.rows import Rows
 
 MEASURED = ("val/loss", "val/bits_per_byte")  # by each validation
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.sha256", "tokenizer_config.json", "chat_template.jinja")

@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from llm.config.data import DataConfig
 from llm.config.training import OptimizerConfig, TrainerConfig
-from llm.data import Rows
+from llm.data.rows import Rows
 from llm.errors import ConfigError, UserError, first_line
 from llm.logger.live import RunLogger
 from llm.model import checkpoint_blocks

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from llm.config.data import DataConfig
 from llm.config.training import Accelerator, TrainerConfig
-from llm.data import EvaluationBatches, MicroBatch, MixedRows, Rows, TrainingBatches
-from llm.data.rows import Batch
+from llm.data.mixture import MixedRows
+from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
+from llm.data.rows import Batch, Rows
 from llm.environment import ask_for_another_launch, is_on_slurm, process_rank
 from llm.errors import MachineError, StoppedError, is_out_of_memory
 from llm.model import document_bounds

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from llm.config.training import Precision
-from llm.data import MixedRows, Rows
+from llm.data.mixture import MixedRows
+from llm.data.rows import Rows
 from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run.console import log
