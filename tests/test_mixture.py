@@ -20,8 +20,7 @@ from llm.config.fields import identity_settings
 from llm.config.stages import ShardsStage
 from llm.data.corpus import open_corpus
 from llm.data.documents import Documents, write_documents
-from llm.data.mixed_shards import ROLE, rows_of, sources_of
-from llm.data.mixture import MixedRows, texts_in_proportion
+from llm.data.mixture import ROLE, MixedRows, rows_of, sources_of, texts_in_proportion
 from llm.data.order import EvaluationBatches, MicroBatch, Share, TrainingBatches, mixed, pool_order
 from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.data import PartConfig
-from llm.data.mixed_shards import pool
+from llm.data.mixture import capped_bytes
 from llm.run.runs import Run
 
 
@@ -60,7 +60,7 @@ def estimate_text(documents: Mapping[str, Run], tokenizer: Run) -> Estimate:
 
 def estimate_mixture(results: Mapping[str, dict[str, Any]], parts: Mapping[str, PartConfig]) -> Estimate:
     """The text of all parts, by what their shards have or might have, up to their caps."""
-    pools = {name: pool(result["train"], parts[name]) for name, result in results.items()}
+    pools = {name: capped_bytes(result["train"], parts[name]) for name, result in results.items()}
     train = {name: result["train"] for name, result in results.items()}
     tokens = sum(size * train[name]["tokens"] / train[name]["raw_bytes"] for name, size in pools.items())
     is_whole = all(result.get("is_whole", True) for result in results.values())

@@ -15,8 +15,7 @@ from llm.config.sampling import Sampling
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
 from llm.data.conversations import ConversationRows, encode_conversations
-from llm.data.mixed_shards import Sources, rows_of
-from llm.data.mixture import MixedRows
+from llm.data.mixture import MixedRows, Sources, rows_of
 from llm.data.order import EvaluationBatches
 from llm.data.records import Conversation
 from llm.data.rows import Rows

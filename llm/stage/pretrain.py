@@ -7,8 +7,7 @@ from typing import Any
 
 from llm import tokenizer
 from llm.config.stages import PretrainStage, ShardsStage
-from llm.data.mixed_shards import rows_of, say_epochs, sources_of
-from llm.data.mixture import MixedRows
+from llm.data.mixture import MixedRows, rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.making import Outcome, Plan

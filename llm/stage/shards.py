@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 from llm.config.stages import ShardsStage, TokenizerStage
 from llm.data.documents import open_documents
-from llm.data.mixed_shards import ROLE, sources_of, totals
+from llm.data.mixture import ROLE, sources_of, totals
 from llm.data.overlap import Overlap, overlap_of_shards
 from llm.data.sharding import available_cores, write_shards
 from llm.run.console import log
