@@ -136,11 +136,6 @@ def visible_gpus() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def python_path(first: str) -> str:
-    """Where Python is to look for modules: in a folder before all others."""
-    return os.pathsep.join([first, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def set_variables(variables: Mapping[str, str], *, only: bool = False) -> None:
     """Have libraries, and processes that are started here, find these; `only` takes all others away."""
     if only:

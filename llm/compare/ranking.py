@@ -286,11 +286,6 @@ def _settings(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], list[str]
     return {key: list(map(_short, values)) for key, values in found.items() if key not in decided}, decided
 
 
-def _typed(entry: Entry) -> dict[str, str]:
-    pairs = [override.lstrip("+").partition("=") for override in entry.overrides if not override.startswith(ADDED)]
-    return {key: _short(value) for key, _, value in pairs}
-
-
 def _is_decided(key: str, found: Mapping[str, list[str]]) -> bool:
     """Whether a setting is alike wherever what was chosen for its group is."""
     name = f"{key.partition('.')[0]}.name"

@@ -110,7 +110,7 @@ class CleaningConfig:
     hangul: bool | None = None  # drop below min_hangul_share
     length: bool | None = None  # drop below min_characters or above max_characters
     repetition: bool | None = None  # drop above max_repetition
-    exact_duplicates: bool | None = None  # keep the first of texts with the same letters and digits
+    exact_duplicates: bool | None = None  # keep the first of texts that are the same but for white space
     near_duplicates: bool | None = None  # keep the first of texts whose similarity reaches near_duplicate_similarity
     min_hangul_share: float = setting(0.3, at_least=0, at_most=1)  # of the letters
     min_characters: int = setting(30, at_least=0)

@@ -32,7 +32,7 @@ class Accelerator(Enum):
 
 
 class Precision(Enum):
-    auto = "auto"  # bf16 where the device is fast at it, else fp32; what it comes to is in the identity
+    auto = "auto"  # bf16 where the device is fast at it, else fp32; what it came to is in run.json, not in the key
     fp32 = "32-true"
     bf16 = "bf16-mixed"
 
@@ -219,5 +219,5 @@ class LoggerConfig:
     mode: WandbMode = WandbMode.auto
     project: str = "ttukttak"
     entity: str | None = None
-    group: str | None = setting(None, is_masked=True)  # None: the stage
+    group: str | None = setting(None, is_masked=True)  # None: the sweep, else the stage
     tags: list[str] = setting([], is_masked=True)

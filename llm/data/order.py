@@ -70,11 +70,6 @@ class TrainingBatches:
         self._rank, self._world_size = rank, world_size
         self._shares = shares or [Share(0, len(num_labels), len(num_labels), len(num_labels))]
 
-    @property
-    def rows_per_step(self) -> int:
-        """Those of this rank."""
-        return self._batch_size // self._world_size
-
     def __len__(self) -> int:
         """Steps of the whole run, whatever start_step is: how Lightning knows the end."""
         return self._num_steps

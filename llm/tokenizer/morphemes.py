@@ -50,7 +50,7 @@ def analyser(kind: Morphemes) -> Cuts:
     except ImportError:
         raise ConfigError(
             f"tokenizer.morphemes={kind.name} needs the package {package}, which is not installed. Install it with "
-            "pip install 'ttukttak[morph]', or set tokenizer.morphemes=none."
+            "pip install -e '.[morph]', or set tokenizer.morphemes=none."
         ) from None
     return lambda text: _inner(text, spans(text))
 
