@@ -204,7 +204,7 @@ def test_an_analyser_that_is_not_installed_is_named_with_what_to_install(monkeyp
         raise ImportError(name)
 
     monkeypatch.setattr("llm.tokenizer.morphemes.import_module", missing)
-    with pytest.raises(ConfigError, match=r"morphemes=mecab needs the package python-mecab-ko.*pip install -e '.\[morph"):
+    with pytest.raises(ConfigError, match=r"morphemes=mecab needs .*pip install -e '.\[morph"):
         analyser.__wrapped__(Morphemes.mecab)
 
 

@@ -83,9 +83,9 @@ def _encoded(conversations: Iterable[Conversation], renderer: Renderer) -> Itera
             for turn, message in enumerate(conversation.messages)
             if message["role"] == "assistant"
         ]
-        with _naming(some, renderer):
+        with _naming(some):
             texts = renderer.whole([conversation.messages for conversation in some])
-        with _naming([conversation for conversation, _ in begun], renderer):
+        with _naming([conversation for conversation, _ in begun]):
             prompts = iter(renderer.prompts([turns for _, turns in begun]))
         for conversation, rendered in zip(some, texts, strict=True):
             own = islice(prompts, sum(message["role"] == "assistant" for message in conversation.messages))
@@ -93,18 +93,18 @@ def _encoded(conversations: Iterable[Conversation], renderer: Renderer) -> Itera
                 learned = answers_of(conversation.messages, rendered, list(own))
             except ValueError as error:
                 fix = "Use the template that the tokenizer was saved with, or chat_template=chatml"
-                raise DataError(f"{conversation.origin}: {renderer.name} {error}. {fix}.") from None
+                raise DataError(f"{conversation.origin}: the chat template {error}. {fix}.") from None
             yield conversation, _tokens(conversation, renderer, rendered.text, learned)
 
 
 @contextmanager
-def _naming(conversations: Sequence[Conversation], renderer: Renderer) -> Iterator[None]:
+def _naming(conversations: Sequence[Conversation]) -> Iterator[None]:
     """Have what the template says of one of these name its origin."""
     try:
         yield
     except TemplateError as error:
         said = f"refuses it: {error}" if error.is_refusal else str(error)
-        raise DataError(f"{conversations[error.index].origin}: {renderer.name} {said}.") from None
+        raise DataError(f"{conversations[error.index].origin}: the chat template {said}.") from None
 
 
 def _tokens(conversation: Conversation, renderer: Renderer, text: str, learned: list[tuple[int, int]]) -> Encoded:

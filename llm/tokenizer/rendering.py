@@ -146,8 +146,7 @@ class Renderer:
     What a turn says is text: a control token's name in it has PART between its characters, and is never that token.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", *, name: str = "the chat template") -> None:
-        self.name = name
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self._tokenizer = tokenizer
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._controls = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
