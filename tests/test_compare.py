@@ -10,10 +10,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from llm import demo
 from llm.compare.command import main
 from llm.compare.entries import Entry
 from llm.compare.ranking import Ranking, rank, varying
+from llm.demo import __main__ as demo
 from llm.run.runs import find_runs, list_files
 from llm.run.tables import TextTable, shown
 
@@ -221,9 +221,8 @@ def test_a_terminal_gets_as_many_runs_in_a_table_as_it_can_show_with_whole_keys(
 
 
 def test_compare_and_demo_import_no_torch() -> None:
-    code = (
-        "import sys, llm.compare.command, llm.demo; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    )
+    heavy = "[m for m in ('torch', 'transformers') if m in sys.modules]"
+    code = f"import sys, llm.compare.command, llm.demo.__main__; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -345,6 +345,6 @@ def test_text_that_is_repeated_often_is_warned_of(outputs: Path, caplog: pytest.
 def test_a_part_that_is_not_there_is_named_before_any_work(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", documents(20))
     typed = f"{{a: {{use: text, path: {tmp_path / 'a.jsonl'}}}, b: {{use: text, path: {tmp_path / 'my-data.v2'}}}}}"
-    with pytest.raises(ConfigError, match=r"^data\.parts\.b\.path=.*/my-data\.v2 does not exist\. "):
+    with pytest.raises(ConfigError, match=r"^data\.parts\.b\.path=.*/my-data\.v2 does not exist: "):
         run("pretrain", "data=mixture", f"data.parts={typed}", "data.tokenizer_part=a", f"outputs={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()

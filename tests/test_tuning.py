@@ -213,12 +213,6 @@ def without_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
-def without_positions(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    del config["n_positions"]
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("take_away", "message"),
     [
@@ -227,7 +221,6 @@ def without_positions(folder: Path) -> None:
             without_template,
             r"base=.*other-model: its tokenizer has no chat template\. Choose one",
         ),
-        (without_positions, r"its config\.json does not say how long a text may be\. Add max_posit"),
     ],
 )
 def test_a_folder_that_lacks_something_is_one_line(

@@ -30,8 +30,9 @@ def _kind(config: StageConfig) -> str | None:
     own = TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=tokenizer, data=data)
     settings = identity_settings(own)
     settings["tokenizer"]["vocab_size"] = None
+    text = identity_settings(data, "documents")
     paths = [data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
-    return json.dumps([settings, paths, config.outputs], sort_keys=True)
+    return json.dumps([settings, text, paths, config.outputs], sort_keys=True)
 
 
 def _tokenizer(config: StageConfig) -> Any:
