@@ -45,10 +45,10 @@ def test_an_error_is_told_by_its_kind_and_in_one_line(job: Path, error: BaseExce
     assert read_result(job) == Result(kind, message, "pretrain", "outputs/pretrain/a")
 
 
-def test_a_finished_run_is_told_with_its_objective(job: Path) -> None:
+def test_a_finished_run_is_told(job: Path) -> None:
     with reporting() as done:
-        done(Run(Path("outputs/pretrain/a"), {"stage": "pretrain", "objective": 1.5}))
-    assert read_result(job) == Result("done", "", "pretrain", "outputs/pretrain/a", 1.5)
+        done(Run(Path("outputs/pretrain/a"), {"stage": "pretrain"}))
+    assert read_result(job) == Result("done", "", "pretrain", "outputs/pretrain/a")
 
 
 def test_of_several_ranks_the_first_that_failed_by_itself_is_told(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

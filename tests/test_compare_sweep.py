@@ -28,7 +28,7 @@ RATES = {"0.001": (1.5, 1.7), "0.01": (1.3, 1.2)}  # learning rate -> bits per b
 def write_job(sweep: Path, number: int, overrides: list[str], **record: Any) -> None:
     folder = sweep / "jobs" / f"{number:04d}"
     folder.mkdir(parents=True)
-    value = {"number": number, "overrides": overrides, "state": "waiting", "run": None, "objective": None}
+    value = {"number": number, "overrides": overrides, "state": "waiting", "run": None}
     text = json.dumps(value | {"attempts": []} | record)
     (folder / "job.json").write_text(text, encoding="utf-8")
 
@@ -54,7 +54,7 @@ def sweep(tmp_path: Path) -> Path:
                 samples=[{"step": 3, "prompt": "대한민국의", "text": f"{HOSTILE} 주권은 {value}"}],
             )
             overrides = [f"optimizer.learning_rate={rate}", f"seed={seed}"]
-            write_job(folder, number, overrides, state="done", run=str(run), objective=value)
+            write_job(folder, number, overrides, state="done", run=str(run))
             number += 1
     attempt = {"started_at": "2026-01-01T00:00:00+00:00", "host": "h", "driver": 1, "exit_code": 70}
     failed = [attempt | {"kind": "diverged", "message": HOSTILE}]

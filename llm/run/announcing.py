@@ -23,7 +23,6 @@ class Result:
     message: str = ""
     stage: str | None = None
     run: str | None = None  # its folder
-    objective: float | None = None
 
     @property
     def is_failure(self) -> bool:
@@ -42,7 +41,7 @@ def reporting() -> Iterator[Callable[[Run], None]]:
 
     def done(run: Run) -> None:
         if (job := job_folder()) and process_rank() == 0:
-            write_result(job, Result("done", stage=run.stage, run=str(run.path), objective=run.objective))
+            write_result(job, Result("done", stage=run.stage, run=str(run.path)))
 
     try:
         yield done
