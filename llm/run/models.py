@@ -21,6 +21,7 @@ from llm.run.runs import Run, as_typed, check_files, find_run, load
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer.json", "adapter_config.json"
+BASE = "base_model_name_or_path"  # in an adapter's config: where the weights lie that it is for
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OF_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # what makes a folder's model
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
@@ -189,7 +190,7 @@ def _under(adapter: Path) -> Path:
     Raises:
         ConfigError: it is not there.
     """
-    named = str(read_json(adapter / ADAPTER).get("base_model_name_or_path"))
+    named = str(read_json(adapter / ADAPTER).get(BASE))
     if (Path(named) / CONFIG).is_file():
         return Path(named)
     if (adapter.parent / "run.json").is_file():
@@ -249,9 +250,16 @@ def _positions_in(folder: Path) -> int:
 
 
 def digest_in(folder: Path) -> str:
-    """SHA-256 of all that makes the model of a folder: weights, config, tokenizer and chat template."""
+    """SHA-256 of all that makes the model of a folder: weights, config, tokenizer and chat template.
+
+    Where an adapter's base lies is left out: trained under another outputs folder, it is the same adapter.
+    """
     files = sorted({path for pattern in OF_MODEL for path in folder.glob(pattern)})
-    return digest_of([[path.name, sha256_of(path)] for path in files])
+    return digest_of([[path.name, _digest_of_file(path)] for path in files])
+
+
+def _digest_of_file(path: Path) -> str:
+    return digest_of(read_json(path) | {BASE: None}) if path.name == ADAPTER else sha256_of(path)
 
 
 def weight_files(folder: Path, *, key: str) -> list[Path]:

@@ -10,16 +10,16 @@ from llm.config.stages import ExportStage
 from llm.environment import process_rank
 from llm.errors import ConfigError, UnequalError
 from llm.run.console import log
-from llm.run.files import digest_of, sha256_of, whole_folder, write_text
+from llm.run.files import whole_folder, write_text
 from llm.run.making import Outcome, Plan
 from llm.run.metrics import SAMPLES
-from llm.run.models import Model, model_of, own_folder
+from llm.run.models import Model, digest_in, model_of, own_folder
 from llm.run.runs import Run, check_files, find_run, metrics_of
 from llm.stage import Runs, Stage, Work
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MOST_PROMPTS = 8
 GGUF_SHARE = {GgufType.f32: 1.0, GgufType.q8_0: 34 / 128, GgufType.q4_k_m: 1.15}  # of fp32's bytes; q4_k_m with f32's
 
@@ -97,7 +97,8 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
 
     special, loaded = tokenizer.special(model.tokenizer), models.load(model.weights, adapter=model.adapter).eval()
     architecture = str(loaded.config.model_type)
-    with whole_folder(run.path / ("model" if config.merge else "adapter")) as target:
+    folder = run.path / ("model" if config.merge else "adapter")
+    with whole_folder(folder) as target:
         weights.write_tokenizer(model.tokenizer, target, special, positions=model.positions)
         reference = _reference(loaded, source, model, special)
         if config.merge or model.adapter is None:
@@ -108,10 +109,9 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
             _write_gguf(target, config, model, form, has_chat=source.stage == "finetune")
         text = card.card(source, model, config, architecture=architecture, proof=proof)
         write_text(target / "README.md", text)
-        digest = digest_of([[path.name, sha256_of(path)] for path in sorted(target.iterdir())])
     furthest, compared = proof["max_logit_difference"], proof["positions_compared"]
     log.info("logits at most %.2g from those of %s at %d positions", furthest, source.path.name, compared)
-    return Outcome(results=proof, digest=digest)
+    return Outcome(results=proof, digest=digest_in(folder))
 
 
 def _write_gguf(

@@ -18,16 +18,15 @@ from llm.data.records import Conversation
 from llm.environment import process_rank
 from llm.errors import DataError
 from llm.run.console import log
-from llm.run.files import digest_of, sha256_of
+from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan
-from llm.run.models import Model
+from llm.run.models import Model, digest_in
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Work
 from llm.stage.training import measured_names, model_digest, prompts_of, train
 from llm.stage.tuned_base import check_against_base, find_base
 
-FORMAT_VERSION = 4
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+FORMAT_VERSION = 5
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
 SAMPLE_CHARACTERS = 160
 SHOWN_CHARACTERS = 300  # of each end of a conversation in the log
@@ -115,8 +114,8 @@ def _train(
     if is_full:
         digest = model_digest(run.path / "model")
     else:
-        files = [run.path / "adapter" / name for name in ADAPTER_FILES]
-        digest, results["adapter_bytes"] = digest_of(list(map(sha256_of, files))), files[0].stat().st_size
+        digest = digest_in(run.path / "adapter")
+        results["adapter_bytes"] = (run.path / "adapter" / "adapter_model.safetensors").stat().st_size
     notes = corpus.notes() | {"dropped_after_encoding": dropped, "positions": base.positions}
     return Outcome(results=results, digest=digest, notes=notes, objective=results["val/loss"])
 
