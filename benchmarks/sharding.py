@@ -145,11 +145,11 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
             shutil.copytree(folder / "tokenizer", run.path, dirs_exist_ok=True)
             return Outcome(results={"lossless_documents": 1}, digest=tokenizer.digest(run.path))
 
-        made = make(Plan(config=replace(config, stage="tokenizer"), default_name="made", format_version=0), take)
+        of_tokenizer = replace(config, stage="tokenizer")
+        made = make(Plan(config=of_tokenizer, default_name="made", format_version=0, work=take))
         wall, cpu = time.perf_counter(), _cpu_seconds()
         (step,) = documents.steps(config.data, outputs=outputs).values()
-        work = shards.plan(config, {"tokenizer": made, "documents": run_step(step)})
-        make(work.plan, work.do)
+        make(shards.plan(config, {"tokenizer": made, "documents": run_step(step)}))
         pipe.send({"wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu})
 
 

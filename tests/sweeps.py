@@ -1,13 +1,14 @@
 """A stand-in for train.py that does what its first override says, and a driver of such jobs."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig
 from llm.run.runs import Run, load
-from llm.sweep.driver import Driver, Finder, Grid
+from llm.sweep.driver import Driver, Grid
 from llm.sweep.jobs import Job, jobs_of_grid, write_sweep
 from llm.sweep.pool import Pool
 from llm.sweep.shares import Shares
@@ -78,13 +79,11 @@ keep("done", objective=float(len(name)), results=results)
 """
 
 
-class FinderOfStandIns(Finder):
-    """Finds the finished runs of the stand-in by their names."""
-
-    def find(self, config: StageConfig) -> Run | None:
-        folder = Path(config.outputs) / "pretrain" / str(config.name)
-        run = load(folder) if (folder / "run.json").exists() else None
-        return run if run and run.is_done else None
+def find_stand_in(config: StageConfig) -> Run | None:
+    """The finished run of the stand-in by its name."""
+    folder = Path(config.outputs) / "pretrain" / str(config.name)
+    run = load(folder) if (folder / "run.json").exists() else None
+    return run if run and run.is_done else None
 
 
 @dataclass
@@ -107,11 +106,11 @@ class Sweep:
         write_sweep(folder, made)
         return made
 
-    def driver(self, finder: Finder | None = None) -> Driver:
+    def driver(self, find: Callable[[StageConfig], Run | None] = find_stand_in) -> Driver:
         jobs = self.jobs()
         shares = Shares(self.settings, num_jobs=len(jobs), gpus=[], cores=self.cores, memory=64_000_000_000)
         pool = Pool(self.settings, shares)
-        return Driver(Grid(jobs), pool, self.settings.retries, finder or FinderOfStandIns())
+        return Driver(Grid(jobs), pool, self.settings.retries, find)
 
     def run(self) -> dict[str, Job]:
         """Each job by its run's name."""

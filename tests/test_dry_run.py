@@ -61,7 +61,7 @@ def pretrain(text: Path, outputs: Path, *overrides: str) -> Any:
 def plan_of(config: Any) -> Plan:
     """The plan of a run whose parents are there."""
     step = step_of(config)
-    return stage_named(config.stage).plan(config, {role: run_step(of) for role, of in step.parents.items()}).plan
+    return stage_named(config.stage).plan(config, {role: run_step(of) for role, of in step.parents.items()})
 
 
 @pytest.fixture(scope="module")

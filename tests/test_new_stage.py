@@ -22,7 +22,7 @@ from llm.config.stages import stage
 from llm.run.files import digest_of, write_text
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run
-from llm.stage import Stage, Work, step_of
+from llm.stage import Stage, step_of
 from llm.stage.estimate import Estimate
 
 
@@ -47,8 +47,8 @@ def plan(config, parents):
         return Outcome(results={"number": number}, digest=digest_of(number), objective=number)
 
     trained = parents["tokenizer"]
-    plan = Plan(config=config, default_name="toy", format_version=1, parents={"tokenizer": trained.digest})
-    return Work(plan=plan, do=work)
+    made_of = {"tokenizer": trained.digest}
+    return Plan(config=config, default_name="toy", format_version=1, parents=made_of, work=work)
 
 
 def estimate(config, parents):

@@ -34,7 +34,8 @@ from llm.errors import (
 from llm.run import earlier, owner
 from llm.run.console import log
 from llm.run.files import clear_temporaries, digest_of, whole_folder, write_json, write_text
-from llm.run.making import Outcome, Plan, make
+from llm.run.making import Outcome, Plan
+from llm.run.making import make as make_planned
 from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.owner import owned
 from llm.run.record import commit as commit_of_this_tree
@@ -55,7 +56,12 @@ def plan(outputs, *, name=None, reuse=Reuse.auto, parents=None, format_version=1
         tokenizer=TokenizerConfig(**{"name": "bpe", "model": "BPE"} | tokenizer),
         data=DataConfig(**{"name": "law", "kind": DataKind.text, "path": "law.txt"} | (data or {})),
     )
-    return Plan(config=config, default_name="bpe-law", format_version=format_version, parents=parents or {})
+    made_of = parents or {}
+    return Plan(config=config, default_name="bpe-law", format_version=format_version, parents=made_of, work=never)
+
+
+def make(plan, work, **how):
+    return make_planned(replace(plan, work=work), **how)
 
 
 def succeed(run):
@@ -416,8 +422,7 @@ def test_the_log_and_the_warnings_of_libraries_are_kept_with_the_run(tmp_path):
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from tests.test_run import OUTCOME, plan
-from llm.run.making import make
+from tests.test_run import OUTCOME, make, plan
 outputs, mode = Path(sys.argv[1]), sys.argv[2]
 
 def work(run):

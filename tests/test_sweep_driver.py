@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from sweeps import SCRIPT, Sweep
@@ -183,7 +182,7 @@ def test_a_job_that_another_driver_had_begun_before_and_ends_is_not_done_again(s
     one = sweep("ok=a", "ok=bb")
     job, _ = one.jobs()
     job.begin("another")
-    late = one.driver(finder=SimpleNamespace(find=lambda config: None))  # as if it looks before that comes to its end
+    late = one.driver(find=lambda config: None)  # as if it looks before that comes to its end
     for each in late._source.more():
         late._add(each)  # counts the attempt that is under way
     assert {each.state for each in one.run().values()} == {"done"}

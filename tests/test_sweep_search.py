@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from sweeps import SCRIPT, FinderOfStandIns
+from sweeps import SCRIPT, find_stand_in
 
 from llm.config.stages import StageConfig
 from llm.config.sweeping import Direction, HalvingConfig, PoolConfig, Sampler, SweeperConfig
@@ -41,7 +41,7 @@ def made_search(outputs: Path, settings: SweeperConfig, *, space=X | N, compose=
     made = Search(settings, space=space, fixed=[], compose=compose, folder=outputs / "sweeps" / "search")
     launcher = PoolConfig()
     shares = Shares(launcher, num_jobs=8, gpus=[], cores=cores, memory=10**12)
-    return made, Driver(made, pool.Pool(launcher, shares), launcher.retries, FinderOfStandIns())
+    return made, Driver(made, pool.Pool(launcher, shares), launcher.retries, find_stand_in)
 
 
 def search(outputs: Path, settings: SweeperConfig, **given) -> optuna.Study:

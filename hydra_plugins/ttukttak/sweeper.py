@@ -165,13 +165,12 @@ def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *
         return
     from llm.compare.entries import Entry, read_sweep  # imports what composing does not need
     from llm.compare.show import print_ranked
-    from llm.sweep.driver import Finder
+    from llm.sweep.driver import find_finished
 
     if has_ledger:
         print_ranked(read_sweep(Path(str(returns[0].working_dir)).parents[1]))
     else:
-        finder = Finder()
-        print_ranked([Entry(finder.find(replace(config, reuse=Reuse.require))) for config in done])
+        print_ranked([Entry(find_finished(replace(config, reuse=Reuse.require))) for config in done])
 
 
 def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) -> None:

@@ -9,10 +9,10 @@ from llm.config.stages import Reuse, StageConfig
 from llm.errors import ConfigError
 from llm.run.devices import require_devices, with_precision
 from llm.run.files import digest_of
-from llm.run.making import find, place_of
+from llm.run.making import place_of
 from llm.run.record import read_record
 from llm.run.runs import Run
-from llm.stage import Step, stage_named, step_of
+from llm.stage import Step, find_step, stage_named, step_of
 from llm.stage.estimate import Estimate, estimated_run
 
 
@@ -45,7 +45,9 @@ def survey(config: StageConfig, label: str = "") -> Job:
             require_devices(config.trainer)
         except ConfigError as error:  # a cluster's jobs are looked at where there is no GPU
             job.notes.append(f"Not on this machine: {error}")
-    run = _look(step_of(config), job)
+    step = step_of(config)
+    find_step(step)
+    run = _look(step, job)
     if run.is_done:
         job.reused, job.folder = [str(run.path)], str(run.path)
         job.notes.append(f"{run.path} is finished: it would be reused as it is.")
@@ -72,31 +74,21 @@ def memory_of(config: Any) -> int:
 
 def _look(step: Step, job: Job) -> Run:
     """The finished run of a step; else what the job would take to make it, and a run of results that are estimated."""
+    parents = {role: _look(parent, job) for role, parent in step.parents.items()}
     if step.run is None:
-        parents = {role: _look(parent, job) for role, parent in step.parents.items()}
-        step.run = _found(step, parents, job) or _estimated(step, parents, job)
+        step.run = _estimated(step, parents, job)
+    elif step.run.is_done and str(step.run.path) not in job.reused:
+        job.reused.append(str(step.run.path))
     return step.run
 
 
-def _found(step: Step, parents: dict[str, Run], job: Job) -> Run | None:
-    """Its finished run, if there is one; whatever else is known once its parents are there is put into the job."""
-    if not all(run.is_done for run in parents.values()):
-        job.folder = ""
-        return None
-    work = stage_named(step.config.stage).plan(step.config, parents)
-    run, folder = find(work.plan), place_of(work.plan)
-    if run:
-        for check in filter(None, (work.check, step.check)):
-            check(run)
-        job.reused.append(str(run.path))
-        return run
-    step.config = work.plan.config  # which says more: steps of a budget
-    job.folder, job.first_missing = str(folder), job.first_missing or str(folder)
-    _say_standing(job, step.config, folder)
-    return None
-
-
 def _estimated(step: Step, parents: dict[str, Run], job: Job) -> Run:
+    job.folder = ""
+    if step.plan:
+        step.config = step.plan.config  # which says more: steps of a budget
+        folder = place_of(step.plan)
+        job.folder, job.first_missing = str(folder), job.first_missing or str(folder)
+        _say_standing(job, step.config, folder)
     if step.config.reuse is Reuse.require:
         raise ConfigError(f"reuse=require, but there is no finished run {job.first_missing}.")
     stage = stage_named(step.config.stage)

@@ -39,14 +39,29 @@ NO_CONTENT = ("name", "outputs", "reuse", "dry_run", "logger")  # settings whose
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage says of a run that it finished."""
+
+    results: dict[str, Any]
+    digest: str  # of what it made: what is downstream keys on it
+    notes: dict[str, Any] = field(default_factory=dict)  # rights, counts of dropped records, and the like
+    objective: float | None = None  # what a search minimises
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run before it is made: its config, what it is made from, and how it is named."""
+    """A run before it is made: its config, what it is made from, how it is named, and what makes it."""
 
     config: StageConfig
     default_name: str  # where the user gave none
     format_version: int  # of what the stage makes; raised when a change to the code alters that
     parents: dict[str, str] = field(default_factory=dict)  # what it is made from -> SHA-256 digest of that
     folders: dict[str, str] = field(default_factory=dict)  # what it is made from -> where that lies
+    prepare: Callable[[Path], None] | None = None  # given the folder, before any rank begins to work in it
+    work: Callable[[Run], Outcome | None]  # None above rank zero, which saves, and says what came of the run
+    check: Callable[[Run], None] | None = None  # of the run once it is there, be it made now or before
+    waits: bool = False  # for another process that makes this very run, in place of a refusal
+    logs: bool = False  # to W&B as it goes; of others the results are logged at their end
 
     @property
     def stage(self) -> str:
@@ -72,30 +87,10 @@ class Plan:
         return key_of(self.identity)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a stage says of a run that it finished."""
+def make(plan: Plan, *, wait: bool = False) -> Run:
+    """The finished run of a plan: an existing one, or the one that its work makes of a new or an unfinished folder.
 
-    results: dict[str, Any]
-    digest: str  # of what it made: what is downstream keys on it
-    notes: dict[str, Any] = field(default_factory=dict)  # rights, counts of dropped records, and the like
-    objective: float | None = None  # what a search minimises
-
-
-RankWork = Callable[[Run], Outcome | None]  # None above rank zero, which saves, and says what came of the run
-
-
-def make(
-    plan: Plan,
-    work: RankWork,
-    *,
-    wait: bool = False,
-    prepare: Callable[[Path], None] | None = None,
-) -> Run:
-    """The finished run of `plan`: an existing one, or the one that `work` makes of a new or an unfinished folder.
-
-    `wait` says what to do while another process makes this very run: wait for it, or refuse. `prepare` is given the
-    folder before any rank begins to work in it.
+    `wait` for another process that makes this very run, or do as the plan says.
 
     Raises:
         ConfigError: another process is at it, or reuse=require and there is no finished run.
@@ -104,9 +99,9 @@ def make(
     folder = place_of(plan)
     announce(plan.stage, folder)
     if process_rank() > 0:
-        run = _join(plan, folder, work, wait=wait)
+        run = _join(plan, folder, wait=wait or plan.waits)
     else:
-        run = reuse(plan) or _make(plan, folder, work, wait=wait, prepare=prepare)
+        run = _reuse(plan) or _make(plan, folder, wait=wait or plan.waits)
     announce(plan.stage, run.path)  # again, for a run may have made others of its stage: larger tokenizers
     return run
 
@@ -117,10 +112,10 @@ def find(plan: Plan) -> Run | None:
     return None if _begins_anew(plan, folder) else _finished(plan, folder)
 
 
-def reuse(plan: Plan) -> Run | None:
+def _reuse(plan: Plan) -> Run | None:
     """The finished run that `make` would reuse, of which it says so; None if there is none."""
     if run := find(plan):
-        _say_reused(run, plan)
+        say_reused(run, plan.config)
     return run
 
 
@@ -162,7 +157,7 @@ def _finished(plan: Plan, folder: Path) -> Run | None:
     return Run(folder, record) if is_finished else None
 
 
-def _make(plan: Plan, folder: Path, work: RankWork, *, wait: bool, prepare: Callable[[Path], None] | None) -> Run:
+def _make(plan: Plan, folder: Path, *, wait: bool) -> Run:
     """Make a run, or go on with it, unless another process makes it meanwhile.
 
     What reuse=never set aside comes back where nothing comes of the new run; one that was stopped may go on at the next
@@ -173,7 +168,7 @@ def _make(plan: Plan, folder: Path, work: RankWork, *, wait: bool, prepare: Call
     with owned(folder, wait=wait):
         if (folder / EARLIER).exists() and not _is_of_this_command(plan, folder):
             keep_new_or_earlier(folder)
-        if finished := reuse(plan):  # by a process that was faster
+        if finished := _reuse(plan):  # by a process that was faster
             return finished
         if (record := _record_of(plan, folder)) and digest_of(record.get("identity")) != digest_of(plan.identity):
             raise ConfigError(f"{folder} is of another config that has the same key by chance. Set another name.")
@@ -182,9 +177,9 @@ def _make(plan: Plan, folder: Path, work: RankWork, *, wait: bool, prepare: Call
         clear_temporaries(folder)
         may_go_on_later = False
         try:
-            if prepare:
-                prepare(folder)
-            return _carry_out(plan, folder, work)
+            if plan.prepare:
+                plan.prepare(folder)
+            return _carry_out(plan, folder)
         except StoppedError:
             may_go_on_later = command_id() is not None
             raise
@@ -193,12 +188,12 @@ def _make(plan: Plan, folder: Path, work: RankWork, *, wait: bool, prepare: Call
                 keep_new_or_earlier(folder)
 
 
-def _carry_out(plan: Plan, folder: Path, work: RankWork) -> Run:
+def _carry_out(plan: Plan, folder: Path) -> Run:
     record = _begin(plan, folder)
     started = time.monotonic()
     with log_to(folder / "log.txt"):
         try:
-            outcome = work(Run(folder, record))
+            outcome = plan.work(Run(folder, record))
             assert outcome is not None, "rank zero says what came of the run"
             ended = {"ended_at": now(), "seconds": round(time.monotonic() - started, 1)}
             made = asdict(outcome) | {"files": list_files(folder)}
@@ -241,7 +236,7 @@ def _begin(plan: Plan, folder: Path) -> dict[str, Any]:
     return write_record(folder, record)
 
 
-def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
+def _join(plan: Plan, folder: Path, *, wait: bool) -> Run:
     """What ranks above zero do: wait for rank zero to make the run, or to start it, and then work beside it."""
     launch = launch_id()
     if launch is None:
@@ -264,11 +259,12 @@ def _join(plan: Plan, folder: Path, work: RankWork, *, wait: bool) -> Run:
 
     run = wait_for_rank_zero(folder, look)
     if not run.is_done:
-        work(run)
+        plan.work(run)
     return run
 
 
-def _say_reused(run: Run, plan: Plan) -> None:
+def say_reused(run: Run, config: StageConfig) -> None:
+    """Log which run serves a config, and which of the config's settings it was not made with."""
     made_by, here = run.record.get("commit"), commit()
     other = f" by commit {made_by}, this is {here}" if made_by != here else ""
     log.info("reused %s (made %s%s)", run.path, run.record["ended_at"], other)
@@ -276,9 +272,9 @@ def _say_reused(run: Run, plan: Plan) -> None:
         check_metrics(run)
     except DamagedError as error:  # what it made can be used all the same
         log.warning("%s", error)
-    is_on_the_way = getattr(plan.config, "logger", plan) is None  # of another stage, whose reuse=never it is not
-    hint = "" if is_on_the_way or plan.config.reuse is Reuse.never else ". reuse=never runs again"
-    for key, old, new in differences(run.config, recorded_config(as_begun(plan.config, run.record))):
+    is_on_the_way = getattr(config, "logger", config) is None  # of another stage, whose reuse=never it is not
+    hint = "" if is_on_the_way or config.reuse is Reuse.never else ". reuse=never runs again"
+    for key, old, new in differences(run.config, recorded_config(as_begun(config, run.record))):
         if key.split(".")[0] not in NO_CONTENT:
             log.info("  %s=%s is not applied (it was %s); it changes no content%s", key, new, old, hint)
 

@@ -4,7 +4,7 @@ A stage is a schema (llm/config/stages.py) and a module here of its name, with S
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.run.console import log
 from llm.run.devices import require_devices
-from llm.run.making import Outcome, Plan, RankWork, make
+from llm.run.making import Outcome, Plan, find, make
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
 
@@ -31,27 +31,16 @@ class Step:
 
     config: StageConfig
     parents: dict[str, "Step"]
-    check: Callable[[Run], None] | None = field(default=None, repr=False)  # by what goes on from it: may refuse the run
-    run: Run | None = field(default=None, repr=False)  # once it is there: a step may be on the way to several
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A run before it is made, and what makes it."""
-
-    plan: Plan
-    do: RankWork
-    prepare: Callable[[Path], None] | None = None  # given the folder, before any rank begins to work in it
-    check: Callable[[Run], None] | None = None  # of the run once it is there, be it made now or before
-    waits: bool = False  # for another process that makes this very run, in place of a refusal
-    logs: bool = False  # to W&B as it goes; of others the results are logged at their end
+    check: Callable[[Run], None] | None = None  # by what goes on from it: may refuse the run
+    plan: Plan | None = None  # once its parents are there
+    run: Run | None = None  # once it is there: a step may be on the way to several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """What a module of llm.stage says of its stage; configs are of the stage's schema."""
 
-    plan: Callable[[Any, Runs], Work]  # of its parents, which are there by now
+    plan: Callable[[Any, Runs], Plan]  # of its parents, which are there by now
     result_names: Callable[[Any], list[str]]  # numbers that a run has to show at its end; `*` stands for any name
     parents: Callable[[Any], dict[str, Step]] = lambda _config: {}  # made on the way where they are missing
     estimate: "Callable[[Any, Runs], Estimate] | None" = None  # what it takes; a parent may be an estimate, too
@@ -88,11 +77,30 @@ def run_stage(config: StageConfig) -> Run:
 def run_step(step: Step, *, wait: bool = False) -> Run:
     """The finished run of a step; `wait` for another process that makes it, or do as its stage says."""
     if step.run is None:
-        work = stage_named(step.config.stage).plan(step.config, _parents(step))
-        step.run = make(work.plan, partial(_do, work), wait=wait or work.waits, prepare=work.prepare)
-        for check in filter(None, (work.check, step.check)):
-            check(step.run)
+        plan = _plan(step, _parents(step))
+        step.run = _checked(step, make(replace(plan, work=partial(_do_and_log, plan)), wait=wait))
     return step.run
+
+
+def find_step(step: Step) -> Run | None:
+    """The finished run of a step, if there is one; what it is made from is looked for too, and nothing is made."""
+    if step.plan is None:
+        parents = {role: run for role, parent in step.parents.items() if (run := find_step(parent))}
+        if len(parents) == len(step.parents) and (run := find(_plan(step, parents))):
+            step.run = _checked(step, run)
+    return step.run
+
+
+def _plan(step: Step, parents: Runs) -> Plan:
+    step.plan = stage_named(step.config.stage).plan(step.config, parents)
+    return step.plan
+
+
+def _checked(step: Step, run: Run) -> Run:
+    assert step.plan
+    for check in filter(None, (step.plan.check, step.check)):
+        check(run)
+    return run
 
 
 def _parents(step: Step) -> dict[str, Run]:
@@ -106,17 +114,17 @@ def _parents(step: Step) -> dict[str, Run]:
     return {role: run_step(parent, wait=True) for role, parent in step.parents.items()}
 
 
-def _do(work: Work, run: Run) -> Outcome | None:
+def _do_and_log(plan: Plan, run: Run) -> Outcome | None:
     """Do the work, and log what came of it where the command asks for this very stage.
 
     What is made on the way of another run has no logger: it is an artifact of that one's. So a sweep over tokenizers
     shows its models, and not each of their tokenizers and shards among them.
     """
-    outcome = work.do(run)
-    logger = getattr(work.plan.config, "logger", None)
-    if outcome is not None and logger is not None and not work.logs:
+    outcome = plan.work(run)
+    logger = getattr(plan.config, "logger", None)
+    if outcome is not None and logger is not None and not plan.logs:
         from llm.logger.live import open_logger
 
-        with open_logger(logger, run, outputs=Path(work.plan.config.outputs)) as opened:
+        with open_logger(logger, run, outputs=Path(plan.config.outputs)) as opened:
             opened.summarize(outcome.results)
     return outcome

@@ -16,7 +16,7 @@ from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run
-from llm.stage import Runs, Stage, Step, Work
+from llm.stage import Runs, Stage, Step
 from llm.stage.estimate import Estimate
 
 FORMAT_VERSION = 1
@@ -60,16 +60,14 @@ def opened(parents: Mapping[str, Run]) -> dict[str, Documents]:
     return {name: open_documents(run) for name, run in of_parts(parents).items()}
 
 
-def plan(config: DocumentsStage, parents: Runs) -> Work:
+def plan(config: DocumentsStage, parents: Runs) -> Plan:
     corpus = open_corpus(config.data)
-    return Work(
-        plan=Plan(
-            config=config,
-            default_name=config.data.name,
-            format_version=FORMAT_VERSION,
-            parents={"data": corpus.state()},
-        ),
-        do=lambda run: _write(run, corpus),
+    return Plan(
+        config=config,
+        default_name=config.data.name,
+        format_version=FORMAT_VERSION,
+        parents={"data": corpus.state()},
+        work=lambda run: _write(run, corpus),
     )
 
 

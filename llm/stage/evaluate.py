@@ -27,7 +27,7 @@ from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run, check_files
 from llm.run.tables import TextTable
-from llm.stage import Runs, Stage, Step, Work, documents
+from llm.stage import Runs, Stage, Step, documents
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
 from llm.stage.training import prompts_of
@@ -54,19 +54,17 @@ def parents(config: EvaluateStage) -> dict[str, Step]:
     return documents.steps(config.data, outputs=config.outputs) if config.data and is_text else {}
 
 
-def plan(config: EvaluateStage, parents: Runs) -> Work:
+def plan(config: EvaluateStage, parents: Runs) -> Plan:
     evaluated, asked = find_evaluated(config, documents.of_parts(parents)), config.evaluation
     _check_here(asked)
     made_of = {"run": evaluated.model.run, "shards": evaluated.shards}
-    return Work(
-        plan=Plan(
-            config=config,
-            default_name=evaluated.model.name,
-            format_version=FORMAT_VERSION,
-            parents=evaluated.parents() | _task_files(asked),
-            folders={role: str(of.path) for role, of in (made_of | dict(parents)).items() if of},
-        ),
-        do=lambda run: _evaluate(run, config, evaluated),
+    return Plan(
+        config=config,
+        default_name=evaluated.model.name,
+        format_version=FORMAT_VERSION,
+        parents=evaluated.parents() | _task_files(asked),
+        folders={role: str(of.path) for role, of in (made_of | dict(parents)).items() if of},
+        work=lambda run: _evaluate(run, config, evaluated),
         check=lambda run: _show(run, evaluated),
         waits=True,
     )

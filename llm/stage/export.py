@@ -15,7 +15,7 @@ from llm.run.making import Outcome, Plan
 from llm.run.metrics import SAMPLES
 from llm.run.models import Model, digest_in, model_of, own_folder
 from llm.run.runs import Run, check_files, find_run, metrics_of
-from llm.stage import Runs, Stage, Work
+from llm.stage import Runs, Stage
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of
 
@@ -24,7 +24,7 @@ MOST_PROMPTS = 8
 GGUF_SHARE = {GgufType.f32: 1.0, GgufType.q8_0: 34 / 128, GgufType.q4_k_m: 1.15}  # of fp32's bytes; q4_k_m with f32's
 
 
-def plan(config: ExportStage, parents: Runs) -> Work:
+def plan(config: ExportStage, parents: Runs) -> Plan:
     source = find_run(config.outputs, config.run, key="run")
     model = model_of(source).check()
     if not config.export.merge and model.adapter is None:
@@ -33,15 +33,13 @@ def plan(config: ExportStage, parents: Runs) -> Work:
             "model. Leave it out."
         )
     form = _gguf_form(config.export, model)
-    return Work(
-        plan=Plan(
-            config=config,
-            default_name=model.name,
-            format_version=FORMAT_VERSION,
-            parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
-            folders={"run": str(source.path)},
-        ),
-        do=lambda run: _export(run, config.export, source, model, form),
+    return Plan(
+        config=config,
+        default_name=model.name,
+        format_version=FORMAT_VERSION,
+        parents={"run": source.digest, "base": source.record["identity"]["parents"].get("base", source.digest)},
+        folders={"run": str(source.path)},
+        work=lambda run: _export(run, config.export, source, model, form),
         check=lambda run: _check_made(config, run),
         waits=True,
     )

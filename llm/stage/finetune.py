@@ -22,7 +22,7 @@ from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model, digest_in
 from llm.run.runs import Run
-from llm.stage import Runs, Stage, Work
+from llm.stage import Runs, Stage
 from llm.stage.training import measured_names, model_digest, prompts_of, train
 from llm.stage.tuned_base import check_against_base, find_base
 
@@ -34,20 +34,13 @@ SHOWN = 2  # conversations that the log shows as the model is given them
 BYTES = 4  # of a weight, or of a moment of AdamW's, in fp32
 
 
-def plan(config: FinetuneStage, parents: Runs) -> Work:
+def plan(config: FinetuneStage, parents: Runs) -> Plan:
     base = find_base(config.outputs, config.base)
     check_against_base(config, base)
     base.check()
     template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
     corpus = open_corpus(config.data)
     of_template = {"chat_template": digest_of([template])} if template is not None else {}
-    plan = Plan(
-        config=config,
-        default_name=f"{base.name}-{config.data.name}",
-        format_version=FORMAT_VERSION,
-        parents={"base": base.digest, "data": corpus.digest()} | of_template,
-        folders={"base": str(base.path)},
-    )
 
     def prepare(folder: Path) -> None:
         if base.run is None:
@@ -57,7 +50,16 @@ def plan(config: FinetuneStage, parents: Runs) -> Work:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
             return _train(run, config, base, corpus, folder, new_ids)
 
-    return Work(plan=plan, prepare=prepare, do=work, logs=True)
+    return Plan(
+        config=config,
+        default_name=f"{base.name}-{config.data.name}",
+        format_version=FORMAT_VERSION,
+        parents={"base": base.digest, "data": corpus.digest()} | of_template,
+        folders={"base": str(base.path)},
+        prepare=prepare,
+        work=work,
+        logs=True,
+    )
 
 
 @contextmanager

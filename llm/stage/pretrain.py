@@ -12,7 +12,7 @@ from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run, check_files
-from llm.stage import Runs, Stage, Step, Work, step_of
+from llm.stage import Runs, Stage, Step, step_of
 from llm.stage.estimate import Estimate
 from llm.stage.extension import copy_beginning
 from llm.stage.tokenizer import vocab_size
@@ -36,7 +36,7 @@ def parents(config: PretrainStage) -> dict[str, Step]:
     return {"shards": shards}
 
 
-def plan(config: PretrainStage, parents: Runs) -> Work:
+def plan(config: PretrainStage, parents: Runs) -> Plan:
     shards = parents["shards"]
     config, source = _computed(config, shards), {}
     if config.model.path is not None:
@@ -49,13 +49,11 @@ def plan(config: PretrainStage, parents: Runs) -> Work:
         format_version=FORMAT_VERSION,
         parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
-    )
-    return Work(
-        plan=plan,
         prepare=lambda folder: copy_beginning(folder, plan, config),
-        do=lambda run: _train(run, config, shards),
+        work=lambda run: _train(run, config, shards),
         logs=True,
     )
+    return plan
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:

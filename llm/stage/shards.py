@@ -16,7 +16,7 @@ from llm.run.console import log
 from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan
 from llm.run.runs import Run, check_files
-from llm.stage import Runs, Stage, Step, Work, documents, step_of
+from llm.stage import Runs, Stage, Step, documents, step_of
 from llm.stage.estimate import Estimate, estimate_mixture, estimate_text
 
 FORMAT_VERSION = 4
@@ -39,16 +39,14 @@ def parents(config: ShardsStage) -> dict[str, Step]:
     return found
 
 
-def plan(config: ShardsStage, parents: Runs) -> Work:
-    return Work(
-        plan=Plan(
-            config=config,
-            default_name=f"{config.tokenizer.label}-{config.data.name}",
-            format_version=FORMAT_VERSION,
-            parents={role: run.digest for role, run in parents.items()},
-            folders={role: str(run.path) for role, run in parents.items()},
-        ),
-        do=lambda run: _add_up(config, parents) if config.data.is_mixture else _write(run, config, parents),
+def plan(config: ShardsStage, parents: Runs) -> Plan:
+    return Plan(
+        config=config,
+        default_name=f"{config.tokenizer.label}-{config.data.name}",
+        format_version=FORMAT_VERSION,
+        parents={role: run.digest for role, run in parents.items()},
+        folders={role: str(run.path) for role, run in parents.items()},
+        work=lambda run: _add_up(config, parents) if config.data.is_mixture else _write(run, config, parents),
         waits=config.data.is_mixture,  # all who shared a mixture come to this
     )
 

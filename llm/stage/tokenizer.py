@@ -20,7 +20,7 @@ from llm.run.making import Outcome, Plan
 from llm.run.memory import peak_memory_bytes
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
-from llm.stage import Runs, Stage, Step, Work, documents, run_step, step_of
+from llm.stage import Runs, Stage, Step, documents, run_step, step_of
 from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
 
 FORMAT_VERSION = 4
@@ -31,18 +31,16 @@ def parents(config: TokenizerStage) -> dict[str, Step]:
     return documents.steps(_data(config), outputs=config.outputs)
 
 
-def plan(config: TokenizerStage, parents: Runs) -> Work:
+def plan(config: TokenizerStage, parents: Runs) -> Plan:
     config = replace(config, data=_data(config))
     source = _digest_of_pretrained(config.tokenizer)
-    return Work(
-        plan=Plan(
-            config=config,
-            default_name=f"{config.tokenizer.label}-{config.data.name}",
-            format_version=FORMAT_VERSION,
-            parents={role: run.digest for role, run in parents.items()} | source,
-            folders={role: str(run.path) for role, run in parents.items()},
-        ),
-        do=lambda run: _train(run, config, parents),
+    return Plan(
+        config=config,
+        default_name=f"{config.tokenizer.label}-{config.data.name}",
+        format_version=FORMAT_VERSION,
+        parents={role: run.digest for role, run in parents.items()} | source,
+        folders={role: str(run.path) for role, run in parents.items()},
+        work=lambda run: _train(run, config, parents),
         check=lambda run: _refuse_lossy(config.tokenizer, run.results),  # it may have been made with allow_lossy
     )
 

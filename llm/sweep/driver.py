@@ -12,7 +12,7 @@ outputs/sweeps/<name>-<key>/       key: first 8 hex digits of the hash of the jo
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +27,12 @@ from llm.config.sweeping import PoolConfig, RetryConfig, SweeperConfig
 from llm.errors import LaunchError, StoppedError, UserError
 from llm.run.announcing import Result
 from llm.run.console import console, log, output_console, start_logging
-from llm.run.making import Plan, find, reuse
+from llm.run.making import say_reused
 from llm.run.metrics import Record
 from llm.run.owner import owned
 from llm.run.runs import Run
 from llm.run.signals import on_signal
-from llm.stage import Step, stage_named, step_of
+from llm.stage import find_step, step_of
 from llm.sweep.board import board
 from llm.sweep.jobs import KINDS, Job, jobs_of_grid, sweep_folder, write_sweep
 from llm.sweep.pool import Pool, open_pool
@@ -87,41 +87,18 @@ class Grid:
         return f"{self._best[0]:.4f}: {self._best[1]}" if self._best else None
 
 
-class Finder:
-    """Looks for finished runs as train.py would, each parent once, without a process; it makes none."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[Run, Plan] | None] = {}
-
-    def find(self, config: StageConfig) -> Run | None:
-        """The finished run of a config, which is said; None if there is none, or if it is to be made again."""
-        if config.reuse is Reuse.never:
-            return None
-        start_logging()
-        try:
-            with _quiet():  # what is said of a run's parents is nothing new here
-                found = self._find(step_of(config))
-            return reuse(found[1]) if found else None
-        except (UserError, OSError):  # the job itself will say what is wrong
-            return None
-
-    def _find(self, step: Step) -> tuple[Run, Plan] | None:
-        place = repr(step)
-        if self._found.get(place) is None:
-            self._found[place] = self._look(step)
-        return self._found[place]
-
-    def _look(self, step: Step) -> tuple[Run, Plan] | None:
-        parents = {role: found[0] for role, parent in step.parents.items() if (found := self._find(parent))}
-        if len(parents) < len(step.parents):
-            return None  # a stage would begin by making them
-        work = stage_named(step.config.stage).plan(step.config, parents)
-        run = find(work.plan)
-        if run is None:
-            return None
-        for check in filter(None, (work.check, step.check)):
-            check(run)
-        return run, work.plan
+def find_finished(config: StageConfig) -> Run | None:
+    """The finished run that train.py would reuse for a config, which is said; None if there is none."""
+    if config.reuse is Reuse.never:
+        return None
+    try:
+        with _quiet():  # what is said of a run's parents is nothing new here
+            run = find_step(step := step_of(config))
+        if run and step.plan:
+            say_reused(run, step.plan.config)
+        return run
+    except (UserError, OSError):  # the job itself will say what is wrong
+        return None
 
 
 @contextmanager
@@ -137,10 +114,14 @@ class Driver:
     """Carries out jobs; several drivers, on several machines, can share a sweep."""
 
     def __init__(
-        self, source: "Grid | Search", backend: Pool | Cluster, retries: RetryConfig, finder: Finder | None = None
+        self,
+        source: "Grid | Search",
+        backend: Pool | Cluster,
+        retries: RetryConfig,
+        find: Callable[[StageConfig], Run | None] = find_finished,
     ) -> None:
         self._source, self._backend, self._retries = source, backend, retries
-        self._finder = finder or Finder()
+        self._find = find
         self._stopped_by: str | None = None
         self._has_left = False
         self._followed = 0.0
@@ -210,7 +191,7 @@ class Driver:
         self.jobs[job.number] = job
         job.reload()
         job.attempts_before = len(job.attempts)
-        if not self._stopped_by and (run := self._finder.find(job.config)):
+        if not self._stopped_by and (run := self._find(job.config)):
             job.keep_found(run)
             self._source.settled(job)
 
