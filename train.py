@@ -8,9 +8,6 @@ with one_line_errors():  # Ctrl-C ends what loads here in one line, too
 
 def run(job: Job) -> float | None:
     """What a search minimises, of the run that a job finds or makes."""
-    from llm.run.console import start_logging
-
-    start_logging()
     if job.config.dry_run:
         from llm.dry_run.table import show
 
@@ -38,4 +35,7 @@ def run(job: Job) -> float | None:
 
 if __name__ == "__main__":
     with one_line_errors():
+        from llm.run.console import start_logging
+
+        start_logging()
         run_command(run)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from llm.errors import DamagedError
-from llm.run.console import log
 from llm.trainer import checkpoint
 from llm.trainer.checkpoint import FILES, CheckpointFolders, find_fault, folder_of, newest_good
 
@@ -113,10 +112,7 @@ def damage(path: Path) -> None:
     (path / "state.json").write_text("{}", encoding="utf-8")
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "propagate", True)  # which a test before this one may have ended
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = write(tmp_path, 5), write(tmp_path, 10)
     damage(bad)
     assert newest_good(tmp_path) == good

@@ -17,7 +17,6 @@ from llm.compare.page import as_script
 from llm.compare.ranking import estimate, t_quantile
 from llm.compare.show import page_at_end, print_ranked
 from llm.errors import StoppedError
-from llm.run.console import log
 from tests.browser import chromium, needs_chromium
 
 HOSTILE = "<script>alert('이름')</script>"
@@ -164,9 +163,8 @@ def test_a_sweep_without_jobs_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("ending", [None, StoppedError("stopped by SIGTERM")])
 def test_a_sweep_leaves_its_page_however_it_ends(
-    sweep: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ending: BaseException | None
+    sweep: Path, caplog: pytest.LogCaptureFixture, ending: BaseException | None
 ) -> None:
-    monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", logger="llm")
     with pytest.raises(StoppedError) if ending else nullcontext(), page_at_end(sweep):
         if ending:
@@ -175,10 +173,7 @@ def test_a_sweep_leaves_its_page_however_it_ends(
     assert f"how its jobs compare: {sweep}/compare.html" in caplog.text
 
 
-def test_a_page_that_cannot_be_made_fails_no_sweep(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "propagate", True)
+def test_a_page_that_cannot_be_made_fails_no_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with page_at_end(tmp_path):
         pass
     assert f"{tmp_path}/compare.html is not written: ConfigError: " in caplog.text

@@ -1,7 +1,6 @@
 """Every file in conf/ composes, and what cannot be composed or go together is one line that names the key."""
 
 import json
-import logging
 import os
 import re
 import resource
@@ -464,8 +463,7 @@ def test_what_changes_a_result_is_part_of_the_identity(typed):
         ("stage=export run=x export.merge=false", "export.gguf=f16", "export.merge=false"),
     ],
 )
-def test_what_a_choice_does_not_use_is_left_out_of_the_run_and_it_is_said(choice, unused, said, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("llm"), "propagate", True)
+def test_what_a_choice_does_not_use_is_left_out_of_the_run_and_it_is_said(choice, unused, said, caplog):
     fields._say_once.cache_clear()
     with_it, without = config_of(*choice.split(), unused), config_of(*choice.split())
     assert with_it == without and identity_settings(with_it) == identity_settings(without)

@@ -8,7 +8,6 @@ import torch
 from llm.config.training import Accelerator, Precision, TrainerConfig
 from llm.errors import ConfigError
 from llm.run import devices
-from llm.run.console import log
 from llm.run.devices import require_devices, with_precision
 
 
@@ -68,8 +67,7 @@ def test_auto_is_bf16_where_every_gpu_has_it(capabilities, precision, monkeypatc
     assert with_precision(TrainerConfig(devices=2)).precision is precision
 
 
-def test_bf16_that_a_cpu_can_only_imitate_is_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr(log, "propagate", True)
+def test_bf16_that_a_cpu_can_only_imitate_is_warned_of(caplog):
     asked = TrainerConfig(accelerator=Accelerator.cpu, precision=Precision.bf16)
     assert with_precision(asked) is asked
     assert "trainer.precision=bf16: this CPU has no instructions for it, so it is slower than fp32" in caplog.text

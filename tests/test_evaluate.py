@@ -16,10 +16,10 @@ from llm.run.runs import Run, load
 from llm.stage.evaluate import table
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of
-from tests.test_stages import _log, _quick_peak, run
+from tests.test_stages import _quick_peak, run
 from tests.tuned import copy_of, folder_of, train_first
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 ROUNDING = rounding(330)  # the vocabulary
 SMALL = ["evaluation.num_items=20", "evaluation.num_prompts=5", "evaluation.max_new_tokens=8", "logger=local"]

@@ -24,10 +24,10 @@ from tests.korean import save_preset
 from tests.rounding import rounding
 from tests.test_evaluate import SMALL, lines_of, results_of, texts
 from tests.test_pretrained import END, SHAPE, write_folder
-from tests.test_stages import _log, _quick_peak, compose, run
+from tests.test_stages import _quick_peak, compose, run
 from tests.tuned import STEPS, folder_of, train_first, tuning_on, write_lines
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 ROUNDING = rounding(330)  # the vocabulary
 SAME_TEXT = ["data=text", "data.held_out_share=0.2", "data.sequence_length=64"]

@@ -22,10 +22,10 @@ from llm.run.runs import Run, load
 from llm.run.tables import markdown_text, shown
 from llm.verify import verify, with_parents
 from tests.korean import documents
-from tests.test_stages import _log, _quick_peak, compose, run
+from tests.test_stages import _quick_peak, compose, run
 from tests.tuned import copy_of, folder_of, train_first, tuning_on
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 
 @pytest.fixture(scope="module")

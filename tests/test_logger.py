@@ -34,7 +34,6 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCa
     monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "3")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("llm"), "propagate", True)
     caplog.set_level(logging.INFO, "llm")
     wandb.teardown()
     yield

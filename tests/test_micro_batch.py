@@ -10,7 +10,6 @@ import torch
 
 from llm.config.training import Precision
 from llm.errors import ConfigError, MachineError, is_out_of_memory
-from llm.run.console import log
 from llm.stage import run_stage
 from llm.trainer.fit import fit
 from tests.test_dry_run import MODEL, config, text  # noqa: F401  # a fixture
@@ -65,9 +64,8 @@ def test_a_cpu_says_that_it_has_no_memory_left_in_words() -> None:
 
 @pytest.mark.parametrize(("where", "from_step"), [("forward", 1), ("backward", 1), ("forward", 5), ("backward", 4)])
 def test_memory_that_runs_out_leaves_the_losses_and_the_weights_as_they_are(
-    where: str, from_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    where: str, from_step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "propagate", True)
     whole = task(tmp_path / "whole", batch_size=ROWS, micro_batch_size=ROWS)
     fit(whole)
     short = task(tmp_path / "short", batch_size=ROWS, micro_batch_size=ROWS)

@@ -33,9 +33,9 @@ from llm.stage import run_stage
 from llm.verify import verify, with_parents
 from tests.korean import documents, sentences
 from tests.test_config import config_of, refused
-from tests.test_stages import TINY, _log, _quick_peak, compose, run, runs
+from tests.test_stages import TINY, _quick_peak, compose, run, runs
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 
 def test_a_choice_with_another_held_out_share_is_refused(tmp_path: Path) -> None:

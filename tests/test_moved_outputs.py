@@ -11,10 +11,10 @@ from llm.compare.command import main as compare
 from llm.run.runs import load
 from llm.sync import find
 from tests.korean import documents
-from tests.test_stages import _log, _quick_peak, run
+from tests.test_stages import _quick_peak, run
 from tests.tuned import folder_of, train_first, tuning_on
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 EVALUATION = ["evaluation.num_items=20", "evaluation.num_prompts=2", "evaluation.max_new_tokens=4", "logger=local"]
 

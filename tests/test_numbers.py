@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from llm.config.training import OptimizerConfig, Precision
-from llm.run.console import log
 from llm.run.memory import resident_bytes
 from llm.trainer.fit import fit
 from llm.trainer.recording import memory_in_use
@@ -23,8 +22,7 @@ __all__ = ["quick_peak"]  # a fixture that every test here uses
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(log, "propagate", True)
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level("INFO", logger="llm")
     return caplog
 

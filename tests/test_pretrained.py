@@ -25,7 +25,6 @@ from transformers import (
 
 from llm.errors import ConfigError, DamagedError
 from llm.model import build
-from llm.run.console import log, start_logging
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 from llm.tokenizer import Special
@@ -62,12 +61,9 @@ SMALL += ["model.hidden_size=16"]
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    start_logging()
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level("INFO", "llm")
     yield
 
 

@@ -10,9 +10,9 @@ from llm.data.split import is_held_out
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 from tests.korean import sentences
-from tests.test_stages import TINY, _log, _quick_peak, run, runs, write_text
+from tests.test_stages import TINY, _quick_peak, run, runs, write_text
 
-__all__ = ["_log", "_quick_peak"]  # fixtures that every test here takes too
+__all__ = ["_quick_peak"]  # a fixture that every test here takes too
 
 
 @pytest.fixture(scope="module")

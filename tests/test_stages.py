@@ -32,7 +32,6 @@ from llm.data.shards import read_manifest
 from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.run import devices
-from llm.run.console import log, start_logging
 from llm.run.files import digest_of, sha256_of
 from llm.run.metrics import read_metrics
 from llm.run.models import find_model
@@ -61,14 +60,6 @@ def _quick_peak() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
         yield
-
-
-@pytest.fixture(autouse=True)
-def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    start_logging()  # which does nothing the second time
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level("INFO", "llm")
-    yield
 
 
 def compose(stage: str, *overrides: str) -> Any:

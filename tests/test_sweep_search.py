@@ -149,12 +149,12 @@ def test_what_failed_is_tried_again_at_a_later_start(tmp_path, monkeypatch):
         ('{"tokens": 1}', "hydra.sweeper.objectives=val/loss of {run} is None. It has tokens."),
     ],
 )
-def test_a_result_that_is_none_fails_its_trial_and_no_other(tmp_path, monkeypatch, capsys, of_two, line):
+def test_a_result_that_is_none_fails_its_trial_and_no_other(tmp_path, monkeypatch, caplog, of_two, line):
     monkeypatch.setenv("RESULTS", f'{{"2": {of_two}}}')
     settings = replace(LOSS, sampler=Sampler.grid, trials=3)
     study = search(tmp_path, settings, space=N)
     assert {t.params["n"]: t.state.name for t in study.trials} == {"1": "COMPLETE", "2": "FAIL", "3": "COMPLETE"}
-    assert f"n=2: {line.format(run=tmp_path / 'pretrain' / 'None-2')}" in capsys.readouterr().err
+    assert f"n=2: {line.format(run=tmp_path / 'pretrain' / 'None-2')}" in caplog.text
     kinds = [json.loads(path.read_text())["attempts"] for path in tmp_path.glob("sweeps/search/jobs/*/job.json")]
     assert [[attempt["kind"] for attempt in attempts] for attempts in kinds] == [["done"]] * 3  # none was killed
 

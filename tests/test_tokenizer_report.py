@@ -27,7 +27,6 @@ from llm.data.rows import TokenRows
 from llm.data.sharding import write_shards
 from llm.data.shards import read_manifest
 from llm.errors import ConfigError, DataError
-from llm.run.console import log, start_logging
 from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.tokenizer import Sample, report, save, train
@@ -219,14 +218,6 @@ def test_a_real_analyser_cuts_particles_and_endings(kind: Morphemes) -> None:
 
 
 # The gate
-
-
-@pytest.fixture(autouse=True)
-def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    start_logging()
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level("INFO", "llm")
-    yield
 
 
 def run(tmp_path: Path, *overrides: str) -> Run:

@@ -36,7 +36,6 @@ from llm.errors import DamagedError, DivergedError, MachineError, StoppedError
 from llm.logger.live import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
-from llm.run.console import log
 from llm.run.metrics import read_metrics
 from llm.tokenizer import Special
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
@@ -485,9 +484,8 @@ def poison(model: torch.nn.Module, steps: set[int], *, with_: float = math.nan, 
 
 @pytest.mark.parametrize(("with_", "algorithm"), [(math.nan, "adamw"), (math.inf, "adamw"), (math.nan, "muon")])
 def test_a_step_whose_gradients_are_not_finite_is_left_out(
-    with_: float, algorithm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    with_: float, algorithm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "propagate", True)
     how = OptimizerConfig(algorithm=Algorithm[algorithm], learning_rate=1e-2, warmup_steps=3)
     made = task(tmp_path, max_steps=6, batch_size=8, optimizer=how)
     poison(made.model, {3}, with_=with_)

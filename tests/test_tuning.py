@@ -1,7 +1,6 @@
 """stage=finetune by each method and on any base, end to end, on a little Korean text."""
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -21,7 +20,6 @@ from llm.chat.talker import Talker, open_talker
 from llm.config.sampling import Sampling
 from llm.errors import ConfigError
 from llm.run import launch
-from llm.run.console import log, start_logging
 from llm.run.models import find_model, model_of
 from llm.run.runs import Run
 from llm.tokenize import find_tokenizers
@@ -76,9 +74,6 @@ def test_a_conversation_as_long_as_the_model_has_positions_is_trained(outputs: P
 
 
 def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    start_logging()
-    log.propagate = True
-    caplog.set_level(logging.INFO, "llm")
     tuned = tune(outputs, "lora.rank=2")
     base = models.count_parameters(models.load(base_folder(outputs)))
     results, adapter = tuned.results, load_file(tuned.path / "adapter" / "adapter_model.safetensors")

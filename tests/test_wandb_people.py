@@ -35,7 +35,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCa
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr(logging.getLogger("llm"), "propagate", True)
     caplog.set_level(logging.INFO, "llm")
     wandb.teardown()
     with WandbServer() as server:

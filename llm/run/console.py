@@ -14,7 +14,15 @@ from rich.console import Console
 from llm.credentials import without_secrets
 from llm.environment import process_rank
 
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return True
+
+
 log = logging.getLogger("llm")
+log.setLevel(logging.DEBUG)
+log.addFilter(_without_secrets)
 
 
 @cache
@@ -68,14 +76,7 @@ def start_logging() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
     log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
     log.propagate = False
-    log.addFilter(_without_secrets)
-
-
-def _without_secrets(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_secrets(record.getMessage()), None
-    return True
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from llm.environment import ANOTHER_LAUNCH, JOB_FOLDER, is_launched, job_folder, process_rank, variables
 from llm.errors import LaunchError, StoppedError
 from llm.run.announcing import read_result
-from llm.run.console import log, start_logging
+from llm.run.console import log
 from llm.run.runs import Run, load
 from llm.run.signals import on_signal
 
@@ -66,7 +66,6 @@ def launch_ranks(overrides: list[str], *, devices: int, folder: Path) -> None:
         if is_stopped or not (folder / ANOTHER_LAUNCH).exists():
             break
         (folder / ANOTHER_LAUNCH).unlink()
-        start_logging()
         log.info("starting the %d processes again", devices)
     if failed:
         _raise_for(*failed)

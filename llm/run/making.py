@@ -16,7 +16,7 @@ from llm.credentials import without_secrets
 from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named_line
 from llm.run.announcing import announce
-from llm.run.console import log, log_to, start_logging
+from llm.run.console import log, log_to
 from llm.run.devices import as_begun, with_precision
 from llm.run.earlier import EARLIER, keep_new_or_earlier, set_aside
 from llm.run.files import clear_temporaries, digest_of, write_text
@@ -95,7 +95,6 @@ def make(plan: Plan, *, wait: bool = False) -> Run:
     Raises:
         ConfigError: another process is at it, or reuse=require and there is no finished run.
     """
-    start_logging()
     folder = place_of(plan)
     announce(plan.stage, folder)
     if process_rank() > 0:

@@ -26,7 +26,7 @@ from llm.config.stages import Reuse, StageConfig
 from llm.config.sweeping import PoolConfig, RetryConfig, SweeperConfig
 from llm.errors import LaunchError, StoppedError, UserError
 from llm.run.announcing import Result
-from llm.run.console import console, log, output_console, start_logging
+from llm.run.console import console, log, output_console
 from llm.run.making import say_reused
 from llm.run.metrics import Record
 from llm.run.owner import owned
@@ -133,7 +133,6 @@ class Driver:
         Raises:
             StoppedError: a signal came; the jobs have saved what they did, or are Slurm's.
         """
-        start_logging()
         try:
             with on_signal(self._stop), Live(console=console(), auto_refresh=False, transient=True) as live:
                 self._start_ready()
@@ -314,7 +313,6 @@ def _backend(
     said = f"{num_jobs} jobs"
     if isinstance(settings, PoolConfig):
         pool, at_once = open_pool(settings, configs, num_jobs=num_jobs)
-        start_logging()
         log.info("%s, at most %d at once; how they stand and what they say: %s", said, at_once, folder)
         yield pool
         return
@@ -323,7 +321,6 @@ def _backend(
     cluster = Cluster(settings, folder, at_once=at_once)
     cluster.check(configs)
     with owned(folder, wait=False):  # two drivers could submit one job twice
-        start_logging()
         log.info("%s on Slurm, as %s; how they stand and what they say: %s", said, cluster.name, folder)
         cluster.find_left()
         yield cluster
