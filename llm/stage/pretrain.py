@@ -43,17 +43,17 @@ def plan(config: PretrainStage, parents: Runs) -> Plan:
         from llm.model import digest_of_folder
 
         source = {"model": digest_of_folder(config.model)}
-    plan = Plan(
+    made: Plan = Plan(
         config=config,
         default_name=f"{config.model.label}-{config.tokenizer.name}-{config.data.name}",
         format_version=FORMAT_VERSION,
         parents={"shards": shards.digest} | source,
         folders={"shards": str(shards.path), "tokenizer": str(shards.parent("tokenizer").path)},
-        prepare=lambda folder: copy_beginning(folder, plan, config),
+        prepare=lambda folder: copy_beginning(folder, made, config),
         work=lambda run: _train(run, config, shards),
         logs=True,
     )
-    return plan
+    return made
 
 
 def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
