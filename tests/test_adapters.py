@@ -163,6 +163,11 @@ def test_the_update_is_scaled_as_its_paper_has_it(method: Method, scale: float) 
     torch.testing.assert_close(merged, whole + scale * update, rtol=0, atol=1e-5)
 
 
+def test_the_adapters_have_the_dropout_that_is_asked_for() -> None:
+    model = add_lora(base_of(Architecture.llama), LoraConfig(dropout=0.25))
+    assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
+
+
 def test_a_base_in_bf16_keeps_the_adapter_in_its_own_precision() -> None:
     base = base_of(Architecture.llama).to(torch.bfloat16)
     for precision in WeightPrecision:

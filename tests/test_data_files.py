@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from llm.config.documents import LayoutConfig
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.files import open_files
 from llm.data.records import Conversation, Document, Rejected
-from llm.data.split import is_held_out
+from llm.data.split import is_held_out, place_of
 from llm.errors import ConfigError, DataError
 from tests.korean import documents
 from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes, zst
@@ -176,6 +177,8 @@ DAMAGE: dict[str, tuple[bytes | Callable[[Path], None], str, int | None]] = {  #
     "locked.zip": (locked(zip_bytes({"a.jsonl": GOOD})), r"locked.zip!a.jsonl: cannot be read. .* is encrypted", 0),
     "slip.zip": (zip_bytes({"../밖.txt": b"x", "안.jsonl": GOOD}), r"slip.zip!\.\./밖.txt: has a name that", 4),
     "slip.tar": (tar_bytes({"a/../../밖.txt": b"x", "안.jsonl": GOOD}), r"slip.tar!a/.*/밖.txt: has a name that", 4),
+    "root.tar": (tar_bytes({"/밖.txt": b"x", "안.jsonl": GOOD}), "root.tar!/밖.txt: has a name that", 4),
+    "back.zip": (zip_bytes({"..\\밖.txt": b"x", "안.jsonl": GOOD}), r"back.zip!\.\.\\밖.txt: has a name that", 4),
     "bomb.zip": (zip_bytes({"폭탄.txt": BLANK}), "bomb.zip: unpacks to more than is plausible. Look at it", 0),
     "bomb.jsonl.gz": (gzip.compress(BLANK, 9), "bomb.jsonl.gz: unpacks to more than is plausible", 0),
     "bomb.tar.gz": (tar_bytes({"폭탄.txt": BLANK}, "w:gz"), "bomb.tar.gz.*: unpacks to more than is plausible", 0),
@@ -292,6 +295,12 @@ def test_the_share_that_is_held_out_is_the_share_asked_for_and_a_larger_one_hold
     for share, side in sides.items():
         assert abs(len(side) - len(texts) * share) < 4 * (len(texts) * share * (1 - share)) ** 0.5  # four sigma
     assert sides[0.01] < sides[0.05] < sides[0.3]
+
+
+def test_a_text_has_one_place_in_every_process_and_form() -> None:
+    """By sha256sum of its characters in NFC without white space: what is held out once is held out for ever."""
+    text = "대한민국은 민주공화국이다."
+    assert place_of(text) == place_of(unicodedata.normalize("NFD", f" {text}\n")) == 0xBE9153219702E586
 
 
 def test_equal_questions_fall_on_one_side(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import TokenizerConfig
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.documents import Documents, write_documents
+from llm.data.rows import TokenRows
 from llm.data.sharding import Encoder, available_cores, pieces, write_shards
 from llm.data.shards import Manifest, Split, open_shard, read_manifest
 from llm.errors import DamagedError, DataError, MachineError
@@ -133,6 +134,8 @@ def test_each_file_of_documents_is_a_shard_of_its_tokens_with_their_ends_bytes_a
             assert getattr(split, total_of) == sum(getattr(shard, total_of) for shard in split.shards)
         lost = sum(lost_bytes(text, tokenizer.decode(line)) for line, text in zip(ids, texts, strict=True))
         assert split.lost_bytes == (lost if split_name == "held_out" else 0)
+        rows = TokenRows(tmp_path / "shards", manifest, split, sequence_length=16)
+        assert (rows.raw_bytes, rows.lost_bytes) == (split.raw_bytes, split.lost_bytes)
         counts = Counter(token for line in ids for token in [*line, tokens.eos_id])
         bits = sum(times * -math.log2(times / counts.total()) for times in counts.values())
         assert split.unigram_bits_per_byte == pytest.approx(bits / split.raw_bytes, rel=1e-12)

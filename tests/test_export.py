@@ -111,6 +111,8 @@ def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, traine
     before = (merged.path / "run.json").read_bytes()
     again = run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=0.01")
     assert again.path == merged.path and (again.path / "run.json").read_bytes() == before
+    with pytest.raises(UnequalError, match=r"was exported with logits that are .* apart, and 0 is allowed\. Set"):
+        run("export", f"outputs={trained}", "run=first", "export.max_logit_difference=0")
     assert [verify(each)[1] for each in with_parents([merged])] == [[]] * 6
 
 

@@ -22,7 +22,9 @@ from llm.export.weights import (
     differences,
     export_adapter,
     export_model,
+    logits_of,
     reference_of,
+    require_close,
     write_tokenizer,
 )
 from llm.model import targets
@@ -226,6 +228,48 @@ def test_prompts_without_room_are_left_out_and_rows_fit_the_positions(words: Pat
     first, last = reference.rows
     assert first[:40] == [2] * 40 and last == [special.bos_id, *[7] * 63]
     assert [tuple(each.shape) for each in reference.logits] == [(len(row), 300) for row in reference.rows]
+
+
+def test_a_file_that_has_other_weights_than_the_model_is_refused(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = tokenizer.special(words)
+    model = build("llama", tied=False, vocab_size=300, special=special)
+    reference, save, path = refer(model, words), model.save_pretrained, tmp_path / "model.safetensors"
+
+    def spoil(folder: Path) -> None:
+        save(folder)
+        save_file({name: 1.5 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+    monkeypatch.setattr(model, "save_pretrained", spoil)
+    with pytest.raises(UnequalError, match=r"^the exported model in fp32 gives other logits than the run"):
+        export_model(model, tmp_path, reference, special, ExportConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "judged"),
+    [
+        ({}, (3, 2)),
+        ({"dtype": WeightType.bf16}, (1, 2)),
+        ({"dtype": WeightType.bf16, "max_logit_difference": 5}, (3, 5)),
+    ],
+)
+def test_in_fp32_and_under_a_bound_the_furthest_position_counts_else_the_median(
+    settings: dict[str, Any], judged: tuple[float, float]
+) -> None:
+    measured = {"max_logit_difference": 3, "median_logit_difference": 1, "rounding": 2}
+    assert ExportConfig(**settings).judged(measured) == judged
+
+
+def test_a_position_that_is_not_a_number_refuses_a_model_whose_others_are_close(words: Path) -> None:
+    special = tokenizer.special(words)
+    model = build("llama", tied=False, vocab_size=300, special=special)
+    reference = refer(model, words)
+    model.get_input_embeddings().weight.data[special.eos_id] = float("nan")  # where a text ends
+    apart = differences(logits_of(model, reference.rows), reference.logits)
+    assert apart.median() == 0 and apart.max() == float("inf")
+    with pytest.raises(UnequalError, match=r"^a model gives other logits than the run"):
+        require_close(model, reference, ExportConfig(dtype=WeightType.bf16), what="a model")
 
 
 def test_what_is_not_a_number_is_infinitely_far() -> None:

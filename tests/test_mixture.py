@@ -316,6 +316,12 @@ def test_rows_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
     assert [line.split()[0] for line in mixed_rows.describe(picked)] == ["small", "large", "small", "large"]
 
 
+def test_the_lost_bytes_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
+    parts = rows(outputs).parts
+    parts["large"].lost_bytes, parts["small"].lost_bytes = 3, 4
+    assert MixedRows(parts).lost_bytes == 7
+
+
 def test_near_copies_in_the_training_text_of_another_part_are_counted(tmp_path: Path) -> None:
     long = [" ".join(sentences(12, seed=seed)) for seed in range(60)]
     pairs = [(text, text.replace("다", "네", 1)) for text in long]

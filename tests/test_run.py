@@ -28,6 +28,7 @@ from llm.errors import (
     DataError,
     DivergedError,
     LaunchError,
+    MachineError,
     StoppedError,
     one_line_errors,
 )
@@ -357,6 +358,7 @@ def test_reuse_require_refuses_to_make_and_writes_nothing(tmp_path):
     [
         (RuntimeError("broken\nin two lines"), "RuntimeError: broken"),
         (DivergedError("the loss is nan"), "DivergedError: the loss is nan"),
+        (OSError("no http://me:a-word@host"), "OSError: no http://me:***@host"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -367,6 +369,7 @@ def test_what_ends_the_work_is_recorded_and_the_same_command_goes_on(error, said
     assert (run.state, run.record["error"]) == ("failed", said)
     log_text = (run.path / "log.txt").read_text()
     assert ("Traceback" in log_text) == (not isinstance(error, DivergedError))
+    assert not [path for path in run.path.iterdir() if b"a-word" in path.read_bytes()]
     lines.clear()
     again = make(plan(tmp_path), succeed)
     assert lines[0] == f"tokenizer goes on in {run.path}"
@@ -710,6 +713,7 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path):
         (DataError("a.jsonl:1: bad"), 65, "a.jsonl:1: bad"),
         (DivergedError("nan"), 70, "nan"),
         (DamagedError("torn"), 74, "torn"),
+        (MachineError("no room"), 74, "no room"),
         (StoppedError("stopped by SIGTERM"), 75, "stopped by SIGTERM"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 74, "x.txt: No such file or directory"),
         (OSError("no space"), 74, "input or output: no space"),

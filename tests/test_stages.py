@@ -229,6 +229,13 @@ def test_another_model_reuses_tokenizer_and_shards(outputs: Path, made: tuple[Pa
     assert other.path.name == f"base-{other.key}" != made[2].path.name
 
 
+def test_a_model_that_lets_documents_see_each_other_is_refused_before_it_is_trained(
+    outputs: Path, made: tuple[Path, Path, Run]
+) -> None:
+    with pytest.raises(ConfigError, match=r"^model.architecture=biogpt: documents that share a row see each other"):
+        pretrain(outputs, made[1], "model.architecture=biogpt")
+
+
 def test_other_settings_of_how_do_not_make_another_run(
     outputs: Path, made: tuple[Path, Path, Run], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,12 @@ def test_the_report_of_a_case_worked_by_hand() -> None:
     assert not found.is_lossless
 
 
+def test_a_text_that_comes_back_as_another_of_its_length_is_not_lossless() -> None:
+    replaced = {"type": "Replace", "pattern": {"String": "다"}, "content": "나"}
+    found = report(words({"<unk>": 0, "가": 1, "나": 2}, normalizer=replaced), ["가 다", "가 나"])
+    assert (found.lossless_documents, found.is_lossless, found.lost_bytes) == (1 / 2, False, 3)
+
+
 def test_renyi_efficiency_of_cases_worked_by_hand() -> None:
     assert renyi_efficiency(Counter({1: 5, 2: 5, 3: 5, 4: 5}), vocab_size=4) == pytest.approx(1)
     assert renyi_efficiency(Counter({1: 7}), vocab_size=4) == 0

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    BioGptConfig,
+    BioGptForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
 )
@@ -176,6 +178,14 @@ def test_ranks_above_zero_change_nothing_in_a_runs_folder(
     (made,) = (tmp_path / "outputs" / "finetune").iterdir()
     assert {"tokenizer", "quarantine.jsonl", "adapter"} <= {path.name for path in made.iterdir()}
     assert changes.read_text(encoding="utf-8") == ""
+
+
+def test_conversations_share_no_row_of_a_model_that_lets_them_see_each_other(outputs: Path, foreign: Path) -> None:
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "vocab_size": 600}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BioGptForCausalLM(BioGptConfig(**shape, **ids)).save_pretrained(foreign)
+    with pytest.raises(ConfigError, match="documents that share a row see each other"):
+        tune(outputs, f"base={foreign}", "data.packing=best_fit")
 
 
 def test_an_architecture_that_is_none_of_ours_is_tuned_on_its_own_layers(outputs: Path, foreign: Path) -> None:
