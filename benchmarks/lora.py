@@ -42,7 +42,7 @@ from llm.config.data import Packing
 from llm.config.training import OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig, Method
 from llm.data.order import MicroBatch
-from llm.data.packing import lay_out
+from llm.data.rows import lay_out
 from llm.model import add_lora, build, count_base_parameters, count_parameters, save, save_adapter
 from llm.tokenizer import Special
 

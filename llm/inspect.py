@@ -21,13 +21,12 @@ from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.config.overrides import as_value, readable
 from llm.data.clean import Cleaner, as_table
-from llm.data.corpus import open_corpus
+from llm.data.corpus import is_below, open_corpus, place_of, share_that_parts
 from llm.data.files import explain_absent, find, open_files
 from llm.data.overlap import overlap_of_texts
 from llm.data.paths import examples, overrides, question_and_answer
 from llm.data.records import Conversation, Document, Rejected
 from llm.data.sample import SAMPLED_RECORDS, presets, sample
-from llm.data.split import is_below, place_of, share_that_parts
 from llm.errors import ConfigError, DataError, one_line_errors
 
 SAMPLES = 3

@@ -10,10 +10,9 @@ import pytest
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.data.clean import STEPS, Cleaner, Dropped, as_table, judge_hangul, judge_length, judge_repetition, steps_of
-from llm.data.corpus import Corpus, open_corpus
+from llm.data.corpus import Corpus, is_held_out, open_corpus
 from llm.data.records import Conversation, Document
 from llm.data.repair import mask_personal_data, remove_markup, repair_characters, repair_spaces
-from llm.data.split import is_held_out
 from tests.korean import HARD_TEXTS, documents, sentences
 from tests.test_config import refused
 

@@ -18,10 +18,9 @@ import pytest
 
 from llm.config.data import BadRecords, DataConfig, DataKind
 from llm.config.documents import LayoutConfig
-from llm.data.corpus import Corpus, open_corpus
+from llm.data.corpus import Corpus, is_held_out, open_corpus, place_of
 from llm.data.files import open_files
 from llm.data.records import Conversation, Document, Rejected
-from llm.data.split import is_held_out, place_of
 from llm.errors import ConfigError, DataError
 from tests.korean import documents
 from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes, zst

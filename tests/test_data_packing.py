@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm.config.data import Packing
-from llm.data.packing import best_fit
+from llm.data.rows import best_fit
 from tests.test_data_rows import BOS, EOS, IGNORED, all_rows, random_shards, write_rows
 
 Row = tuple[list[int], list[int], list[int]]

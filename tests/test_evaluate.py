@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.data.split import is_held_out
+from llm.data.corpus import is_held_out
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger.live import RunLogger
 from llm.run.record import write_record

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llm.data.split import is_held_out
+from llm.data.corpus import is_held_out
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError
 from llm.run.metrics import read_metrics

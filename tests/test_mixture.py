@@ -18,13 +18,12 @@ from llm.compare.entries import Entry
 from llm.compare.ranking import rank
 from llm.config.fields import identity_settings
 from llm.config.stages import ShardsStage
-from llm.data.corpus import open_corpus
+from llm.data.corpus import is_held_out, open_corpus
 from llm.data.documents import Documents, write_documents
 from llm.data.mixture import ROLE, MixedRows, rows_of, sources_of, texts_in_proportion
 from llm.data.order import EvaluationBatches, MicroBatch, Share, TrainingBatches, mixed, pool_order
 from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest
-from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
 from llm.run.metrics import read_metrics

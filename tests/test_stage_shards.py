@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llm.data.corpus import is_held_out
 from llm.data.shards import read_manifest
-from llm.data.split import is_held_out
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 from tests.korean import sentences

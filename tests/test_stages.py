@@ -24,12 +24,11 @@ from llm.chat.talker import open_talker
 from llm.config.compose import from_hydra
 from llm.config.sampling import Sampling
 from llm.data.conversations import ConversationRows, encode_conversations
-from llm.data.corpus import open_corpus
+from llm.data.corpus import is_held_out, open_corpus
 from llm.data.order import MicroBatch
 from llm.data.records import Conversation
 from llm.data.rows import Rows, TokenRows
 from llm.data.shards import read_manifest
-from llm.data.split import is_held_out
 from llm.errors import ConfigError
 from llm.run import devices
 from llm.run.files import digest_of, sha256_of

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,6 @@ from typing import Any
 from llm.config.documents import CleaningConfig, CleaningLevel
 from llm.data.records import Conversation, Document
 from llm.data.repair import mask_personal_data, remove_markup, repair_characters, repair_spaces
-from llm.data.split import key
 
 EMPTY = "nothing is left"
 SAMPLES = 3  # of what a step dropped for one reason
@@ -179,6 +179,13 @@ def _repeated_runs(text: str) -> float:
         return 0.0
     runs = list(zip(*(words[start:] for start in range(RUN)), strict=False))
     return 1 - len(set(runs)) / len(runs)
+
+
+def key(text: str) -> str:
+    """What makes two texts the same: their characters in NFC, white space left out."""
+    if not unicodedata.is_normalized("NFC", text):
+        text = unicodedata.normalize("NFC", text)
+    return "".join(text.split())
 
 
 class ExactDuplicates:

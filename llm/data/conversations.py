@@ -11,9 +11,9 @@ import numpy as np
 
 from llm.config.data import Overlong, Packing
 from llm.data.order import MicroBatch
-from llm.data.packing import best_fit
 from llm.data.records import Conversation
-from llm.data.rows import IGNORED, Array, Batch
+from llm.data.rows import IGNORED, Batch, best_fit
+from llm.data.shards import Array
 from llm.errors import DataError
 from llm.tokenizer import Renderer, TemplateError, answers_of
 

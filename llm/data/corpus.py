@@ -1,5 +1,6 @@
 """The data config -> documents or conversations, cleaned and split, with what was left out counted and kept."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.data import BadRecords, DataConfig
-from llm.data.clean import Cleaner, Dropped
+from llm.data.clean import Cleaner, Dropped, key
 from llm.data.files import Files, open_files
 from llm.data.records import Conversation, Document, Rejected
-from llm.data.split import is_below, place_of, share_that_parts
 from llm.errors import DataError
 from llm.run.console import log
 from llm.run.files import whole_files, write_json
@@ -187,3 +187,27 @@ def open_corpus(config: DataConfig) -> Corpus:
         ConfigError: the path has no such file, or the package is not installed.
     """
     return Corpus(config, open_files(config))
+
+
+# The split
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a text belongs to the held-out `share` (0 to 1); texts that differ in white space fall on one side."""
+    return is_below(place_of(text), share)
+
+
+def place_of(text: str) -> int:
+    """Where a text lies in the split: 64 bits that look random."""
+    return int.from_bytes(hashlib.sha256(key(text).encode()).digest()[:8], "big")
+
+
+def is_below(place: int, share: float) -> bool:
+    """Whether a place lies in the held-out share."""
+    return place < share * 2**64
+
+
+def share_that_parts(lowest: int, highest: int) -> float | None:
+    """The least share in hundredths that parts texts of these places; None where there is none."""
+    shares = (hundredths / 100 for hundredths in range(1, 100))
+    return next((share for share in shares if is_below(lowest, share) and not is_below(highest, share)), None)

@@ -5,7 +5,7 @@ train-00000.parquet, held_out-00000.parquet ...   columns text and origin (file:
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,15 @@ def write_documents(corpus: Corpus, folder: Path) -> dict[str, Any]:
         for writer in writers.values():
             writer.end_file()
     digest = digest_of({split: writer.sha256.hexdigest() for split, writer in writers.items()})
-    return {split: asdict(writer.counts) for split, writer in writers.items()} | {"digest": digest}
-
-
-@dataclass(slots=True)
-class _Counts:
-    documents: int = 0
-    raw_bytes: int = 0
-    files: int = 0
+    return {split: writer.counts for split, writer in writers.items()} | {"digest": digest}
 
 
 class _Writer:
-    """Appends documents to files of about FILE_BYTES."""
+    """Appends documents to files of about FILE_BYTES, and counts them."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
-        self.counts, self.sha256 = _Counts(), hashlib.sha256()
+        self.counts, self.sha256 = dict.fromkeys(("documents", "raw_bytes", "files"), 0), hashlib.sha256()
         self._documents: list[Document] = []
         self._size = 0
 
@@ -111,10 +104,10 @@ class _Writer:
         parquet.write_table(
             pyarrow.table({"text": texts, "origin": origins}), content, compression="zstd", use_dictionary=False
         )
-        path = self._folder / f"{self._split}-{self.counts.files:05d}.parquet"
+        path = self._folder / f"{self._split}-{self.counts['files']:05d}.parquet"
         with naming(path):
             path.write_bytes(content.getbuffer())
-        self.counts.documents += len(self._documents)
-        self.counts.raw_bytes += self._size
-        self.counts.files += 1
+        self.counts["documents"] += len(self._documents)
+        self.counts["raw_bytes"] += self._size
+        self.counts["files"] += 1
         self._documents, self._size = [], 0

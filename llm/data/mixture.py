@@ -15,9 +15,9 @@ import numpy as np
 from llm.config.data import Packing, PartConfig
 from llm.data.documents import Documents
 from llm.data.order import MicroBatch, Share, pool_order
-from llm.data.rows import Array, Batch, Rows, TokenRows
+from llm.data.rows import Batch, Rows, TokenRows
 from llm.data.sharding import count_predicted, entropy_bits
-from llm.data.shards import Manifest, read_manifest
+from llm.data.shards import Array, Manifest, read_manifest
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.runs import Run
