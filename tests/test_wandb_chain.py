@@ -79,11 +79,13 @@ def test_each_stage_is_a_run_whose_artifact_the_next_one_uses(server: WandbServe
     assert {server.runs[run_id(run)]["jobType"] for run in (tokenizer, shards, base, evaluation)} == {
         *("tokenizer", "shards", "pretrain", "evaluate")
     }
+    assert artifact(server, made(folder, "documents"))["used_by"] == [run_id(tokenizer), run_id(shards)]
     assert artifact(server, tokenizer)["used_by"] == [run_id(shards), run_id(base)]
     assert artifact(server, shards)["used_by"] == [run_id(base), run_id(evaluation)]
     assert artifact(server, base)["used_by"] == [run_id(evaluation)]
     kinds = {each["artifactCollectionName"]: each["artifactTypeName"] for each in server.artifacts.values()}
-    assert [kind for kind in kinds.values() if kind != "run_table"] == ["tokenizer", "shards", "pretrain", "evaluate"]
+    of_runs = [kind for kind in kinds.values() if kind != "run_table"]
+    assert of_runs == ["documents", "tokenizer", "shards", "pretrain", "evaluate"]
     uploaded = [path for path in server.uploaded if path.startswith("/artifact/")]
     assert all(path.endswith(".table.json") for path in uploaded)  # W&B's tables; nothing of what was made
     assert {server.exit_code(each) for each in server.runs} == {0}
