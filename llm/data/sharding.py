@@ -31,7 +31,7 @@ from llm.run.files import TEMPORARY, clear_temporaries, naming, sync_file, write
 from llm.tokenizer import load, lost_bytes, special
 
 FILES_ALONE = 3  # so few are encoded here, in the time that workers would take to start
-BATCH_CHARACTERS = 2**19  # of text encoded at once: about 75 MB of the library's objects
+BATCH_CHARACTERS = 2**18  # of text encoded at once: about 35 MB of the library's objects
 CUT_WITHIN = 4096  # characters in which a space is looked for where a long document is cut
 COUNTED_AT_ONCE = 2**22  # tokens
 LOG_SECONDS = 10.0  # between two lines on how far it is
@@ -251,6 +251,7 @@ _worker: tuple[Encoder, Path]  # of a worker process: its encoder and the folder
 def _start_worker(tokenizer_folder: Path, folder: Path) -> None:
     global _worker
     set_variables({"TOKENIZERS_PARALLELISM": "false"})  # one core a worker
+    set_variables({"ARROW_DEFAULT_MEMORY_POOL": "system"})  # Arrow's own keeps some 10 MB that are free
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):  # these reach a whole group: the parent ends workers
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
