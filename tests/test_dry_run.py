@@ -240,6 +240,16 @@ def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
     assert held.gradients <= 4 * sum(trained) < held.weights / 4
 
 
+def test_under_fsdp_each_device_is_told_its_share(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
+    ddp, fsdp = (
+        survey(pretrain(text, with_shards[0], "trainer.devices=2", f"trainer.strategy={strategy}")).takes
+        for strategy in ("ddp", "fsdp")
+    )
+    assert ddp.memory and fsdp.memory and fsdp.disk == ddp.disk
+    for held in ("weights", "gradients", "optimizer"):
+        assert getattr(fsdp.memory, held) == getattr(ddp.memory, held) // 2
+
+
 def test_the_memory_of_a_job_is_told_without_its_text(
     text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,11 @@ class Memory:
         """On a CPU, whose memory is that of the process: `before` is what it holds before there is a model."""
         return replace(self, heap=round(HEAP_SHARE * self.activations), libraries=before + FIRST_STEP_BYTES)
 
+    def shared_out(self, devices: int) -> "Memory":
+        """What each holds under trainer.strategy=fsdp, but for the block that is put together at the time."""
+        shares = {name: getattr(self, name) // devices for name in ("weights", "gradients", "optimizer")}
+        return replace(self, **shares)
+
 
 def rehearse(
     model: nn.Module,

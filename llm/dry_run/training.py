@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llm.config.training import Accelerator, Precision
+from llm.config.training import Accelerator, Precision, Strategy
 from llm.dry_run.memory import Memory, rehearse
 from llm.model import count_parameters
 from llm.run.devices import with_precision
@@ -44,6 +44,8 @@ def add_training(made: Estimate, config: Any, model: Any) -> None:
     )
     leaves = "model" if made.trainable == made.parameters else "adapter"
     made.disk = {"checkpoints": saved * (4 * made.trainable + made.memory.optimizer), leaves: 4 * made.trainable}
+    if trainer.strategy is Strategy.fsdp:
+        made.memory = made.memory.shared_out(trainer.world_size)
 
 
 def memory_of_training(config: Any, model: Any, *, is_on_gpu: bool) -> Memory:
