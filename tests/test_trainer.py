@@ -226,6 +226,12 @@ def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(made.model)[name], weight, rtol=0, atol=1e-5)
 
 
+def test_each_step_draws_a_dropout_of_its_own(tmp_path: Path) -> None:
+    still = OptimizerConfig(learning_rate=1e-30, warmup_steps=0)
+    fit(task(tmp_path, model=model_of(dropout=0.5), rows=1, batch_size=1, max_steps=4, optimizer=still))
+    assert len(set(values(tmp_path, "train/loss"))) == 4  # of the same row and weights
+
+
 def test_tokens_are_the_labels_trained_on(tmp_path: Path) -> None:
     fit(task(tmp_path, max_steps=12, log_every_steps=5, micro_batch_size=1))
     rows = RandomRows(21)
