@@ -17,7 +17,7 @@ from llm.run.tables import ABSENT, TextTable, shown
 
 SEED = "seed"
 ANSWERS = "answers/loss"  # what evaluations of tuned models are ranked by
-NOT_CHOICES = ("stage", "name", "outputs", "reuse", "dry_run")  # a column of its own, or where and how, not what
+NOT_CHOICES = ("stage", "name", "outputs", "reuse", "dry_run", "logger")  # a column of its own, or where, not what
 ADDED = ("tokenizer.ladder", "hydra.")  # overrides that the sweep adds, or that change nothing that a job makes
 HELD_OUT = (  # beginnings of the keys that say which text is held out
     "data.kind", "data.source", "data.path", "data.text_field", "data.layout.", "data.cleaning.",

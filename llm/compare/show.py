@@ -62,7 +62,8 @@ def _base(ranking: Ranking) -> Section | None:
     except ConfigError as error:
         return Section(title, [f"It cannot be composed any more: {error}"])
     rows = [[key, base.get(key, ABSENT), mine.get(key, ABSENT)] for key in dict.fromkeys([*mine, *base])]
-    return Section(title, table=TextTable(["setting", "base", "best"], [row for row in rows if row[1] != row[2]]))
+    other = [row for row in rows if row[1] not in (row[2], "auto")]  # what auto was found to be is no other choice
+    return Section(title, table=TextTable(["setting", "base", "best"], other))
 
 
 def _samples(ranking: Ranking, most: int) -> Section | None:
