@@ -1,4 +1,4 @@
-"""The README's commands: the same in both languages, composable, and what they print when they are run."""
+"""The commands of README and docs/reference: the same in both languages, composable, and what they print when run."""
 
 import json
 import os
@@ -26,7 +26,9 @@ def commands(name: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-COMMANDS = commands("README.md")
+COMMANDS = [*commands("README.md"), *commands("docs/reference.md")]
+REFERENCE = ROOT / "docs" / "reference.md"
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 TRAIN = [shlex.split(command)[2:] for command in COMMANDS if command.startswith("python train.py")]
 PLAIN = [words for words in TRAIN if not NOT_PLAIN & set(words) and not any(w.startswith("sweep=") for w in words)]
 
@@ -39,20 +41,34 @@ def only(*parts: str) -> list[str]:
 
 
 def test_both_languages_have_the_same_commands():
-    assert commands("README.ko.md") == COMMANDS
-    assert len(COMMANDS) == 18 and len(PLAIN) == 5
+    for name in (
+        "README",
+        "docs/reference",
+        *(f"docs/tutorials/{path.stem}" for path in TUTORIALS if ".ko" not in path.name),
+    ):
+        assert commands(f"{name}.ko.md") == commands(f"{name}.md"), name
 
 
-def test_the_readme_is_short_and_names_every_exit_code():
-    for name in ("README.md", "README.ko.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert len(text.splitlines()) < 150
-        assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == ["0", "1", "2", "3", "65", "70", "74", "75", "130"]
+def test_the_readme_is_short_and_its_reference_names_every_exit_code():
+    for ending in (".md", ".ko.md"):
+        assert len((ROOT / f"README{ending}").read_text(encoding="utf-8").splitlines()) <= 170
+        codes = re.findall(
+            r"^\| (\d+) \|", (ROOT / f"docs/reference{ending}").read_text(encoding="utf-8"), re.MULTILINE
+        )
+        assert codes == ["0", "1", "2", "3", "65", "70", "74", "75", "130"]
+
+
+def test_every_link_leads_to_a_file():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page}: {link}"
 
 
 def test_the_commands_pass_the_schema():
+    typed = [line for path in TUTORIALS for line in commands(f"docs/tutorials/{path.name}") if "train.py" in line]
+    tutorials = [shlex.split(line)[2:] for line in typed if " -m " not in line and "sweep=" not in line]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for overrides in PLAIN:
+        for overrides in [*PLAIN, *tutorials]:
             config = from_hydra(compose("config", overrides=overrides))
             assert f"stage={config.stage}" in [*overrides, "stage=pretrain"]
 
@@ -87,13 +103,16 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     at = {"path": text, "data": "text"}
     said = {
         "tokenizer": train(only("stage=tokenizer"), **at, tiny=["tokenizer.vocab_size=600", "logger=local"]),
-        "pretrain": train(only("stage=pretrain"), **at, tiny=[*TINY, *vocabulary]),
+        "pretrain": train(only("stage=pretrain", "name=first"), **at, tiny=[*TINY, *vocabulary]),
         "multirun": train(only("train.py", "-m"), **at, tiny=[*TINY, *vocabulary]),
         "finetune": train(
-            only("stage=finetune", "name=first"), data="conversations", path=chats, tiny=["lora.alpha=8", *TINY[2:]]
+            only("stage=finetune", "data=korean_law_qa"),
+            data="conversations",
+            path=chats,
+            tiny=["lora.alpha=8", *TINY[2:]],
         ),
     }
-    said["chat"] = run([*only("llm.chat"), "--outputs", str(outputs), "--max-new-tokens", "8"])
+    said["chat"] = run([*only("llm.chat", "--prompt"), "--outputs", str(outputs), "--max-new-tokens", "8"])
     said["verify"] = run([*only("llm.verify"), "--outputs", str(outputs)])
     said["inspect"] = run([*only("llm.inspect")[:-1], str(text)])
     said["tokenize"] = run([*only("llm.tokenize"), "--outputs", str(outputs)])
@@ -126,12 +145,12 @@ def test_the_stages_leave_what_the_readme_draws(ran):
     assert {path.parent.name for path in folders} == set(files)
     for path in folders:
         assert {file.name for file in path.iterdir()} - {".lock"} == files[path.parent.name], path
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = REFERENCE.read_text(encoding="utf-8")
     assert all(name in readme for names in files.values() for name in names)
 
 
 def test_the_metrics_have_the_keys_of_the_readme(ran):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = REFERENCE.read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:train|val|throughput|memory)/\w+)`", readme))
     for path in ran.outputs.glob("*/first-*/metrics.jsonl"):
         keys = {key for line in path.read_text(encoding="utf-8").splitlines() for key in json.loads(line)}
