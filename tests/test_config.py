@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal import utils as hydra_utils
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
@@ -305,29 +305,16 @@ def test_help_lists_groups_settings_and_examples(tmp_path):
         assert f"\n{line}" in shown
     groups = shown.partition("== Choices (group=option) ==")[2].partition("== Settings")[0]
     assert re.findall(r"^(\w+):", groups, re.MULTILINE) == sorted([*GROUPS, "stage", "experiment", "sweep"])
-    readme = re.findall(r"^python train\.py .*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert re.findall(r"^  (python train\.py .*)", shown, re.MULTILINE)[:3] == readme[:3]
-    assert shown.index(readme[2]) < 900
+    examples = [shlex.split(line)[2:] for line in re.findall(r"^  (python train\.py .*)", shown, re.MULTILINE)]
+    assert len(examples) == 5
+    for words in examples:
+        assert config_of(*first_values(words))
 
 
 def test_completion_of_a_group_answers_with_its_choices(tmp_path):
     line = "train.py optimizer=adam"
     ended = train("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
     assert ended.stdout.split() == ["optimizer=adamw", "optimizer=adamw_full", "optimizer=adamw_lora"]
-
-
-def test_composing_costs_at_most_three_times_the_import_of_hydra(tmp_path):
-    def seconds(*command):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    compose_job, import_hydra = (
-        min(seconds(*command) for _ in range(3))
-        for command in ([str(ROOT / "train.py"), "--cfg", "job"], ["-c", "import hydra"])
-    )
-    assert compose_job <= 3 * import_hydra
 
 
 # What is typed: what Hydra's grammar cannot read is taken as text.
@@ -563,9 +550,14 @@ def first_value(override: Override) -> str:
     return f"{override.get_key_element()}={first}"
 
 
+def first_values(words: list[str]) -> list[str]:
+    """The overrides of a command's first job: without Hydra's own flags, each sweep cut to its first value."""
+    overrides = get_args_parser().parse_args(words).overrides
+    return [first_value(override) for override in OverridesParser.create().parse_overrides(overrides)]
+
+
 def test_every_command_of_the_docs_passes_the_schema():
     commands = commands_of_the_docs()
     assert len(commands) > 10
     for command in commands:
-        words = [word for word in shlex.split(command, comments=True)[2:] if word != "-m"]
-        assert config_of(*map(first_value, OverridesParser.create().parse_overrides(words))), command
+        assert config_of(*first_values(shlex.split(command, comments=True)[2:])), command
