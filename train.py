@@ -16,8 +16,7 @@ def run(job: Job) -> float | None:
     from llm.logger.live import show_trial
     from llm.run.announcing import reporting
     from llm.run.devices import require_devices
-    from llm.run.launch import in_group, make_by_ranks, needs_launch
-    from llm.run.signals import stop_on_signal
+    from llm.run.launch import in_group, make_by_ranks, needs_launch, stop_on_signal
     from llm.stage import run_stage
 
     trainer = getattr(job.config, "trainer", None)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from llm.config.data import DataConfig, DataKind
-from llm.config.documents import CleaningConfig, CleaningLevel
+from llm.config.data import CleaningConfig, CleaningLevel, DataConfig, DataKind
 from llm.data.clean import STEPS, Cleaner
 from llm.data.files import open_files
 from llm.data.records import Document

@@ -17,8 +17,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from llm.config.compose import data_config
-from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.config.documents import CleaningConfig, CleaningLevel
+from llm.config.data import BadRecords, CleaningConfig, CleaningLevel, DataConfig, DataKind
 from llm.config.overrides import as_value, readable
 from llm.data.clean import Cleaner, as_table
 from llm.data.corpus import is_below, open_corpus, place_of, share_that_parts

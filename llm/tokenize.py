@@ -19,11 +19,10 @@ from llm.config.stages import MODEL_STAGES
 from llm.data.files import open_files
 from llm.data.records import Document, Rejected
 from llm.errors import ConfigError, DataError, one_line_errors
-from llm.run.console import output_console
+from llm.run.console import output_console, shown
 from llm.run.files import write_json
 from llm.run.models import own_folder
 from llm.run.runs import Run, find_runs
-from llm.run.tables import shown
 from llm.tokenizer.report import FIGURES
 from llm.tokenizer.training import unknown_token
 

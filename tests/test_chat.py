@@ -20,7 +20,7 @@ from llm import tokenizer
 from llm.chat import command
 from llm.chat.command import Conversation, converse
 from llm.chat.talker import Talker, open_talker
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.config.training import Architecture, ModelConfig
 from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError, DamagedError

@@ -7,7 +7,7 @@ import pytest
 
 from llm.chat.batch import read_prompts, write_answers
 from llm.chat.talker import Talker
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.errors import ConfigError, DataError
 from tests.test_chat import outputs, talker  # noqa: F401  # fixtures
 

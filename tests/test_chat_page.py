@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason="the extra serve is not installed")
 
 from llm.chat import page
 from llm.chat.talker import Talker
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.errors import ConfigError
 from tests.browser import chromium, keep_screenshot, needs_chromium
 from tests.patience import PATIENCE

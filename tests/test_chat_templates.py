@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from llm.config.data import Overlong, Packing
-from llm.config.documents import LayoutConfig
+from llm.config.data import LayoutConfig, Overlong, Packing
 from llm.data.conversations import ConversationRows, Encoded, encode_conversations, show_trained
 from llm.data.order import MicroBatch
 from llm.data.records import Conversation

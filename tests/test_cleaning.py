@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.config.documents import CleaningConfig, CleaningLevel
+from llm.config.data import BadRecords, CleaningConfig, CleaningLevel, DataConfig, DataKind
 from llm.data.clean import STEPS, Cleaner, Dropped, as_table, judge_hangul, judge_length, judge_repetition, steps_of
 from llm.data.corpus import Corpus, is_held_out, open_corpus
 from llm.data.records import Conversation, Document

@@ -14,8 +14,8 @@ from llm.compare.command import main
 from llm.compare.entries import Entry
 from llm.compare.ranking import Ranking, rank, varying
 from llm.demo import __main__ as demo
+from llm.run.console import TextTable, shown
 from llm.run.runs import find_runs, list_files
-from llm.run.tables import TextTable, shown
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
 

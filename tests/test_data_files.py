@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.config.documents import LayoutConfig
+from llm.config.data import BadRecords, DataConfig, DataKind, LayoutConfig
 from llm.data.corpus import Corpus, is_held_out, open_corpus, place_of
 from llm.data.files import open_files
 from llm.data.records import Conversation, Document, Rejected

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.config.documents import CleaningConfig, LayoutConfig
+from llm.config.data import CleaningConfig, LayoutConfig
 from llm.data.files import open_files
 from llm.data.records import Record, Rejected
 from llm.data.sample import presets

@@ -17,8 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llm.config.data import DataConfig, DataKind
-from llm.config.documents import FileFormat, LayoutConfig
+from llm.config.data import DataConfig, DataKind, FileFormat, LayoutConfig
 from llm.data.archives import HIDDEN
 from llm.data.corpus import open_corpus
 from llm.data.files import Files, open_files

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from llm.config.evaluation import Sampling
 from llm.config.fields import identity_settings
-from llm.config.sampling import Sampling
 from llm.errors import ConfigError, DamagedError, UnequalError
+from llm.run.console import markdown_text, shown
 from llm.run.models import find_model
 from llm.run.record import write_record
 from llm.run.runs import Run, load
-from llm.run.tables import markdown_text, shown
 from llm.verify import verify, with_parents
 from tests.korean import documents
 from tests.test_stages import _quick_peak, compose, run

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from llm import model as models
 from llm import tokenizer
-from llm.config.export import GgufType
+from llm.config.evaluation import GgufType
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError, UnequalError
 from llm.export.gguf import check_gguf, require_gguf, write_gguf

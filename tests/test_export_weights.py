@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
-from llm.config.export import ExportConfig, WeightType
+from llm.config.evaluation import ExportConfig, WeightType
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import UnequalError
 from llm.export.weights import (

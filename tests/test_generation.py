@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from llm import tokenizer
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
 from llm.model import Answer, build, generate, stream

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from rich.cells import cell_len
 
 from llm.config.compose import data_config, from_hydra
-from llm.config.documents import CleaningLevel
+from llm.config.data import CleaningLevel
 from llm.config.overrides import readable
 from llm.data.corpus import open_corpus
 from llm.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llm.config.training import OptimizerConfig, Precision
-from llm.run.memory import resident_bytes
+from llm.run.devices import resident_bytes
 from llm.trainer.fit import fit
 from llm.trainer.recording import memory_in_use
 from llm.trainer.throughput import PEAKS, listed_peaks, peak_flops

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm.config.data import BadRecords, DataConfig, DataKind
-from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
+from llm.config.data import BadRecords, DataConfig, DataKind, LayoutConfig, RepeatedTurns, Shape
 from llm.data.corpus import open_corpus
 from llm.data.records import Conversation, Rejected
 from llm.data.sample import presets

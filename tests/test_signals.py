@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm.errors import StoppedError
-from llm.run.signals import SIGNALS, on_signal, stop_on_signal
+from llm.run.launch import SIGNALS, on_signal, stop_on_signal
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +98,7 @@ def test_a_signal_while_a_module_loads_ends_at_once_though_the_module_swallows_e
     (tmp_path / "greedy.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    pass\n"
     )
-    program = "from llm.run.signals import stop_on_signal\nwith stop_on_signal():\n    import greedy\nprint('went on')"
+    program = "from llm.run.launch import stop_on_signal\nwith stop_on_signal():\n    import greedy\nprint('went on')"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "")

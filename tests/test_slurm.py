@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from llm.config.evaluation import EvaluationConfig
-from llm.config.slurm import SlurmConfig
 from llm.config.stages import STAGES
-from llm.config.sweeping import RetryConfig
+from llm.config.sweeping import RetryConfig, SlurmConfig
 from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
 from llm.run.announcing import Result, write_result

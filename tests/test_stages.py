@@ -22,7 +22,7 @@ from llm import model as models
 from llm import tokenizer
 from llm.chat.talker import open_talker
 from llm.config.compose import from_hydra
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.data.conversations import ConversationRows, encode_conversations
 from llm.data.corpus import is_held_out, open_corpus
 from llm.data.order import MicroBatch

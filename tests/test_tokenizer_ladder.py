@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llm.config.data import DataConfig, DataKind
-from llm.config.ladder import ladder_overrides
 from llm.config.stages import TokenizerStage
+from llm.config.sweeping import ladder_overrides
 from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
 from llm.tokenizer import cut, train, why_not_reproducible

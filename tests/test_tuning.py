@@ -19,7 +19,7 @@ from transformers import (
 
 from llm import model as models
 from llm.chat.talker import Talker, open_talker
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.errors import ConfigError
 from llm.run import launch
 from llm.run.models import find_model, model_of
@@ -254,7 +254,7 @@ def test_a_layer_that_a_folder_does_not_have_is_refused(outputs: Path, foreign: 
 
 
 def test_four_bits_without_their_library_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("llm.stage.tuned_base"), "find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("llm.stage.finetune"), "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"through bitsandbytes, which is not installed\. Install the extra: pip"):
         tune(outputs, "lora.method=qlora")
 

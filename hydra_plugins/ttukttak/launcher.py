@@ -10,9 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
-from llm.config.sweeping import PoolConfig
+from llm.config.sweeping import PoolConfig, SlurmConfig
 from llm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config.compose import from_hydra, searchpath
-from llm.config.ladder import ladder_overrides
 from llm.config.overrides import readable
 from llm.config.stages import Reuse, StageConfig
-from llm.config.sweeping import SweeperConfig
+from llm.config.sweeping import SweeperConfig, ladder_overrides
 from llm.environment import agents_sweep, tracebacks_wanted
 from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.chat.talker import Message, Talker
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.errors import ConfigError, DataError
 from llm.run.console import log
 from llm.run.files import digest_of

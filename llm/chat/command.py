@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from llm.chat.batch import key_of, read_prompts, write_answers
 from llm.chat.page import require_gradio, serve
 from llm.chat.talker import Message, Talker, open_talker
+from llm.config.evaluation import Sampling
 from llm.config.fields import check_settings
-from llm.config.sampling import Sampling
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
 from llm.run.console import log, start_logging
 from llm.run.models import Model, find_model

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from llm.chat.talker import Message, Talker
+from llm.config.evaluation import Sampling
 from llm.config.fields import check_settings
-from llm.config.sampling import Sampling
 from llm.errors import ConfigError, UserError
 from llm.run.console import log
 

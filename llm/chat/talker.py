@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.models import Model

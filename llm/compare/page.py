@@ -10,9 +10,9 @@ from pathlib import Path
 from llm.compare.figures import LABELS, Figure, colour, figures
 from llm.compare.ranking import Choice, Ranking, shown_key
 from llm.compare.show import Section, sections
+from llm.run.console import TextTable
 from llm.run.files import write_text
 from llm.run.record import now
-from llm.run.tables import TextTable
 
 HERE = Path(__file__).parent
 # Nothing may be asked of the network, whatever a run is named: the browser itself refuses it.

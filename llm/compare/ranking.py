@@ -13,7 +13,7 @@ from typing import Any
 
 from llm.compare.entries import LOSSES, Entry, objective_of
 from llm.errors import ConfigError
-from llm.run.tables import ABSENT, TextTable, shown
+from llm.run.console import ABSENT, TextTable, shown
 
 SEED = "seed"
 ANSWERS = "answers/loss"  # what evaluations of tuned models are ranked by

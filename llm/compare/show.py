@@ -13,9 +13,8 @@ from llm.compare.entries import Entry, once_each, read_sweep
 from llm.compare.ranking import ADDED, MOST_LEVELS, Ranking, flattened, rank
 from llm.config.compose import composed
 from llm.errors import ConfigError, LaunchError, StoppedError
-from llm.run.console import log, output_console
+from llm.run.console import ABSENT, TextTable, log, markdown_text, output_console
 from llm.run.metrics import SAMPLES
-from llm.run.tables import ABSENT, TextTable, markdown_text
 
 PAGE = "compare.html"
 

@@ -10,8 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from llm.config.data import DataConfig, DataKind
-from llm.config.evaluation import EvaluationConfig
-from llm.config.export import ExportConfig
+from llm.config.evaluation import EvaluationConfig, ExportConfig
 from llm.config.fields import HOW, check_settings, divides, setting, unmasked_texts
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (

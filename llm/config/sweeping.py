@@ -1,10 +1,13 @@
-"""The schema of hydra/launcher and hydra/sweeper: which jobs a sweep has, and how they are carried out."""
+"""The schema of hydra/launcher and hydra/sweeper: which jobs a sweep has, and how a pool or Slurm carries them out."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from llm.config.fields import check_settings, setting
+from llm.config.fields import check_settings, identity_settings, setting
+from llm.config.stages import StageConfig, TokenizerStage
 from llm.errors import ConfigError
 
 LAUNCHER, SWEEPER = "hydra.launcher", "hydra.sweeper"
@@ -91,3 +94,72 @@ class SweeperConfig:
                 f"{SWEEPER}.halving goes by one objective, but {SWEEPER}.objectives has {len(self.objectives)}. Give "
                 f"one, or set {SWEEPER}.halving.first_step=null."
             )
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """Jobs of a Slurm cluster; nodes and tasks come from trainer.num_nodes and trainer.devices."""
+
+    partition: str | None = None  # None: the cluster's default, as for the next two
+    account: str | None = None
+    qos: str | None = None
+    time_minutes: int = setting(240, at_least=1)  # of one start; what is not done then saves, is requeued, and goes on
+    cpus_per_task: int = setting(1, at_least=1)  # of each device's process
+    memory_gb: float | None = setting(None, at_least=0.001)  # of a node; None: the cluster's default
+    # None: trainer.devices, if trainer.accelerator lets it and the nodes have some
+    gpus_per_node: int | None = setting(None, at_least=0)
+    array_parallelism: int | None = setting(None, at_least=1)  # jobs at once of one submission; None: Slurm's choice
+    signal_seconds: int = setting(120, at_least=1)  # before the end of its time, a job is told to save
+    setup: list[str] = setting([])  # lines of shell before each job: module load, export, ...
+    sbatch: list[str] = setting([])  # further arguments, which win over ours: [--constraint=a100, --exclusive]
+    srun: list[str] = setting([])  # further arguments of the srun that starts the processes
+    poll_seconds: float = setting(10.0, at_least=0.1)  # between two looks at Slurm's queue
+    retries: RetryConfig = setting(RetryConfig())
+    grace_seconds: float = setting(120.0, at_least=0)  # to save in, before a job that is to stop is cancelled
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: a number is out of range, or a job has no time but that to save in.
+        """
+        check_settings(self, LAUNCHER)
+        if self.signal_seconds >= 60 * self.time_minutes:
+            raise ConfigError(
+                f"{LAUNCHER}.signal_seconds={self.signal_seconds} leaves nothing of {LAUNCHER}.time_minutes="
+                f"{self.time_minutes}. Lower the first or raise the second."
+            )
+
+
+# Of tokenizers that differ in nothing but size, the largest alone is trained, and the others are cut from it
+
+
+def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:
+    """For each job, what to add to its overrides: tokenizer.ladder where a larger one differs in nothing but size."""
+    kinds = [_kind(config) for config in configs]
+    largest: dict[str, int] = {}
+    for kind, config in zip(kinds, configs, strict=True):
+        if kind is not None:
+            largest[kind] = max(largest.get(kind, 0), _tokenizer(config).vocab_size)
+    return [
+        [f"tokenizer.ladder={largest[kind]}"] if kind and _tokenizer(config).vocab_size < largest[kind] else []
+        for kind, config in zip(kinds, configs, strict=True)
+    ]
+
+
+def _kind(config: StageConfig) -> str | None:
+    """All that determines a job's tokenizer but its size; None if it trains none, or the user said what to cut from."""
+    tokenizer = _tokenizer(config)
+    if tokenizer is None or tokenizer.ladder is not None:
+        return None
+    data: Any = config.data  # type: ignore[attr-defined]  # every stage with a tokenizer has data
+    own = TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=tokenizer, data=data)
+    settings = identity_settings(own)
+    settings["tokenizer"]["vocab_size"] = None
+    text = identity_settings(data, "documents")
+    paths = [data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
+    return json.dumps([settings, text, paths, config.outputs], sort_keys=True)
+
+
+def _tokenizer(config: StageConfig) -> Any:
+    return getattr(config, "tokenizer", None)

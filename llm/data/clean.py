@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llm.config.documents import CleaningConfig, CleaningLevel
+from llm.config.data import CleaningConfig, CleaningLevel
 from llm.data.records import Conversation, Document
 from llm.data.repair import mask_personal_data, remove_markup, repair_characters, repair_spaces
 

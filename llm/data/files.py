@@ -24,8 +24,7 @@ from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
 from typing import Any
 
-from llm.config.data import DataConfig, DataKind
-from llm.config.documents import FileFormat, Shape
+from llm.config.data import DataConfig, DataKind, FileFormat, Shape
 from llm.config.overrides import to_paste
 from llm.credentials import MASK, without_secrets
 from llm.data.archives import HIDDEN, Member, is_archive, is_hidden, members

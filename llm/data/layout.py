@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from llm.config.data import DataConfig, DataKind
-from llm.config.documents import LayoutConfig
+from llm.config.data import DataConfig, DataKind, LayoutConfig
 from llm.data.parse import Parsed, Raw
 from llm.data.paths import first, head, to_set, values
 from llm.data.records import DROP, Conversation, Document, Record, Rejected, check_text

@@ -12,7 +12,7 @@ from itertools import chain, count
 from pathlib import PurePath
 from typing import Any, Literal
 
-from llm.config.documents import FileFormat, LayoutConfig
+from llm.config.data import FileFormat, LayoutConfig
 from llm.data.archives import Member, seekable
 from llm.data.records import Rejected, unreadable
 

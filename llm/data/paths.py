@@ -12,7 +12,7 @@ from functools import lru_cache
 from statistics import fmean, median
 from typing import Any
 
-from llm.config.documents import is_path
+from llm.config.data import is_path
 from llm.config.overrides import as_value
 
 EACH = "[]"

@@ -14,8 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from llm.config.compose import data_presets
-from llm.config.data import DataConfig
-from llm.config.documents import FileFormat, LayoutConfig
+from llm.config.data import DataConfig, FileFormat, LayoutConfig
 from llm.data.archives import Member, members
 from llm.data.files import Files
 from llm.data.layout import in_files, to_records

@@ -12,7 +12,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from llm.config.documents import LayoutConfig, RepeatedTurns, Shape
+from llm.config.data import LayoutConfig, RepeatedTurns, Shape
 from llm.data.paths import first, question_and_answer, values
 from llm.data.records import Conversation, Rejected, check_text
 

@@ -11,8 +11,7 @@ import torch
 from llm.config.training import Accelerator, Precision, Strategy
 from llm.dry_run.memory import Memory, rehearse
 from llm.model import count_parameters
-from llm.run.devices import with_precision
-from llm.run.memory import resident_bytes
+from llm.run.devices import resident_bytes, with_precision
 from llm.run.record import recorded_config
 from llm.run.runs import candidates
 from llm.stage.estimate import Estimate

@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from llm.config.export import ExportConfig
+from llm.config.evaluation import ExportConfig
+from llm.run.console import TextTable, shown
 from llm.run.models import Model, is_foreign
 from llm.run.runs import Run
-from llm.run.tables import TextTable, shown
 
 NO_RIGHTS_OF_BASE = "those of the model's owner: see its own card"
 NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you publish."

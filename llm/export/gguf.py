@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from llm.config.export import GgufType
+from llm.config.evaluation import GgufType
 from llm.errors import ConfigError, UnequalError
 from llm.export.weights import CHAT_TEMPLATE
 from llm.model import open_config

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from llm import model as models
-from llm.config.export import ExportConfig, WeightType
-from llm.config.sampling import Sampling
+from llm.config.evaluation import ExportConfig, Sampling, WeightType
 from llm.errors import UnequalError
 from llm.run.console import log
 from llm.run.files import write_json

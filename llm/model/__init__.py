@@ -3,10 +3,8 @@
 build.py      a config -> the Hugging Face config of the architecture that it names, and the model
 pretrained.py a folder -> its config, its model, an adapter; nothing that it brings is run
 lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
-vocabulary.py a model and new tokens -> the model with a row for each; padding of the vocabulary
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
-isolation.py  documents that share a row do not see each other
 generation.py prompts -> text, piece by piece or many at once, each prompt drawn by its own seed
 """
 
@@ -22,11 +20,9 @@ from llm.model.build import (
     with_settings_of_folder,
 )
 from llm.model.generation import Answer, generate, stream
-from llm.model.isolation import require_isolation
 from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
-from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats
-from llm.model.pretrained import load, open_config, outline, read_config
-from llm.model.vocabulary import grow, padding_of
+from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats, require_isolation
+from llm.model.pretrained import grow, load, open_config, outline, padding_of, read_config
 
 __all__ = [
     "EAGER",

@@ -15,8 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from llm import tokenizer
 from llm.config.training import ModelConfig
 from llm.errors import ConfigError
-from llm.model.pretrained import load, new_model, read_config
-from llm.model.vocabulary import pad, padding_of, take_rows, unpad
+from llm.model.pretrained import load, new_model, pad, padding_of, read_config, take_rows, unpad
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.models import CONFIG, TOKENIZER, folder_of, opening, weight_files

@@ -23,8 +23,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from llm.config.sampling import Sampling
-from llm.model.vocabulary import unpadded
+from llm.config.evaluation import Sampling
+from llm.model.pretrained import unpadded
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 LAST_CONSONANT = "\u11a8"  # ㄱ under a syllable: a tokenizer that takes Hangul apart has it as a token

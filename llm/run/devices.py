@@ -1,5 +1,8 @@
-"""The devices that a run asks for -> a refusal, before any work, of what is not there; and its precision."""
+"""What this machine has for a run: a refusal of devices that are not there, the precision, and the memory in use."""
 
+import os
+import resource
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,3 +113,17 @@ def _require_gpus(config: TrainerConfig) -> None:
             raise ConfigError(
                 f"trainer.precision=bf16, but {name} (GPU {index}) has no bf16 arithmetic. Set trainer.precision=fp32."
             )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process held so far (resident)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def resident_bytes() -> int:
+    """What this process has in RAM now; where the system does not say, the most that it had."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_memory_bytes()
+    return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config.data import DataConfig, DataKind
-from llm.config.evaluation import EvaluationConfig
-from llm.config.sampling import Sampling
+from llm.config.evaluation import EvaluationConfig, Sampling
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
 from llm.data.conversations import ConversationRows, encode_conversations
@@ -21,12 +20,11 @@ from llm.data.records import Conversation
 from llm.data.rows import Rows
 from llm.environment import process_rank
 from llm.errors import ConfigError, DataError, DivergedError
-from llm.run.console import console, log
+from llm.run.console import TextTable, console, log
 from llm.run.files import TEMPORARY, digest_of, sha256_of, write_json, write_text
 from llm.run.making import Outcome, Plan
 from llm.run.models import Model
 from llm.run.runs import Run, check_files
-from llm.run.tables import TextTable
 from llm.stage import Runs, Stage, Step, documents
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm import tokenizer
-from llm.config.export import ExportConfig, GgufType, WeightType
+from llm.config.evaluation import ExportConfig, GgufType, WeightType
 from llm.config.stages import ExportStage
 from llm.environment import process_rank
 from llm.errors import ConfigError, UnequalError

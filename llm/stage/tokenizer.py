@@ -15,9 +15,9 @@ from llm.data.documents import Documents
 from llm.data.mixture import texts_in_proportion
 from llm.errors import DataError
 from llm.run.console import log
+from llm.run.devices import peak_memory_bytes
 from llm.run.files import whole_files, write_json
 from llm.run.making import Outcome, Plan
-from llm.run.memory import peak_memory_bytes
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, documents, run_step, step_of

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
-from llm.config.sampling import Sampling
+from llm.config.evaluation import Sampling
 from llm.config.stages import FinetuneStage, PretrainStage
 from llm.config.training import TrainerConfig
 from llm.environment import process_rank

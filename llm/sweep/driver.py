@@ -21,17 +21,16 @@ from rich.live import Live
 
 from llm.compare.entries import read_sweep
 from llm.compare.show import page_at_end, print_ranked
-from llm.config.slurm import SlurmConfig
 from llm.config.stages import Reuse, StageConfig
-from llm.config.sweeping import PoolConfig, RetryConfig, SweeperConfig
+from llm.config.sweeping import PoolConfig, RetryConfig, SlurmConfig, SweeperConfig
 from llm.errors import LaunchError, StoppedError, UserError
 from llm.run.announcing import Result
 from llm.run.console import console, log, output_console
+from llm.run.launch import on_signal
 from llm.run.making import say_reused
 from llm.run.metrics import Record
 from llm.run.owner import owned
 from llm.run.runs import Run
-from llm.run.signals import on_signal
 from llm.stage import find_step, step_of
 from llm.sweep.board import board
 from llm.sweep.jobs import KINDS, Job, jobs_of_grid, sweep_folder, write_sweep

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm.config.slurm import SlurmConfig
 from llm.config.stages import StageConfig
+from llm.config.sweeping import SlurmConfig
 from llm.config.training import Accelerator
 from llm.environment import variables
 from llm.errors import ConfigError

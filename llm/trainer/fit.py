@@ -22,7 +22,7 @@ from llm.logger.live import RunLogger
 from llm.model import checkpoint_blocks
 from llm.optimizer import extension_step
 from llm.run.console import log
-from llm.run.signals import on_signal
+from llm.run.launch import on_signal
 from llm.trainer.checkpoint import CheckpointFolders, Saving, newest_good, require_space, step_of
 from llm.trainer.module import AfterStep, NextTokenModule
 from llm.trainer.recording import Recorder

@@ -20,8 +20,8 @@ from llm.environment import process_rank
 from llm.errors import DivergedError
 from llm.logger.live import RunLogger
 from llm.run.console import console, log
+from llm.run.devices import resident_bytes
 from llm.run.files import TEMPORARY
-from llm.run.memory import resident_bytes
 from llm.run.metrics import MetricsLog
 
 DIVERGED_HINT = "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."

@@ -24,7 +24,7 @@ from llm.errors import MachineError, StoppedError, is_out_of_memory
 from llm.model import document_bounds
 from llm.run.console import log
 from llm.run.files import write_json
-from llm.run.signals import SIGNALS
+from llm.run.launch import SIGNALS
 
 FILE = "micro_batch.json"  # in a run's folder: the size that memory left, with which the run goes on
 CPU_TOKENS = 1024  # per forward pass: the logits of 8192 tokens no longer fit a cache (5.6k against 3.6k tokens/s)
