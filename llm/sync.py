@@ -9,7 +9,7 @@ are logged. Interrupted, the same command goes on; typed again, it uploads nothi
 import argparse
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def find(outputs: Path, *, project: str | None = None, entity: str | None = None
 
     A run that was made without W&B, or on the way of another stage, is none of them.
     """
+    given = {key: value for key, value in (("project", project), ("entity", entity)) if value}
     found, num_running = [], 0
     for run in candidates(outputs):
         try:
@@ -63,10 +64,8 @@ def find(outputs: Path, *, project: str | None = None, entity: str | None = None
             if is_owned(run.path):
                 num_running += 1
                 continue
-            config = LoggerConfig(
-                **{key: settings[key] for key in ("project", "entity", "group", "tags") & settings.keys()}
-            )
-            config = replace(config, project=project or config.project, entity=entity or config.entity)
+            named = {key: settings[key] for key in ("project", "entity", "group", "tags") & settings.keys()}
+            config = LoggerConfig(**named | given)
             check_metrics(run, SAMPLES)
             found.append(Shown(run, config, kept or describe(config, run), len(metrics_of(run))))
         except (DamagedError, OSError, ValueError) as error:

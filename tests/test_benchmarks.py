@@ -48,6 +48,18 @@ def test_the_other_commands_are_the_benchmarks() -> None:
     assert modules == ["benchmarks.sharding", "benchmarks.loading"]
 
 
+def test_what_wandb_costs_is_measured_beside_a_run_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_module("benchmarks.korean_text"), "VOCABULARY", 500)
+    arguments = shlex.split("--rounds 1 --block-steps 2 --log-every 1 --only online")
+    said = said_by("benchmarks.wandb_cost", arguments, monkeypatch, capsys)
+    table = re.findall(r"│ (\w+) +│ +([\d.]+) +│ +([\d.]+) +│ +[\d.]+ +│ +([\d.]+) +│", said)
+    assert [row[0] for row in table] == ["local", "online"]
+    assert (float(table[0][2]), float(table[0][3])) == (1, 0)
+    assert all(float(speed) > 0 and float(ratio) > 0 for _, speed, ratio, _ in table)
+
+
 def test_loading_is_measured_for_each_packing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

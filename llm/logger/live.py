@@ -22,6 +22,7 @@ LOGIN_SECONDS = 3
 START_SECONDS = 6  # a server that took a login and then fails holds up a run no longer
 FOLLOW_SECONDS = 1.0  # between two looks at the run's files
 FINISH_SECONDS = 45  # for what is still to be uploaded; the rest stays on the disk
+END_SECONDS = 55  # until a thread that does not end is given up
 WANDB = "wandb"  # the folder under outputs
 UPLOAD = "python -m llm.sync"
 
@@ -51,7 +52,7 @@ class RunLogger:
             return
         self._ending = {"exit_code": exit_code, "alert": alert}
         self._has_ended.set()
-        self._thread.join(FINISH_SECONDS + 10)
+        self._thread.join(END_SECONDS)
         if self._thread.is_alive():
             self._give_up("it does not answer")
 
@@ -59,11 +60,11 @@ class RunLogger:
         """What the thread does."""
         try:
             view.link_parents()
-            while not self._has_ended.wait(FOLLOW_SECONDS):
+            has_ended = False
+            while not has_ended:
+                has_ended = self._has_ended.wait(FOLLOW_SECONDS)
                 if self._is_followed:
                     view.catch_up()
-            if self._is_followed:
-                view.catch_up()
             view.end(self._results, **self._ending)
         except Exception as error:  # whatever W&B raises, the run goes on; metrics.jsonl has it all
             self._give_up(first_line(error).rstrip("."))
@@ -79,34 +80,29 @@ class RunLogger:
 def kill_service() -> None:
     """End wandb's helper process at once, so that nothing waits for it, the process's own end included.
 
-    What it has written stays. There is no public way: teardown() waits for it.
+    What it has written stays. There is no public way: teardown() waits for it, or raises, as it cannot say goodbye.
     """
-    with suppress(Exception):
-        from wandb.sdk import wandb_setup
+    import wandb
+    from wandb.sdk import wandb_setup
 
+    def tear_down() -> None:
+        with suppress(Exception):
+            wandb.teardown()
+
+    with suppress(Exception):
         connection: Any = wandb_setup.singleton()._connection
         connection._proc._process.kill()
         connection._proc._process.wait(1)
-    teardown = threading.Thread(target=_teardown, daemon=True)  # it raises, as it cannot say goodbye; or it waits
+    teardown = threading.Thread(target=tear_down, daemon=True)
     teardown.start()
     teardown.join(2)
-
-
-def _teardown() -> None:
-    import wandb
-
-    with suppress(Exception):
-        wandb.teardown()
-
-
-# Opening
 
 
 @contextmanager
 def open_logger(config: LoggerConfig, run: Run, *, outputs: Path) -> Iterator[RunLogger]:
     """A logger for as long as the block runs: each run of a sweep gets a W&B run of its own."""
     is_wanted = config.mode is not WandbMode.disabled and process_rank() == 0
-    logger = RunLogger(_start(config, run, outputs=outputs)) if is_wanted else RunLogger()
+    logger = RunLogger(_start(config, run, outputs=outputs) if is_wanted else None)
     try:
         yield logger
     except BaseException as error:
@@ -139,35 +135,32 @@ def _start(config: LoggerConfig, run: Run, *, outputs: Path) -> View | None:
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what it says of itself, we say ourselves
-    mode, reason = _mode(config)
-    if mode == "disabled":
+    chosen, reason = _mode(config)
+    if chosen == "disabled":
         log.info("wandb is disabled, %s", reason)
         return None
     keep_description(run, description := describe(config, run))
-    if mode == "online":
+    modes: list[Literal["online", "offline"]] = ["online", "offline"] if chosen == "online" else ["offline"]
+    for mode in modes:
         try:
-            wandb_run = begin(config, run, description, outputs=outputs, mode="online")
-            log.info("wandb is online, %s: %s", reason, wandb_run.url)
-            return View(wandb_run, run)
+            wandb_run = begin(config, run, description, outputs=outputs, mode=mode)
         except Exception as error:  # an unreachable server must not stop a run
+            failed = first_line(error)
+            reason = f"for it could not start {mode} ({failed})"
             with suppress(Exception):
                 wandb.teardown()  # else its service says that the id is in use
-            reason = f"for it could not start online ({first_line(error)})"
-    try:
-        wandb_run = begin(config, run, description, outputs=outputs, mode="offline")
-    except Exception as error:
-        log.warning("wandb could not start (%s); the run goes on without it", first_line(error))
-        return None
-    log.info("wandb is offline, %s: %s. Upload: %s", reason, Path(wandb_run.dir).parent, UPLOAD)
-    return View(wandb_run, run)
+            continue
+        where = wandb_run.url if mode == "online" else f"{Path(wandb_run.dir).parent}. Upload: {UPLOAD}"
+        log.info("wandb is %s, %s: %s", mode, reason, where)
+        return View(wandb_run, run)
+    log.warning("wandb could not start (%s); the run goes on without it", failed)
+    return None
 
 
 def _mode(config: LoggerConfig) -> tuple[Literal["online", "offline", "disabled"], str]:
     """(mode, why)."""
-    if config.mode is WandbMode.online:
-        return "online", "as logger.mode says"
-    if config.mode is WandbMode.offline:
-        return "offline", "as logger.mode says"
+    if config.mode is not WandbMode.auto:
+        return ("online" if config.mode is WandbMode.online else "offline"), "as logger.mode says"
     import wandb
 
     set_defaults({"WANDB_HTTP_TIMEOUT": str(LOGIN_SECONDS)})
@@ -194,8 +187,7 @@ def begin(
     """A W&B run whose id is the run's own, so that a resumed run goes on in it; `settings` are those of wandb."""
     import wandb
 
-    folder = outputs.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs.mkdir(parents=True, exist_ok=True)
     usual = {
         "init_timeout": START_SECONDS,
         "finish_timeout": FINISH_SECONDS,
@@ -212,7 +204,7 @@ def begin(
             mode=mode,
             resume="allow",
             reinit="finish_previous",  # one that failed must not take the next run's records
-            dir=folder,
+            dir=outputs.absolute(),
             settings=wandb.Settings(**usual | settings),
             **arguments(run, description),
         )

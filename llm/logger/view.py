@@ -23,9 +23,6 @@ NOT_MADE = ("config.yaml", METRICS, SAMPLES)  # of a run's files, what W&B has o
 BY_CHARACTER = "lost_characters"  # of a tokenizer: a number for each character of its text
 
 
-# Before the first record
-
-
 def describe(config: LoggerConfig, run: Run) -> dict[str, Any]:
     """id, group, tags and an agent's parameters, of a run that this process makes.
 
@@ -74,13 +71,7 @@ def _trial_parameters() -> dict[str, Any]:
 
 def tag(key: str, value: str) -> str:
     """key=value in the characters that a tag may have: the key gives way first, from its beginning."""
-    for name in (key, key.rpartition(".")[2]):
-        if len(text := f"{name}={value}") <= TAG_CHARACTERS:
-            return text
-    return text[: TAG_CHARACTERS - 1] + "…"
-
-
-# What the files have
+    return f"{key}={value}"[-TAG_CHARACTERS:]
 
 
 class View:
