@@ -27,7 +27,7 @@ lint: .venv/.installed
 
 test-faults: .venv/.installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/faults --storm
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py tests/test_sweep_train.py -k "killed_again or both_ranks" --storm
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_sweep_driver.py tests/test_sweep_search.py tests/test_sweep_train.py -k "is_killed or both_ranks" --storm
 
 test-slurm: .venv/.installed
 	@command -v slurmctld slurmd munged sbatch >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }

@@ -10,8 +10,10 @@ from llm.config.sweeping import PoolConfig
 from llm.run.runs import Run, load
 from llm.sweep.driver import Driver, Grid
 from llm.sweep.jobs import Job, jobs_of_grid, write_sweep
-from llm.sweep.pool import Pool
+from llm.sweep.pool import Pool, prepare_server
 from llm.sweep.shares import Shares
+
+prepare_server([])
 
 # Each start of a job adds a line to starts.txt in its run's folder; `times` counts those before it. The run of a point
 # (x=..., n=...) is worth n + x, and may write the curve of a training, from where an earlier start of it ended.
@@ -39,14 +41,17 @@ def tell(kind=None, message="", code=None):
 
 def keep(status="running", **record):
     said = dict(stage="pretrain", name=name, key="0", status=status, seconds=1.0, **record)
-    (run / "run.json").write_text(json.dumps(said))
+    (run / "new.json").write_text(json.dumps(said))
+    (run / "new.json").rename(run / "run.json")
 
 tell()
 keep()
+while len(list(run.parent.glob("*/starts.txt"))) < int(os.environ.get("MEET", 0)):  # more than a driver has room for
+    time.sleep(0.02)
 print("says", name, flush=True)
-if do == "hold":
+if do == "hold" and not (os.environ.get("HOLD") == "never" or (os.environ.get("HOLD") == "once" and times)):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    (run / "holds").touch()
+    (run / "holds").write_text(str(os.getpid()))
     time.sleep(60)
 elif do == "kill" or (do == "kill_once" and not times):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -62,18 +67,14 @@ elif do == "busy_once" and not times:
     tell("busy", "another process makes it", 2)
 elif do == "mute":
     sys.exit(0)
-elif do == "meet":  # two other jobs, where one driver has room for two
-    while len(list(run.parent.glob("*/starts.txt"))) < 3:
-        time.sleep(0.02)
 elif do == "point" and os.environ.get("CURVE"):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     metrics = run / "metrics.jsonl"
     seen = len(metrics.read_text().splitlines()) if metrics.exists() else 0
     for step in range(seen + 1, 10):
-        time.sleep(0.15)
+        time.sleep(0.1)
         with metrics.open("a") as file:
             file.write(json.dumps({{"step": step, "val/loss": n + 1 / step}}) + "\\n")
-time.sleep(float(do) if do[0].isdigit() else 0.2 * bool(point))
 results = json.loads(os.environ.get("RESULTS", "{{}}")).get(str(n)) or {{"val/loss": n + x, "tokens": x}}
 keep("done", objective=float(len(name)), results=results)
 """
@@ -93,7 +94,6 @@ class Sweep:
     outputs: Path
     overrides: list[str]
     settings: PoolConfig = field(default_factory=PoolConfig)
-    cores: int = 2
 
     def jobs(self) -> list[Job]:
         said = [[override] for override in self.overrides]
@@ -108,7 +108,7 @@ class Sweep:
 
     def driver(self, find: Callable[[StageConfig], Run | None] = find_stand_in) -> Driver:
         jobs = self.jobs()
-        shares = Shares(self.settings, num_jobs=len(jobs), gpus=[], cores=self.cores, memory=64_000_000_000)
+        shares = Shares(self.settings, num_jobs=len(jobs), gpus=[], cores=2, memory=64_000_000_000)
         pool = Pool(self.settings, shares)
         return Driver(Grid(jobs), pool, self.settings.retries, find)
 

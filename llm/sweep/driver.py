@@ -4,10 +4,11 @@ One loop for grids and searches, over a pool of this machine or a Slurm cluster.
 
 outputs/sweeps/<name>-<key>/       key: first 8 hex digits of the hash of the jobs
   sweep.json                       of a grid: the command, and the jobs
-  study.journal  search.json       of a search: Optuna's trials, and what it is for
+  search.json                      of a search: what it is for
   jobs/<number>/job.json           overrides, state, attempts, the run's folder; a driver writes it
                 result.json        what the job says of itself: its run, and in the end what became of it
                 console.log        what it printed
+                rungs.json  stop   of a search that halves: what was measured at each rung; it is stopped for good
 """
 
 import shlex
@@ -57,16 +58,12 @@ class Grid:
         left, self._left = self._left, []
         return left
 
-    def is_over(self) -> bool:
-        """Whether no more will come."""
-        return not self._left
-
-    def keeps(self, job: Job, *, is_taken: bool) -> bool:
-        """Whether a job is still for this driver to do; `is_taken`: another one is at it."""
-        return True
+    def to_come(self) -> int:
+        """The jobs that `more` has yet to give."""
+        return len(self._left)
 
     def is_outdone(self, job: Job, records: list[Record]) -> bool:
-        """Whether a job that runs is to be stopped, for others do better: by what it has measured anew."""
+        """Whether a job that runs is to be stopped for good, by what it has measured anew."""
         return False
 
     def settled(self, job: Job) -> None:
@@ -76,10 +73,6 @@ class Grid:
             log.info("%s: done%s", job.label, "" if objective is None else f", {objective:.4f}")
         if objective is not None and (self._best is None or objective < self._best[0]):
             self._best = objective, job.label
-
-    def to_come(self) -> int:
-        """The jobs that nobody has chosen yet."""
-        return 0
 
     def best(self) -> str | None:
         """The best result so far, and its job."""
@@ -157,66 +150,70 @@ class Driver:
         if self._stopped_by:
             return bool(self._backend.running)
         is_left = any(job.state in ("waiting", "queued", "running") for job in self.jobs.values())
-        return is_left or not self._source.is_over()
+        return is_left or self._source.to_come() > 0
 
     def _follow(self, live: Live) -> None:
         """Look at what the trainings measure."""
         if time.monotonic() < self._followed + FOLLOW_SECONDS:
             return
         self._followed = time.monotonic()
-        for job in [*self.jobs.values()]:
+        jobs = [*self.jobs.values()]
+        for job in jobs:
             if job.state == "running" and self._source.is_outdone(job, job.follow()):
                 self._backend.stop(job)
         if live.console.is_terminal:
-            jobs = [*self.jobs.values()]
             live.update(board(jobs, to_come=self._source.to_come(), best=self._source.best()), refresh=True)
 
     def _start_ready(self) -> None:
-        for job in self._waiting():
-            if not self._stopped_by and time.monotonic() >= job.not_before:
-                self._start(job)
-        while not self._stopped_by and not self._waiting() and (more := self._source.more()):
+        """Start what can be, and ask for more jobs as long as there is room for one."""
+        now = time.monotonic()
+        waiting = [job for job in self.jobs.values() if job.state == "waiting" and now >= job.not_before]
+        has_room = all([self._start(job) for job in waiting])
+        while has_room and not self._stopped_by and (more := self._source.more()):
             for job in more:
                 self._add(job)
-            for job in self._waiting():
-                self._start(job)
-
-    def _waiting(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.state == "waiting"]
+            has_room = all([self._start(job) for job in more if job.state == "waiting"])
 
     def _add(self, job: Job) -> None:
         """Take a job in; its run may be done."""
         self.jobs[job.number] = job
         job.reload()
-        job.attempts_before = len(job.attempts)
+        job.attempts_before = len([attempt for attempt in job.attempts if attempt.kind])
         if not self._stopped_by and (run := self._find(job.config)):
             job.keep_found(run)
             self._source.settled(job)
 
-    def _start(self, job: Job) -> None:
-        is_taken = self._backend.is_taken(job)
-        if not self._source.keeps(job, is_taken=is_taken):
-            del self.jobs[job.number]
-            return
-        if is_taken:
+    def _start(self, job: Job) -> bool:
+        """Start a job, unless another driver is at it or has brought it to its end; False: there is no room for it."""
+        if self._stopped_by:
+            return False
+        if self._backend.is_taken(job):
             job.not_before = time.monotonic() + LOOK_SECONDS
-            return
+            return True
         job.reload()  # after the look: what it says is the last word of whoever had the job
-        if not self._settle_by_others(job) and self._backend.start(job):
+        if self._is_settled_by_another(job):
+            self._source.settled(job)
+        elif not self._backend.start(job):
+            return False
+        else:
             log.info("%s: %s", job.label, self._backend.begun)
+        return True
 
-    def _settle_by_others(self, job: Job) -> bool:
+    def _is_settled_by_another(self, job: Job) -> bool:
         """Whether another driver has brought the job to its end: a failure counts if it came since this one began."""
         last = job.attempts[-1] if job.attempts else None
-        has_failed_since = last is not None and last.has_failed and len(job.attempts) > job.attempts_before
         if last and last.kind == "done" and (run := job.finished_run()):
             job.state, job.run = "done", run
-        elif last and has_failed_since and not job.may_retry(last.kind, self._retries):
+        elif job.is_outdone:
+            job.state = "stopped"
+        elif (
+            last
+            and last.has_failed
+            and len(job.attempts) > job.attempts_before
+            and not job.may_retry(last.kind, self._retries)
+        ):
             job.state, job.result = "failed", Result(last.kind, last.message or "")
-        else:
-            return False
-        self._source.settled(job)
-        return True
+        return job.state != "waiting"
 
     def _settle(self, job: Job) -> None:
         """Go by the result of a job's attempt that has ended."""
@@ -224,7 +221,7 @@ class Driver:
         kind, said = job.result.kind, f"{job.label}: {job.result.kind}: {job.result.message}"
         if kind == "done":
             job.state, job.run = "done", job.finished_run()
-        elif not self._source.keeps(job, is_taken=False):
+        elif job.is_outdone:
             job.state = "stopped"
         elif kind == "busy" and not self._stopped_by:
             job.state, job.not_before = "waiting", time.monotonic() + WAIT_SECONDS

@@ -25,6 +25,7 @@ from llm.run.owner import owned
 from llm.run.record import now
 from llm.run.runs import Run, load
 
+STOP = "stop"  # a file in the folder of a job that others have outdone: it is to save, end, and not come back
 State = Literal["waiting", "queued", "running", "done", "failed", "stopped"]
 KINDS = {error.exit_code: error.kind for error in (ConfigError, DataError, DivergedError, StoppedError)}
 
@@ -62,7 +63,7 @@ class Job:
     run: Run | None = None  # once it is done
     result: Result | None = None  # of the last attempt
     attempts: list[Attempt] = field(default_factory=list)  # as its file had them when it was read last
-    attempts_before: int = 0  # of earlier starts of the sweep
+    attempts_before: int = 0  # that had ended before this start of the sweep
     not_before: float = 0.0  # on the monotonic clock
     started: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)  # the last record of its run's metrics.jsonl
@@ -101,6 +102,11 @@ class Job:
         """Whether it is tried again after an end of this kind; attempts of earlier starts do not count."""
         kinds = [attempt.kind for attempt in self.attempts[self.attempts_before :]]
         return kinds.count(kind) <= getattr(retries, str(kind), 0)
+
+    @property
+    def is_outdone(self) -> bool:
+        """Whether it was stopped for good, for others do better."""
+        return (self.folder / STOP).exists()
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -176,7 +176,8 @@ class Estimates:
 
 def prepare_server(stages: Iterable[str]) -> None:
     """Say which stages the server is to import, before the first job has it start."""
-    _forks.set_forkserver_preload(sorted({module for stage in stages for module in preloaded(stage)}))
+    of_stages = {module for stage in stages for module in preloaded(stage)}
+    _forks.set_forkserver_preload(["__main__", __name__, *sorted(of_stages)])
 
 
 def preloaded(stage: str) -> list[str]:

@@ -1,11 +1,9 @@
 """A space and a number of trials -> points to run, chosen by Optuna; killed at any moment, the same command goes on.
 
-Optuna's journal keeps the trials, the jobs' files the jobs. A trial that nobody is at any more is taken up with the
-number of its point, so that its jobs find their folders and go on from their checkpoints; so does one that failed, at
-a later start.
+The jobs' files are all that is kept: of them each choice makes Optuna's study anew, in memory. A trial is a job, which
+another driver or a later start takes up as one of a grid.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,11 +14,8 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.pruners import SuccessiveHalvingPruner
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -28,103 +23,92 @@ from llm.config.stages import StageConfig
 from llm.config.sweeping import SWEEPER, Direction, Sampler, SweeperConfig
 from llm.credentials import secret_in
 from llm.errors import ConfigError, LaunchError, UserError
-from llm.run.announcing import JOB
+from llm.run.announcing import JOB, Result
 from llm.run.console import log
 from llm.run.files import digest_of, write_json
 from llm.run.metrics import Record, history
-from llm.run.owner import is_owned
-from llm.run.runs import Run
+from llm.run.models import read_json
+from llm.run.runs import Run, load
 from llm.stage import stage_named
-from llm.sweep.jobs import Job
+from llm.sweep.jobs import STOP, Job, this_process
 
-FIRST_TRIAL = "first_trial"  # of the same point, where a trial goes on with it
-CURVE = re.compile(r"val/(loss|bits_per_byte)(/.+)?")  # what a training measures as it goes
+CURVES = ("val/loss", "val/bits_per_byte", "val/loss/*", "val/bits_per_byte/*")  # measured as a training goes
+RUNGS = "rungs.json"  # in a job's folder: what it had measured at each rung of the halving that it has come to
 
 Space = Mapping[str, BaseDistribution]  # swept key -> what it may be: an interval, or choices as they are typed
 Compose = Callable[[list[str], int], StageConfig]  # overrides and a job's number -> its checked config
 
 
 class Search:
-    """Chooses points as there is room for them, and tells Optuna what came of them."""
+    """Chooses points as there is room for them, and stops what does badly."""
 
     def __init__(
         self, settings: SweeperConfig, *, space: Space, fixed: list[str], compose: Compose, folder: Path
     ) -> None:
-        self._settings, self._space, self._fixed, self._compose = settings, space, fixed, compose
-        self._folder = folder
-        self.study = open_study(settings, space, folder)
+        self._settings, self._space, self._fixed, self._compose = settings, dict(space), fixed, compose
+        self._folder, self._num_seen = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
         self._choosing = FileLock(folder / "choosing.lock")  # who holds it chooses a point: no other driver is at that
-        self._mine: dict[int, optuna.Trial] = {}  # by the number of the point, which is that of its job
-        self._has_begun = False
+        shown = {"objectives": settings.objectives, "directions": [each.value for each in settings.directions]}
+        write_json(folder / "search.json", shown)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says of itself, we say ourselves
 
     def more(self) -> list[Job]:
-        """The jobs of trials that nobody is at any more; where there are none, that of a new one."""
+        """The next trial's job: one of an earlier start or of another driver, or else of a point that is chosen now."""
         with self._choosing:
-            if not self._has_begun:
-                self._has_begun = True
-                self._reopen_failed()
-            left = self._take_up_left()
-            while not left and self._wants_more():
-                asked = self.study.ask()
-                choose(asked, self._settings, self._space)
-                left = self._take_up(asked)
-            return left
+            while self.to_come():
+                self._num_seen += 1
+                if job := self._job(self._num_seen - 1):
+                    return [job]
+        return []
 
-    def is_over(self) -> bool:
-        """Whether all points are tried; those under way may be of other drivers, or of dead ones, and are taken up."""
-        under_way = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return not self._mine and not self._wants_more() and not under_way
-
-    def keeps(self, job: Job, *, is_taken: bool) -> bool:
-        """Whether a job's trial goes on, and is this driver's: one that another driver is at is not."""
-        if job.number in self._mine and (is_taken or points(self.study)[job.number].state is not TrialState.RUNNING):
-            del self._mine[job.number]
-        return job.number in self._mine
+    def to_come(self) -> int:
+        """The jobs that `more` has yet to give."""
+        is_grid = self._settings.sampler is Sampler.grid
+        most = min(len(points_of_grid(self._space)) if is_grid else inf, self._settings.trials or 0)
+        return int(max(most, len(self._job_files()))) - self._num_seen
 
     def is_outdone(self, job: Job, records: list[Record]) -> bool:
-        """Tell Optuna what a training has measured; whether its halving stops it."""
-        trial, name = self._mine.get(job.number), self._settings.objectives[0]
-        if trial is None or self._settings.halving.first_step is None:
+        """Whether a job that runs is to be stopped for good, by what it has measured anew.
+
+        Asynchronous successive halving, by the rule of Optuna's SuccessiveHalvingPruner.
+        """
+        halving, name = self._settings.halving, self._settings.objectives[0]
+        if halving.first_step is None or job.is_outdone:
             return False
+        values = _at_rungs(job.folder)
         max_steps = getattr(getattr(job.config, "trainer", None), "max_steps", inf)
         for step, value in history(records, name):
-            told = points(self.study)[job.number].intermediate_values
-            if not max(told, default=0) < step < max_steps:  # an earlier start of the run was here before
-                continue
-            trial.report(value, step)
-            if trial.should_prune():
-                self._tell(job, state=TrialState.PRUNED)
-                log.info("%s: stopped at step %d, with %s %.4f", job.label, step, name, value)
-                return True
+            while halving.first_step * halving.factor ** len(values) <= step < max_steps:
+                others = [_at_rungs(path.parent) for path in self._job_files()]
+                rivals = [each[len(values)] for each in others if len(each) > len(values)]
+                goes_on = is_promoted(value, rivals, halving.factor, self._settings.directions[0])
+                if not goes_on:
+                    (job.folder / STOP).touch()
+                    log.info("%s: stopped at step %d, with %s %.4f", job.label, step, name, value)
+                if isfinite(value):
+                    values = [*values, value]
+                    write_json(job.folder / RUNGS, {"values": values})
+                if not goes_on:
+                    return True
         return False
 
     def settled(self, job: Job) -> None:
-        """Tell Optuna what a trial came to; one that stopped with this driver a later start takes up."""
-        if job.number not in self._mine or job.state not in ("done", "failed"):
+        """Say what a trial came to."""
+        if job.run is None:
             return
         try:
-            values = [result(job.run, name) for name in self._settings.objectives] if job.run else None
+            values = results(job.run, self._settings.objectives)
         except ConfigError as error:
             log.warning("%s: %s", job.label, error)
-            values = None
-        if values is None:
-            self._tell(job, state=TrialState.FAIL)
             return
-        self._tell(job, values=values)
-        said = [f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True)]
-        log.info("%s: %s", job.label, ", ".join(said))
-
-    def _tell(self, job: Job, **outcome: Any) -> None:
-        """Another driver may have told it, for it had taken up the trial, too."""
-        self.study.tell(self._mine.pop(job.number), **outcome, skip_if_finished=True)
-
-    def to_come(self) -> int:
-        """The jobs that nobody has chosen yet."""
-        return max(0, self._num_trials() - self._num_begun())
+        if job.result:  # it was not done before
+            said = [f"{name} {value:.4f}" for name, value in zip(self._settings.objectives, values, strict=True)]
+            log.info("%s: %s", job.label, ", ".join(said))
 
     def best(self) -> str | None:
         """The best result so far by the first objective, and its point."""
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        done = [trial for trial in self.study().trials if trial.state is TrialState.COMPLETE]
         if not done:
             return None
         choose_best = min if self._settings.directions[0] is Direction.minimize else max
@@ -137,118 +121,100 @@ class Search:
         Raises:
             LaunchError: none came to its end.
         """
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        study = self.study()
+        if not study.get_trials(states=(TrialState.COMPLETE,)):
             raise LaunchError("no trial came to its end; the log of each says why.", exit_code=1)
-        return self.study.best_trials
+        return study.best_trials
 
-    def _wants_more(self) -> bool:
-        return self._num_begun() < self._num_trials()
+    def study(self) -> optuna.Study:
+        """What the jobs came to so far, as Optuna knows it; a trial's number is its job's."""
+        study = optuna.create_study(
+            directions=[StudyDirection[each.name.upper()] for each in self._settings.directions]
+        )
+        study.add_trials([self._trial(path.parent) for path in self._job_files()])
+        return study
 
-    def _num_begun(self) -> int:
-        return sum(trial.state is not TrialState.WAITING for trial in points(self.study).values())
+    def _job_files(self) -> list[Path]:
+        return sorted(self._folder.glob(f"jobs/*/{JOB}"))
 
-    def _num_trials(self) -> int:
-        trials = self._settings.trials or 0
-        is_grid = self._settings.sampler is Sampler.grid
-        return min(trials, len(points_of_grid(self._space))) if is_grid else trials
-
-    def _take_up_left(self) -> list[Job]:
-        """The jobs of those trials that are under way, and that nobody is at."""
-        jobs = []
-        for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if point_of(left) in self._mine or is_owned(self._job_folder(point_of(left))):
-                continue
-            again = optuna.Trial(self.study, left._trial_id)
-            if len(left.params) < len(self._space):  # its driver was killed as it chose
-                choose(again, self._settings, self._space)
-            jobs += self._take_up(again)
-        return jobs
-
-    def _reopen_failed(self) -> None:
-        """Have what failed at an earlier start tried again, unless its values cannot go together.
-
-        To Optuna a trial's end is final, and what its sampler learns from: one that goes on is a further trial.
-        """
-        for point, failed in points(self.study).items():
-            if failed.state is TrialState.FAIL and (self._job_folder(point) / JOB).exists():
-                self.study.add_trial(further_trial(failed))
-
-    def _take_up(self, asked: optuna.Trial) -> list[Job]:
-        """The job of a trial; none where its values cannot go together, though each can be: it has failed."""
-        point, own = point_of(asked), as_overrides(asked.params)
-        overrides, label = own + self._fixed, f"trial {point}: {as_label(asked.params)}"
+    def _trial(self, folder: Path) -> FrozenTrial:
+        record, halving = read_json(folder / JOB), self._settings.halving
+        values, state = None, TrialState.PRUNED if (folder / STOP).exists() else TrialState.RUNNING
         try:
-            config = self._compose(overrides, point)
-        except UserError as error:
-            log.warning("%s: %s", label, error)
-            self.study.tell(asked, state=TrialState.FAIL)
-            return []
-        self._mine[point] = asked
-        folder = self._job_folder(point)
+            run = load(Path(record["run"])) if record["run"] else None
+            if run and run.is_done:
+                values, state = results(run, self._settings.objectives), TrialState.COMPLETE
+            elif record["state"] == "failed" and state is TrialState.RUNNING:
+                state = TrialState.FAIL
+        except UserError:  # it is gone, damaged, or without such a result
+            state = TrialState.FAIL
+        at_rungs = enumerate(_at_rungs(folder))
+        return create_trial(
+            state=state,
+            values=values,
+            params=self._point(record["varying"]),
+            distributions=self._space,
+            intermediate_values={(halving.first_step or 1) * halving.factor**rung: value for rung, value in at_rungs},
+        )
+
+    def _point(self, typed: list[str]) -> dict[str, Any]:
+        """The values of a job's own overrides."""
+        texts = dict(each.split("=", 1) for each in typed)
+        return {key: _value(texts[key], distribution) for key, distribution in self._space.items()}
+
+    def _job(self, number: int) -> Job | None:
+        """A trial's job; None of one that is stopped for good, or whose values cannot go together: it has failed."""
+        folder = self._folder / "jobs" / f"{number:04d}"
+        is_new = not (folder / JOB).exists()
+        point = self._choose(number) if is_new else self._point(read_json(folder / JOB)["varying"])
+        own = as_overrides(point)
+        job = Job(
+            number=number,
+            overrides=own + self._fixed,
+            config=StageConfig(stage=""),
+            label=f"trial {number}: {as_label(point)}",
+            folder=folder,
+            varying=own,
+        )
+        if job.is_outdone:
+            return None
         folder.mkdir(parents=True, exist_ok=True)
-        return [Job(number=point, overrides=overrides, config=config, label=label, folder=folder, varying=own)]
+        try:
+            job.config = self._compose(job.overrides, number)
+        except UserError as error:
+            log.warning("%s: %s", job.label, error)
+            if is_new:
+                job.begin(this_process())
+                job.end(Result("config", str(error)))
+            return None
+        if is_new:
+            job.write()
+        return job
 
-    def _job_folder(self, point: int) -> Path:
-        return self._folder / "jobs" / f"{point:04d}"
+    def _choose(self, number: int) -> dict[str, Any]:
+        """The values of a new trial, by chance that its number alone decides.
 
-
-# Optuna's study
-
-
-def open_study(settings: SweeperConfig, space: Space, folder: Path) -> optuna.Study:
-    """The study in a sweep's folder, made if there is none."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says of itself, we say ourselves
-    folder.mkdir(parents=True, exist_ok=True)
-    halving = settings.halving
-    study = optuna.create_study(
-        study_name="sweep",
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
-        directions=[StudyDirection[each.name.upper()] for each in settings.directions],
-        pruner=SuccessiveHalvingPruner(halving.first_step or 1, reduction_factor=halving.factor),
-        load_if_exists=True,
-    )
-    write_json(
-        folder / "search.json",
-        {"objectives": settings.objectives, "directions": [each.value for each in settings.directions]},
-    )
-    if settings.sampler is Sampler.grid:
-        for point in points_of_grid(space):
-            study.enqueue_trial(point, skip_if_exists=True)
-    return study
+        A sampler with one seed for all begins its draws anew at each start, and would give points a second time.
+        """
+        if self._settings.sampler is Sampler.grid:
+            return points_of_grid(self._space)[number]
+        study, seed = self.study(), int(digest_of([self._settings.sampler_seed, number])[:8], 16)
+        is_tpe = self._settings.sampler is Sampler.tpe
+        study.sampler = TPESampler(seed=seed, constant_liar=True) if is_tpe else RandomSampler(seed=seed)
+        return study.ask(self._space).params
 
 
-def point_of(trial: FrozenTrial | optuna.Trial) -> int:
-    """The number of a trial's point, by which people and folders know it: that of the first trial of it."""
-    return int(trial.user_attrs.get(FIRST_TRIAL, trial.number))
+def is_promoted(value: float, rivals: Sequence[float], factor: int, direction: Direction) -> bool:
+    """Whether a value is among the best one in `factor` of those that have come to a rung, or the best of fewer."""
+    is_lowest_best = direction is Direction.minimize
+    ranked = sorted([*rivals, value], reverse=not is_lowest_best)
+    last = ranked[max(len(ranked) // factor, 1) - 1]
+    return value <= last if is_lowest_best else value >= last
 
 
-def points(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """The newest trial of each point."""
-    return {point_of(trial): trial for trial in study.get_trials(deepcopy=False)}
-
-
-def further_trial(trial: FrozenTrial) -> FrozenTrial:
-    """A further trial of the same point, under way, with what the point has measured."""
-    return create_trial(
-        state=TrialState.RUNNING,
-        params=trial.params,
-        distributions=trial.distributions,
-        intermediate_values=trial.intermediate_values,
-        user_attrs={FIRST_TRIAL: point_of(trial)},
-        system_attrs=trial.system_attrs,  # the rungs that it has passed
-    )
-
-
-def choose(trial: optuna.Trial, settings: SweeperConfig, space: Space) -> None:
-    """Have a trial choose its values, by chance that its number alone decides.
-
-    A sampler with one seed for all begins its draws anew at each start, and would give points a second time.
-    """
-    seed = int(digest_of([settings.sampler_seed, trial.number])[:8], 16)
-    is_tpe = settings.sampler is Sampler.tpe
-    trial.study.sampler = TPESampler(seed=seed, constant_liar=True) if is_tpe else RandomSampler(seed=seed)
-    for key, distribution in space.items():
-        trial._suggest(key, distribution)  # study.ask, which takes distributions, begins another trial
+def _at_rungs(folder: Path) -> list[float]:
+    """What a job had measured at each rung that it has come to."""
+    return list(read_json(folder / RUNGS)["values"]) if (folder / RUNGS).exists() else []
 
 
 def key_of_search(settings: SweeperConfig, space: Space, fixed: list[str]) -> str:
@@ -258,17 +224,20 @@ def key_of_search(settings: SweeperConfig, space: Space, fixed: list[str]) -> st
     return digest_of([shown, how, [f"{key}={of}" for key, of in space.items()], sorted(fixed)])[:8]
 
 
-def result(run: Run, name: str) -> float:
-    """One of a run's results as a number.
+def results(run: Run, names: Sequence[str]) -> list[float]:
+    """Some of a run's results as numbers.
 
     Raises:
-        ConfigError: the run does not have it, or it is not finite.
+        ConfigError: the run does not have one, or it is not finite.
     """
-    value: Any = run.results.get(name)
-    if not isinstance(value, int | float) or not isfinite(value):
-        known = ", ".join(key for key, each in run.results.items() if isinstance(each, int | float))
-        raise ConfigError(f"{SWEEPER}.objectives={name} of {run.path} is {value}. It has {known}.")
-    return float(value)
+    found: list[float] = []
+    for name in names:
+        value: Any = run.results.get(name)
+        if not isinstance(value, int | float) or not isfinite(value):
+            known = ", ".join(key for key, each in run.results.items() if isinstance(each, int | float))
+            raise ConfigError(f"{SWEEPER}.objectives={name} of {run.path} is {value}. It has {known}.")
+        found.append(float(value))
+    return found
 
 
 # The space
@@ -314,11 +283,18 @@ def check_objectives(settings: SweeperConfig, config: StageConfig) -> None:
             close = get_close_matches(name, known, n=1, cutoff=0.5)
             help_ = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
             raise ConfigError(f"{said} is no result of stage={config.stage}. {help_}")
-        if settings.halving.first_step is not None and not (hasattr(config, "trainer") and CURVE.fullmatch(name)):
+        is_curve = hasattr(config, "trainer") and any(fnmatchcase(name, each) for each in CURVES)
+        if settings.halving.first_step is not None and not is_curve:
             raise ConfigError(
                 f"{said} is not measured as a run goes, which {SWEEPER}.halving goes by. Choose val/loss or "
                 f"val/bits_per_byte of a training, or set {SWEEPER}.halving.first_step=null."
             )
+
+
+def _value(typed: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return typed
+    return int(typed) if isinstance(distribution, IntDistribution) else float(typed)
 
 
 def points_of_grid(space: Space) -> list[dict[str, Any]]:
