@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
 from llm import tokenizer
-from llm.chat.talker import open_talker
+from llm.chat.talker import Talker
 from llm.config.compose import from_hydra
 from llm.config.evaluation import Sampling
 from llm.data.conversations import ConversationRows, encode_conversations
@@ -474,7 +474,7 @@ def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
     results = finished.results
     assert results["train_records"] + results["held_out_records"] == 60  # conversations, though rows have several
     assert f"{results['train_records']} conversations in " in caplog.text and "(data.packing=best_fit)" in caplog.text
-    talker, settings = open_talker(find_model(str(outputs), str(finished.path))), Sampling(max_new_tokens=4)
+    talker, settings = Talker(find_model(str(outputs), str(finished.path))), Sampling(max_new_tokens=4)
     asked = [{"role": "user", "content": "무엇을 샀나요?"}]
     ids, _ = talker.encode(asked, settings)
     assert talker.tokenizer.decode(ids).endswith("무엇을 샀나요?<|im_end|>\n<|im_start|>assistant\n")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from llm import model as models
-from llm.chat.talker import Talker, open_talker
+from llm.chat.talker import Talker
 from llm.config.evaluation import Sampling
 from llm.errors import ConfigError
 from llm.run import launch
@@ -92,7 +92,7 @@ def test_what_a_tuning_takes_is_said_beside_full_fine_tuning(outputs: Path, capl
 
 
 def talker_of(outputs: Path, tuned: Run) -> Talker:
-    return open_talker(find_model(str(outputs), str(tuned.path)))
+    return Talker(find_model(str(outputs), str(tuned.path)))
 
 
 def test_a_frozen_base_in_bf16_has_the_adapter_in_fp32(outputs: Path) -> None:

@@ -7,7 +7,7 @@ key of the model and the settings, by which a file of other answers is known.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from llm.run.files import digest_of
 from llm.run.models import Model
 
 ROLES = ("system", "user", "assistant")
-Prompt = tuple[int, list[Message]]  # (line of the input, conversation)
+Prompt = dict[str, Any]  # what a line of the answers begins with: line (of the input), key, messages
 
 
-def read_prompts(path: Path, *, system: str | None) -> list[Prompt]:
+def read_prompts(path: Path, *, system: str | None, key: str) -> list[Prompt]:
     """The prompts of a text file, one a line, or of a jsonl file: prompt or messages in each record.
 
     Raises:
@@ -32,29 +32,22 @@ def read_prompts(path: Path, *, system: str | None) -> list[Prompt]:
     """
     if not path.is_file():
         raise ConfigError(f"--input={path} is no file. Give a .txt with a prompt on each line, or a .jsonl.")
-    prompts = []
-    for number, line in _lines(path):
-        is_record = path.suffix in (".jsonl", ".ndjson")
-        messages = _of_record(line, f"{path}:{number}") if is_record else [{"role": "user", "content": line}]
-        if system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
-        prompts.append((number, messages))
-    if not prompts:
-        raise DataError(f"{path}: there is no prompt in it. Write one on each line.")
-    return prompts
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line that is not empty."""
+    prompts: list[Prompt] = []
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             text = line.decode().strip()
         except UnicodeDecodeError:
-            raise DataError(
-                f"{path}:{number}: is not UTF-8. Convert the file, for example with iconv -f cp949 -t utf-8."
-            ) from None
+            way = "Convert the file, for example with iconv -f cp949 -t utf-8."
+            raise DataError(f"{path}:{number}: is not UTF-8. {way}") from None
         if text:
-            yield number, text
+            is_record = path.suffix in (".jsonl", ".ndjson")
+            messages = _of_record(text, f"{path}:{number}") if is_record else [{"role": "user", "content": text}]
+            if system is not None and messages[0]["role"] != "system":
+                messages = [{"role": "system", "content": system}, *messages]
+            prompts.append({"line": number, "key": key, "messages": messages})
+    if not prompts:
+        raise DataError(f"{path}: there is no prompt in it. Write one on each line.")
+    return prompts
 
 
 def _of_record(line: str, place: str) -> list[Message]:
@@ -79,7 +72,7 @@ def key_of(source: Model, settings: Sampling) -> str:
 
 
 def write_answers(
-    talker: Talker, prompts: Sequence[Prompt], output: Path, *, settings: Sampling, key: str, batch_size: int
+    talker: Talker, prompts: Sequence[Prompt], output: Path, *, settings: Sampling, batch_size: int
 ) -> None:
     """Write the answers that `output` has not yet.
 
@@ -96,16 +89,15 @@ def write_answers(
     for ids in map(tuple, encoded):
         seeds.append(settings.seed + said[ids])
         said[ids] += 1
-    if done := _done(output, prompts, key):
+    if done := _done(output, prompts):
         log.info("%s has %d of %d answers; the rest is written", output, done, len(prompts))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
         for start in range(done, len(prompts), batch_size):
             chosen = slice(start, start + batch_size)
-            answers = talker.generate(encoded[chosen], settings, seeds=seeds[chosen])
+            answers = talker.answer_all(encoded[chosen], settings, seeds=seeds[chosen])
             for prompt, answer in zip(prompts[chosen], answers, strict=True):
-                line = _line_of(prompt, key) | {"answer": answer.text.strip()}
-                line |= {"tokens": answer.num_tokens, "end": answer.end}
+                line = prompt | {"answer": answer.text.strip(), "tokens": answer.num_tokens, "end": answer.end}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -113,22 +105,16 @@ def write_answers(
 
 
 def _encode(talker: Talker, prompt: Prompt, settings: Sampling) -> list[int]:
-    line, messages = prompt
     try:
-        ids, left_out = talker.encode(messages, settings)
+        ids, left_out = talker.encode(prompt["messages"], settings)
     except ConfigError as error:
-        raise DataError(f"line {line} of the input: {error}") from None
+        raise DataError(f"line {prompt['line']} of the input: {error}") from None
     if left_out:
-        log.info("line %d of the input: the oldest %d turns are left out", line, left_out)
+        log.info("line %d of the input: the oldest %d turns are left out", prompt["line"], left_out)
     return ids
 
 
-def _line_of(prompt: Prompt, key: str) -> dict[str, Any]:
-    """What is known of a line of the answers before there is one."""
-    return {"line": prompt[0], "key": key, "messages": prompt[1]}
-
-
-def _done(output: Path, prompts: Sequence[Prompt], key: str) -> int:
+def _done(output: Path, prompts: Sequence[Prompt]) -> int:
     """How many answers are there; a last line that was cut short is taken away.
 
     Raises:
@@ -136,8 +122,11 @@ def _done(output: Path, prompts: Sequence[Prompt], key: str) -> int:
     """
     whole = output.read_bytes() if output.exists() else b""
     *lines, torn = whole.split(b"\n")
-    is_ours = len(lines) <= len(prompts) and bool(lines or not whole)
-    if not is_ours or not all(map(_is_of, lines, prompts, [key] * len(lines))):
+    try:
+        known = [prompt.items() <= json.loads(line).items() for line, prompt in zip(lines, prompts, strict=False)]
+    except (ValueError, AttributeError):
+        known = []
+    if len(known) < len(lines) or not all(known) or (torn and not lines):
         raise ConfigError(
             f"--output={output} holds something else: other prompts, another model or other settings. Give another "
             "--output, or remove the file."
@@ -145,10 +134,3 @@ def _done(output: Path, prompts: Sequence[Prompt], key: str) -> int:
     if torn:
         os.truncate(output, len(whole) - len(torn))
     return len(lines)
-
-
-def _is_of(line: bytes, prompt: Prompt, key: str) -> bool:
-    try:
-        return bool(_line_of(prompt, key).items() <= json.loads(line).items())
-    except (ValueError, AttributeError):
-        return False

@@ -5,21 +5,21 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm.chat.batch import key_of, read_prompts, write_answers
 from llm.chat.page import require_gradio, serve
-from llm.chat.talker import Message, Talker, open_talker
+from llm.chat.talker import Message, Talker
 from llm.config.evaluation import Sampling
 from llm.config.fields import check_settings
 from llm.errors import INTERRUPTED_EXIT_CODE, ConfigError, fail, one_line_errors
 from llm.run.console import log, start_logging
-from llm.run.models import Model, find_model
+from llm.run.models import find_model
 
 if TYPE_CHECKING:
     from llm.model import Answer
@@ -76,36 +76,26 @@ def _talk(arguments: argparse.Namespace) -> None:
         require_gradio()
     names = [arguments.run, arguments.compare] if arguments.compare else [arguments.run]
     sources = [find_model(arguments.outputs, name) for name in names]
-    if arguments.serve:
-        serve(_open(sources), settings, system=arguments.system, port=arguments.port)
-    elif arguments.input:
-        _answer_file(arguments, sources[0], settings)
-    else:
-        prompt = read_prompt(arguments.prompt)
-        conversation = Conversation(_open(sources), settings, arguments.system)
-        conversation.ask(prompt) if prompt else converse(conversation)
+    asked: str | None = None
+    if arguments.input:
+        key = key_of(sources[0], settings)
+        prompts = read_prompts(Path(arguments.input), system=arguments.system, key=key)
+    elif not arguments.serve:
+        asked = read_prompt(arguments.prompt)
 
+    from transformers.utils import logging  # takes seconds
 
-def _answer_file(arguments: argparse.Namespace, source: Model, settings: Sampling) -> None:
-    prompts = read_prompts(Path(arguments.input), system=arguments.system)
-    [talker] = _open([source])
-    write_answers(
-        talker,
-        prompts,
-        Path(arguments.output),
-        settings=settings,
-        key=key_of(source, settings),
-        batch_size=arguments.batch_size,
-    )
-
-
-def _open(sources: list[Model]) -> list[Talker]:
-    from transformers.utils import logging
-
-    log.info("talking to %s", " and ".join(str(source.path) for source in sources))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return [open_talker(source) for source in sources]
+    log.info("talking to %s", " and ".join(str(source.path) for source in sources))
+    talkers = [Talker(source) for source in sources]
+    if arguments.serve:
+        serve(talkers, settings, system=arguments.system, port=arguments.port)
+    elif arguments.input:
+        write_answers(talkers[0], prompts, Path(arguments.output), settings=settings, batch_size=arguments.batch_size)
+    else:
+        conversation = Conversation(talkers, settings, arguments.system)
+        conversation.ask(asked) if asked else converse(conversation)
 
 
 def read_prompt(prompt: str | None) -> str | None:
@@ -128,20 +118,15 @@ def read_prompt(prompt: str | None) -> str | None:
 # A conversation
 
 
-@dataclass
 class Conversation:
     """What was said so far to one or two models, each of which has its own answers before it."""
 
-    talkers: Sequence[Talker]
-    settings: Sampling
-    system: str | None = None
-    turns: list[list[Message]] = field(default_factory=list)  # of each talker
-
-    def __post_init__(self) -> None:
+    def __init__(self, talkers: Sequence[Talker], settings: Sampling, system: str | None = None) -> None:
+        self.talkers, self.settings, self.system = talkers, settings, system
         self.forget()
 
     def forget(self) -> None:
-        self.turns = [[] for _ in self.talkers]
+        self._turns: list[list[Message]] = [[] for _ in self.talkers]
 
     def ask(self, text: str) -> None:
         """Write the answers to a message to stdout as they are made, one model's after the other's.
@@ -155,25 +140,20 @@ class Conversation:
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         streams = [
             talker.answer([*head, *before, question], self.settings, answer=answer)
-            for talker, before, answer in zip(self.talkers, self.turns, answers, strict=True)
+            for talker, before, answer in zip(self.talkers, self._turns, answers, strict=True)
         ]
-        for talker, before, pieces, answer in zip(self.talkers, self.turns, streams, answers, strict=True):
+        for talker, before, pieces, answer in zip(self.talkers, self._turns, streams, answers, strict=True):
             if len(self.talkers) > 1:
                 print(f"[{talker.name}]")
-            said = _write(pieces)
-            is_empty = answer.end == "eos" and not said
+            said = ""
+            for piece in pieces:
+                new = piece if said else piece.lstrip()
+                print(new, end="", flush=True)
+                said += new
+            print(flush=True)
+            is_empty = answer.end == "eos" and not said.strip()
             log.info("%s", "the model ended its answer at once" if is_empty else describe(answer))
-            before += [question, {"role": "assistant", "content": said}]
-
-
-def _write(pieces: Generator[str, None, None]) -> str:
-    text = ""
-    with closing(pieces):
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            text += piece
-    print(flush=True)
-    return text.rstrip()
+            before += [question, {"role": "assistant", "content": said.rstrip()}]
 
 
 def describe(answer: "Answer") -> str:

@@ -7,14 +7,14 @@ from html import escape, unescape
 from importlib.util import find_spec
 from typing import Any
 
-from llm.chat.talker import Message, Talker
+from llm.chat.talker import Talker
 from llm.config.evaluation import Sampling
 from llm.config.fields import check_settings
 from llm.errors import ConfigError, UserError
 from llm.run.console import log
 
 HOST = "127.0.0.1"
-HOSTS = (HOST, "localhost")  # any other name is another site's that was made to mean this machine (DNS rebinding)
+HOSTS = [HOST, "localhost"]  # any other name is another site's that was made to mean this machine (DNS rebinding)
 NAMES = [each.name for each in fields(Sampling) if each.name != "stop"]  # of the settings that the page shows
 
 
@@ -30,6 +30,7 @@ def serve(talkers: Sequence[Talker], settings: Sampling, *, system: str | None, 
     Raises:
         ConfigError: the port is taken.
     """
+    import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -43,8 +44,8 @@ def serve(talkers: Sequence[Talker], settings: Sampling, *, system: str | None, 
             quiet=True,
             ssr_mode=False,  # else a server of Node.js, where that is installed
             footer_links=[],
-            theme=_theme(),
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))]},
+            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # not Google's
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]},
             prevent_thread_lock=not wait,
         )
     except OSError as error:
@@ -58,33 +59,21 @@ def make_page(talkers: Sequence[Talker], settings: Sampling, *, system: str | No
 
     with gradio.Blocks(title="llm.chat", analytics_enabled=False, fill_width=True) as page, gradio.Row():
         for talker in talkers:
+            shown = [gradio.Textbox(system or "", label="system", render=False)]
+            for name in NAMES:
+                value = getattr(settings, name)
+                precision = 0 if isinstance(value, int) else None
+                shown.append(gradio.Number(value, label=name, precision=precision, render=False))
             with gradio.Column():
                 gradio.ChatInterface(
                     _answers_of(talker, settings),
                     title=talker.name,
                     chatbot=gradio.Chatbot(render_markdown=False, height="65vh", render=False),  # as it was written
-                    additional_inputs=_inputs(settings, system),
+                    additional_inputs=shown,
                     additional_inputs_accordion="Settings",
                     analytics_enabled=False,
                 )
     return page
-
-
-def _theme() -> Any:
-    """Gradio's own, with the fonts of the machine: its own are Google's."""
-    import gradio
-
-    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-
-
-def _inputs(settings: Sampling, system: str | None) -> list[Any]:
-    from gradio import Number, Textbox
-
-    values = [(name, getattr(settings, name)) for name in NAMES]
-    return [
-        Textbox(system or "", label="system", render=False),
-        *(Number(each, label=name, precision=0 if type(each) is int else None, render=False) for name, each in values),
-    ]
 
 
 def _answers_of(talker: Talker, settings: Sampling) -> Callable[..., Iterator[str]]:
@@ -97,20 +86,18 @@ def _answers_of(talker: Talker, settings: Sampling) -> Callable[..., Iterator[st
             check_settings(chosen)
             if not text.strip():
                 raise ConfigError("the message is empty. Write one.")
-            head = [{"role": "system", "content": system.strip()}] if system.strip() else []
-            messages = [*head, *map(_as_said, history), {"role": "user", "content": text.strip()}]
-            with closing(talker.answer(messages, chosen)) as pieces:
-                said = ""
+            messages = [{"role": "system", "content": system.strip()}] if system.strip() else []
+            for turn in history:  # whose content is a list of parts
+                said = "".join(part["text"] for part in turn["content"])
+                messages.append(
+                    {"role": turn["role"], "content": unescape(said) if turn["role"] == "assistant" else said}
+                )
+            with closing(talker.answer([*messages, {"role": "user", "content": text.strip()}], chosen)) as pieces:
+                answer = ""
                 for piece in pieces:
-                    said += piece
-                    yield escape(said)  # else Gradio shows a picture for a tag, from wherever it is
+                    answer = (answer + piece).lstrip()
+                    yield escape(answer)  # else Gradio shows a picture for a tag, from wherever it is
         except UserError as error:
             raise Error(str(error), duration=None, print_exception=False) from None
 
     return answers
-
-
-def _as_said(message: dict[str, Any]) -> Message:
-    """A turn as Gradio keeps it, whose content is a list of parts."""
-    text = "".join(part["text"] for part in message["content"])
-    return {"role": message["role"], "content": unescape(text) if message["role"] == "assistant" else text}
