@@ -1,9 +1,14 @@
-"""The probes: which items are made of a text, and what is counted as right; against cases worked by hand."""
+"""The probes: which items are made of a text, what a choice costs, and what is counted as right; worked by hand."""
 
 from math import isclose
+from unicodedata import normalize
 
 import pytest
+import torch
 
+from llm import model as models
+from llm import tokenizer
+from llm.config.training import Architecture, ModelConfig
 from llm.evaluation.probes import (
     ALIKE,
     PAIRS,
@@ -18,9 +23,10 @@ from llm.evaluation.probes import (
     other_forms,
     sentences,
 )
-from llm.evaluation.statistics import describe, interval
-from llm.tokenizer import train
-from tests.korean import preset
+from llm.evaluation.scoring import Scorer
+from llm.evaluation.writing import describe, interval
+from tests.korean import preset, save_preset
+from tests.korean import sentences as korean_sentences
 
 NOUNS = ["기관", "회사", "학교", "서울", "사람", "나무", "은행", "바다"]  # of either kind, and one that ends in ㄹ
 VERBS = ["오늘 다시 보았다.", "어제 먼저 지나갔다.", "내일 천천히 살핀다.", "거기 오래 두었다."]  # after two words
@@ -30,14 +36,12 @@ WALKED = [f"오늘 그는 {number}번 아주 천천히 걸었다." for number in
 
 def form_of(noun: str, pair: tuple[str, str]) -> str:
     """The right form, by the syllable's canonical decomposition, which is another way than the code's."""
-    import unicodedata
-
-    letters = unicodedata.normalize("NFD", noun[-1])
+    letters = normalize("NFD", noun[-1])
     return pair[0] if len(letters) == 3 and not (pair[1] == "로" and letters[2] == "\u11af") else pair[1]
 
 
 def asked_of(documents: list[str], *, num_items: int, seed: int = 0) -> list[Item]:
-    return make_items(documents, Oracle({}), num_items=num_items, seed=seed)[0]
+    return make_items(documents, Oracle({}), num_items=num_items, seed=seed)
 
 
 def made_documents() -> list[str]:
@@ -179,20 +183,45 @@ def test_a_choice_after_a_context_is_charged_beyond_what_it_costs_alone():
         (Oracle({}, encode=lambda text: [1] * (2 if text in WALKED else 3)), UNEQUAL),
     ],
 )
-def test_items_that_cannot_be_asked_are_counted(oracle, reason):
-    items, left_out = make_items(["\n".join(WALKED)], oracle, num_items=5, seed=0)
-    assert items == [] and left_out["word_order"] == {reason: 9}
+def test_items_that_cannot_be_asked_are_counted(oracle, reason, caplog):
+    assert make_items(["\n".join(WALKED)], oracle, num_items=5, seed=0) == []
+    assert f"word_order: left out 9 items: {reason}" in caplog.text
 
 
-def test_a_model_that_learned_nothing_is_not_told_the_answer_by_fewer_tokens():
+def test_a_model_that_learned_nothing_is_not_told_the_answer_by_fewer_tokens(caplog):
     """A tokenizer of this very text joins nouns to their particles; every token costs the same."""
-    config = preset("char_bpe", vocab_size=420, initial_alphabet="none")
-    trained = train(config, iter(made_documents() * 20))
+    trained = tokenizer.train(preset("byte_bpe", vocab_size=420), iter(made_documents() * 20))
     oracle = Oracle({}, encode=lambda text: trained.encode(text).ids)
-    items, left_out = make_items(made_documents(), oracle, num_items=100, seed=0)
-    assert left_out["particles"][UNEQUAL] > 0
+    items = make_items(made_documents(), oracle, num_items=100, seed=0)
+    assert f"items: {UNEQUAL}" in caplog.text
     bare = [item for item in items if not item.alone]
     assert bare and all(len({len(oracle.encode(text)) for text in item.choices}) == 1 for item in bare)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return save_preset("byte_bpe", tmp_path_factory.mktemp("tokenizer"), vocab_size=500)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture), ids=lambda each: each.value)
+def test_a_text_costs_in_a_batch_what_it_costs_alone(architecture, words):
+    """By a slow loop over the model's own logits, one row and one token after the other."""
+    torch.manual_seed(0)
+    shape = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "max_position_embeddings": 64}
+    special, vocabulary = tokenizer.special(words), tokenizer.load(words)
+    model = models.build(ModelConfig(name="tiny", architecture=architecture, **shape), vocab_size=500, special=special)
+    for parameter in model.eval().parameters():
+        parameter.data.mul_(3)  # weights as small as new ones give every token nearly the same
+    texts = [text[:length] for text, length in zip(korean_sentences(12), range(2, 26, 2), strict=True)]
+    alone = []
+    for text in texts:
+        ids = [special.bos_id, *vocabulary.encode(text).ids]
+        with torch.no_grad():
+            scores = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+        alone.append(-sum(float(scores[place - 1, ids[place]]) for place in range(1, len(ids))))
+    for batch_tokens in (1, 100, 10_000):
+        found = Scorer(model, vocabulary, special, positions=64, batch_tokens=batch_tokens).nats([*texts, texts[0]])
+        assert list(found) == texts and list(found.values()) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 10), (1, 7), (371, 400)])

@@ -9,23 +9,23 @@ from typing import Any
 
 import gguf
 import numpy as np
+import peft
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from llm import model as models
+from llm import tokenizer
 from llm.config.evaluation import Sampling
-from llm.config.fields import identity_settings
+from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.run.console import markdown_text, shown
 from llm.run.models import find_model
-from llm.run.record import write_record
 from llm.run.runs import Run, load
 from llm.verify import verify, with_parents
 from tests.korean import documents
-from tests.test_stages import _quick_peak, compose, run
-from tests.tuned import copy_of, folder_of, train_first, tuning_on
-
-__all__ = ["_quick_peak"]  # a fixture that every test here takes too
+from tests.test_stages import compose, run
+from tests.tuned import copy_of, folder_of, quick_peak, train_first, tuning_on  # noqa: F401  # quick_peak is a fixture
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +41,31 @@ def merged(trained: Path) -> Run:
     return run("export", f"outputs={trained}", f"run={folder_of(trained, 'finetune')}")
 
 
+@pytest.fixture(scope="module")
+def adapter(trained: Path) -> Run:
+    return run("export", f"outputs={trained}", "run=first", "export.merge=false")
+
+
 @pytest.fixture
 def outputs(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained runs, with all that refers to their place, and nothing exported."""
     return copy_of(trained, tmp_path / "outputs", without="export")
 
 
-def plain(code: str, cwd: Path, *arguments: str) -> Any:
-    """What a program prints that knows nothing of llm, as JSON."""
-    code = f"import sys, json, torch\n{code}\nassert not [name for name in sys.modules if name.split('.')[0] == 'llm']"
-    shown = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout)
-
-
 HALF = "\ufffd"  # of a character that the last token cuts: ours leaves it out
-TRANSFORMERS_ALONE = """
+OTHERS_ALONE = """
+import warnings
+warnings.simplefilter("ignore")
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-folder = sys.argv[1]
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+folder, adapter = sys.argv[1:]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
 turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
 inputs = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
 made = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:]
 pipe = pipeline("text-generation", model=folder)
+with torch.inference_mode():
+    apart = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()(**inputs).logits - model(**inputs).logits
 print(json.dumps({
     "text": tokenizer.decode(made, skip_special_tokens=True),
     "pipeline": pipe(turns, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]["content"],
@@ -71,31 +73,30 @@ print(json.dumps({
     "ids": made.tolist(),
     "plain_ids": tokenizer("어제 책을")["input_ids"],
     "plain": pipe("어제 책을", max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"],
+    "of_adapter": AutoTokenizer.from_pretrained(adapter)("어제 책을")["input_ids"],
+    "apart": float(apart.abs().max()),
 }))
+assert not [name for name in sys.modules if name.split(".")[0] == "llm"]
 """
 
 
-def test_a_merged_model_loads_and_writes_in_transformers_alone(merged: Run, trained: Path, tmp_path: Path) -> None:
-    from llm import model as models
-    from llm import tokenizer
-
-    said = plain(TRANSFORMERS_ALONE, tmp_path, str(merged.path / "model"))
-    base, tuned = folder_of(trained, "pretrain"), folder_of(trained, "finetune")
-    model = models.load(base / "model", adapter=tuned / "adapter").eval()
-    words = tokenizer.load(tuned / "adapter")
-    sampling = Sampling(max_new_tokens=8, repetition_penalty=1.0)
+def test_model_and_adapter_load_and_write_without_us(merged: Run, adapter: Run, trained: Path, tmp_path: Path) -> None:
+    code = ["-c", f"import sys, json, torch\n{OTHERS_ALONE}", str(merged.path / "model"), str(adapter.path / "adapter")]
+    shown = subprocess.run([sys.executable, *code], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    said = json.loads(shown.stdout)
+    assert said["apart"] <= 1e-5
+    base, tuned = folder_of(trained, "pretrain") / "model", folder_of(trained, "finetune") / "adapter"
+    model, words, chat = models.load(base, adapter=tuned).eval(), tokenizer.load(tuned), tokenizer.load_chat(tuned)
     turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
-    chat = tokenizer.load_chat(tuned / "adapter")
-    ids = list(chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-    assert said["prompt_ids"] == ids
-    ours = models.generate(model, [ids], words, sampling=sampling, pad_id=1)[0].text
+    assert said["prompt_ids"] == chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+    begin = [tokenizer.special(tuned).bos_id]
+    assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids == said["of_adapter"]
     assert said["text"] == said["pipeline"] and len(said["ids"]) == 8
-    assert ours.rstrip(HALF) == said["text"].rstrip(HALF)
-    begin = [tokenizer.special(tuned / "adapter").bos_id]
-    assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids
-    sampling = Sampling(max_new_tokens=4, repetition_penalty=1.0)
-    ours = models.generate(model, [said["plain_ids"]], words, sampling=sampling, pad_id=1)[0].text
-    assert ours.rstrip(HALF) == said["plain"].rstrip(HALF)
+    for ids, text, count in ((said["prompt_ids"], said["text"], 8), (said["plain_ids"], said["plain"], 4)):
+        sampling = Sampling(max_new_tokens=count, repetition_penalty=1.0)
+        ours = models.generate(model, [ids], words, sampling=sampling, pad_id=1)[0].text
+        assert ours.rstrip(HALF) == text.rstrip(HALF)
 
 
 def test_an_export_is_a_run_that_is_found_again_and_verified(merged: Run, trained: Path) -> None:
@@ -124,30 +125,11 @@ def test_the_merge_and_the_files_are_within_the_bound(merged: Run) -> None:
     assert results["parameters"] == sum(tensor.numel() for tensor in weights.values())
 
 
-ADAPTER_ALONE = """
-import warnings
-warnings.simplefilter("ignore")
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
-adapter, merged = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-inputs = tokenizer("5번 사람은 어디에 있나요?", return_tensors="pt")
-models = AutoPeftModelForCausalLM.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(merged)
-with torch.inference_mode():
-    logits = [model.eval()(**inputs).logits for model in models]
-print(json.dumps(float((logits[0] - logits[1]).abs().max())))
-"""
-
-
-def test_an_adapter_loads_in_auto_peft_and_is_the_merged_model(merged: Run, trained: Path, tmp_path: Path) -> None:
-    adapter = run("export", f"outputs={trained}", "run=first", "export.merge=false")
+def test_an_adapter_is_exported_by_itself(merged: Run, adapter: Run, trained: Path) -> None:
     assert adapter.key != merged.key and not (adapter.path / "model").exists()
     assert adapter.results["max_logit_difference"] == 0
-    apart = plain(ADAPTER_ALONE, tmp_path, str(adapter.path / "adapter"), str(merged.path / "model"))
-    assert apart <= 1e-5
     header = yaml.safe_load((adapter.path / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
-    assert header["library_name"] == "peft"
-    assert header["base_model"] == folder_of(trained, "pretrain").name
+    assert header["library_name"] == "peft" and header["base_model"] == folder_of(trained, "pretrain").name
 
 
 def test_a_file_for_llama_cpp_goes_along(merged: Run, trained: Path) -> None:
@@ -221,8 +203,6 @@ def refuse(error: type[Exception], message: str, outputs: Path, *overrides: str)
 
 
 def test_a_merge_that_changes_the_model_is_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import peft
-
     merge = peft.LoraModel.merge_and_unload
 
     def spoil(self: Any, **options: Any) -> Any:
@@ -234,44 +214,13 @@ def test_a_merge_that_changes_the_model_is_refused(outputs: Path, monkeypatch: p
     refuse(UnequalError, r"the merged model gives other logits than the run: .* Nothing was exported", outputs)
 
 
-def test_a_base_that_was_made_anew_is_refused(outputs: Path) -> None:
-    path = folder_of(outputs, "pretrain") / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) | {"digest": "0" * 64}
-    write_record(path.parent, record)
-    refuse(DamagedError, r"was tuned on other weights than .* holds now. Put them back", outputs)
-
-
-@pytest.mark.parametrize(("stage", "name"), [("pretrain", "model/model"), ("finetune", "adapter/adapter_model")])
-def test_weights_that_are_not_what_was_trained_are_refused(stage: str, name: str, outputs: Path) -> None:
-    path = folder_of(outputs, stage) / f"{name}.safetensors"
+def test_weights_that_are_not_what_was_trained_are_refused(outputs: Path) -> None:
+    path = folder_of(outputs, "pretrain") / "model" / "model.safetensors"
     save_file({key: tensor + 0.5 for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     refuse(DamagedError, r"safetensors is not what run.json says", outputs)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["run=pretrain/*", "export.merge=false"], r"export.merge=false is for a run with an adapter, and .* is a pre"),
-        (["export.max_logit_difference=-1"], r"export.max_logit_difference=-1.0 is out of range. Set 0 or more"),
-    ],
-)
-def test_what_cannot_be_exported_is_one_line(trained: Path, overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run("export", f"outputs={trained}", "run=first", *overrides)
-
-
-def test_the_bound_and_the_place_are_no_part_of_the_identity() -> None:
-    one, other = (compose("export", "run=x", *more) for more in ([], ["export.max_logit_difference=1", "run=y"]))
-    assert identity_settings(one) == identity_settings(other)
-    assert identity_settings(compose("export", "run=x", "export.dtype=bf16"))["export"]["dtype"] == "bf16"
-    measured = {"max_logit_difference": 0.5, "median_logit_difference": 0.25, "rounding": 0.125}
-    half = compose("export", "run=x", "export.dtype=bf16")
-    assert [each.export.judged(measured) for each in (one, other, half)] == [(0.5, 0.125), (0.5, 1.0), (0.25, 0.125)]
-
-
 def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
-    from llm.dry_run.survey import survey
-
     job = survey(compose("export", f"outputs={outputs}", "run=first", "export.dtype=bf16", "dry_run=true"))
     size = (folder_of(outputs, "pretrain") / "model" / "model.safetensors").stat().st_size
     assert job.made == ["export"] and job.disk == {"model": size / 2} and not (outputs / "export").exists()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from jinja2 import Environment
-from korean import HARD_TEXTS, documents, preset, save_preset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -28,41 +27,44 @@ from llm.export.gguf import check_gguf, require_gguf, write_gguf
 from llm.export.ollama import modelfile
 from llm.export.weights import write_tokenizer
 from llm.tokenizer import LlamaCppForm, llama_cpp_form, train
+from tests.korean import HARD_TEXTS, documents, preset, save_preset
 
 POSITIONS = 48
-SIZES = {"byte_bpe": 400, "char_bpe": 3000, "byte_bpe_gpt4": 400, "byte_bpe_qwen2": 400, "gpt2_bpe": 400}
 
 
-def export(
-    folder: Path, architecture: str, preset_name: str, *, kind: GgufType, tied: bool = True, hidden_size: int = 64
-) -> Path:
-    """A folder as an export leaves it, of random weights, with model.gguf."""
-    source, out = folder / "words", folder / "model"
-    source.mkdir()
-    out.mkdir()
-    words = tokenizer.load(save_preset(preset_name, source, vocab_size=SIZES[preset_name]))
-    special = tokenizer.special(source)
+def small(name: str) -> dict[str, Any]:
+    """Settings of a small tokenizer; one of bytes keeps all of them."""
+    return {"vocab_size": 700} if name.startswith(("byte", "gpt2")) else {"vocab_size": 700, "initial_alphabet": "none"}
+
+
+def words_of(name: str) -> Tokenizer:
+    return train(preset(name, **small(name)), iter(documents(50)))
+
+
+def random_model(folder: Path, architecture: str, *, vocab_size: int, **shape: Any) -> None:
     torch.manual_seed(2)
-    config = ModelConfig(
-        name="tiny",
-        architecture=Architecture[architecture],
-        num_layers=2,
-        num_heads=4,
-        num_key_value_heads=None if architecture == "gpt2" else 2,
-        hidden_size=hidden_size,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )
-    model = models.build(config, vocab_size=words.get_vocab_size(), special=special)
+    shape = {"num_heads": 4, "hidden_size": 64, "max_position_embeddings": 64, "num_layers": 2} | shape
+    config = ModelConfig(name="tiny", architecture=Architecture[architecture], **shape)
+    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    model = models.build(config, vocab_size=vocab_size, special=special)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data *= 3
         elif "norm" in name or "ln_" in name:  # else every norm has the weight 1, and a lost one would not show
             parameter.data += 0.1 * torch.randn_like(parameter)
-    models.save(model, out)
-    write_tokenizer(source, out, special, positions=POSITIONS)
-    form = require_gguf(out, words, kind)
-    write_gguf(out, out / "model.gguf", form, special, kind=kind, name="시험", positions=POSITIONS)
+    models.save(model, folder)
+
+
+def export(folder: Path, architecture: str, preset_name: str, *, kind: GgufType, **shape: Any) -> Path:
+    """A folder as an export leaves it, of random weights, with model.gguf."""
+    source, out = folder / "words", folder / "model"
+    source.mkdir()
+    out.mkdir()
+    words = tokenizer.load(save_preset(preset_name, source, **small(preset_name)))
+    shape = {"num_key_value_heads": None if architecture == "gpt2" else 2, "tie_word_embeddings": True} | shape
+    random_model(out, architecture, vocab_size=words.get_vocab_size(), **shape)
+    write_tokenizer(source, out, positions=POSITIONS)
+    write_gguf(out, require_gguf(out, words, kind), kind=kind, name="시험", positions=POSITIONS)
     return out
 
 
@@ -82,7 +84,7 @@ def halves_to_neighbours(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def test_each_tensor_of_llama_has_its_name_and_its_place(tmp_path: Path) -> None:
-    out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.f32, tied=False)
+    out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.f32, tie_word_embeddings=False)
     weights, found = load_file(out / "model.safetensors"), tensors_of(out / "model.gguf")
     expected = {
         "token_embd.weight": weights["model.embed_tokens.weight"],
@@ -144,12 +146,8 @@ def test_matrices_have_the_type_that_is_asked_for(
 
 def test_a_tensor_that_changed_is_found(tmp_path: Path) -> None:
     out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.q8_0)
-    name, weights = (
-        "blk.0.attn_v.weight",
-        load_file(out / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"],
-    )
-    every = {key: values for key, (_, values) in tensors_of(out / "model.gguf").items()}
-    every[name] = weights.numpy().copy()
+    every, name = {key: values for key, (_, values) in tensors_of(out / "model.gguf").items()}, "blk.0.attn_v.weight"
+    every[name] = load_file(out / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"].numpy().copy()
     every[name][3, 5] += 0.01
     with pytest.raises(UnequalError, match=r"model.gguf: blk.0.attn_v.weight is not what was written"):
         check_gguf(out / "model.gguf", every)
@@ -179,19 +177,17 @@ def test_the_tokenizer_goes_along_with_roles_types_and_template(tmp_path: Path) 
         ("byte_bpe_gpt4", LlamaCppForm(model="gpt2", pre="dbrx", needs_nfc=False)),
         ("byte_bpe_qwen2", LlamaCppForm(model="gpt2", pre="qwen2", needs_nfc=True)),
         ("char_bpe", LlamaCppForm(model="llama", pre="default", needs_nfc=True)),
-        ("jamo", "llama.cpp does not normalize text in this way"),
         ("unigram", "llama.cpp has no Unigram that gives the same tokens"),
         ("bert_wordpiece", "llama.cpp has no WordPiece that gives the same tokens"),
         ("blog", "llama.cpp knows no prefix, suffix or dropout of pieces"),
     ],
 )
 def test_which_tokenizers_llama_cpp_can_do(name: str, expected: LlamaCppForm | str) -> None:
-    config = preset(name, vocab_size=3000)
-    assert llama_cpp_form(train(config, iter(documents(200)))) == expected
+    assert llama_cpp_form(words_of(name)) == expected
 
 
 def test_what_would_be_cut_otherwise_by_llama_cpp_is_found() -> None:
-    state = json.loads(train(preset("char_bpe", vocab_size=2700), iter(documents(200))).to_str())
+    state = json.loads(words_of("char_bpe").to_str())
     model, vocab = state["model"], state["model"]["vocab"]
     without_a_byte = {token: number for token, number in vocab.items() if token != "<0x41>"}
     past_a_space = {"vocab": vocab | {"가▁": len(vocab)}, "merges": [*model["merges"], ["가", "▁"]]}
@@ -217,26 +213,15 @@ def test_what_would_be_cut_otherwise_by_llama_cpp_is_found() -> None:
             r"has activation_function=gelu_pytorch_tanh for gpt2, and this model has relu",
         ),
         ("qwen3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"rope_type=linear"),
+        ("llama", {}, r"f16: llama.cpp has no WordPiece that gives .* train with tokenizer=byte_bpe"),
     ],
 )
-def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
+def test_what_llama_cpp_would_compute_or_cut_otherwise_is_refused(
     architecture: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    config = ModelConfig(name="t", architecture=Architecture[architecture], num_heads=2, hidden_size=16, extra=changes)
-    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
-    models.save(models.build(config, vocab_size=20, special=special), tmp_path)
-    words = train(preset("byte_bpe", vocab_size=300), iter(documents(50)))
+    random_model(tmp_path, architecture, vocab_size=20, extra=changes)
     with pytest.raises(ConfigError, match=message):
-        require_gguf(tmp_path, words, GgufType.f16)
-
-
-def test_a_tokenizer_that_llama_cpp_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> None:
-    config = ModelConfig(name="t", architecture=Architecture.llama, num_heads=2, hidden_size=16)
-    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
-    models.save(models.build(config, vocab_size=20, special=special), tmp_path)
-    words = train(preset("unigram", vocab_size=3000), iter(documents(50)))
-    with pytest.raises(ConfigError, match=r"f16: llama.cpp has no Unigram that gives .* train with tokenizer=byte_bpe"):
-        require_gguf(tmp_path, words, GgufType.f16)
+        require_gguf(tmp_path, words_of("bert_wordpiece"), GgufType.f16)
 
 
 # Q4_K_M: where neither is installed, by a program in the place of llama.cpp's own
@@ -262,16 +247,14 @@ def test_q4_k_m_is_made_by_the_quantizer_of_llama_cpp(tmp_path: Path, monkeypatc
     out = export(tmp_path, "llama", "byte_bpe", kind=GgufType.q4_k_m)
     assert [path.name for path in out.glob("model.*")] == ["model.gguf", "model.safetensors"]
     assert tensors_of(out / "model.gguf")["blk.0.attn_v.weight"][0] is gguf.GGMLQuantizationType.F32  # as it came
-
-
-def test_a_quantizer_that_fails_or_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form, how = LlamaCppForm(model="gpt2", pre="gpt-2", needs_nfc=False), {"name": "a", "positions": POSITIONS}
     put_on_path(tmp_path, monkeypatch, fails=True)
     with pytest.raises(ConfigError, match=r"llama.cpp's quantizer ended with 1: error: unknown quantization"):
-        export(tmp_path, "llama", "byte_bpe", kind=GgufType.q4_k_m)
+        write_gguf(out, form, kind=GgufType.q4_k_m, **how)
     monkeypatch.setattr("llm.export.gguf.find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"^export.gguf=q4_k_m is made by .* Put llama-quantize of llama.cpp on the"):
-        require_gguf(tmp_path / "model", tokenizer.load(tmp_path / "words"), GgufType.q4_k_m)
+        require_gguf(out, tokenizer.load(tmp_path / "words"), GgufType.q4_k_m)
 
 
 # Ollama
@@ -370,7 +353,7 @@ def test_llama_cpp_cuts_and_computes_as_transformers_does(
 ) -> None:
     from llama_cpp import Llama  # type: ignore[import-not-found,unused-ignore]
 
-    out = export(tmp_path, architecture, name, kind=GgufType.f32, tied=tied)
+    out = export(tmp_path, architecture, name, kind=GgufType.f32, tie_word_embeddings=tied)
     path = str(out / "model.gguf")
     theirs = Llama(path, n_ctx=POSITIONS, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0)
     words = Tokenizer.from_file(str(out / "tokenizer.json"))

@@ -14,7 +14,8 @@ from itertools import islice, pairwise
 from typing import Any
 
 from llm.evaluation.scoring import Scorer
-from llm.evaluation.statistics import interval
+from llm.evaluation.writing import interval
+from llm.run.console import log
 
 PAIRS = (("은", "는"), ("이", "가"), ("을", "를"), ("과", "와"), ("으로", "로"))  # after a consonant, after a vowel
 OTHERS = ("에서", "에게", "까지", "부터", "의", "에", "도", "만")  # of one form: they tell a noun by
@@ -56,17 +57,14 @@ class Item:
     alone: tuple[str, ...] = ()  # what each choice is without the context; none where there is no context
 
 
-LeftOut = dict[str, Counter[str]]  # probe -> why -> how many items
-
-
-def make_items(documents: Sequence[str], scorer: Scorer, *, num_items: int, seed: int) -> tuple[list[Item], LeftOut]:
-    """(up to `num_items` of each probe, drawn by `seed`, why others were left out), of the text and the tokenizer.
+def make_items(documents: Sequence[str], scorer: Scorer, *, num_items: int, seed: int) -> list[Item]:
+    """Up to `num_items` of each probe, drawn by `seed`, of the text and the tokenizer; what is left out is logged.
 
     Where there is no context, only what takes equally many tokens is compared: a tokenizer joins what it often saw, so
     that a model that learned nothing would know a real text by its fewer tokens.
     """
     pieces = [list(sentences(document)) for document in documents]
-    left_out: LeftOut = defaultdict(Counter)
+    left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)  # probe -> why -> how many items
 
     def fits(item: Item) -> bool:
         reason = _why_unfit(item, scorer)
@@ -79,7 +77,9 @@ def make_items(documents: Sequence[str], scorer: Scorer, *, num_items: int, seed
         *islice(filter(fits, _next_sentences(pieces, random.Random(f"next_sentence {seed}"))), num_items),
         *islice(filter(fits, _word_orders(pieces, random.Random(f"word_order {seed}"))), num_items),
     ]
-    return items, left_out
+    for name, reasons in left_out.items():
+        log.warning("%s: left out %s", name, ", ".join(f"{times} items: {why}" for why, times in reasons.items()))
+    return items
 
 
 def measure(items: Sequence[Item], scorer: Scorer) -> tuple[dict[str, Any], list[dict[str, Any]]]:

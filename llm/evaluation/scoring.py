@@ -1,18 +1,27 @@
-"""Texts -> the nats that a model gives them: many rows in one forward pass, each as if it were alone."""
+"""Rows and texts -> the nats that a model gives them: many in one forward pass, each as if it were alone."""
 
 from collections.abc import Iterable, Iterator
+from math import isfinite
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
+from llm.data.conversations import ConversationRows
+from llm.data.mixture import MixedRows
+from llm.data.order import EvaluationBatches
+from llm.data.rows import TokenRows
+from llm.errors import DivergedError
 from llm.model.loss import IGNORED
 from llm.tokenizer import Special
+from llm.trainer.validation import Evaluation, evaluate
 
 
 class Scorer:
-    """A model that scores texts, each after bos as a document of its own."""
+    """A model that scores held-out rows, and texts, each after bos as a document of its own."""
 
     def __init__(
         self, model: nn.Module, tokenizer: Tokenizer, special: Special, *, positions: int, batch_tokens: int
@@ -23,6 +32,21 @@ class Scorer:
     def encode(self, text: str) -> list[int]:
         """bos and the tokens of a text."""
         return [self.special.bos_id, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def loss(self, rows: TokenRows | MixedRows | ConversationRows) -> Evaluation:
+        """What training validates.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        size = max(1, self.batch_tokens // rows.sequence_length)
+        edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
+        batches: Any = EvaluationBatches(rows.num_labels, batch_size=size, edges=edges)
+        unchanged = DataLoader[Any](rows, batch_sampler=batches, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+        found = evaluate(self.model, unchanged, rows, device=next(self.model.parameters()).device)
+        if not isfinite(found.loss):
+            raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
+        return found
 
     @torch.inference_mode()
     def nats(self, texts: Iterable[str]) -> dict[str, float]:

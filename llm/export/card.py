@@ -16,7 +16,7 @@ NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you
 
 def card(run: Run, model: Model, config: ExportConfig, *, architecture: str, proof: dict[str, float]) -> str:
     """README.md of a run's model, exported as `config` says: Markdown under a YAML header as model hubs read it."""
-    lineage = list(_lineage(run))
+    lineage = _lineage(run)
     base = config.base_model or run.places.get("base", run.path).resolve().name
     library = "transformers" if config.merge else "peft"
     header: dict[str, Any] = {"language": ["ko"], "library_name": library, "pipeline_tag": "text-generation"}
@@ -74,18 +74,11 @@ def _use(run: Run, model: Model, config: ExportConfig, base: str) -> str:
     return "\n\n".join(parts)
 
 
-def _lineage(run: Run) -> Iterator[Run]:
+def _lineage(run: Run) -> list[Run]:
     """The runs that a run was made from and the run itself, what was first first, each once."""
-    found: dict[str, Run] = {}
-
-    def add(each: Run) -> None:
-        for name, folder in each.places.items():
-            if not is_foreign(folder):
-                add(each.parent(name))
-        found.setdefault(each.digest, each)
-
-    add(run)
-    yield from found.values()
+    parents = [run.parent(name) for name, folder in run.places.items() if not is_foreign(folder)]
+    before = [each for parent in parents for each in _lineage(parent)]
+    return list({each.digest: each for each in [*before, run]}.values())
 
 
 def _steps(lineage: list[Run]) -> Iterator[list[str]]:
@@ -93,7 +86,6 @@ def _steps(lineage: list[Run]) -> Iterator[list[str]]:
         if "base" in run.places and is_foreign(run.places["base"]):
             digest = run.record["identity"]["parents"]["base"][:12]
             yield ["model", run.places["base"].resolve().name, digest, "", NO_RIGHTS_OF_BASE]
-    for run in lineage:
         notes = run.record.get("notes") or {}
         has_text = "rights" in notes
         text = [_data(run) if "data" in run.config else "", notes["rights"] or NO_RIGHTS] if has_text else ["", ""]

@@ -4,7 +4,6 @@ The names and the layout are llama.cpp's own (convert_hf_to_gguf.py is its conve
 in no package). What its code for an architecture does not do is refused.
 """
 
-import json
 import os
 import re
 import shutil
@@ -23,9 +22,9 @@ from tokenizers import Tokenizer
 
 from llm.config.evaluation import GgufType
 from llm.errors import ConfigError, UnequalError
-from llm.export.weights import CHAT_TEMPLATE
 from llm.model import open_config
-from llm.tokenizer import LlamaCppForm, Special, llama_cpp_form
+from llm.run.models import TOKENIZER, read_json
+from llm.tokenizer import LlamaCppForm, llama_cpp_form
 
 # What llama.cpp does for each architecture, and has no setting for.
 _FIXED: dict[str, dict[str, Any]] = {
@@ -84,16 +83,14 @@ def _why_not(config: Any) -> str | None:
     return None if rope == "default" else f"rope_type={rope} is not written"
 
 
-def write_gguf(
-    folder: Path, path: Path, form: LlamaCppForm, special: Special, *, kind: GgufType, name: str, positions: int
-) -> None:
-    """Write the model in a folder, with its tokenizer and chat template, and read the file back.
+def write_gguf(folder: Path, form: LlamaCppForm, *, kind: GgufType, name: str, positions: int) -> Path:
+    """Write model.gguf in a model's folder, with its tokenizer and chat template, and read it back.
 
     Raises:
         UnequalError: a tensor of the file is not that of the folder.
         ConfigError: llama.cpp's quantizer is needed, and failed.
     """
-    config = open_config(folder)
+    config, path = open_config(folder), folder / "model.gguf"
     tensors = dict(_tensors(folder, config, positions))
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_name(name)
@@ -102,7 +99,7 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config, positions)
-    _add_tokenizer(writer, folder, form, special, size=config.vocab_size)
+    _add_tokenizer(writer, folder, form, size=config.vocab_size)
     for key, tensor in tensors.items():
         qtype = _type_of(key, tensor, written)
         writer.add_tensor(key, gguf.quantize(tensor, qtype), raw_dtype=qtype)
@@ -114,6 +111,7 @@ def write_gguf(
     if kind is GgufType.q4_k_m:
         _quantize(path)
         check_gguf(path, tensors)
+    return path
 
 
 def _quantize(path: Path) -> None:
@@ -203,27 +201,18 @@ def _add_shape(writer: Any, config: Any, positions: int) -> None:
     writer.add_value_length(config.head_dim)
 
 
-def _add_tokenizer(writer: Any, folder: Path, form: LlamaCppForm, special: Special, *, size: int) -> None:
-    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokens, types = _tokens(state, form, size)
+def _add_tokenizer(writer: Any, folder: Path, form: LlamaCppForm, *, size: int) -> None:
+    tokens, types = _tokens(read_json(folder / TOKENIZER), form, size)
     writer.add_tokenizer_model(form.model)
     writer.add_tokenizer_pre(form.pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    if form.model == "gpt2":
-        writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
-    else:
+    if form.model == "llama":
         writer.add_token_scores([-float(number) for number in range(size)])  # an earlier merge before a later one
         writer.add_add_space_prefix(False)
-        if (unknown := state["model"].get("unk_token")) in state["model"]["vocab"]:
-            writer.add_unk_token_id(state["model"]["vocab"][unknown])
-    writer.add_bos_token_id(special.bos_id)
-    writer.add_eos_token_id(special.eos_id)
-    writer.add_pad_token_id(special.pad_id)
-    writer.add_add_bos_token(True)  # as the tokenizer of the folder does
-    writer.add_add_eos_token(False)
-    if (template := folder / CHAT_TEMPLATE).is_file():
-        writer.add_chat_template(_GENERATION.sub(r"{#\1 \2#}", template.read_text(encoding="utf-8")))
+    rest = gguf.SpecialVocab(folder, load_merges=form.model == "gpt2")  # special tokens, and that bos begins a text
+    rest.chat_template = rest.chat_template and _GENERATION.sub(r"{#\1 \2#}", rest.chat_template)
+    rest.add_to_gguf(writer, quiet=True)
 
 
 def _tokens(state: dict[str, Any], form: LlamaCppForm, size: int) -> tuple[list[str], list[int]]:

@@ -1,10 +1,10 @@
 """A model's folder with model.gguf -> the Modelfile beside it, by which Ollama asks and stops as training did."""
 
-import json
 from pathlib import Path
 
 from llm.export.weights import CHAT_TEMPLATE
 from llm.run.console import log
+from llm.run.models import read_json
 from llm.tokenizer import TEMPLATES
 
 # The chat templates of llm/tokenizer in Go's syntax: what a turn of each role is, and where an answer begins. llama.cpp
@@ -29,7 +29,7 @@ def modelfile(folder: Path, *, positions: int, has_chat: bool) -> str:
 
     Ollama then takes one that it knows and that is nearly the same as what model.gguf holds, or none.
     """
-    end = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+    end = read_json(folder / "tokenizer_config.json")["eos_token"]
     jinja = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8") if has_chat else ""
     named = next((name for name in _TURNS if TEMPLATES[name] == jinja), None)
     lines = ["FROM ./model.gguf", f"PARAMETER num_ctx {positions}", f'PARAMETER stop "{end}"']

@@ -1,6 +1,5 @@
 """A run's model -> its files in Hugging Face format, read back, and compared with the run at every position."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -10,17 +9,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 from llm import model as models
+from llm import tokenizer
 from llm.config.evaluation import ExportConfig, Sampling, WeightType
 from llm.errors import UnequalError
 from llm.run.console import log
 from llm.run.files import write_json
+from llm.run.models import ADAPTER, BASE, read_json
 from llm.tokenizer import Special
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+ADAPTER_FILES = ("adapter_model.safetensors", ADAPTER)
 CHAT_TEMPLATE = "chat_template.jinja"
 NEW_TOKENS = 24  # that the run writes after each prompt
 MOST_TOKENS = 256  # of a row: its logits take 4 bytes x vocabulary for each
@@ -39,31 +40,17 @@ class Reference:
     logits: list[torch.Tensor]  # of each row, (seq, vocab) in fp32
 
 
-def reference_of(
-    model: Any,
-    prompts: Sequence[list[int]],
-    tokenizer: Tokenizer,
-    special: Special,
-    added_ids: Sequence[int],
-    *,
-    positions: int,
-) -> Reference:
+def reference_of(model: Any, prompts: Sequence[list[int]], tokenizer_folder: Path, *, positions: int) -> Reference:
     """What the run's model, in fp32, makes of prompts of token ids; a text may take `positions` tokens."""
+    special, vocabulary = tokenizer.special(tokenizer_folder), tokenizer.load(tokenizer_folder)
     fitting = [prompt for prompt in prompts if len(prompt) + NEW_TOKENS <= positions]
-    set_ends(model, special)
-    likeliest = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=1.0)
-    answers = models.generate(model, fitting, tokenizer, sampling=likeliest, pad_id=special.pad_id, batch_size=1)
+    likeliest, ends = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=1.0), [special.eos_id]
+    how: dict[str, Any] = {"sampling": likeliest, "pad_id": special.pad_id, "eos_ids": ends, "batch_size": 1}
+    answers = models.generate(model, fitting, vocabulary, **how)
     rows = [[*prompt, *answer.ids] for prompt, answer in zip(fitting, answers, strict=True)]
-    rows.append([special.bos_id, *added_ids, special.eos_id])
+    rows.append([special.bos_id, *sorted(vocabulary.get_added_tokens_decoder()), special.eos_id])
     rows = [row[: min(positions, MOST_TOKENS)] for row in rows]
     return Reference(rows=rows, logits=logits_of(model, rows))
-
-
-def set_ends(model: Any, special: Special) -> None:
-    """Have a model end its texts where its tokenizer does, here and where its generation config goes."""
-    model.generation_config = GenerationConfig(
-        bos_token_id=special.bos_id, eos_token_id=special.eos_id, pad_token_id=special.pad_id
-    )
 
 
 @torch.inference_mode()
@@ -80,8 +67,8 @@ def require_close(model: Any, reference: Reference, config: ExportConfig, *, wha
     Raises:
         UnequalError: they are.
     """
-    found = logits_of(model, reference.rows)
-    apart = differences(found, reference.logits)
+    both = list(zip(logits_of(model, reference.rows), reference.logits, strict=True))
+    apart = torch.cat([(a - b).abs().amax(-1) for a, b in both]).nan_to_num(nan=math.inf)  # (positions,)
     measured = {
         "max_logit_difference": float(apart.max()),
         "median_logit_difference": float(apart.median()),
@@ -94,15 +81,8 @@ def require_close(model: Any, reference: Reference, config: ExportConfig, *, wha
             f"{what} gives other logits than the run: {distance:.3g} apart, and {allowed:.3g} is allowed. Nothing was "
             "exported. Raise export.max_logit_difference if that will do, or export.merge=false keeps them apart."
         )
-    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(found, reference.logits, strict=True)])
+    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in both])
     return measured | {"same_likeliest_token": float(same.float().mean())}
-
-
-def differences(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The most by which a logit of each position differs, (positions,); infinite where one is not a number."""
-    if [a.shape for a in one] != [b.shape for b in other]:
-        return torch.tensor([math.inf])
-    return torch.cat([(a - b).abs().amax(-1) for a, b in zip(one, other, strict=True)]).nan_to_num(nan=math.inf)
 
 
 def rounding(logits: Sequence[torch.Tensor], config: Any, dtype: torch.dtype) -> float:
@@ -137,11 +117,11 @@ def export_model(
         UnequalError: the merged model, or the one that is read back from the files, is not the run's.
     """
     merged = models.merge(model) if hasattr(model, "merge_and_unload") else model
-    set_ends(merged, special)
     merging = require_close(merged, reference, replace(config, dtype=WeightType.fp32), what="the merged model")
     _say_whether_tied(merged)
-    for role in ("bos", "eos", "pad"):
-        setattr(merged.config, f"{role}_token_id", getattr(special, f"{role}_id"))
+    ends = {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id, "pad_token_id": special.pad_id}
+    merged.generation_config = GenerationConfig(**ends)
+    merged.config.update(ends)
     merged = merged.to(getattr(torch, config.dtype.value))
     merged.save_pretrained(folder)
     read = models.load(folder, dtype="auto").eval()
@@ -166,7 +146,7 @@ def _say_whether_tied(model: Any) -> None:
 
 
 def export_adapter(
-    source: Path, base: Path, folder: Path, reference: Reference, special: Special, config: ExportConfig
+    source: Path, base: Path, folder: Path, reference: Reference, config: ExportConfig
 ) -> dict[str, float]:
     """Write the adapter of folder `source` on the base of another in PEFT format; gives what was proved of it.
 
@@ -176,8 +156,8 @@ def export_adapter(
     weights, settings = (source / name for name in ADAPTER_FILES)
     tensors = {name: tensor.to(getattr(torch, config.dtype.value)) for name, tensor in load_file(weights).items()}
     save_file(tensors, folder / weights.name, metadata={"format": "pt"})
-    named = {"base_model_name_or_path": config.base_model or str(base.resolve())}
-    write_json(folder / settings.name, json.loads(settings.read_text(encoding="utf-8")) | named)
+    named = {BASE: config.base_model or str(base.resolve())}
+    write_json(folder / settings.name, read_json(settings) | named)
     read = models.load(base, adapter=folder).eval()
     proof = require_close(read, reference, config, what=f"the exported adapter in {config.dtype.name}")
     return proof | {"parameters": models.count_parameters(read)}
@@ -186,28 +166,18 @@ def export_adapter(
 # The tokenizer
 
 
-def write_tokenizer(source: Path, folder: Path, special: Special, *, positions: int) -> None:
+def write_tokenizer(source: Path, folder: Path, *, positions: int) -> None:
     """tokenizer.json, tokenizer_config.json and the chat template of a run, for use without it.
 
     In training the packer puts the beginning-of-document token before a text; here the tokenizer does, for nobody else
     would. A chat template has it already, and is encoded without what a tokenizer adds.
     """
-    state, config = (
-        json.loads((source / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
+    config, vocabulary = read_json(source / "tokenizer_config.json"), tokenizer.load(source)
+    begin = config["bos_token"]
+    vocabulary.post_processor = TemplateProcessing(
+        single=[begin, "$A"], pair=[begin, "$A", "$B:1"], special_tokens=[(begin, vocabulary.token_to_id(begin))]
     )
-    begins = config["bos_token"]
-    begin, first, second = {"SpecialToken": {"id": begins, "type_id": 0}}, _sequence("A", 0), _sequence("B", 1)
-    post_processor = {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, second],
-        "special_tokens": {begins: {"id": begins, "ids": [special.bos_id], "tokens": [begins]}},
-    }
-    write_json(folder / "tokenizer.json", state | {"post_processor": post_processor})
+    vocabulary.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", config | {"model_max_length": positions})
     if (source / CHAT_TEMPLATE).is_file():
         shutil.copyfile(source / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
-
-
-def _sequence(name: str, type_id: int) -> dict[str, Any]:
-    return {"Sequence": {"id": name, "type_id": type_id}}

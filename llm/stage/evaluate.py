@@ -3,23 +3,20 @@
 import json
 from collections.abc import Iterable
 from importlib.util import find_spec
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llm import tokenizer
 from llm.config.data import DataConfig, DataKind
-from llm.config.evaluation import EvaluationConfig, Sampling
+from llm.config.evaluation import EvaluationConfig
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
 from llm.data.conversations import ConversationRows, encode_conversations
-from llm.data.mixture import MixedRows, Sources, rows_of
-from llm.data.order import EvaluationBatches
+from llm.data.mixture import Sources, rows_of
 from llm.data.records import Conversation
-from llm.data.rows import Rows
 from llm.environment import process_rank
-from llm.errors import ConfigError, DataError, DivergedError
+from llm.errors import ConfigError, DataError
 from llm.run.console import TextTable, console, log
 from llm.run.files import TEMPORARY, digest_of, sha256_of, write_json, write_text
 from llm.run.making import Outcome, Plan
@@ -28,11 +25,10 @@ from llm.run.runs import Run, check_files
 from llm.stage import Runs, Stage, Step, documents
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
-from llm.stage.training import prompts_of
+from llm.stage.training import Prompts, prompts_of
 
 if TYPE_CHECKING:
     from llm.evaluation.scoring import Scorer
-    from llm.trainer.validation import Evaluation
 
 MEASURED = ("loss", "bits_per_byte")
 CHANCE = {"particles": 0.5, "next_sentence": 0.25, "word_order": 0.5}  # of each probe, to be right by it
@@ -43,7 +39,6 @@ WRITTEN = (
 TASK_SUFFIXES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv", ".parquet")
 ASIDE = ("_low", "_high", "_items")  # ends of names that stand in the row of another
 FORMAT_VERSION = 6
-WRITTEN_AT_ONCE = 20  # prompts
 
 
 def parents(config: EvaluateStage) -> dict[str, Step]:
@@ -113,28 +108,26 @@ def _task_files(asked: EvaluationConfig) -> dict[str, str]:
 
 
 def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
-    model, chats, seed = evaluated.model, evaluated.chats, config.seed
+    model, chats = evaluated.model, evaluated.chats
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
         folder = model.tokenizer  # as our runs have it, whosever it is
         if model.run is None:
             folder = tokenizer.convert(folder, Path(scratch) / "tokenizer", key=f"run={model.path}")
         scorer = _open_scorer(config.evaluation, model, folder)
         sources = open_sources(evaluated, folder, Path(scratch))
-        texts = documents_of(sources, scorer.tokenizer, seed=seed)
-        numbers = _text(sources, evaluated, scorer)
-        numbers |= _probes(run, config, texts, scorer)
+        texts = documents_of(sources, scorer.tokenizer, seed=config.seed)
+        numbers = _text(sources, evaluated, scorer) | _probes(run, config, texts, scorer)
         conversations = evaluated.held_out_conversations()
         if chats:
             numbers |= _answers(chats, conversations, folder, scorer)
             prompts = prompts_of(folder, [each.messages[:-1] for each in conversations])
         else:
             prompts = _openings(texts, config.evaluation.num_prompts, scorer)
-        numbers |= _writing(run, config, prompts, scorer)
-        numbers |= _tasks(config, model, folder, scorer)
+        numbers |= _writing(run, config, prompts, scorer) | _tasks(config, model, folder, scorer)
     notes: dict[str, Any] = {"evaluated": evaluated.note()}
-    known = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
-    results = {"run": notes["evaluated"], "seed": seed, **numbers}
+    results = {"run": notes["evaluated"], "seed": config.seed, **numbers}
     write_json(run.path / "results.json", results)
+    known = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     objective = numbers.get("answers/loss" if chats else "val/bits_per_byte")
     return Outcome(results=known, digest=digest_of(results), objective=objective, notes=notes)
 
@@ -169,10 +162,9 @@ def _text(sources: Sources, evaluated: Evaluated, scorer: "Scorer") -> dict[str,
         )
         return {}
     rows = rows_of(sources, "held_out", sequence_length=evaluated.sequence_length)
-    found = _loss(rows, rows.sequence_length, scorer)
-    parts = found.parts if isinstance(rows, MixedRows) else {}
+    found = scorer.loss(rows)
     numbers: dict[str, Any] = {}
-    for end, part in {"": found, **{f"/{name}": part for name, part in parts.items()}}.items():
+    for end, part in {"": found, **{f"/{name}": part for name, part in found.parts.items()}}.items():
         numbers |= {f"val/loss{end}": part.loss, f"val/bits_per_byte{end}": part.bits_per_byte}
         log.info("held-out text%s: %.4f nats per token, %.4f bits per byte", end, part.loss, part.bits_per_byte)
     return numbers | {"val/raw_bytes": rows.raw_bytes, "val/lost_bytes": rows.lost_bytes}
@@ -186,96 +178,38 @@ def _answers(chats: DataConfig, conversations: list[Conversation], folder: Path,
         raise DataError(f"data={chats.name}: no held-out conversation fits data.sequence_length={length}.")
     for reason, times in dropped.items():
         log.warning("%d held-out conversations left out or cut: %s", times, reason)
-    rows = ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length)
-    found = _loss(rows, length, scorer)
+    found = scorer.loss(ConversationRows(encoded, pad_id=scorer.special.pad_id, sequence_length=length))
     log.info("held-out answers: %.4f nats per token", found.loss)
     numbers = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "conversations": len(encoded)}
     return {f"answers/{n}": v for n, v in (numbers | {"dropped": len(conversations) - len(encoded)}).items()}
-
-
-def _loss(rows: Rows, sequence_length: int, scorer: "Scorer") -> "Evaluation":
-    """What training validates."""
-    from torch.utils.data import DataLoader
-
-    from llm.trainer.validation import evaluate
-
-    size = max(1, scorer.batch_tokens // sequence_length)
-    edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
-    batches: Any = EvaluationBatches(rows.num_labels, batch_size=size, edges=edges)
-    loader = DataLoader[Any](rows, batch_sampler=batches, collate_fn=_same)  # type: ignore[arg-type]  # __getitems__
-    found = evaluate(scorer.model, loader, rows, device=next(scorer.model.parameters()).device)
-    if not isfinite(found.loss):
-        raise DivergedError(f"the held-out loss of this model is {found.loss}. Train it again with a lower rate.")
-    return found
-
-
-def _same(batch: Any) -> Any:
-    return batch
 
 
 def _probes(run: Run, config: EvaluateStage, documents: list[str], scorer: "Scorer") -> dict[str, Any]:
     from llm.evaluation.probes import make_items, measure
 
     asked = config.evaluation.num_items
-    items, left_out = make_items(documents, scorer, num_items=asked, seed=config.seed)
+    items = make_items(documents, scorer, num_items=asked, seed=config.seed)
     numbers, records = measure(items, scorer)
     _write_lines(run.path / "probes.jsonl", records)
-    for name, reasons in left_out.items():
-        log.warning("%s: left out %s", name, ", ".join(f"{times} items: {why}" for why, times in reasons.items()))
     if asked and documents and (missing := [name for name in CHANCE if f"probe/{name}" not in numbers]):
         log.warning("the held-out text has nothing to ask about for %s", ", ".join(missing))
     # Two runs with one digest were asked the same.
     return numbers | {"items_sha256": digest_of([item.choices for item in items])}
 
 
-def _openings(documents: list[str], count: int, scorer: "Scorer") -> list[tuple[str, list[int]]]:
+def _openings(documents: list[str], count: int, scorer: "Scorer") -> Prompts:
     from llm.evaluation.probes import openings
 
     return [(text, scorer.encode(text)) for text in openings(documents, count)]
 
 
-def _writing(run: Run, config: EvaluateStage, prompts: list[tuple[str, list[int]]], scorer: "Scorer") -> dict[str, Any]:
-    """Statistics of what the model writes after prompts, each a text and its token ids."""
-    from llm.evaluation.statistics import describe, interval
-    from llm.model import generate
+def _writing(run: Run, config: EvaluateStage, prompts: Prompts, scorer: "Scorer") -> dict[str, Any]:
+    from llm.evaluation.writing import write
 
-    asked = config.evaluation
-    if not asked.num_prompts:
+    if not config.evaluation.num_prompts:
         return {}
-    new_tokens = asked.tokens_to_write(scorer.positions)
-    fitting = [(shown, ids) for shown, ids in prompts if len(ids) + new_tokens <= scorer.positions]
-    left_out, fitting = len(prompts) - len(fitting), fitting[: asked.num_prompts]
-    if left_out or not fitting:
-        log.warning("%d prompts leave no room for %d tokens, %d are written on", left_out, new_tokens, len(fitting))
-    how = Sampling(
-        max_new_tokens=new_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=0,
-        repetition_penalty=1.0,
-        seed=config.seed,
-    )
-    ids, ends = [ids for _, ids in fitting], [scorer.special.eos_id]
-    written = generate(
-        scorer.model,
-        ids,
-        scorer.tokenizer,
-        sampling=how,
-        pad_id=scorer.special.pad_id,
-        eos_ids=ends,
-        batch_size=WRITTEN_AT_ONCE,
-    )
-    lines = [
-        {"prompt": shown, "text": each.text, "has_ended": each.end == "eos", "tokens": each.num_tokens}
-        for (shown, _), each in zip(fitting, written, strict=True)
-    ]
-    _write_lines(run.path / "generations.jsonl", lines)
-    count, ended = len(written), sum(each.end == "eos" for each in written)
-    low, high = interval(ended, count)
-    numbers = {"prompts": count, "left_out": left_out, **describe([each.text for each in written])}
-    if count:
-        numbers |= {"stop_rate": ended / count, "stop_rate_low": low, "stop_rate_high": high}
-        numbers["tokens_mean"] = sum(each.num_tokens for each in written) / count
+    numbers, records = write(prompts, scorer, config.evaluation, seed=config.seed)
+    _write_lines(run.path / "generations.jsonl", records)
     return {f"writing/{name}": value for name, value in numbers.items()}
 
 

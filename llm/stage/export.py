@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from llm import tokenizer
 from llm.config.evaluation import ExportConfig, GgufType, WeightType
@@ -93,16 +92,16 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
     from llm import model as models  # takes seconds, which an export that is already finished need not wait for
     from llm.export import card, weights
 
-    special, loaded = tokenizer.special(model.tokenizer), models.load(model.weights, adapter=model.adapter).eval()
-    architecture = str(loaded.config.model_type)
-    folder = run.path / ("model" if config.merge else "adapter")
+    loaded = models.load(model.weights, adapter=model.adapter).eval()
+    architecture, folder = str(loaded.config.model_type), run.path / ("model" if config.merge else "adapter")
+    reference = weights.reference_of(loaded, _prompts(source, model), model.tokenizer, positions=model.positions)
     with whole_folder(folder) as target:
-        weights.write_tokenizer(model.tokenizer, target, special, positions=model.positions)
-        reference = _reference(loaded, source, model, special)
+        weights.write_tokenizer(model.tokenizer, target, positions=model.positions)
         if config.merge or model.adapter is None:
+            special = tokenizer.special(model.tokenizer)
             proof = weights.export_model(loaded, target, reference, special, config)
         else:
-            proof = weights.export_adapter(model.adapter, model.weights, target, reference, special, config)
+            proof = weights.export_adapter(model.adapter, model.weights, target, reference, config)
         if form:
             _write_gguf(target, config, model, form, has_chat=source.stage == "finetune")
         text = card.card(source, model, config, architecture=architecture, proof=proof)
@@ -112,6 +111,15 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
     return Outcome(results=proof, digest=digest_in(folder))
 
 
+def _prompts(source: Run, model: Model) -> list[list[int]]:
+    """What the run wrote after at its validations; of a tuned run these are questions that it held out."""
+    texts = list(dict.fromkeys(sample["prompt"] for sample in metrics_of(source, SAMPLES)))[:MOST_PROMPTS]
+    if source.stage == "finetune":
+        return [ids for _, ids in prompts_of(model.tokenizer, [[{"role": "user", "content": t}] for t in texts])]
+    special, vocabulary = tokenizer.special(model.tokenizer), tokenizer.load(model.tokenizer)
+    return [[special.bos_id, *vocabulary.encode(text, add_special_tokens=False).ids] for text in texts]
+
+
 def _write_gguf(
     folder: Path, config: ExportConfig, model: Model, form: tokenizer.LlamaCppForm, *, has_chat: bool
 ) -> None:
@@ -119,30 +127,11 @@ def _write_gguf(
     from llm.export.ollama import modelfile
 
     assert config.gguf is not None
-    special, path = tokenizer.special(model.tokenizer), folder / "model.gguf"
-    write_gguf(folder, path, form, special, kind=config.gguf, name=model.name, positions=model.positions)
+    path = write_gguf(folder, form, kind=config.gguf, name=model.name, positions=model.positions)
     write_text(folder / "Modelfile", modelfile(folder, positions=model.positions, has_chat=has_chat))
     log.info("%s: read back and compared tensor by tensor", path.name)
     if form.needs_nfc:
         log.info("llama.cpp does not normalize text: give it text in NFC, as keyboards and most files have it")
-
-
-def _reference(loaded: Any, source: Run, model: Model, special: tokenizer.Special) -> Any:
-    """What the run's model, in fp32, makes of the prompts that the run wrote after at its validations.
-
-    Of a tuned run these are questions that it held out.
-    """
-    from llm.export.weights import reference_of
-
-    vocabulary = tokenizer.load(model.tokenizer)
-    added = [number for token in special.tokens if (number := vocabulary.token_to_id(token)) is not None]
-    texts = list(dict.fromkeys(sample["prompt"] for sample in metrics_of(source, SAMPLES)))[:MOST_PROMPTS]
-    if source.stage == "pretrain":
-        prompts = [[special.bos_id, *vocabulary.encode(text, add_special_tokens=False).ids] for text in texts]
-    else:
-        asked = [[{"role": "user", "content": text}] for text in texts]
-        prompts = [ids for _, ids in prompts_of(model.tokenizer, asked)]
-    return reference_of(loaded, prompts, vocabulary, special, added, positions=model.positions)
 
 
 LOADS = ("llm.model", "llm.export.weights", "llm.export.card")

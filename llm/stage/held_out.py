@@ -9,6 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from llm import tokenizer
@@ -194,18 +195,17 @@ def documents_of(sources: Sources, vocabulary: Tokenizer, *, seed: int) -> list[
 
     They are what the shards' tokens spell, so that they are there whatever became of the files.
     """
-    opened = [
-        open_shard(folder, shard, made.dtype) for folder, made in sources.values() for shard in made.held_out.shards
-    ]
-    places = [(shard, line) for shard, (_, documents) in enumerate(opened) for line in range(len(documents))]
-    random.Random(seed).shuffle(places)
-    starts = [documents[:, 0].cumsum() - documents[:, 0] for _, documents in opened]
+    found: list[tuple[Any, int]] = []  # the tokens of a document, bos and eos included, and its raw bytes
+    for folder, made in sources.values():
+        for shard in made.held_out.shards:
+            tokens, documents = open_shard(folder, shard, made.dtype)
+            ends = documents[:, 0].cumsum()
+            found += zip(np.split(tokens, ends[:-1]), documents[:, 1].tolist(), strict=True)
+    random.Random(seed).shuffle(found)
     texts, raw_bytes = [], 0
-    for shard, line in places:
-        tokens, documents = opened[shard]
-        start, length = int(starts[shard][line]), int(documents[line, 0])
-        texts.append(vocabulary.decode(tokens[start + 1 : start + length - 1].tolist()))  # between bos and eos
-        raw_bytes += int(documents[line, 1])
+    for ids, size in found:
         if raw_bytes >= MOST_BYTES:
             break
+        texts.append(vocabulary.decode(ids[1:-1].tolist()))
+        raw_bytes += size
     return texts
