@@ -14,7 +14,7 @@ from llm.compare.command import main
 from llm.compare.entries import Entry
 from llm.compare.ranking import Ranking, rank, varying
 from llm.demo import __main__ as demo
-from llm.run.console import TextTable, shown
+from llm.run.console import TextTable
 from llm.run.runs import find_runs, list_files
 
 LONG = "gpt2_tiny-char_bpe-korean_law-with-a-longer-name"
@@ -145,20 +145,6 @@ def test_only_keys_that_vary_are_shown(configs: list[dict[str, Any]], expected: 
     assert varying(configs) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (2_402_720, "2,402,720"),
-        (1.23456, "1.2346"),
-        (0.000123456, "0.0001235"),
-        (4077.97, "4,078.0"),
-        (float("inf"), "inf"),
-    ],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert shown(value) == text
-
-
 def test_ranks_over_different_held_out_text_come_with_a_warning(tmp_path: Path) -> None:
     results = {"val/bits_per_byte": 1.0}
     write_run(tmp_path, "pretrain/a-00000001", config={"data": {"source": "files", "path": "a"}}, results=results)
@@ -178,15 +164,6 @@ def test_a_run_that_is_named_twice_is_shown_once(tmp_path: Path, capsys: pytest.
     main(["a-00000001", "pretrain/a-00000001", "--outputs", str(tmp_path)])
     (names,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("┃ run")]
     assert names.count("a-00000001") == 1
-
-
-def test_a_missing_run_is_one_line_with_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_sweep(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["b", "--outputs", str(tmp_path)])
-    listed = "Runs: pretrain/a-00000001, pretrain/a-00000002, pretrain/a-00000003."
-    assert stop.value.code == 2
-    assert capsys.readouterr() == ("", f"error: there is no run b under {tmp_path}/. {listed}\n")
 
 
 # How it looks
@@ -230,28 +207,11 @@ def test_compare_and_demo_import_no_torch() -> None:
 # The demo
 
 
-def write_demo(outputs: Path, key: str = "00000003") -> None:
-    """What the demo leaves, in miniature; the fine-tuning has the given key."""
-    if key == "00000003":
-        words = {"vocab_size": 4096, "exact_round_trip": 0.99953, "nfc_round_trip": 1.0, "tokens_per_eojeol": 1.9013}
-        tokenizer = write_run(outputs, "tokenizer/words-00000000", results=words)
-        shards = write_run(outputs, "shards/words-00000001")
-        (shards / "shards").mkdir()
-        write_base(outputs, {"tokenizer": str(tokenizer), "shards": str(shards)})
-    tuned = write_run(
-        outputs,
-        f"finetune/demo-{key}",
-        folders={"base": str(outputs / "pretrain" / "demo-00000002")},
-        results={"parameters": 2_500_000, "trainable_parameters": 61_440, "val/loss_before": 5.0, "val/loss": 4.0},
-        samples=[
-            {"step": 0, "prompt": "[b]무엇?", "text": " 처음"},
-            *({"step": 9, "prompt": f"질문 {i}?", "text": f" 답 {i} [/b]"} for i in range(3)),
-        ],
-    )
-    (tuned / "adapter").mkdir()
-
-
-def write_base(outputs: Path, folders: dict[str, str]) -> None:
+def write_demo(outputs: Path) -> None:
+    """What the demo leaves, in miniature."""
+    words = {"vocab_size": 4096, "exact_round_trip": 0.99953, "nfc_round_trip": 1.0, "tokens_per_eojeol": 1.9013}
+    tokenizer = write_run(outputs, "tokenizer/words-00000000", results=words)
+    shards = write_run(outputs, "shards/words-00000001")
     results = {
         "parameters": 2_402_720,
         "tokens": 244_831,
@@ -262,23 +222,34 @@ def write_base(outputs: Path, folders: dict[str, str]) -> None:
         "val/bits_per_byte": 1.4,
         "unigram_bits_per_byte": 1.739,
     }
-    texts = [
-        {"step": step, "prompt": prompt, "text": f" {step} {prompt} 끝"}
-        for step in (0, 5, 10)
-        for prompt in ("가", "나", "다")
-    ]
-    base = write_run(outputs, "pretrain/demo-00000002", folders=folders, results=results, samples=texts)
-    (base / "model").mkdir()
+    base = write_run(
+        outputs,
+        "pretrain/demo-00000002",
+        folders={"tokenizer": str(tokenizer), "shards": str(shards)},
+        results=results,
+        samples=[{"step": n, "prompt": p, "text": f" {n} {p} 끝"} for n in (0, 5, 10) for p in ("가", "나", "다")],
+    )
+    tuned = write_run(
+        outputs,
+        "finetune/demo-00000003",
+        folders={"base": str(base)},
+        results={"parameters": 2_500_000, "trainable_parameters": 61_440, "val/loss_before": 5.0, "val/loss": 4.0},
+        samples=[
+            {"step": 0, "prompt": "[b]무엇?", "text": " 처음"},
+            *({"step": 9, "prompt": f"질문 {i}?", "text": f" 답 {i} [/b]"} for i in range(3)),
+        ],
+    )
+    for folder in (shards / "shards", base / "model", tuned / "adapter"):
+        folder.mkdir()
 
 
-def shown_by_demo(outputs: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    demo.main(["--outputs", str(outputs)])
-    return one_spaced(capsys.readouterr().out)
-
-
-def test_the_demo_shows_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_shows_its_numbers_what_the_models_say_and_where_everything_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_demo(tmp_path)
-    lines = shown_by_demo(tmp_path, capsys)
+    (tmp_path / "wandb").mkdir()
+    demo.main(["--outputs", str(tmp_path)])
+    lines = one_spaced(capsys.readouterr().out)
     assert [line for line in lines if line.startswith("│")] == [
         "│ tokenizer │ vocabulary │ 4,096 tokens │",
         "│ │ lines that round-trip │ 99.95% exactly, 100.00% in NFC │",
@@ -291,31 +262,13 @@ def test_the_demo_shows_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixtur
         "│ tuning │ trained by LoRA │ 61,440 of 2,500,000 parameters │",
         "│ │ held-out answer loss │ 5.000 -> 4.000 (-20.0%) │",
     ]
-
-
-def test_the_demo_shows_what_the_models_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_demo(tmp_path)
-    lines = shown_by_demo(tmp_path, capsys)
-    start = lines.index("The base model goes on from a beginning")
-    assert lines[start + 1 : start + 5] == [
-        "step 0 가 0 가 끝",
-        "step 10 가 10 가 끝",
-        "step 0 나 0 나 끝",
-        "step 10 나 10 나 끝",
-    ]
-    start = lines.index("The tuned model answers held-out questions")
-    answers = [line for i in range(3) for line in (f"질문 질문 {i}?", f"답변 답 {i} [/b]")]
-    assert lines[start + 1 : start + 7] == answers
-
-
-def test_the_demo_says_where_everything_lies_and_what_to_type_next(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_demo(tmp_path)
-    (tmp_path / "wandb").mkdir()
-    lines = shown_by_demo(tmp_path, capsys)
-    start = lines.index("Where everything lies")
-    assert lines[start + 1 :] == [
+    assert lines[lines.index("The base model goes on from a beginning") :] == [
+        "The base model goes on from a beginning",
+        *("step 0 가 0 가 끝", "step 10 가 10 가 끝", "step 0 나 0 나 끝", "step 10 나 10 나 끝", ""),
+        "The tuned model answers held-out questions",
+        *(line for i in range(3) for line in (f"질문 질문 {i}?", f"답변 답 {i} [/b]")),
+        "",
+        "Where everything lies",
         f"tokenizer {tmp_path}/tokenizer/words-00000000",
         f"shards {tmp_path}/shards/words-00000001/shards",
         f"model {tmp_path}/pretrain/demo-00000002/model",

@@ -66,6 +66,12 @@ def compared(sweep: Path, *words: str) -> None:
     main([str(sweep), "--outputs", str(sweep.parents[1]), *words])
 
 
+def markdown_said(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[list[str]]]:
+    """(what was printed, the rows of its tables)."""
+    text = capsys.readouterr().out.replace("\\_", "_")
+    return text, [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
 # By hand
 
 
@@ -96,8 +102,7 @@ def test_no_text_ends_the_script_that_holds_it() -> None:
 
 def test_seeds_are_averaged_and_every_job_has_its_state(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compared(sweep, "--markdown")
-    text = capsys.readouterr().out.replace("\\_", "_")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    text, rows = markdown_said(capsys)
     ranking = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:5]}
     best, second, last = ranking.values()
     assert [best["optimizer.learning_rate"], second["optimizer.learning_rate"]] == ["0.01", "0.001"]
@@ -121,41 +126,27 @@ def test_a_search_is_ranked_by_its_first_objective_and_direction(
 ) -> None:
     (sweep / "search.json").write_text(json.dumps(search), encoding="utf-8")
     compared(sweep, "--markdown", *words)
-    text = capsys.readouterr().out.replace("\\_", "_")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    _, rows = markdown_said(capsys)
     assert rows[2][rows[0].index("optimizer.learning_rate")] == best
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (
-            ["--metric", "val/lss"],
-            "error: --metric val/lss: no run has measured it. There are parameters, ",
-        ),
-        (
-            ["--key", "model.depth"],
-            "error: --key model.depth: it is alike in all that is compared. These do: ",
-        ),
+        (["--metric", "val/lss"], "--metric val/lss: no run has measured it. There are parameters, "),
+        (["--key", "model.depth"], "--key model.depth: it is alike in all that is compared. These do: "),
+        (["sweeps/none-00000000"], "sweeps/none-00000000 is a sweep without jobs: there is nothing to compare"),
     ],
 )
 def test_a_wrong_word_is_one_line_with_those_there_are(
     sweep: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
+    (sweep.parent / "none-00000000").mkdir()
     with pytest.raises(SystemExit) as ended:
-        compared(sweep, *words)
+        main([*words, str(sweep), "--outputs", str(sweep.parents[1])])
     assert ended.value.code == 2
-    said = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
-    assert len(said) == 1 and said[0].startswith(line)
-
-
-def test_a_sweep_without_jobs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    empty = tmp_path / "sweeps" / "none-00000000"
-    empty.mkdir(parents=True)
-    with pytest.raises(SystemExit) as ended:
-        compared(empty)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and "none-00000000 is a sweep without jobs: there is nothing to compare" in said
+    [error] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert line in error
 
 
 # The end of a sweep

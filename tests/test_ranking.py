@@ -1,10 +1,7 @@
-"""Budgets, and the ranking of a sweep over tokenizers: equal bytes for each, seeds averaged, lossy ones marked."""
+"""Budgets, and the ranking of runs over tokenizers: equal bytes for each, seeds averaged, lossy ones marked."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,14 @@ from llm.compare.ranking import estimate
 from llm.compare.show import print_ranked
 from llm.config.stages import PretrainStage
 from llm.errors import ConfigError
-from llm.run.record import write_record
-from llm.run.runs import Run, load
+from llm.run.runs import Run
 from llm.stage.pretrain import steps_within_budget
 from tests.korean import documents, save_preset
+from tests.test_stages import run
+from tests.tuned import quick_peak
 
-ROOT = Path(__file__).parents[1]
+__all__ = ["quick_peak"]
+
 SHARDS = {"vocab_size": 1000, "train": {"raw_bytes": 5_000_000, "tokens": 1_000_000}}
 
 
@@ -69,62 +68,34 @@ def test_a_budget_that_pays_for_nothing_is_refused() -> None:
 
 
 TINY = [
-    "tokenizer=byte_bpe,blog",
-    "tokenizer.vocab_size=400",
-    "seed=0,1",
-    "model.num_layers=1",
-    "model.num_heads=2",
-    "model.hidden_size=16",
-    "data=text",
-    "data.held_out_share=0.1",
-    "data.sequence_length=64",
-    "data.batch_size=4",
-    "trainer.max_bytes=6000",
-    "trainer.log_every_steps=1",
-    "trainer.sample_tokens=4",
-    "logger=local",
+    *("tokenizer.vocab_size=400", "model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "data=text"),
+    *("data.held_out_share=0.1", "data.sequence_length=64", "data.batch_size=4", "trainer.max_bytes=6000"),
+    *("trainer.log_every_steps=1", "trainer.sample_prompts=[]", "logger=local"),
 ]
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
-    """(the outputs, the command of the sweep, what it printed)."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Two seeds of a model under each of two tokenizers."""
     folder = tmp_path_factory.mktemp("ranking")
     (folder / "text.txt").write_text("\n\n".join(documents(300)), encoding="utf-8")
-    given = ["-m", *TINY, f"data.path={folder / 'text.txt'}", f"outputs={folder / 'outputs'}"]
-    return folder / "outputs", given, sweep(given).stdout
+    given = [*TINY, f"data.path={folder / 'text.txt'}", f"outputs={folder / 'outputs'}"]
+    return [run("pretrain", *given, f"tokenizer={n}", f"seed={seed}") for n in ("byte_bpe", "blog") for seed in (0, 1)]
 
 
-def sweep(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def rows(printed: str) -> dict[str, list[str]]:
-    """The printed ranking: key -> its value in each choice, the best first; how long it took aside."""
-    lines = [line for line in printed.split("└")[0].splitlines() if line[:1] in "│┃"]
+def test_tokenizers_are_ranked_with_their_seeds_averaged_and_what_they_did_to_the_text(
+    made: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pretrain/*", "--outputs", str(made[0].path.parents[1])])
+    lines = [line for line in capsys.readouterr().out.split("└")[0].splitlines() if line[:1] in "│┃"]
     cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
-    return {key: values for key, *values in cells if "second" not in key}
-
-
-def runs(outputs: Path) -> list[Run]:
-    return [load(path.parent) for path in sorted(outputs.glob("pretrain/*/run.json"))]
-
-
-def test_a_sweep_ends_in_one_ranked_table_with_its_seeds_averaged(swept: tuple[Path, list[str], str]) -> None:
-    outputs, _, printed = swept
-    made = runs(outputs)
-    assert len(made) == 4
+    found = {key: values for key, *values in cells}
     values = {
         name: [run.results["val/bits_per_byte"] for run in made if run.config["tokenizer"]["name"] == name]
         for name in ("byte_bpe", "blog")
     }
     ranked = sorted(values, key=lambda name: statistics.fmean(values[name]))
-    found = rows(printed)
-    assert found["tokenizer"] == ranked
+    assert found["tokenizer.name"] == ranked
     assert found["seeds"] == ["2", "2"]
     assert found["val/bits_per_byte"] == [str(estimate(values[name])) for name in ranked]
     lost = dict(zip(ranked, found["lost_bytes_share"], strict=True))
@@ -133,39 +104,15 @@ def test_a_sweep_ends_in_one_ranked_table_with_its_seeds_averaged(swept: tuple[P
     assert [float(each.split()[0]) for each in found["megabytes_of_text"]] == pytest.approx([0.006] * 2, abs=0.0006)
 
 
-def test_every_job_is_fed_the_same_bytes(swept: tuple[Path, list[str], str]) -> None:
-    for run in runs(swept[0]):
-        train = run.parent("shards").results["train"]
+def test_every_run_of_a_budget_is_fed_the_same_bytes(made: list[Run]) -> None:
+    for of in made:
+        train = of.parent("shards").results["train"]
         step = 4 * 64 * train["raw_bytes"] / train["tokens"]
-        assert run.config["trainer"]["max_steps"] == round(6000 / step)
-        assert abs(run.config["trainer"]["max_steps"] * step - 6000) <= step / 2
-    assert len({run.config["trainer"]["max_steps"] for run in runs(swept[0])}) == 2
+        assert of.config["trainer"]["max_steps"] == round(6000 / step)
+        assert abs(of.config["trainer"]["max_steps"] * step - 6000) <= step / 2
+    assert len({of.config["trainer"]["max_steps"] for of in made}) == 2
 
 
-def test_a_sweep_started_again_does_what_is_left_and_ranks_all(swept: tuple[Path, list[str], str]) -> None:
-    outputs, given, printed = swept
-    lost = runs(outputs)[0].path
-    record = json.loads((lost / "run.json").read_text(encoding="utf-8"))
-    write_record(lost, record | {"status": "running"})
-    again = sweep(given)
-    assert rows(again.stdout) == rows(printed)
-    consoles = "".join(path.read_text() for path in outputs.glob("sweeps/*/jobs/*/console.log"))
-    assert consoles.count("pretrain goes on in") == 1
-    assert again.stderr.count("reused " + str(outputs / "pretrain")) == 3
-
-
-def test_the_tool_prints_the_same_ranking(
-    swept: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["pretrain/*", "--outputs", str(swept[0])])
-    ours, printed = rows(capsys.readouterr().out), rows(swept[2])
-    assert ours.pop("tokenizer.name") == printed.pop("tokenizer")  # of runs it is not known what was typed
-    assert ours.pop("trainer.max_steps")  # nor that the budget decided this
-    assert ours == printed
-
-
-def test_one_seed_is_said_to_decide_little(
-    swept: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    print_ranked([Entry(run) for run in runs(swept[0]) if run.config["seed"] == 0])
+def test_one_seed_is_said_to_decide_little(made: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    print_ranked([Entry(run) for run in made if run.config["seed"] == 0])
     assert "One seed each: a small difference can be chance. Sweep seed=0,1,2, too." in capsys.readouterr().out

@@ -125,26 +125,18 @@ class Entry:
 
 
 def find_entries(outputs: str, names: Sequence[str]) -> tuple[list[Entry], Path | None]:
-    """(all that the names mean, each run once; the sweep, where they mean one and nothing else).
+    """(all that the names mean; the sweep, where they mean one and nothing else).
 
     Raises:
         ConfigError: a name or a folder means nothing, or a sweep has no jobs.
         DamagedError: a finished run's config is not what it was.
     """
     meant = [_meant(outputs, name) for name in names]
-    entries = once_each([entry for found, _ in meant for entry in found])
+    entries = [entry for found, _ in meant for entry in found]
     for entry in entries:
         if entry.run and entry.is_done:
             check_files(entry.run, under="config.yaml")
     return entries, meant[0][1] if len(meant) == 1 else None
-
-
-def once_each(entries: Sequence[Entry]) -> list[Entry]:
-    """Of entries that share a run the first."""
-    once: dict[Path, Entry] = {}
-    for entry in entries:
-        once.setdefault(entry.path.resolve(), entry)
-    return list(once.values())
 
 
 def _meant(outputs: str, name: str) -> tuple[list[Entry], Path | None]:

@@ -27,11 +27,8 @@ HOW_MUCH = (".weight", ".max_bytes", ".max_tokens")  # ends of those of data.par
 MOST_LISTED = 8  # settings in a note
 MOST_LEVELS = 8  # values of a setting whose means are shown
 NORMAL = 1.959964
-STUDENT = (  # what |t| stays under with 95 % probability, at 1, 2, 3, ... degrees of freedom
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
-    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
-    2.0452, 2.0423,
-)  # fmt: skip
+# What |t| stays under with 95 % probability, at 1, 2, 3, ... degrees of freedom
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,9 @@ def t_quantile(degrees_of_freedom: int) -> float:
     """What |t| stays under with 95 % probability; past the table by Abramowitz & Stegun (1964), 26.7.5."""
     if degrees_of_freedom <= len(STUDENT):
         return STUDENT[degrees_of_freedom - 1]
-    first, second = (NORMAL**3 + NORMAL) / 4, (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
-    return NORMAL + first / degrees_of_freedom + second / degrees_of_freedom**2
+    z, n = NORMAL, degrees_of_freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / n**3
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +203,7 @@ def rank(
     is_highest_best: bool = False,
     keys: Sequence[str] = (),
 ) -> Ranking:
-    """The choices among entries by a metric.
+    """The choices among entries by a metric; of entries that share a run the first counts.
 
     By default that is the first objective of a search; else answers if all have them, else bits per byte or loss.
 
@@ -215,7 +213,10 @@ def rank(
     if metric is None:
         metric, is_maximized = objective_of(sweep, entries)
         is_highest_best = is_highest_best or is_maximized
-    grouped = _grouped(entries)
+    once: dict[Path, Entry] = {}
+    for entry in entries:
+        once.setdefault(entry.path.resolve(), entry)
+    grouped = _grouped(list(once.values()))
     outcomes = [choice.outcome for choice in grouped]
     if metric and not any(metric in outcome for outcome in outcomes):
         known = sorted({name for outcome in outcomes for name in outcome})

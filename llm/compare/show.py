@@ -9,7 +9,7 @@ from textwrap import indent
 from rich.console import Console
 from rich.text import Text
 
-from llm.compare.entries import Entry, once_each, read_sweep
+from llm.compare.entries import Entry, read_sweep
 from llm.compare.ranking import ADDED, MOST_LEVELS, Ranking, flattened, rank
 from llm.config.compose import composed
 from llm.errors import ConfigError, LaunchError, StoppedError
@@ -107,7 +107,7 @@ def print_ranked(entries: Sequence[Entry], *, search: Path | None = None) -> Non
 
     Those of a search, by its folder, are ranked by what it is for.
     """
-    ranking = rank(once_each([entry for entry in entries if entry.is_done]), sweep=search)
+    ranking = rank([entry for entry in entries if entry.is_done], sweep=search)
     notes, console = ranking.notes, output_console()
     if len(ranking.choices) > 1 and all(len(choice.entries) == 1 for choice in ranking.choices):
         notes = [*notes, "One seed each: a small difference can be chance. Sweep seed=0,1,2, too."]
@@ -150,7 +150,7 @@ def _write_page(sweep: Path) -> None:
     from llm.compare.page import write_page  # imports plotly
 
     try:
-        ranking = rank(once_each(read_sweep(sweep)), title=sweep.name, sweep=sweep)
+        ranking = rank(read_sweep(sweep), title=sweep.name, sweep=sweep)
         size = write_page(ranking, sweep / PAGE)
         log.info("how its jobs compare: %s (%.1f MB, open it in a browser)", sweep / PAGE, size / 1e6)
     except Exception as error:  # the jobs are done, and a page that cannot be drawn undoes none of them
