@@ -71,20 +71,17 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[tuple[str, bool]]:
 
     White space is marked, and bytes that are no whole character are in hex.
     """
-    unknown, bytes_of = unknown_token(tokenizer), _byte_level(tokenizer)
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    bytes_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()} if is_byte_level else {}
+    unknown = unknown_token(tokenizer)
     tokens = tokenizer.encode(text, add_special_tokens=False).tokens
     return [(_readable(token, bytes_of), token == unknown) for token in tokens]
 
 
-def _byte_level(tokenizer: Tokenizer) -> dict[str, int]:
-    """The symbols of a byte-level vocabulary, each with its byte; empty for another tokenizer."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
-    return {symbol: byte for byte, symbol in bytes_to_unicode().items()} if is_byte_level else {}
-
-
 def _readable(token: str, bytes_of: dict[str, int]) -> str:
+    """A token of a byte-level vocabulary by the bytes of its symbols, of any other as it stands there."""
     if all(symbol in bytes_of for symbol in token):
         raw = bytes(bytes_of[symbol] for symbol in token)
         try:
@@ -94,12 +91,6 @@ def _readable(token: str, bytes_of: dict[str, int]) -> str:
     return normalize("NFC", token).translate(MARKS)
 
 
-def lost(tokenizer: Tokenizer, text: str) -> str:
-    """The characters of a text that do not come back, each as often as it is lost."""
-    back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids)
-    return "".join(tokenizers.lost_characters(text, back).elements()).translate(MARKS)
-
-
 def table_of_pieces(named: list[Named], text: str, *, coloured: bool) -> Table:
     """A row for each tokenizer: its name, how many tokens, the tokens, and what of the text is lost."""
     table = Table("tokenizer", "tokens", "pieces", "lost", highlight=False)
@@ -107,7 +98,9 @@ def table_of_pieces(named: list[Named], text: str, *, coloured: bool) -> Table:
     for each in named:
         found = pieces(each.tokenizer, text)
         line = _coloured(found) if coloured else Text("|".join(piece for piece, _ in found))
-        table.add_row(Text(each.name), str(len(found)), line, Text(lost(each.tokenizer, text)))
+        back = each.tokenizer.decode(each.tokenizer.encode(text, add_special_tokens=False).ids)
+        lost = "".join(tokenizers.lost_characters(text, back).elements()).translate(MARKS)
+        table.add_row(Text(each.name), str(len(found)), line, Text(lost))
     return table
 
 
@@ -152,13 +145,10 @@ def table_of_reports(measured: dict[str, dict[str, dict[str, Any]]]) -> Table:
     wheres = list(next(iter(measured.values())))
     table = Table(" / ".join(wheres), *measured, highlight=False)
     for key, label in FIGURES.items():
-        cells = [[_cell(report.get(key)) for report in by_place.values()] for by_place in measured.values()]
+        values = [[report.get(key) for report in by_place.values()] for by_place in measured.values()]
+        cells = [["-" if value is None else shown(value) for value in of] for of in values]
         table.add_row(label, *(" / ".join(dict.fromkeys(cell)) for cell in cells))
     return table
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else shown(value)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -174,13 +164,12 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.report and (len(arguments.words) < 2 or arguments.on or arguments.json):
         parser.error('give runs and then a text, "문장"; or runs and --report, which --on and --json go with')
     with one_line_errors():
-        _show_reports(arguments) if arguments.report else _show_pieces(arguments)
-
-
-def _show_pieces(arguments: argparse.Namespace) -> None:
-    *names, text = arguments.words
-    console = output_console()
-    console.print(table_of_pieces(find_tokenizers(arguments.outputs, names), text, coloured=console.is_terminal))
+        if arguments.report:
+            _show_reports(arguments)
+        else:
+            *names, text = arguments.words
+            console, named = output_console(), find_tokenizers(arguments.outputs, names)
+            console.print(table_of_pieces(named, text, coloured=console.is_terminal))
 
 
 def _show_reports(arguments: argparse.Namespace) -> None:

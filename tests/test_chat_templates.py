@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm.config.data import LayoutConfig, Overlong, Packing
 from llm.data.conversations import ConversationRows, Encoded, encode_conversations, show_trained
@@ -16,6 +16,7 @@ from llm.data.records import Conversation
 from llm.data.rows import IGNORED
 from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError
+from llm.model import document_bounds, grow, next_token_nats
 from llm.tokenizer import (
     TEMPLATES,
     Renderer,
@@ -29,7 +30,6 @@ from llm.tokenizer import (
     save_with_template,
     special,
 )
-from llm.tokenizer.rendering import Jail
 from tests.korean import save_preset, sentences
 from tests.rounding import rounding
 
@@ -82,21 +82,13 @@ RECORDS: dict[str, dict[str, Any]] = {
 IM = "<|im_start|>"
 TRAINED = {
     ("plain", "messages"): f"{END}지시: 규칙 / 질문: 하나 / 답변:⟦ 둘{END}⟧질문: 셋 / 답변:⟦ 넷{END}⟧",
-    ("plain", "ShareGPT"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
     ("plain", "Alpaca"): f"{END}질문: 번역 /  / 하늘 / 답변:⟦ sky{END}⟧",
-    ("plain", "question and answer"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
-    ("plain", "tagged"): f"{END}질문: 뭐? / 답변:⟦ 책.{END}⟧",
     ("chatml", "messages"): (
         f"{END}{IM}system / 규칙<|im_end|> / {IM}user / 하나<|im_end|> / {IM}assistant / ⟦둘<|im_end|>⟧ / "
         f"{IM}user / 셋<|im_end|> / {IM}assistant / ⟦넷<|im_end|>⟧ / "
     ),
     ("chatml", "ShareGPT"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
-    ("chatml", "Alpaca"): f"{END}{IM}user / 번역 /  / 하늘<|im_end|> / {IM}assistant / ⟦sky<|im_end|>⟧ / ",
-    ("chatml", "question and answer"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
-    ("chatml", "tagged"): f"{END}{IM}user / 뭐?<|im_end|> / {IM}assistant / ⟦책.<|im_end|>⟧ / ",
     ("blog", "messages"): f"{END}### 지시: 규칙 ### 질문: 하나 ### 답변:⟦ 둘{END}⟧### 질문: 셋 ### 답변:⟦ 넷{END}⟧",
-    ("blog", "ShareGPT"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
-    ("blog", "Alpaca"): f"{END}### 질문: 번역 /  / 하늘 ### 답변:⟦ sky{END}⟧",
     ("blog", "question and answer"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
     ("blog", "tagged"): f"{END}### 질문: 뭐? ### 답변:⟦ 책.{END}⟧",
 }
@@ -115,12 +107,12 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], t
     tokenizer, _ = chats[template]
     made = talk(*sentences(6, seed=3), system="짧게")
     (encoded,) = encode(chats[template], made)
-    (text,) = Renderer(tokenizer).prompts([made.messages[:-1]])
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (ids,) = Renderer(tokenizer).prompt_ids([made.messages[:-1]])
     assert encoded.input_ids[: len(ids)].tolist() == ids
     assert encoded.is_answer[len(ids)] and not encoded.is_answer[len(ids) - 1]
     for asked in (True, False):  # transformers' own way gives the same prompt
-        assert tokenizer.apply_chat_template(made.messages[:-1], tokenize=False, add_generation_prompt=asked) == text
+        how = {"tokenize": True, "return_dict": True, "add_generation_prompt": asked}
+        assert tokenizer.apply_chat_template(made.messages[:-1], **how)["input_ids"] == ids
 
 
 # The tokens that a template needs
@@ -174,9 +166,11 @@ QUESTION = "{{ message['content'] + ':' }}"
 BAD = {
     "wrong syntax": (by_role("{% if %}", MARKED), r": line 1: .*Correct it, or choose chatml, plain or blog"),
     "no end token": (by_role(QUESTION, MARKED.replace(" + eos_token", "")), " ends an answer with no special token"),
-    "not turn after turn": (by_role("{{ loop.length }}" + QUESTION, MARKED), " does not put one turn after another"),
+    "not turn after turn": (by_role("{{ loop.length }}" + QUESTION, MARKED), ": does not put one turn after another"),
     "refuses everything": (by_role(QUESTION, MARKED, "{{ raise_exception('아니') }}"), ": 아니. Correct it"),
     "an attribute of Python": (by_role("{{ ''.__class__.__mro__ }}", MARKED), r": .*(unsafe|undefined)"),
+}
+BAD_APART = {  # which are to be stopped by the process that renders what is not ours
     "much output": (
         by_role("{% for i in range(90000) %}x{% endfor %}", MARKED),
         r": makes 9\d{4} characters of a conversation that may have 2\d{4}",
@@ -192,8 +186,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("template", "line"), BAD.values(), ids=BAD)
-def test_a_bad_template_ends_in_one_line_before_training(base: Path, tmp_path: Path, template: str, line: str) -> None:
+@pytest.mark.parametrize(("template", "line"), (BAD | BAD_APART).values(), ids=BAD | BAD_APART)
+def test_a_bad_template_ends_in_one_line_before_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, line: str
+) -> None:
+    if (template, line) in BAD.values():
+        monkeypatch.setitem(TEMPLATES, "x.jinja", template)  # so that no process need be started
     with pytest.raises(ConfigError, match="^chat_template=x.jinja" + line) as raised:
         save_with_template(base, template, tmp_path, name="chat_template=x.jinja")
     assert "\n" not in str(raised.value)
@@ -210,20 +208,34 @@ def test_a_good_template_of_ones_own_is_rendered_as_transformers_does(base: Path
     assert show_trained(encoded, chat[0]) == f"<|q|>하나<|a|>⟦둘{END}⟧<|q|>셋<|a|>⟦넷{END}⟧"
 
 
-def test_a_template_that_goes_wrong_only_on_some_record_names_it(base: Path, tmp_path: Path) -> None:
-    trap = "{% if '덫' in message['content'] %}{{ raise_exception('싫다') }}{% endif %}" + QUESTION
-    save_with_template(base, by_role(trap, MARKED), tmp_path, name="x")
-    chat = load_chat(tmp_path), special(tmp_path)
+def test_a_template_that_goes_wrong_only_on_some_record_names_it(
+    chats: dict[str, Chat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, tokens = chats["plain"]
+    trap = by_role("{% if '덫' in message['content'] %}{{ raise_exception('싫다') }}{% endif %}" + QUESTION, MARKED)
+    monkeypatch.setitem(TEMPLATES, "x", trap)
+    monkeypatch.setattr(tokenizer, "chat_template", trap)
     with pytest.raises(DataError, match=r"^b.jsonl:9: the chat template refuses it: 싫다\."):
-        encode(chat, talk("하나", "둘"), talk("덫", "둘", origin="b.jsonl:9"))
+        encode((tokenizer, tokens), talk("하나", "둘"), talk("덫", "둘", origin="b.jsonl:9"))
 
 
-def test_a_jail_goes_on_after_a_template_that_failed() -> None:
-    jail, messages = Jail(), [{"role": "user", "content": "뭐?"}]
-    for template in ("{{ 1 / 0 }}", "{{ (9 ** (9 ** 9)) % 2 }}"):
-        with pytest.raises(TemplateError):
-            jail.render(template, {}, [messages], False)
-        assert jail.render(LOOP, {}, [messages], False) == [("뭐?", [])]
+def test_rendering_goes_on_after_a_template_that_took_too_long(base: Path) -> None:
+    """As a chat does after a message that its template could not say."""
+    chat = load_chat(base)
+    chat.chat_template = "{% set big = messages[0]['content'] | int %}{{ (9 ** (9 ** big)) % 2 }}"
+    renderer = Renderer(chat)
+    with pytest.raises(TemplateError, match=r"^takes more than 2 s to render"):
+        renderer.prompt_ids([[{"role": "user", "content": "9"}]])
+    [ids] = renderer.prompt_ids([[{"role": "user", "content": "1"}]])
+    assert chat.decode(ids) == "1"
+
+
+def test_a_template_of_ours_is_rendered_in_this_process(
+    chats: dict[str, Chat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.tokenizer.chat.ProcessPoolExecutor", None)
+    for tokenizer, _ in chats.values():
+        assert Renderer(tokenizer).prompt_ids([[{"role": "user", "content": "뭐?"}]])
 
 
 @pytest.mark.parametrize(
@@ -246,9 +258,6 @@ def test_a_file_that_marks_nothing_is_refused(tmp_path: Path) -> None:
     path.write_bytes("{% generation %}가".encode("cp949"))
     with pytest.raises(ConfigError, match=r"t.jinja is not UTF-8"):
         read_template(str(path))
-    path.write_text("{% generation %}" + "x" * 2**20, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"t.jinja has 1048592 characters; a template has 1048576 at most"):
-        read_template(str(path))
 
 
 @pytest.mark.parametrize(
@@ -262,9 +271,12 @@ def test_a_base_whose_template_cannot_be_trained_with_is_refused(base: Path, tem
         check_template(chat, name="x")
 
 
-def test_a_base_whose_answers_end_elsewhere_than_generation_does_is_refused(base: Path) -> None:
+def test_a_base_whose_answers_end_elsewhere_than_generation_does_is_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chat = load_chat(base)
     chat.chat_template = by_role(QUESTION, MARKED.replace("eos_token", "'<|pad|>'"))
+    monkeypatch.setitem(TEMPLATES, "x", chat.chat_template)
     with pytest.raises(ConfigError, match=r"ends an answer with <\|pad\|>, and it stops at <\|endoftext\|>"):
         check_template(chat, name="x")
 
@@ -272,12 +284,12 @@ def test_a_base_whose_answers_end_elsewhere_than_generation_does_is_refused(base
 # Too long
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_the_oldest_turns_go_and_the_system_prompt_stays(chats: dict[str, Chat], template: str) -> None:
+def test_the_oldest_turns_go_and_the_system_prompt_stays(chats: dict[str, Chat]) -> None:
+    chat = chats["chatml"]
     long = talk("하나 " * 9, "둘 " * 9, "셋", "넷", "다섯", "여섯", system="규칙")
-    (short,) = encode(chats[template], talk("셋", "넷", "다섯", "여섯", system="규칙"))
+    (short,) = encode(chat, talk("셋", "넷", "다섯", "여섯", system="규칙"))
     room = len(short.input_ids)
-    kept, counts = encode_conversations([long], chats[template][0], sequence_length=room, overlong=Overlong.cut)
+    kept, counts = encode_conversations([long], chat[0], sequence_length=room, overlong=Overlong.cut)
     assert [row.input_ids.tolist() for row in kept] == [short.input_ids.tolist()]
     assert kept[0].is_answer.tolist() == short.is_answer.tolist()
     assert (kept[0].answer_bytes, counts) == (len("넷여섯".encode()), {"oldest turns cut (kept)": 1})
@@ -302,9 +314,8 @@ def rows_of(chat: Chat, packing: Packing, count: int = 30) -> tuple[list[Encoded
     return encoded, ConversationRows(encoded, pad_id=chat[1].pad_id, packing=packing, sequence_length=256)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_packed_rows_hold_every_conversation_whole_and_once(chats: dict[str, Chat], template: str) -> None:
-    encoded, rows = rows_of(chats[template], Packing.best_fit)
+def test_packed_rows_hold_every_conversation_whole_and_once(chats: dict[str, Chat]) -> None:
+    encoded, rows = rows_of(chats["chatml"], Packing.best_fit)
     batch = rows.__getitems__(MicroBatch(0, np.arange(len(rows)), 7))
     seen = []
     for line, origins in enumerate(rows.describe(np.arange(len(rows)))):
@@ -336,50 +347,24 @@ def test_the_share_of_padding_worked_by_hand() -> None:
     assert packed.padding_share(2) == 1 - 36 / (2 * 20)  # 18, and 10 + 5 + 3
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=VOCABULARY + 100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(shape).eval()
-
-
 def nats(model: Any, rows: Any, which: Any) -> float:
-    from llm.model import document_bounds, next_token_nats
-
     batch = rows.__getitems__(MicroBatch(0, np.asarray(which), 1))
     with torch.no_grad():
         return float(next_token_nats(model, batch | {"document_bounds": document_bounds(batch["position_ids"])}))
 
 
-def test_packed_losses_equal_those_of_conversations_alone(chats: dict[str, Chat], model: Any) -> None:
+def test_packed_losses_equal_those_of_conversations_alone(chats: dict[str, Chat]) -> None:
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape).eval()
     _, packed = rows_of(chats["chatml"], Packing.best_fit)
     _, alone = rows_of(chats["chatml"], Packing.padded)
     total = sum(nats(model, alone, [row]) for row in range(len(alone)))
     assert nats(model, packed, range(len(packed))) == pytest.approx(total, rel=rounding(VOCABULARY))
     assert packed.num_labels.sum() == alone.num_labels.sum()
-
-
-def test_a_conversation_does_not_see_its_neighbour_in_the_row(chats: dict[str, Chat], model: Any) -> None:
-    _, packed = rows_of(chats["chatml"], Packing.best_fit)
-    batch = packed.__getitems__(MicroBatch(0, np.array([0]), 1))
-    second = int((batch["position_ids"][0] == 0).nonzero()[1])
-    labels = batch["labels"].clone()
-    labels[:, :second] = IGNORED
-    from llm.model import document_bounds, next_token_nats
-
-    bounds = {"document_bounds": document_bounds(batch["position_ids"])}
-    found = []
-    for shift in (0, 1):
-        ids = batch["input_ids"].clone()
-        ids[:, :second] = (ids[:, :second] + shift) % VOCABULARY
-        with torch.no_grad():
-            found.append(float(next_token_nats(model, batch | bounds | {"input_ids": ids, "labels": labels})))
-    assert found[0] == pytest.approx(found[1], rel=rounding(64))
 
 
 # New rows
@@ -388,21 +373,10 @@ def test_a_conversation_does_not_see_its_neighbour_in_the_row(chats: dict[str, C
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_new_rows_are_the_mean_of_the_old_ones(is_tied: bool, family: str) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from llm.model import grow
-
-    names = {
-        "gpt2": ("n_embd", "n_layer", "n_head"),
-        "llama": ("hidden_size", "num_hidden_layers", "num_attention_heads"),
-    }
-    shape = dict(zip(names[family], (16, 1, 2), strict=True))
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 11}
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, vocab_size=11, tie_word_embeddings=is_tied, **shape)
-    )
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    before = [end.weight.detach().clone() for end in ends]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, tie_word_embeddings=is_tied, **shape))
+    before = [end.weight.detach().clone() for end in (model.get_input_embeddings(), model.get_output_embeddings())]
     grow(model, 13, [11, 12])
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     assert (ends[0].weight is ends[1].weight) is is_tied

@@ -9,15 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unicodedata import normalize
 
-import hydra
 import pytest
 import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
-from llm.config.compose import from_hydra
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import Morphemes, TokenizerConfig
 from llm.data.corpus import open_corpus
@@ -28,12 +26,12 @@ from llm.data.sharding import write_shards
 from llm.data.shards import read_manifest
 from llm.errors import ConfigError, DataError
 from llm.run.runs import Run
-from llm.stage import run_stage
-from llm.tokenizer import Sample, report, save, train
-from llm.tokenizer.morphemes import MARK, analyser, marked
+from llm.tokenizer import Sample, load, lost_bytes, report, save, train
 from llm.tokenizer.report import renyi_efficiency
+from llm.tokenizer.training import MARK, analyser, marked
 from llm.trainer.validation import evaluate
-from tests.korean import documents, preset
+from tests import test_stages
+from tests.korean import HARD_TEXTS, documents, preset, save_preset
 
 report_module = importlib.import_module("llm.tokenizer.report")
 training_module = importlib.import_module("llm.tokenizer.training")
@@ -97,6 +95,60 @@ def test_tokens_that_cross_a_morpheme_are_counted_by_their_place_in_the_text(mon
     assert found.morpheme_analyser == "mecab"
 
 
+@pytest.mark.parametrize(
+    ("text", "decoded", "lost"),
+    [
+        ("가나다", "가다", 3),
+        ("가나다", "다나가", 0),  # order is not looked at
+        ("가가가", "가", 6),
+        ("가 나", "가  나", 0),  # what is added costs nothing
+        ("가\n나", "가 나", 1),
+        ("a🙂", "a", 4),
+        ("한", normalize("NFD", "한"), 0),
+        ("가", "", 3),
+    ],
+)
+def test_lost_bytes_of_cases_worked_by_hand(text: str, decoded: str, lost: int) -> None:
+    assert lost_bytes(text, decoded) == lost
+
+
+@pytest.mark.parametrize("name", ["blog", "char_bpe"])
+def test_the_report_equals_a_slow_loop(tmp_path: Path, name: str) -> None:
+    tokenizer = load(save_preset(name, tmp_path))
+    texts = [*documents(1010, seed=7), *HARD_TEXTS.values(), "\n\n", "빈 줄\n\n뒤"]
+    unknown_id = tokenizer.token_to_id("<unk>")
+    tokens = unknown = eojeols = raw = lost = lines = exact = same = 0
+    first = None
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        tokens, raw, eojeols = tokens + len(ids), raw + len(text.encode()), eojeols + len(text.split())
+        unknown += ids.count(unknown_id)
+        left = list(normalize("NFC", tokenizer.decode(ids)))
+        for character in normalize("NFC", text):
+            if character in left:
+                left.remove(character)
+            else:
+                lost += len(character.encode())
+        for line in filter(None, text.split("\n")):
+            back = tokenizer.decode(tokenizer.encode(line, add_special_tokens=False).ids)
+            is_same = normalize("NFC", back) == normalize("NFC", line)
+            lines, exact, same = lines + 1, exact + (back == line), same + is_same
+            first = line if first is None and not is_same else first
+    found = report(tokenizer, iter(texts))
+    assert (found.documents, found.raw_bytes, found.tokens, found.lost_bytes) == (len(texts), raw, tokens, lost)
+    assert (found.exact_round_trip, found.nfc_round_trip) == (exact / lines, same / lines)
+    assert (found.tokens_per_eojeol, found.bytes_per_token) == (tokens / eojeols, raw / tokens)
+    assert (found.lost_bytes_share, found.unknown_rate) == (lost / raw, unknown / tokens)
+    assert next(iter(found.failing_lines), None) == first
+
+
+@pytest.mark.parametrize("model", ["WordPiece", "Unigram", "WordLevel"])
+def test_the_report_counts_the_unknown_token_of_every_model(model: str) -> None:
+    unknown = "[UNK]" if model == "WordPiece" else "<unk>"
+    config = TokenizerConfig(name=model, model=model, pre_tokenizer="Whitespace", special_tokens=[END, unknown])
+    assert report(train(config, iter(documents(100))), ["뷁"]).unknown_rate > 0
+
+
 # Bits per byte
 
 
@@ -141,14 +193,14 @@ def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp
 
 
 def texts() -> Iterator[str]:
-    return iter(documents(2000, seed=4))
+    return iter(documents(600, seed=4))
 
 
 def test_a_sample_takes_about_its_bytes_in_order_and_a_larger_one_holds_it() -> None:
     every, total = list(texts()), sum(len(text.encode()) for text in texts())
     small = Sample(texts, total // 5, seed=0)
     fifth, half = list(small), list(Sample(texts, total // 2, seed=0))
-    assert small.raw_bytes == sum(len(text.encode()) for text in fifth) == pytest.approx(total / 5, rel=0.15)
+    assert small.raw_bytes == sum(len(text.encode()) for text in fifth) == pytest.approx(total / 5, rel=0.3)
     assert (small.documents, small.total_bytes) == (len(fifth), total)
     assert fifth == [text for text in every if text in set(fifth)]
     assert set(fifth) < set(half)
@@ -161,7 +213,7 @@ def test_without_a_limit_all_is_taken_in_one_pass() -> None:
     whole = Sample(lambda: passes.append(1) or texts(), None, seed=0)  # type: ignore[func-returns-value]
     found = list(whole)
     assert found == list(texts()) and passes == [1]
-    assert (whole.documents, whole.total_bytes) == (2000, None)
+    assert (whole.documents, whole.total_bytes) == (600, None)
 
 
 # Morphemes
@@ -195,20 +247,11 @@ def test_no_token_learned_from_morphemes_crosses_one_and_no_mark_is_left(monkeyp
     assert not any(MARK in token for token in bound.get_vocab())
 
 
-@pytest.mark.parametrize("model", ["WordPiece", "Unigram", {"type": "BPE", "continuing_subword_prefix": "##"}])
-def test_morphemes_are_refused_where_each_would_be_taken_for_a_word(model: object) -> None:
-    settings = TokenizerConfig(
-        name="x", model=model, special_tokens=[END, "[UNK]", "<unk>"], morphemes=Morphemes.kiwi, vocab_size=300
-    )
-    with pytest.raises(ConfigError, match=r"tokenizer.morphemes=kiwi needs tokenizer.model=BPE without prefix or"):
-        train(settings, iter(["가"]))
-
-
 def test_an_analyser_that_is_not_installed_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> object:
         raise ImportError(name)
 
-    monkeypatch.setattr("llm.tokenizer.morphemes.import_module", missing)
+    monkeypatch.setattr("llm.tokenizer.training.import_module", missing)
     with pytest.raises(ConfigError, match=r"morphemes=mecab needs .*pip install -e '.\[morph"):
         analyser.__wrapped__(Morphemes.mecab)
 
@@ -226,23 +269,12 @@ def test_a_real_analyser_cuts_particles_and_endings(kind: Morphemes) -> None:
 # The gate
 
 
-def run(tmp_path: Path, *overrides: str) -> Run:
+def run(folder: Path, *overrides: str) -> Run:
     """What `python train.py stage=tokenizer ...` does."""
-    text = tmp_path / "text.txt"
-    if not text.exists():
-        text.write_text("\n\n".join(documents(300)), encoding="utf-8")
-    given = [
-        "stage=tokenizer",
-        "logger=local",
-        "data=text",
-        f"data.path={text}",
-        "data.held_out_share=0.1",
-        f"outputs={tmp_path}/out",
-    ]
-    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        config = from_hydra(hydra.compose("config", overrides=[*given, *overrides]))
-    made: Any = run_stage(config)
-    return made  # type: ignore[no-any-return]
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(documents(100)), encoding="utf-8")
+    given = ["logger=local", "data=text", f"data.path={text}", "data.held_out_share=0.1", f"outputs={folder}/out"]
+    return test_stages.run("tokenizer", *given, *overrides)
 
 
 def test_a_tokenizer_that_loses_held_out_text_is_refused_with_what_it_loses(tmp_path: Path) -> None:
@@ -271,28 +303,20 @@ def test_a_lossy_tokenizer_is_kept_where_that_is_allowed_and_refused_again_where
     assert run(tmp_path, *blog).path == made.path  # the refusal did not spoil it
 
 
-def test_a_lossless_tokenizer_passes_the_gate_and_says_what_it_learned_from(tmp_path: Path) -> None:
-    made = run(tmp_path, "tokenizer=byte_bpe", "tokenizer.vocab_size=400")
-    assert made.results["lossless_documents"] == 1
-    notes = made.record["notes"]
-    corpus = documents(300)
-    assert notes["learned_from_documents"] == 300 - made.results["documents"]
-    assert notes["learned_from_bytes"] == sum(len(t.encode()) for t in set(corpus)) - made.results["raw_bytes"]
+def test_a_run_says_what_it_learned_from(tmp_path: Path) -> None:
+    small = ("tokenizer=byte_bpe", "tokenizer.vocab_size=400")
+    whole, part = run(tmp_path, *small), run(tmp_path, *small, "tokenizer.sample_bytes=5000")
+    assert whole.results["lossless_documents"] == 1 and part.path != whole.path
+    notes, corpus = whole.record["notes"], documents(100)
+    assert notes["learned_from_documents"] == len(corpus) - whole.results["documents"]
+    assert notes["learned_from_bytes"] == sum(len(t.encode()) for t in set(corpus)) - whole.results["raw_bytes"]
     assert notes["sampled_from_bytes"] is None and notes["reproducible"] is True
     assert 10**7 < notes["peak_memory_bytes"] < 10**11
+    assert part.record["notes"]["sampled_from_bytes"] == notes["learned_from_bytes"]
+    assert 2500 < part.record["notes"]["learned_from_bytes"] < 10_000
 
 
-def test_a_sampled_tokenizer_says_of_how_much_and_is_another_run(tmp_path: Path) -> None:
-    whole = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=600")
-    part = run(tmp_path, "tokenizer=blog", "tokenizer.vocab_size=600", "tokenizer.sample_bytes=10000")
-    assert part.path != whole.path
-    notes = part.record["notes"]
-    assert notes["sampled_from_bytes"] == whole.record["notes"]["learned_from_bytes"]
-    assert 5000 < notes["learned_from_bytes"] < 20000
-    assert notes["reproducible"] is False
-
-
-@pytest.mark.parametrize(("name", "size"), [("char_bpe", 300), ("blog", 20), ("bert_wordpiece", 20)])
+@pytest.mark.parametrize(("name", "size"), [("char_bpe", 300), ("blog", 20)])
 def test_a_vocabulary_that_leaves_no_merges_is_warned_of_with_a_size_that_does(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, size: int
 ) -> None:

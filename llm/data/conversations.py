@@ -1,8 +1,7 @@
 """Conversations and a chat tokenizer -> rows whose labels are the assistant's tokens and their end, nothing else."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
@@ -15,13 +14,14 @@ from llm.data.records import Conversation
 from llm.data.rows import IGNORED, Batch, best_fit
 from llm.data.shards import Array
 from llm.errors import DataError
-from llm.tokenizer import Renderer, TemplateError, answers_of
+from llm.tokenizer import Renderer, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD_TO = 8  # rows of one conversation are padded to a multiple of this
 BATCH = 256  # conversations that are rendered at once
+OTHER_TEMPLATE = "Use the template that the tokenizer was saved with, or chat_template=chatml"
 
 
 @dataclass(frozen=True)
@@ -77,34 +77,13 @@ def show_trained(encoded: Encoded, tokenizer: "PreTrainedTokenizerFast") -> str:
 def _encoded(conversations: Iterable[Conversation], renderer: Renderer) -> Iterator[tuple[Conversation, Encoded]]:
     remaining = iter(conversations)
     while some := list(islice(remaining, BATCH)):
-        begun = [
-            (conversation, conversation.messages[:turn])
-            for conversation in some
-            for turn, message in enumerate(conversation.messages)
-            if message["role"] == "assistant"
-        ]
-        with _naming(some):
-            texts = renderer.whole([conversation.messages for conversation in some])
-        with _naming([conversation for conversation, _ in begun]):
-            prompts = iter(renderer.prompts([turns for _, turns in begun]))
-        for conversation, rendered in zip(some, texts, strict=True):
-            own = islice(prompts, sum(message["role"] == "assistant" for message in conversation.messages))
-            try:
-                learned = answers_of(conversation.messages, rendered, list(own))
-            except ValueError as error:
-                fix = "Use the template that the tokenizer was saved with, or chat_template=chatml"
-                raise DataError(f"{conversation.origin}: the chat template {error}. {fix}.") from None
-            yield conversation, _tokens(conversation, renderer, rendered.text, learned)
-
-
-@contextmanager
-def _naming(conversations: Sequence[Conversation]) -> Iterator[None]:
-    """Have what the template says of one of these name its origin."""
-    try:
-        yield
-    except TemplateError as error:
-        said = f"refuses it: {error}" if error.is_refusal else str(error)
-        raise DataError(f"{conversations[error.index].origin}: the chat template {said}.") from None
+        try:
+            rendered = renderer.answered([conversation.messages for conversation in some])
+        except TemplateError as error:
+            said = f"refuses it: {error}" if error.is_refusal else f"{error}. {OTHER_TEMPLATE}"
+            raise DataError(f"{some[error.index].origin}: the chat template {said}.") from None
+        for conversation, (text, answers) in zip(some, rendered, strict=True):
+            yield conversation, _tokens(conversation, renderer, text, answers)
 
 
 def _tokens(conversation: Conversation, renderer: Renderer, text: str, learned: list[tuple[int, int]]) -> Encoded:

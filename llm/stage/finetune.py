@@ -45,7 +45,7 @@ def plan(config: FinetuneStage, parents: Runs) -> Plan:
 
     def prepare(folder: Path) -> None:
         if base.run is None:
-            tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}", template=template)
+            tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}")
 
     def work(run: Run) -> Outcome | None:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):

@@ -1,5 +1,6 @@
 """Documents -> a trained tokenizer, and a report on what it keeps of held-out text."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from llm.data.mixture import texts_in_proportion
 from llm.errors import DataError
 from llm.run.console import log
 from llm.run.devices import peak_memory_bytes
-from llm.run.files import whole_files, write_json
+from llm.run.files import digest_of, whole_files, write_json
 from llm.run.making import Outcome, Plan
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
@@ -33,7 +34,7 @@ def parents(config: TokenizerStage) -> dict[str, Step]:
 
 def plan(config: TokenizerStage, parents: Runs) -> Plan:
     config = replace(config, data=_data(config))
-    source = _digest_of_pretrained(config.tokenizer)
+    source = _source(config.tokenizer)
     return Plan(
         config=config,
         default_name=f"{config.tokenizer.label}-{config.data.name}",
@@ -56,11 +57,12 @@ def _data(config: TokenizerStage) -> DataConfig:
     return config.data.part(part) if part is not None else config.data
 
 
-def _digest_of_pretrained(config: TokenizerConfig) -> dict[str, str]:
-    """What a tokenizer that is read, not trained, is made from."""
+def _source(config: TokenizerConfig) -> dict[str, str]:
+    """The digest of what a tokenizer that is read, not trained, is made from: tokens and roles of special ones."""
     if config.path is None:
         return {}
-    return {"tokenizer": tokenizer.digest_of_pretrained(_folder(config), config)}
+    made, roles = tokenizer.read_pretrained(_folder(config), config)
+    return {"tokenizer": digest_of([json.loads(made.to_str()), roles])}
 
 
 def vocab_size(config: TokenizerConfig) -> int:
@@ -157,7 +159,7 @@ def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> 
             "tokenizer.limit_alphabet to keep fewer",
             *(size, config.vocab_size),
         )
-    if config.path is None and size >= config.vocab_size and not tokenizer.has_merges(made, config):
+    if config.path is None and size >= config.vocab_size and json.loads(made.to_str())["model"].get("merges") == []:
         log.warning(
             "tokenizer.vocab_size=%d leaves no room for merges: special tokens, bytes and characters alone are %d "
             "tokens. Set tokenizer.vocab_size=%d or more",

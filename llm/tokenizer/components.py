@@ -5,7 +5,6 @@ their places in tokenizer.special_tokens), a TemplateProcessing as a line of tex
 """
 
 import json
-from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 from types import ModuleType
@@ -17,12 +16,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
 
-_MODULES: dict[str, ModuleType] = {
-    "normalizer": normalizers,
-    "pre_tokenizer": pre_tokenizers,
-    "model": models,
-    "post_processor": processors,
-    "decoder": decoders,
+_MODULES: dict[str, tuple[ModuleType, type]] = {  # with what the components of a stage are all derived from
+    "normalizer": (normalizers, normalizers.Normalizer),
+    "pre_tokenizer": (pre_tokenizers, pre_tokenizers.PreTokenizer),
+    "model": (models, models.Model),
+    "post_processor": (processors, processors.PostProcessor),
+    "decoder": (decoders, decoders.Decoder),
 }
 _SEQUENCE_ITEMS = {
     "normalizer": "normalizers",
@@ -40,8 +39,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "RobertaProcessing": {"sep": None, "cls": None, "trim_offsets": True, "add_prefix_space": True},
     "TemplateProcessing": {"single": None, "pair": [], "special_tokens": {}},
 }
-_NOT_COMPONENTS = {"DecodeStream", "Decoder", "Model", "NORMALIZERS", "Normalizer", "PostProcessor", "PreTokenizer"}
-_OURS = {"decoder": {"NFC"}}
+_TEMPLATE_HINT = "Write it as '<s> $A </s>', with $A where the text goes."
 
 
 def build(config: TokenizerConfig) -> Tokenizer:
@@ -82,14 +80,15 @@ def _full(value: Any, stage: str, key: str, special: list[str]) -> dict[str, Any
     needed = [argument for argument, default in _ARGUMENTS.get(name, {}).items() if default is None]
     if missing := [argument for argument in needed if argument not in given]:
         raise ConfigError(f"{key}: {name} needs {missing[0]}. Give it {', '.join(needed)}.")
-    if name in _OURS.get(stage, ()):
-        _take_only(given, {"type": name}, key)
-        return _recomposing()
-    defaults = _defaults(stage, name)
+    is_ours = (stage, name) == ("decoder", "NFC")
+    defaults = {"type": name} if is_ours else _defaults(stage, name)
     _take_only(given, defaults, key)
-    if name in _WITH_TOKENS:
-        return _WITH_TOKENS[name](given, defaults, key, special)
-    return defaults | given
+    full = defaults | given
+    if name in ("BertProcessing", "RobertaProcessing"):
+        return _with_ends(full, key, special)
+    if name == "TemplateProcessing":
+        return _template(full, key, special)
+    return _recomposing() if is_ours else full
 
 
 def _take_only(given: dict[str, Any], known: dict[str, Any], key: str) -> None:
@@ -100,8 +99,9 @@ def _take_only(given: dict[str, Any], known: dict[str, Any], key: str) -> None:
 
 
 def _known_type(name: Any, stage: str, key: str) -> str:
-    library = {n for n in vars(_MODULES[stage]) if n[0].isupper() and n not in _NOT_COMPONENTS}
-    known = sorted(library | _OURS.get(stage, set()))
+    module, base = _MODULES[stage]
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, base)]
+    known = sorted({kind.__name__ for kind in classes if kind is not base} | ({"NFC"} if stage == "decoder" else set()))
     if name in known:
         return str(name)
     close = get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -110,9 +110,7 @@ def _known_type(name: Any, stage: str, key: str) -> str:
 
 
 def _sequence(given: dict[str, Any], stage: str, key: str, special: list[str]) -> dict[str, Any]:
-    items = _SEQUENCE_ITEMS.get(stage)
-    if items is None:
-        raise ConfigError(f"{key}: there is no {stage} of type Sequence.")
+    items = _SEQUENCE_ITEMS[stage]
     if not isinstance(given.get(items), list):
         raise ConfigError(f"{key}: a Sequence needs the list {items}. Write {{type: Sequence, {items}: [...]}}.")
     _take_only(given, {"type": None, items: None}, key)
@@ -123,26 +121,26 @@ def _defaults(stage: str, name: str) -> dict[str, Any]:
     """The type and arguments of a component as tokenizer.json writes them, each with its default."""
     if name in _ARGUMENTS:
         return {"type": name} | _ARGUMENTS[name]
-    state: dict[str, Any] = json.loads(getattr(_MODULES[stage], name)().__getstate__())
+    state: dict[str, Any] = json.loads(getattr(_MODULES[stage][0], name)().__getstate__())
     return state
 
 
 # Special tokens by name
 
 
-def _with_ends(given: dict[str, Any], defaults: dict[str, Any], key: str, special: list[str]) -> dict[str, Any]:
+def _with_ends(full: dict[str, Any], key: str, special: list[str]) -> dict[str, Any]:
     """BERT's and RoBERTa's processing: {sep: "</s>"} as tokenizer.json's {sep: ["</s>", 2]}."""
-    ends = {end: given[end] for end in ("sep", "cls") if isinstance(given[end], str)}
-    return defaults | given | {end: [token, _id(token, f"{key}.{end}", special)] for end, token in ends.items()}
+    ends = {end: full[end] for end in ("sep", "cls") if isinstance(full[end], str)}
+    return full | {end: [token, _id(token, f"{key}.{end}", special)] for end, token in ends.items()}
 
 
-def _template(given: dict[str, Any], defaults: dict[str, Any], key: str, special: list[str]) -> dict[str, Any]:
+def _template(full: dict[str, Any], key: str, special: list[str]) -> dict[str, Any]:
     """A template as a line of text ("<s> $A </s>"), as the library parses it; or all of tokenizer.json's long form."""
-    if given.get("special_tokens"):
-        return defaults | given
-    single = str(given["single"])
+    if full["special_tokens"]:
+        return full
+    single = str(full["single"])
     second = " ".join(word.rpartition(":")[0] or word for word in single.split()).replace("$A", "$B")
-    pair = str(given.get("pair") or f"{single} " + " ".join(f"{word}:1" for word in second.split()))
+    pair = str(full["pair"] or f"{single} " + " ".join(f"{word}:1" for word in second.split()))
     words = dict.fromkeys(word.rpartition(":")[0] or word for word in f"{single} {pair}".split())
     named = [(word, _id(word, key, special)) for word in words if not word.startswith("$")]
     try:
@@ -155,21 +153,11 @@ def _template(given: dict[str, Any], defaults: dict[str, Any], key: str, special
     return state
 
 
-_TEMPLATE_HINT = "Write it as '<s> $A </s>', with $A where the text goes."
-
-
 def _id(token: str, key: str, special: list[str]) -> int:
     """A special token's id: the trainers of the library give them the first ids, in order."""
     if token in special:
         return special.index(token)
     raise ConfigError(f"{key} names {token}, which tokenizer.special_tokens={special} lacks. Add it there.")
-
-
-_WITH_TOKENS: dict[str, Callable[[dict[str, Any], dict[str, Any], str, list[str]], dict[str, Any]]] = {
-    "BertProcessing": _with_ends,
-    "RobertaProcessing": _with_ends,
-    "TemplateProcessing": _template,
-}
 
 
 @cache

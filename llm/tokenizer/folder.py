@@ -6,12 +6,12 @@ can be used without.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -20,7 +20,7 @@ from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError, DamagedError, first_line, is_panic
 from llm.run.files import digest_of, naming, whole_folder, write_text
 from llm.run.models import TOKENIZER, opening, read_json
-from llm.tokenizer.templates import PLAIN
+from llm.tokenizer.chat import PLAIN, end_of_answers
 from llm.tokenizer.training import unknown_token
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 DIGEST_FILE = "tokenizer.sha256"
 SETTINGS_FILE = "tokenizer_config.json"
 ROLES = ("bos_token", "eos_token", "pad_token")
-_OF_A_CALL = ("truncation", "padding")  # of how it was last called: they would cut documents
-_OF_IDS = ("normalizer", "pre_tokenizer", "model")
 _PROBE = "가나다 라마바 <0x41>\nabc 😀"  # what a damaged model stumbles over, it should when it is loaded
+_NEEDED = re.compile(r"<\|[^|<>\s'\"{}]{1,40}\|>")  # the form of control tokens that a template may bring
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ def load(folder: Path) -> Tokenizer:
     Raises:
         DamagedError: its files are not what was saved, or are no tokenizer.
     """
-    _check(folder)
     tokenizer = _tokenizer(folder)
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -81,19 +79,45 @@ def load_chat(folder: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer as transformers sees it, with the chat template beside it; no code that it names is run.
 
     Raises:
-        DamagedError: its files are not what was saved, or transformers cannot use them on text.
+        DamagedError: its files are not what was saved, or transformers cannot use them.
     """
     from transformers import PreTrainedTokenizerFast
 
-    _check(folder)
-    with opening(folder, as_a="tokenizer"), _without_panic_text():
+    _tokenizer(folder)
+    with opening(folder, as_a="tokenizer"):
         chat: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         chat.init_kwargs.pop("auto_map", None)  # which would be saved with it, and its code would not
-        chat.decode(chat(_PROBE, add_special_tokens=False)["input_ids"])
     chat.verbose = False  # of texts longer than a model reads, which here are cut, left out or refused, and counted
     return chat
+
+
+def save_with_template(base: Path, template: str, target: Path, *, name: str) -> list[int]:
+    """Write the tokenizer of `base` with this template and the tokens that it needs to `target`; give their ids.
+
+    Tokens of the form <|...|> in the template that the tokenizer lacks are added as special ones; the token that ends
+    an answer becomes the tokenizer's eos, for it is where a model stops.
+
+    Raises:
+        ConfigError: the template cannot be rendered, trains nothing, or an answer has no end token in it.
+    """
+    from transformers import AddedToken
+
+    chat = load_chat(base)
+    known = chat.get_vocab()
+    needed = [token for token in dict.fromkeys(_NEEDED.findall(template)) if token not in known]
+    chat.add_tokens([AddedToken(token, special=True, normalized=False) for token in needed])
+    chat.chat_template = template
+    chat.eos_token = end_of_answers(chat, name)
+    chat.save_pretrained(target)
+    ids = [int(chat.convert_tokens_to_ids(token)) for token in needed]
+    state = read_json(base / TOKENIZER)
+    as_text = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    state["added_tokens"] += [{"id": id, "content": token, **as_text} for id, token in zip(ids, needed, strict=True)]
+    write_text(target / TOKENIZER, json.dumps(state, ensure_ascii=False, indent=2))
+    write_text(target / DIGEST_FILE, digest(target) + "\n")
+    return sorted(ids)
 
 
 def special(folder: Path) -> Special:
@@ -136,12 +160,6 @@ def read_pretrained(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, d
     return tokenizer, roles
 
 
-def digest_of_pretrained(folder: Path, config: TokenizerConfig) -> str:
-    """SHA-256 of what is taken from the folder: the tokenizer and the roles of its special tokens."""
-    tokenizer, roles = read_pretrained(folder, config)
-    return digest_of([json.loads(tokenizer.to_str()), roles])
-
-
 def require_chat(folder: Path, *, template: str | None = None) -> None:
     """Refuse, before any work, a base whose tokenizer cannot say a conversation; a `template` is in place of its own.
 
@@ -154,8 +172,8 @@ def require_chat(folder: Path, *, template: str | None = None) -> None:
         raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
 
 
-def convert(source: Path, target: Path, *, key: str, template: str | None = None) -> Path:
-    """`target`, with the tokenizer of `source` as our own runs have it, and `template` as its own where it is given.
+def convert(source: Path, target: Path, *, key: str) -> Path:
+    """`target`, with the tokenizer of `source` as our own runs have it.
 
     What ends a text also pads and begins one, where nothing else does. Padding is never trained on: its labels are left
     out of the loss by their place, not by their token. `key` is how the user named the folder.
@@ -166,7 +184,6 @@ def convert(source: Path, target: Path, *, key: str, template: str | None = None
     """
     tokenizer, roles = _with_roles(source, key)
     chat = load_chat(source)
-    chat.chat_template = template or chat.chat_template
     for role, token in roles.items():
         setattr(chat, role, token)
     with whole_folder(target) as folder:
@@ -176,8 +193,11 @@ def convert(source: Path, target: Path, *, key: str, template: str | None = None
 
 def gives_same_ids(folder: Path, other: Path) -> bool:
     """Whether the tokenizers of two folders make the same ids of any text: what frames, cuts or pads does not count."""
+    states = [read_json(each / TOKENIZER) for each in (folder, other)]
     with opening(folder, as_a="tokenizer"):
-        return _of_ids(_state(folder)) == _of_ids(_state(other))
+        added = [{each["content"]: each["id"] for each in state.get("added_tokens") or []} for state in states]
+    parts = [[state.get(part) for part in ("normalizer", "pre_tokenizer", "model")] for state in states]
+    return added[0] == added[1] and parts[0] == parts[1]
 
 
 def tokens_of(folder: Path) -> dict[str, int]:
@@ -185,25 +205,15 @@ def tokens_of(folder: Path) -> dict[str, int]:
     return dict(_tokenizer(folder).get_vocab())
 
 
-def _of_ids(state: dict[str, Any]) -> Any:
-    added = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
-    return {key: state.get(key) for key in _OF_IDS} | {"added": added}
-
-
-def _check(folder: Path) -> None:
-    """Refuse a file that is no JSON, and files that the digest beside them, where there is one, was not taken of."""
-    recorded = folder / DIGEST_FILE
-    read_json(folder / TOKENIZER)
-    if recorded.exists() and recorded.read_text(encoding="utf-8", errors="replace").strip() != digest(folder):
-        raise _damaged(folder / TOKENIZER, ValueError(f"{recorded.name} beside it says otherwise"))
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    return read_json(folder / TOKENIZER) | dict.fromkeys(_OF_A_CALL)
-
-
 def _tokenizer(folder: Path) -> Tokenizer:
-    state = _state(folder)
+    """The tokenizer of a folder, without what would cut or pad a text, once it is known to be what it was and to work.
+
+    Its file must be what the digest beside it, where there is one, was taken of.
+    """
+    path, recorded = folder / TOKENIZER, folder / DIGEST_FILE
+    state = read_json(path) | {"truncation": None, "padding": None}
+    if recorded.exists() and recorded.read_text(encoding="utf-8", errors="replace").strip() != digest(folder):
+        raise _damaged(path, ValueError(f"{recorded.name} beside it says otherwise"))
     try:
         with _without_panic_text():
             tokenizer = Tokenizer.from_str(json.dumps(state))  # what a digest is taken of, each key once
@@ -211,31 +221,27 @@ def _tokenizer(folder: Path) -> Tokenizer:
     except BaseException as error:
         if type(error) is not Exception and not is_panic(error):  # the library's own errors are bare
             raise
-        raise _damaged(folder / TOKENIZER, error) from None
+        raise _damaged(path, error) from None
     return tokenizer
 
 
 @contextmanager
 def _without_panic_text() -> Iterator[None]:
-    """Keep off the terminal what Rust prints of a panic, which ends in one line of ours; all else is printed after."""
+    """Keep off the terminal what Rust prints when it panics, which ends in one line of ours."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with TemporaryFile() as printed:
-        os.dup2(printed.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-        printed.seek(0)
-        sys.stderr.write(printed.read().decode(errors="replace"))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _with_roles(folder: Path, key: str, config: TokenizerConfig | None = None) -> tuple[Tokenizer, dict[str, str]]:
     """(the tokenizer in a folder, the token of each role: as the config names it, else as its files say)."""
-    if "model" not in _state(folder):
-        path = folder / TOKENIZER
+    if "model" not in read_json(path := folder / TOKENIZER):
         raise ConfigError(f"{path} is no tokenizer of the tokenizers library. Give a folder that has one.")
     tokenizer = _tokenizer(folder)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any
@@ -12,8 +12,7 @@ from unicodedata import normalize
 from tokenizers import Tokenizer
 
 from llm.config.tokenizer import Alphabet, Morphemes
-from llm.tokenizer.morphemes import analyser
-from llm.tokenizer.training import alphabet, byte_tokens, unknown_token
+from llm.tokenizer.training import alphabet, analyser, byte_tokens, unknown_token
 
 BATCH = 1000  # texts encoded at once: enough for every core, small enough to hold
 MOST_LISTED = 5  # lines that are listed of those that fail; four times as many characters
@@ -68,84 +67,65 @@ def report(tokenizer: Tokenizer, documents: Iterable[str], *, morphemes: Morphem
     Raises:
         ConfigError: the analyser's package is not installed.
     """
-    tally = _Tally(tokenizer)
-    for texts in _batched(iter(documents)):
-        tally.add(texts)
-    count, used = tally.count, tally.used
-    size = tokenizer.get_vocab_size()
+    count: Counter[str] = Counter()
+    used: Counter[int] = Counter()  # token id -> times
+    lost: Counter[str] = Counter()  # character -> times
+    failing: list[str] = []
+    analysed: list[str] = []  # documents whose morphemes are looked at
+    seconds, remaining = 0.0, iter(documents)
+    while texts := list(islice(remaining, BATCH)):
+        started = time.perf_counter()
+        encoded = _encode(tokenizer, texts)
+        seconds += time.perf_counter() - started
+        for text, back, ids in zip(texts, tokenizer.decode_batch(encoded), encoded, strict=True):
+            if count["raw_bytes"] < ANALYSED_BYTES:
+                analysed.append(text)
+            lost += lost_characters(text, back)
+            used.update(ids)
+            count["documents"] += 1
+            count["lossless"] += normalize("NFC", text) == normalize("NFC", back)
+            count["raw_bytes"] += len(text.encode())
+            count["characters"] += len(text)
+            count["eojeols"] += len(text.split())
+        lines = [line for text in texts for line in text.split("\n") if line]
+        backs = tokenizer.decode_batch(_encode(tokenizer, lines))
+        differing = [
+            line for line, back in zip(lines, backs, strict=True) if normalize("NFC", line) != normalize("NFC", back)
+        ]
+        count["lines"] += len(lines)
+        count["exact"] += sum(line == back for line, back in zip(lines, backs, strict=True))
+        count["nfc"] += len(lines) - len(differing)
+        failing += differing[: MOST_LISTED - len(failing)]
+    size, tokens = tokenizer.get_vocab_size(), used.total()
     return Report(
         vocab_size=size,
         documents=count["documents"],
         raw_bytes=count["raw_bytes"],
-        tokens=count["tokens"],
-        tokens_per_eojeol=_share(count["tokens"], count["eojeols"]),
-        characters_per_token=_share(count["characters"], count["tokens"]),
-        bytes_per_token=_share(count["raw_bytes"], count["tokens"]),
+        tokens=tokens,
+        tokens_per_eojeol=_share(tokens, count["eojeols"]),
+        characters_per_token=_share(count["characters"], tokens),
+        bytes_per_token=_share(count["raw_bytes"], tokens),
         exact_round_trip=_share(count["exact"], count["lines"]),
         nfc_round_trip=_share(count["nfc"], count["lines"]),
         lossless_documents=_share(count["lossless"], count["documents"]),
-        failing_lines=tally.failing,
-        lost_characters=dict(tally.lost.most_common(4 * MOST_LISTED)),
-        lost_bytes=count["lost_bytes"],
-        lost_bytes_share=_share(count["lost_bytes"], count["raw_bytes"]),
-        unknown_rate=_share(sum(used[token] for token in _ids(tokenizer, [unknown_token(tokenizer)])), count["tokens"]),
-        byte_piece_rate=_share(sum(used[token] for token in _ids(tokenizer, byte_tokens())), count["tokens"]),
+        failing_lines=failing,
+        lost_characters=dict(lost.most_common(4 * MOST_LISTED)),
+        lost_bytes=_bytes_of(lost),
+        lost_bytes_share=_share(_bytes_of(lost), count["raw_bytes"]),
+        unknown_rate=_share(_times(tokenizer, used, [unknown_token(tokenizer)]), tokens),
+        byte_piece_rate=_share(_times(tokenizer, used, byte_tokens()), tokens),
         single_token_common_syllables=_single_tokens(tokenizer, alphabet(Alphabet.ks_x_1001)),
         single_token_syllables=_single_tokens(tokenizer, [chr(code) for code in range(ord("가"), ord("힣") + 1)]),
         vocabulary_used=_share(len(used), size),
         renyi_efficiency=renyi_efficiency(used, vocab_size=size),
-        morpheme_crossing_rate=_crossing_rate(tokenizer, tally.analysed, morphemes),
+        morpheme_crossing_rate=_crossing_rate(tokenizer, analysed, morphemes),
         morpheme_analyser=None if morphemes is Morphemes.none else morphemes.name,
-        encode_megabytes_per_second=_share(count["raw_bytes"] / 1e6, tally.encode_seconds),
+        encode_megabytes_per_second=_share(count["raw_bytes"] / 1e6, seconds),
     )
 
 
-class _Tally:
-    """What is counted while documents pass."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.count: Counter[str] = Counter()
-        self.used: Counter[int] = Counter()  # token id -> times
-        self.lost: Counter[str] = Counter()  # character -> times
-        self.failing: list[str] = []
-        self.analysed: list[str] = []  # documents whose morphemes are looked at
-        self.encode_seconds = 0.0
-        self._analysed_bytes = 0
-
-    def add(self, texts: list[str]) -> None:
-        started = time.perf_counter()
-        ids = self._encode(texts)
-        self.encode_seconds += time.perf_counter() - started
-        for text, back, line in zip(texts, self._tokenizer.decode_batch(ids), ids, strict=True):
-            missing = lost_characters(text, back)
-            lost = _bytes_of(missing)
-            self.lost += missing
-            self.used.update(line)
-            self.count += Counter(
-                documents=1,
-                tokens=len(line),
-                raw_bytes=len(text.encode()),
-                characters=len(text),
-                eojeols=len(text.split()),
-                lost_bytes=lost,
-                lossless=int(normalize("NFC", text) == normalize("NFC", back)),
-            )
-            if self._analysed_bytes < ANALYSED_BYTES:
-                self._analysed_bytes += len(text.encode())
-                self.analysed.append(text)
-        self._add_lines([line for text in texts for line in text.split("\n") if line])
-
-    def _add_lines(self, lines: list[str]) -> None:
-        pairs = list(zip(lines, self._tokenizer.decode_batch(self._encode(lines)), strict=True))
-        failing = [line for line, back in pairs if normalize("NFC", line) != normalize("NFC", back)]
-        self.count += Counter(
-            lines=len(lines), exact=sum(line == back for line, back in pairs), nfc=len(lines) - len(failing)
-        )
-        self.failing += failing[: MOST_LISTED - len(self.failing)]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def renyi_efficiency(used: Counter[int], *, vocab_size: int, order: float = RENYI_ORDER) -> float:
@@ -176,15 +156,15 @@ def _bytes_of(characters: Counter[str]) -> int:
     return sum(len(character.encode()) * times for character, times in characters.items())
 
 
-def _ids(tokenizer: Tokenizer, tokens: Iterable[str | None]) -> list[int]:
-    """The ids of those tokens that the vocabulary has."""
-    ids = [None if token is None else tokenizer.token_to_id(token) for token in tokens]
-    return [token_id for token_id in ids if token_id is not None]
+def _times(tokenizer: Tokenizer, used: Counter[int], tokens: Iterable[str | None]) -> int:
+    """How often those of the tokens occur that the vocabulary has."""
+    ids = [tokenizer.token_to_id(token) for token in tokens if token is not None]
+    return sum(used[number] for number in ids if number is not None)
 
 
 def _single_tokens(tokenizer: Tokenizer, characters: list[str]) -> float:
     """Share of the characters that are one token which says them: not the unknown one, and not two (a mark first)."""
-    encoded = [e.ids for e in tokenizer.encode_batch_fast(characters, add_special_tokens=False)]
+    encoded = _encode(tokenizer, characters)
     single = [(char, ids) for char, ids in zip(characters, encoded, strict=True) if len(ids) == 1]
     backs = tokenizer.decode_batch([ids for _, ids in single])
     same = sum(normalize("NFC", back).strip() == char for (char, _), back in zip(single, backs, strict=True))
@@ -207,8 +187,3 @@ def _crossing_rate(tokenizer: Tokenizer, texts: list[str], kind: Morphemes) -> f
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def _batched(documents: Iterator[str]) -> Iterator[list[str]]:
-    while batch := list(islice(documents, BATCH)):
-        yield batch

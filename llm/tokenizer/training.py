@@ -1,18 +1,24 @@
-"""Texts, or a random sample of them -> a trained tokenizer; a trained BPE -> a smaller one."""
+"""Texts, or a random sample of them -> a trained tokenizer; a trained BPE -> a smaller one.
+
+Texts may be cut at their morphemes first, by an optional analyser: Kiwi (kiwipiepy) or MeCab-ko (python-mecab-ko).
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError, DataError, is_panic
 from llm.run.console import log
-from llm.tokenizer.components import assemble, build
-from llm.tokenizer.morphemes import MARK, analyser, marked
+from llm.tokenizer.components import build
 
 _SYMBOLS = ("min_frequency", "initial_alphabet", "limit_alphabet", "continuing_subword_prefix")
 _TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that each takes
@@ -23,9 +29,8 @@ _TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that
 }
 _UNUSED = {"initial_alphabet": Alphabet.none, "limit_alphabet": None}  # what says so, to a trainer that takes none
 
-MAX_GROWTH = 100  # characters for one; Unicode's own forms make 18 at most, U+FDFA in NFKD
-MAX_CONTENT = 1000  # characters that one replacement puts in
-PIECE = 1000  # characters that are normalized at once to see whether they grow: some 100 MB at the worst
+MARK = "\ue0ff"  # of a private use area: set between morphemes while training, and taken out of what it is set in
+_PACKAGES = {Morphemes.kiwi: ("kiwipiepy", "kiwipiepy"), Morphemes.mecab: ("mecab", "python-mecab-ko")}  # by module
 
 
 @dataclass
@@ -76,11 +81,8 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         texts = marked(texts, analyser(config.morphemes))
         parts = [pre_tokenizers.Split(MARK, "removed"), *filter(None, [tokenizer.pre_tokenizer])]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    _learn(tokenizer, _bounded(texts, _steps(untrained["normalizer"])), trainer)
-    trained = _finished(tokenizer, untrained, config)
-    if [trained.token_to_id(token) for token in config.special_tokens] != list(range(len(config.special_tokens))):
-        raise DataError(f"tokenizer={config.name}: the library gave the special tokens other ids than 0, 1, 2, ...")
-    return trained
+    _learn(tokenizer, texts, trainer)
+    return _finished(tokenizer, untrained, config)
 
 
 def cut(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -101,38 +103,6 @@ def cut(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _bounded(texts: Iterable[str], steps: list[dict[str, Any]]) -> Iterator[str]:
-    """The texts, each looked at before the library normalizes it: replacements that feed each other fill the memory.
-
-    Raises:
-        ConfigError: a piece of text becomes more than MAX_GROWTH times as long.
-    """
-    if all(len(step.get("content", "")) <= 1 for step in steps):
-        yield from texts
-        return
-    if longest := max((step["content"] for step in steps if len(step.get("content", "")) > MAX_CONTENT), default=None):
-        raise ConfigError(f"tokenizer.normalizer replaces by {len(longest)} characters. Use {MAX_CONTENT} at most.")
-    made: list[normalizers.Normalizer] = [assemble(normalizer=step).normalizer for step in steps]
-    for text in texts:
-        for start in range(0, len(text), PIECE):
-            piece = grown = text[start : start + PIECE]
-            for step in made:
-                grown = step.normalize_str(grown)
-                if len(grown) > MAX_GROWTH * len(piece):
-                    raise ConfigError(
-                        f"tokenizer.normalizer makes more than {MAX_GROWTH} characters of one, as in {piece[:20]!r}. "
-                        "Correct the steps that replace what others have put in."
-                    )
-        yield text
-
-
-def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer, those of a Sequence in a Sequence too."""
-    if normalizer is None or normalizer["type"] != "Sequence":
-        return [normalizer] if normalizer else []
-    return [step for each in normalizer["normalizers"] for step in _steps(each)]
-
-
 def _learn(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
     """Have the library train; what a text's source raises goes through, and what the library does is one line."""
     try:
@@ -148,14 +118,6 @@ def _learn(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
 def prefixed(model: Any) -> bool:
     """Whether a model marks the pieces of a word by a prefix or a suffix."""
     return isinstance(model, dict) and bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
-
-
-def has_merges(tokenizer: Tokenizer, config: TokenizerConfig) -> bool:
-    """Whether a trained vocabulary has more than special tokens, bytes and single characters."""
-    model = _model_state(tokenizer)
-    prefix, suffix = (model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix"))
-    pieces = tokenizer.get_vocab().keys() - {*config.special_tokens, *byte_tokens()}
-    return any(len(piece.removeprefix(prefix).removesuffix(suffix)) > 1 for piece in pieces)
 
 
 def why_not_reproducible(config: TokenizerConfig) -> str | None:
@@ -256,3 +218,50 @@ def _finished(tokenizer: Tokenizer, untrained: dict[str, Any], config: Tokenizer
     if "byte_fallback" in untrained["model"]:
         state["model"]["byte_fallback"] = untrained["model"]["byte_fallback"]
     return Tokenizer.from_str(json.dumps(state))
+
+
+# Morphemes
+
+
+def installed_analyser() -> Morphemes:
+    """The analyser that is there, Kiwi if both are; none if neither is."""
+    return next((kind for kind, (module, _) in _PACKAGES.items() if find_spec(module)), Morphemes.none)
+
+
+@cache
+def analyser(kind: Morphemes) -> Callable[[str], list[int]]:
+    """A function that gives the places (characters from the text's start) within words at which a morpheme begins.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    module, package = _PACKAGES[kind]
+    try:
+        library: Any = import_module(module)
+    except ImportError:
+        raise ConfigError(
+            f"tokenizer.morphemes={kind.name} needs the package {package}, which is not installed. Install it with "
+            "pip install -e '.[morph]', or set tokenizer.morphemes=none."
+        ) from None
+    if kind is Morphemes.kiwi:
+        kiwi = library.Kiwi(num_workers=1)
+        return lambda text: _beginnings(text, ((token.start, token.end) for token in kiwi.tokenize(text)))
+    mecab = library.MeCab()
+    return lambda text: _beginnings(text, ((token.span.start, token.span.end) for token in mecab.parse(text)))
+
+
+def marked(texts: Iterable[str], cuts: Callable[[str], list[int]]) -> Iterator[str]:
+    """Each text with MARK between its morphemes."""
+    for text in texts:
+        plain = text.replace(MARK, "")
+        yield MARK.join(plain[start:end] for start, end in pairwise([0, *cuts(plain), len(plain)]))
+
+
+def _beginnings(text: str, spans: Iterable[tuple[int, int]]) -> list[int]:
+    """Beginnings of spans that stand in a word. Spans that overlap, as of a contraction (했: 하 + 었), stay one."""
+    cuts, reached = [], 0
+    for start, end in spans:
+        if reached <= start and 0 < start < len(text) and not text[start - 1].isspace() and not text[start].isspace():
+            cuts.append(start)
+        reached = max(reached, end)
+    return cuts
