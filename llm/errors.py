@@ -3,8 +3,9 @@
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import NoReturn
 
 from llm.credentials import without_secrets
@@ -21,6 +22,10 @@ class UserError(ValueError):
 
     exit_code = 2
     kind = "failed"  # what it is to a sweep, which tries some kinds again
+
+    def __init__(self, message: str, *, exit_code: int | None = None, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.exit_code, self.kind = exit_code or self.exit_code, kind or self.kind
 
 
 class ConfigError(UserError):
@@ -58,19 +63,13 @@ class DamagedError(UserError):
 class LaunchError(UserError):
     """A process of a distributed launch failed."""
 
-    def __init__(self, message: str, *, exit_code: int, kind: str = "failed") -> None:
-        super().__init__(message)
-        self.exit_code, self.kind = exit_code, kind
+    exit_code = 1  # or that of the process
 
 
 class MachineError(UserError):
     """The machine has no room for the work, on a disk or a device, or killed a process of it."""
 
     exit_code = 74  # as EX_IOERR
-
-    def __init__(self, message: str, *, kind: str = "failed") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class StoppedError(BaseException):
@@ -81,6 +80,13 @@ class StoppedError(BaseException):
 
     exit_code = 75  # EX_TEMPFAIL
     kind = "stopped"
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "", *, otherwise: str = "Known here:") -> str:
+    """What to type in place of a name that there is not: the nearest that there is, or all of them."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {prefix}{close[0]}?" if close else f"{otherwise} {', '.join(known) or 'none'}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

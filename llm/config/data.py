@@ -1,9 +1,7 @@
 """The schema of conf/data: where records sit in a file, what is done to them, how they are split, and a step's rows."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llm.config.fields import HOW, check_settings, setting
-from llm.errors import ConfigError
+from llm.errors import ConfigError, nearest
 
 CHAT = ("documents", "tokenizer", "shards", "pretrain")  # whose text no conversation is of
 
@@ -168,7 +166,22 @@ def _no_maker(name: str) -> str | None:
 
 
 @dataclass(kw_only=True, slots=True)
-class PartConfig:
+class SourceConfig:
+    """Which files are read, how, and what is done to what they hold."""
+
+    kind: DataKind = setting(MISSING, not_of=TEXT)
+    source: DataSource = setting(DataSource.files, not_of=TEXT)
+    path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity
+    made_by: str | None = setting(None, HOW, fault=_no_maker)  # module:function of llm.demo that makes the file
+    rights: str | None = setting(None, HOW)  # what to know before publishing what was trained on it
+    text_field: str = setting("text", not_of=TEXT, fault=no_path, only_with=OF_FILES)  # path of a text, for kind text
+    layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
+    cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
+    bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
+
+
+@dataclass(kw_only=True, slots=True)
+class PartConfig(SourceConfig):
     """A part of a mixture: a choice of conf/data, what differs from it, and how much of it is trained on.
 
     What neither says is as in the mixture's own data.cleaning and data.bad_records.
@@ -178,34 +191,14 @@ class PartConfig:
     weight: float | None = setting(None, not_of=SHARES, above=0)  # of the bytes trained on; None, of all: by size
     max_bytes: int | None = setting(None, not_of=SHARES, at_least=1)  # of its training text, no more is trained on
     max_tokens: int | None = setting(None, not_of=("tokenizer", *SHARES), at_least=1)  # the same in tokens
-    kind: DataKind = setting(MISSING, not_of=TEXT)  # from here on as in DataConfig
-    source: DataSource = setting(DataSource.files, not_of=TEXT)
-    path: str | None = setting(None, HOW, is_file=True)
-    made_by: str | None = setting(None, HOW, fault=_no_maker)
-    rights: str | None = setting(None, HOW)
-    text_field: str = setting("text", not_of=TEXT, fault=no_path, only_with=OF_FILES)
-    layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
-    cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
-    bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(SourceConfig):
     """Documents or conversations, how they are split, and the rows that a step takes."""
 
     name: str = setting(MISSING, HOW)
-    kind: DataKind = setting(MISSING, not_of=TEXT)
-    source: DataSource = setting(DataSource.files, not_of=TEXT)
-    path: str | None = setting(None, HOW, is_file=True)  # file, folder, glob or URL; its content is in the identity
-    made_by: str | None = setting(None, HOW, fault=_no_maker)  # module:function of llm.demo that makes the file
-    rights: str | None = setting(None, HOW)  # what to know before publishing what was trained on it
-    text_field: str = setting(
-        "text", not_of=TEXT, fault=no_path, only_with=OF_FILES
-    )  # path of a record's text, for kind text
-    layout: LayoutConfig = setting(LayoutConfig(), not_of=TEXT, only_with=OF_FILES)
-    cleaning: CleaningConfig = setting(CleaningConfig(), not_of=TEXT)
     held_out_share: float = setting(0.01, not_of=TEXT, above=0, below=1)  # of the documents, by hash of their text
-    bad_records: BadRecords = setting(BadRecords.refuse, not_of=TEXT)
     # processes that encode text; None: one for each core
     num_workers: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)
     sequence_length: int = setting(256, not_of=("documents", "tokenizer", "shards"), at_least=2)  # tokens per row
@@ -249,18 +242,16 @@ class DataConfig:
     def part(self, name: str) -> "DataConfig":
         """The data config of one part by itself, split and laid out in rows as the mixture is."""
         part: PartConfig = self.parts[name]
-        keys = ("kind", "source", "path", "made_by", "rights", "text_field", "layout", "cleaning")
-        own = {key: getattr(part, key) for key in keys}
-        return replace(self, name=part.use, **own, bad_records=part.bad_records, parts=None, tokenizer_part=None)
+        own = {f.name: getattr(part, f.name) for f in fields(SourceConfig)}
+        return replace(self, name=part.use, **own, parts=None, tokenizer_part=None)
 
     def _map_columns(self) -> None:
         """Put what data.map says where data.text_field and data.layout have it."""
         paths: dict[str, Any] = dict(self.map)
         for key in paths:
             if key not in COLUMNS[self.kind]:
-                raise ConfigError(
-                    f"data.map: {key} is nothing that data={self.name} reads. {_nearest(key, COLUMNS[self.kind])}"
-                )
+                hint = nearest(key, COLUMNS[self.kind], otherwise="Choose one of")
+                raise ConfigError(f"data.map: {key} is nothing that data={self.name} reads. {hint}")
         self.text_field = paths.pop("text", self.text_field)
         self.layout = replace(self.layout, **paths)
 
@@ -279,7 +270,7 @@ class DataConfig:
             if (part.weight is None) != (next(iter(self.parts.values())).weight is None):
                 raise ConfigError(f"{key}.weight: give every part a weight, or none: then each counts by its size.")
         if self.tokenizer_part is not None and self.tokenizer_part not in self.parts:
-            hint = _nearest(self.tokenizer_part, self.parts)
+            hint = nearest(self.tokenizer_part, self.parts, otherwise="Choose one of")
             raise ConfigError(f"data.tokenizer_part={self.tokenizer_part} is none of data.parts. {hint}")
 
 
@@ -287,11 +278,6 @@ COLUMNS = {
     DataKind.text: ("text",),
     DataKind.conversations: ("question", "input", "answer", "system", "messages", "role", "content", "text"),
 }
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(known)}."
 
 
 def _check_source(key: str, data: DataConfig | PartConfig) -> None:

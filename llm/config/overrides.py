@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, get_type_hints
 
@@ -19,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from llm.config.stages import STAGES, StageConfig
+from llm.errors import nearest
 
 _SIGNS = r""",:=(){}\[\]'\""""
 _WORDS = re.compile(rf"[^\s{_SIGNS}]([^{_SIGNS}]*[^\s{_SIGNS}])?")
@@ -91,14 +91,7 @@ def explain(error: BaseException) -> str:
 
 def no_choice(key: str, choice: str, known: Iterable[str]) -> str:
     """What to type in place of a choice that there is not."""
-    return f"{key}={choice} is not a choice. {suggestion(choice, sorted(known), f'{key}=')}"
-
-
-def suggestion(key: str, known: Iterable[str], prefix: str = "") -> str:
-    """The nearest that there is, or all."""
-    known = list(known)
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"Did you mean {prefix}{close[0]}?" if close else f"Known here: {', '.join(known) or 'none'}."
+    return f"{key}={choice} is not a choice. {nearest(choice, sorted(known), f'{key}=')}"
 
 
 def _explain_key(cause: Any, reason: str, message: str) -> str | None:
@@ -111,7 +104,7 @@ def _explain_key(cause: Any, reason: str, message: str) -> str | None:
         return f"{addition[2]} is not there yet. Add it with {shlex.quote(addition[1])}"
     if group := re.search(r"Could not override '([^'@]+).*'\. No match", message):
         groups = dict.fromkeys(f.name for stage in STAGES.values() for f in fields(stage))
-        return f"{group[1]} is not a group of this stage. {_belongs(group[1]) or suggestion(group[1], groups)}"
+        return f"{group[1]} is not a group of this stage. {_belongs(group[1]) or nearest(group[1], groups)}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'$", message, re.MULTILINE):
         text = to_paste(ambiguous[1], re.sub("[\"']", "", ambiguous[2]))
         return f"{'='.join(ambiguous.groups())} is a sweep, or a value with a comma. Add -m to sweep, or write {text}."
@@ -125,7 +118,7 @@ def _explain_unknown(key: str, schema: type, prefix: str) -> str:
             return f"{key} is not part of this stage, which takes {', '.join(known)}. {belongs}"
         nested = [dotted for dotted in _dotted_keys(schema) if dotted.endswith(f".{key}")]
         known, key = (nested, nested[0]) if nested else (known, key)
-    return f"unknown key {prefix}{key.rpartition('.')[2]}. {suggestion(key, known, prefix)}"
+    return f"unknown key {prefix}{key.rpartition('.')[2]}. {nearest(key, known, prefix)}"
 
 
 def _belongs(key: str) -> str | None:

@@ -28,8 +28,8 @@ class Job:
     made: list[str] = field(default_factory=list)  # stages
     takes: Estimate = field(default_factory=Estimate)  # the job's own run
     steps_done: int = 0
-    disk: dict[str, float] = field(default_factory=dict)  # bytes of all that would be made, by what takes them
-    makers: dict[str, str] = field(default_factory=dict)  # what takes them -> the run, which several jobs may share
+    # bytes of all that would be made, by what takes them and the run that makes it, which several jobs may share
+    disk: dict[tuple[str, str], float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,9 +99,7 @@ def _estimated(step: Step, parents: dict[str, Run], job: Job) -> Run:
         add_training(job.takes, job.takes.config or step.config, stage.outline(step.config, parents))
     job.made = list(dict.fromkeys([*job.made, step.config.stage]))
     maker = job.folder or digest_of([identity_settings(step.config), *(run.key for run in parents.values())])
-    for name, size in job.takes.disk.items():
-        job.disk[name] = job.disk.get(name, 0) + size
-        job.makers[name] = maker
+    job.disk |= {(name, maker): size for name, size in job.takes.disk.items()}
     job.notes += [note for note in job.takes.notes if note not in job.notes]
     return estimated_run(step.config.stage, job.takes.results, key=maker)
 

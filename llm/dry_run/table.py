@@ -1,6 +1,7 @@
 """What jobs would take -> a table: one job in detail, of several a row each."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -65,7 +66,10 @@ def _details(job: Job) -> Table:
     if takes.memory is not None:
         cells["memory"] += f" a device: {_sizes(asdict(takes.memory))}; {takes.micro_batch}"
     if job.disk:
-        cells["disk"] += f": {_sizes(job.disk)}"
+        sizes: Counter[str] = Counter()
+        for (name, _), size in job.disk.items():
+            sizes[name] += round(size)
+        cells["disk"] += f": {_sizes(sizes)}"
     if job.folder and job.made:
         cells["folder"] = job.folder
     for key, value in cells.items():
@@ -81,7 +85,7 @@ def _rows(jobs: list[Job]) -> Table:
     for job, cells in zip(jobs, everything, strict=True):
         table.add_row(*map(Text, [job.label or job.stage, *(cells.get(key, "-") for key in columns)]))
     takes = [job.takes for job in jobs]
-    disk = {(name, job.makers[name]): size for job in jobs for name, size in job.disk.items()}
+    disk = {made: size for job in jobs for made, size in job.disk.items()}
     totals = {
         "tokens": _count(sum(each.tokens or 0 for each in takes)),
         "FLOPs": f"{sum(each.flops or 0 for each in takes):.2e}",

@@ -87,8 +87,7 @@ def in_group() -> Iterator[None]:
         if not is_launched() or not LOST.search(str(error)):
             raise
         raise LaunchError(
-            f"rank {process_rank()}: another process of this launch ended, and it cannot go on without that.",
-            exit_code=1,
+            f"rank {process_rank()}: another process of this launch ended, and it cannot go on without that."
         ) from error
     finally:
         group: Any = sys.modules.get("torch.distributed")
@@ -175,7 +174,6 @@ def _raise_for(rank: int, status: int) -> NoReturn:
         raise LaunchError(
             f"rank {rank} was killed by {signal.Signals(-status).name}, perhaps for want of memory. "
             "Start the same command again to go on from the last checkpoint.",
-            exit_code=1,
             kind="killed",
         )
     raise LaunchError(f"rank {rank} ended first, with exit code {status}; it says why above.", exit_code=status)

@@ -88,8 +88,7 @@ def wait_for_rank_zero(folder: Path, look: Callable[[], T | None]) -> T:
             if not is_owned(folder):
                 raise LaunchError(
                     f"rank {process_rank()} has waited {IDLE_SECONDS / 60:.0f} minutes for rank 0 to begin {folder}, "
-                    "and nobody is at it. All processes of a launch need the same code, data and folder for outputs.",
-                    exit_code=1,
+                    "and nobody is at it. All processes of a launch need the same code, data and folder for outputs."
                 )
             deadline = time.monotonic() + IDLE_SECONDS
     return found

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.config.stages import Reuse, StageConfig
-from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.run.console import log
-from llm.run.devices import require_devices
 from llm.run.making import Outcome, Plan, find, make
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
@@ -67,10 +65,8 @@ def run_stage(config: StageConfig) -> Run:
     """The finished run of a config: one that is there, or one that is made now.
 
     Raises:
-        ConfigError: it cannot be made here, or another process is at it.
+        ConfigError: it cannot be made, or another process is at it.
     """
-    if isinstance(trainer := getattr(config, "trainer", None), TrainerConfig):
-        require_devices(trainer)
     return run_step(step_of(config))
 
 

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from llm.data.conversations import ConversationRows, Encoded, encode_conversatio
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.records import Conversation
 from llm.environment import process_rank
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError, DataError, nearest
 from llm.run.console import log
 from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan
@@ -249,8 +248,7 @@ def _check_targets(config: FinetuneStage, base: Model) -> None:
     known, wanted = [*targets(model), ALL_LINEAR], lora.target_modules or []
     for name in wanted:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
+            hint = nearest(name, known, otherwise="It has:")
             raise ConfigError(f"lora.target_modules: {base.path.name} has no layer {name}. {hint}")
     tensors = {name.rpartition(".")[2] for name in expert_tensors(model)}
     needs_layers = lora.dropout or lora.method in (Method.dora, Method.pissa)
