@@ -23,9 +23,8 @@ from llm.data.corpus import open_corpus
 from llm.dry_run.memory import Memory, rehearse
 from llm.dry_run.survey import memory_of, survey
 from llm.dry_run.table import show
-from llm.run.making import Plan, place_of
 from llm.run.record import write_record
-from llm.stage import run_stage, run_step, stage_named, step_of
+from llm.stage import run_stage
 from llm.sweep.driver import run_search
 from llm.tokenizer import Special
 from tests.korean import documents
@@ -58,12 +57,6 @@ def pretrain(text: Path, outputs: Path, *overrides: str) -> Any:
     return config("pretrain", text, outputs, "dry_run=true", *MODEL, *overrides)
 
 
-def plan_of(config: Any) -> Plan:
-    """The plan of a run whose parents are there."""
-    step = step_of(config)
-    return stage_named(config.stage).plan(config, {role: run_step(of) for role, of in step.parents.items()})
-
-
 @pytest.fixture(scope="module")
 def with_shards(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """(outputs with a tokenizer and shards, what the shards' run says of them)."""
@@ -92,7 +85,8 @@ def test_nothing_is_written(text: Path, tmp_path: Path) -> None:
         survey(config(stage, text, tmp_path / "outputs", "dry_run=true"))
     job = survey(pretrain(text, tmp_path / "outputs", "data.sequence_length=33", "data.batch_tokens=165"))
     assert job.made == ["documents", "tokenizer", "shards", "pretrain"] and not job.reused
-    assert job.takes.tokens == 10 * 165 and job.disk["documents"] > 0
+    assert job.takes.tokens == 10 * 165
+    assert {name for name, _ in job.disk} == {"documents", "shards", "checkpoints", "model"}
     assert any(re.fullmatch(r"Tokens are estimated: 0\.0 MB .*all of it read.*a guess from .*", n) for n in job.notes)
     assert not (tmp_path / "outputs").exists()
 
@@ -126,38 +120,23 @@ def test_finished_shards_are_reused_and_their_tokens_counted(
     assert job.takes.tokens == 10 * 4 * 64
     assert job.takes.epochs == pytest.approx(10 * 4 * 64 / results["train"]["tokens"], rel=1e-12)
     assert not any("estimated" in note for note in job.notes)
+    assert survey(pretrain(text, outputs, "trainer.max_tokens=5120")).takes.steps == 20
+    shards = survey(config("shards", text, outputs, "dry_run=true"))
+    assert not shards.made and shards.notes == [f"{shards.folder} is finished: it would be reused as it is."]
     assert sorted(outputs.rglob("*")) == before
 
 
-def test_a_finished_run_is_reused_as_it_is(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
-    job = survey(config("shards", text, with_shards[0], "dry_run=true"))
-    assert not job.made and job.takes.steps is None
-    assert job.notes == [f"{job.folder} is finished: it would be reused as it is."]
-
-
-@pytest.mark.parametrize(("budget", "steps"), [("max_tokens=5120", 20), ("max_tokens=1000", 4)])
-def test_a_budget_is_told_in_steps(
-    budget: str, steps: int, text: Path, with_shards: tuple[Path, dict[str, Any]]
+def test_an_unfinished_run_goes_on_from_its_checkpoint(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert survey(pretrain(text, with_shards[0], f"trainer.{budget}")).takes.steps == steps
-
-
-def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
     whole = survey(pretrain(text, with_shards[0]))
-    plan = plan_of(pretrain(text, with_shards[0]))
-    folder = place_of(plan)
+    outputs = with_shards[0].parent / "unfinished"
+    shutil.copytree(with_shards[0], outputs)
+    folder = outputs / "pretrain" / Path(whole.folder).name
     (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
-    write_record(
-        folder,
-        {"stage": "pretrain", "name": "x", "key": plan.key, "status": "running", "identity": plan.identity},
-    )
-    try:
-        job = survey(pretrain(text, with_shards[0]))
-    finally:
-        (folder / "checkpoints" / "step-00000004").rmdir()
-        (folder / "checkpoints").rmdir()
-        (folder / "run.json").unlink()
-        folder.rmdir()
+    record = {"stage": "pretrain", "name": "x", "key": folder.name.rpartition("-")[2], "status": "running"}
+    write_record(folder, record)
+    job = survey(pretrain(text, outputs))
     assert job.steps_done == 4 and f"{folder} would go on from step 4." in job.notes
     assert whole.takes.flops is not None and job.takes.flops == pytest.approx(0.6 * whole.takes.flops, rel=1e-12)
 
@@ -165,7 +144,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(text: Path, with_shards: 
 # Tables
 
 
-def test_several_jobs_have_a_row_each_and_totals(
+def test_several_jobs_have_a_row_each_and_totals_and_one_is_told_in_detail(
     text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [["optimizer.learning_rate=1e-3", "seed=1"], ["optimizer.learning_rate=3e-4", "seed=1"]]
@@ -176,11 +155,6 @@ def test_several_jobs_have_a_row_each_and_totals(
     header = next(line for line in said.splitlines() if "parameters" in line)
     place = [cell.strip() for cell in header.split("┃")[1:-1]].index("steps")
     assert [line[place] for line in lines] == ["10", "10", "20"]
-
-
-def test_one_job_is_told_in_detail(
-    text: Path, with_shards: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
     show([pretrain(text, with_shards[0])])
     said = capsys.readouterr().out
     assert all(word in said for word in ("parameters", "optimizer", "logits", "checkpoints", "4 rows of"))
@@ -201,6 +175,20 @@ def test_a_training_for_gpus_that_are_elsewhere_is_looked_at_and_has_no_time(
     assert "No time is said: there is no GPU here to tell it from." in job.notes
     one = survey(pretrain(text, with_shards[0], "trainer.accelerator=gpu"))
     assert one.notes[0].startswith("Not on this machine: trainer.accelerator=gpu with trainer.devices=1, but")
+    assert one.takes.memory and one.takes.memory.heap == one.takes.memory.libraries == 0
+
+
+def test_memory_is_told_without_the_text_and_under_fsdp_by_the_share_of_a_device(
+    text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("llm.dry_run.training"), "_resident_bytes", lambda: 10**8)
+    two = ["trainer.devices=2", "trainer.accelerator=cpu"]
+    ddp, fsdp = (survey(pretrain(text, with_shards[0], *two, f"trainer.strategy={s}")).takes for s in ("ddp", "fsdp"))
+    assert ddp.memory and fsdp.memory and fsdp.disk == ddp.disk
+    for held in ("weights", "gradients", "optimizer"):
+        assert getattr(fsdp.memory, held) == getattr(ddp.memory, held) // 2
+    assert ddp.memory.libraries > 10**8  # of the process: its memory is a CPU's
+    assert memory_of(pretrain(text / "gone", with_shards[0], *two, "trainer.strategy=ddp")) == ddp.memory.total
 
 
 def test_a_search_is_told_by_its_first_point(
@@ -230,9 +218,6 @@ def test_memory_that_stays_is_four_bytes_for_each_parameter_and_moment() -> None
     assert held.optimizer == 2 * 4 * sum(parameters) + 4 * len(parameters)  # two moments, and each one's step
     assert held.logits % (4 * ROWS * LENGTH * VOCAB) == 0 < held.logits
     assert memory(meta_model(), accumulation=2).gradients == 4 * sum(parameters)
-
-
-def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
     model = meta_model(lora=True)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     held = memory(model)
@@ -240,41 +225,12 @@ def test_with_lora_only_adapters_have_gradients_and_moments() -> None:
     assert held.gradients <= 4 * sum(trained) < held.weights / 4
 
 
-def test_under_fsdp_each_device_is_told_its_share(text: Path, with_shards: tuple[Path, dict[str, Any]]) -> None:
-    ddp, fsdp = (
-        survey(pretrain(text, with_shards[0], "trainer.devices=2", f"trainer.strategy={strategy}")).takes
-        for strategy in ("ddp", "fsdp")
-    )
-    assert ddp.memory and fsdp.memory and fsdp.disk == ddp.disk
-    for held in ("weights", "gradients", "optimizer"):
-        assert getattr(fsdp.memory, held) == getattr(ddp.memory, held) // 2
-
-
-def test_the_memory_of_a_job_is_told_without_its_text(
-    text: Path, with_shards: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(import_module("llm.dry_run.training"), "_resident_bytes", lambda: 0)
-    told = survey(pretrain(text, with_shards[0])).takes.memory
-    assert told is not None and memory_of(pretrain(text, with_shards[0])) == told.total
-    assert memory_of(pretrain(text / "gone", with_shards[0])) == told.total
-
-
-def test_a_job_on_a_cpu_is_told_its_process_and_one_on_a_gpu_is_not(
-    text: Path, with_shards: tuple[Path, dict[str, Any]]
-) -> None:
-    on_cpu, on_gpu = (
-        survey(pretrain(text, with_shards[0], f"trainer.accelerator={name}")).takes.memory for name in ("cpu", "gpu")
-    )
-    assert on_cpu and on_gpu and on_cpu.libraries > 100_000_000
-    assert on_gpu.heap == on_gpu.libraries == 0
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux keeps the mark of a process's peak")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's memory is measured in its place")
 def test_the_estimate_is_within_15_percent_of_what_a_process_took() -> None:
     from benchmarks.memory import compare, growth
 
-    case = {"model": "llama_tiny", "micro_rows": 4, "length": 256, "vocab_size": 8192, "precision": "fp32"}
+    case = {"model": "llama_tiny", "micro_rows": 2, "length": 256, "vocab_size": 8192, "precision": "fp32"}
     expected, measured = compare(case)
     assert expected["total"] == pytest.approx(measured["total"], rel=0.15)
     assert growth(expected) == pytest.approx(growth(measured), rel=0.15)
@@ -282,8 +238,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_process_took() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("model", ["gpt2_tiny", "llama_tiny", "gpt2_10m", "llama_125m"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("model", "precision"), [("gpt2_10m", "fp32"), ("llama_125m", "bf16")])
 def test_the_estimate_is_within_15_percent_of_what_a_gpu_took(model: str, precision: str) -> None:
     from benchmarks.memory import compare
 

@@ -4,8 +4,6 @@ import ast
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +19,6 @@ from llm.chat import command
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import one_line_errors
 from tests.korean import save_preset
-from tests.patience import PATIENCE
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 from tests.tuned import quick_peak  # noqa: F401  # a fixture
 
@@ -84,22 +81,12 @@ def no_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def attention_kernel(folder: Path) -> None:
-    edit(folder / "config.json", attn_implementation="flash_attention_3")
-
-
 def odd_eos(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token={"text": "<|endoftext|>"})
 
 
 def broken_pattern(folder: Path) -> None:
     edit(folder / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(" * 50}, "content": ""})
-
-
-def deep_config(folder: Path) -> None:
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    deep = '{"deep": ' + "[" * 100_000 + "]" * 100_000 + ", "
-    (folder / "config.json").write_text(deep + text[1:], encoding="utf-8")
 
 
 def index_of_weights_elsewhere(folder: Path) -> None:
@@ -121,10 +108,8 @@ DAMAGE: dict[Callable[[Path], None], tuple[int, str]] = {
     pickled: (74, WEIGHTS + r"model\.safetensors is missing, or lies elsewhere; no pickle is read"),
     too_large_a_header: (74, WEIGHTS + r"model\.safetensors cannot be read \(.*header.*too large"),
     no_weight: (74, WEIGHTS + r"1 weights are missing, such as model\.norm\.weight"),
-    attention_kernel: (74, r"mine/config\.json asks for the attention flash_attention_3, and what a folder as"),
     odd_eos: (74, "mine cannot be used as a tokenizer: "),
     broken_pattern: (74, "mine.*tokenizer"),  # the library panics, and says so by itself, if it is let
-    deep_config: (74, r"mine/config\.json cannot be read \(maximum recursion depth exceeded"),
     index_of_weights_elsewhere: (74, WEIGHTS + r"\.\./outside\.safetensors is missing, or lies elsewhere"),
     too_many_layers: (74, r"mine/config\.json: num_hidden_layers=1000000, and a model has 1,000 at most"),
     unknown_kind_with_code: (2, r"mine/config\.json: model_type mine_alone is none of transformers, and code that a m"),
@@ -157,11 +142,9 @@ def evaluate(folder: Path) -> None:
         run("evaluate", *given, "data.sequence_length=64", "logger=local", f"outputs={folder.parent / 'outputs'}")
 
 
-DOORS = [talk, tune, go_on, evaluate]
-AT_EVERY_DOOR = [pickled, broken_pattern, unknown_kind_with_code]
 AT_A_DOOR = [
     *((talk, damage) for damage in DAMAGE),
-    *((door, damage) for door in DOORS[1:] for damage in AT_EVERY_DOOR),
+    *((tune, broken_pattern), (go_on, pickled), (evaluate, unknown_kind_with_code), (go_on, unknown_kind_with_code)),
 ]
 
 
@@ -178,7 +161,7 @@ def test_a_damaged_folder_is_one_line_at_every_door(
         door(folder)
     shown = capfd.readouterr().err.splitlines()
     errors = [line for line in shown if line.startswith("error:")]
-    assert not [line for line in shown if "panicked" in line], shown
+    assert not [line for line in shown if "panicked" in line or "[y/N]" in line], shown
     code, line = DAMAGE[damage]
     assert len(errors) == 1 and re.search(line, errors[0]), errors
     assert stop.value.code == code
@@ -212,16 +195,6 @@ def test_what_is_made_of_a_model_that_brings_code_runs_none_of_it(folder: Path) 
     assert "auto_map" not in (exported / "model" / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
-def test_nobody_is_asked_whether_to_run_the_code_of_a_folder(folder: Path) -> None:
-    unknown_kind_with_code(folder)
-    command = [sys.executable, "-m", "llm.chat", str(folder), *TALK]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, input="y\n")
-    (error,) = (line for line in done.stderr.splitlines() if "error" in line.lower() or "Traceback" in line)
-    assert done.returncode == 2 and "model_type mine_alone is none of transformers, and code that a model" in error
-    assert "[y/N]" not in done.stdout + done.stderr
-    assert not canary_of(folder).exists()
-
-
 # The doors themselves
 
 LOADERS = ("from_pretrained", "from_config")
@@ -252,7 +225,4 @@ def test_every_call_that_loads_a_model_is_one_that_runs_no_code() -> None:
         assert (file, called) in ASKED, f"{file}: {called} goes by itself; take what llm/model/pretrained.py has"
         assert ASKED[file, called].items() <= given.items(), f"{file}: {called} lacks one of {ASKED[file, called]}"
     assert len(found) == len(ASKED)
-
-
-def test_nothing_reads_a_pickle() -> None:
     assert not [(file, called) for file, called, _ in calls() if called in OF_PICKLES]

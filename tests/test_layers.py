@@ -6,25 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-LAYERS = [
-    *(
-        "environment",
-        "credentials",
-        "errors",
-        "config",
-        "run",
-        "tokenizer",
-        "data",
-        "model",
-        "optimizer",
-        "logger",
-        "trainer",
-    ),
-    *("evaluation", "export", "stage", "tool"),
-]
+_PARTS = "environment credentials errors config run tokenizer data model optimizer logger trainer"
+LAYERS = [*_PARTS.split(), "evaluation", "export", "stage", "tool"]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "wandb", "tokenizers", "numpy", "rich")
 FILES = sorted(path for path in (ROOT / "llm").rglob("*.py") if path != ROOT / "llm" / "__init__.py")
 
@@ -45,31 +29,27 @@ def layer(part: str) -> int:
     return LAYERS.index(part) if part in LAYERS else LAYERS.index("tool")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    part = path.relative_to(ROOT / "llm").parts[0].removesuffix(".py")
-    wrong = [name for name in imports(path) if name.startswith("llm.") and layer(name.split(".")[1]) > layer(part)]
-    assert not wrong
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "llm").parts[0].removesuffix(".py")
 
 
-def test_no_two_parts_import_each_other():
-    parts = {(path.relative_to(ROOT / "llm").parts[0].removesuffix(".py"), name.split(".")[1])
-             for path in FILES for name in imports(path) if name.startswith("llm.")}  # fmt: skip
+def test_imports_point_one_way_and_no_two_parts_import_each_other():
+    found = {(path, name.split(".")[1]) for path in FILES for name in imports(path) if name.startswith("llm.")}
+    assert not [(str(path), part) for path, part in found if layer(part) > layer(part_of(path))]
+    parts = {(part_of(path), part) for path, part in found}
     assert not [(one, other) for one, other in parts if one < other and (other, one) in parts]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_config_imports_hydra(path):
-    if path.is_relative_to(ROOT / "llm" / "config"):
-        return
-    assert not [name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")]
+def test_only_config_imports_hydra():
+    found = [(str(path), name) for path in FILES if part_of(path) != "config" for name in imports(path)]
+    assert not [(path, name) for path, name in found if name.split(".")[0] in ("hydra", "omegaconf")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_environment_is_read_and_changed_in_one_module(path):
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    assert path == ROOT / "llm" / "environment.py" or not names & {"environ", "getenv", "putenv"}
+def test_the_environment_is_read_and_changed_in_one_module():
+    for path in FILES:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert path == ROOT / "llm" / "environment.py" or not names & {"environ", "getenv", "putenv"}, path
 
 
 def test_composing_imports_nothing_heavy():

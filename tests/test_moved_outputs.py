@@ -29,24 +29,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["moved", "copied"])
-def outputs(request: pytest.FixtureRequest, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The chain's outputs elsewhere, named from a working directory that has no outputs folder of its own."""
-    origin = shutil.copytree(made, tmp_path / "made")
-    target = tmp_path / "here" / "elsewhere"
-    target.parent.mkdir()
-    (shutil.move if request.param == "moved" else shutil.copytree)(origin / "outputs", target)
-    if request.param == "copied":  # that the copy does not lean on what it is a copy of
-        for path in (origin / "outputs").glob("*/*/run.json"):
-            path.write_text("{", encoding="utf-8")
+@pytest.fixture
+def outputs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The chain's outputs copied elsewhere, named from a working directory that has no outputs folder of its own."""
+    shutil.copytree(made / "outputs", tmp_path / "here" / "elsewhere")
+    for path in (made / "outputs").glob("*/*/run.json"):  # the copy does not lean on what it is a copy of
+        path.write_text("{", encoding="utf-8")
     monkeypatch.chdir(tmp_path / "here")
     return Path("elsewhere")
 
 
 def test_everything_reads_and_goes_on_with_outputs_elsewhere(
-    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    outputs: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where, origin = f"outputs={outputs}", tmp_path / "made"
+    where, origin = f"outputs={outputs}", made
     tuned = folder_of(outputs, "finetune")
 
     verify.main(["finetune/*", "--outputs", str(outputs)])

@@ -16,72 +16,57 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """Where the tests run under nohup too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _as_before() -> Iterator[None]:
+    """SIGHUP is heard where the tests run under nohup too; at the end each handler is again as it was."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_block(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(StoppedError, match=f"stopped by {number.name}. Start the same command again"), stop_on_signal():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-
-
-def test_what_a_library_makes_of_it_is_a_stop_all_the_same() -> None:
+def test_a_signal_ends_the_block_whatever_a_library_makes_of_it(number: signal.Signals) -> None:
     def library() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         except BaseException:
             raise TypeError("expected a message argument") from None
 
-    with pytest.raises(StoppedError, match="stopped by SIGTERM"), stop_on_signal():
-        library()
+    before = signal.getsignal(number)
+    for stopped in (library, lambda: os.kill(os.getpid(), number)):
+        with pytest.raises(StoppedError, match=f"stopped by {number.name}. Start the same command"), stop_on_signal():
+            stopped()
+        assert signal.getsignal(number) is before
 
 
-def test_the_first_signal_alone_is_told() -> None:
+def test_the_first_signal_alone_is_told_and_a_second_one_ends_the_process() -> None:
     told: list[str] = []
-    before = signal.getsignal(signal.SIGUSR1)
     with on_signal(told.append):
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL  # a second one would end this process
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     assert told == ["SIGUSR1"]
-    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 def test_what_comes_once_all_is_done_stops_nothing() -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
-    try:
-        with stop_on_signal(is_last=True):
-            pass
-        for number in SIGNALS:
-            os.kill(os.getpid(), number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        with pytest.raises(RuntimeError), stop_on_signal(is_last=True):
-            raise RuntimeError
-        assert {each: signal.getsignal(each) for each in SIGNALS} == before  # of what failed, a Ctrl-C ends the rest
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with pytest.raises(RuntimeError), stop_on_signal(is_last=True):
+        raise RuntimeError
+    assert {each: signal.getsignal(each) for each in SIGNALS} == before  # of what failed, a Ctrl-C ends the rest
+    with stop_on_signal(is_last=True):
+        pass
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
 
 
 def test_a_hangup_that_is_ignored_stays_so_and_a_second_one_ends_nothing() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     told: list[str] = []
-    try:
+    for handler, times in ((signal.SIG_IGN, 1), (signal.SIG_DFL, 2)):  # nohup's; from the shell and from the kernel
+        signal.signal(signal.SIGHUP, handler)
         with on_signal(told.append):
-            os.kill(os.getpid(), signal.SIGHUP)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with on_signal(told.append):
-            for _ in range(2):  # from the shell and from the kernel
+            for _ in range(times):
                 os.kill(os.getpid(), signal.SIGHUP)
-        assert told == ["SIGHUP"]
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    assert told == ["SIGHUP"]
 
 
 def test_under_slurm_what_follows_the_first_signal_is_left_to_its_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:

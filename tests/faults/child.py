@@ -4,7 +4,6 @@ The harness loads this module in a server that is forked for each launch: torch,
 to import, and a launch that is about to be killed takes one second in all.
 """
 
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -35,7 +34,6 @@ import llm.tokenizer
 from llm.trainer.checkpoint import CheckpointFolders
 from llm.trainer.module import NextTokenModule
 
-PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)  # of prctl(2)
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 # What a fault can be aimed at: the name that the harness waits for -> the call that it is the beginning of.
@@ -85,8 +83,6 @@ def main(launch: Launch, told: Connection) -> None:
     torch.set_num_threads(1)
     for moment, (owner, name) in MOMENTS.items():
         setattr(owner, name, _telling(moment, getattr(owner, name), launch, told))
-    if launch.waits_at:
-        ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)  # for strace, where Yama asks for it
     if launch.keep_rows:
         NextTokenModule.training_step = _keeping_rows(NextTokenModule.training_step)  # type: ignore[method-assign]
     sys.argv = [str(TRAIN), *launch.overrides]

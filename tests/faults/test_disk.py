@@ -77,7 +77,6 @@ SAVED = [
     ("tokenizer", "tokenizer saving", r"outputs/tokenizer/[^/]+/tokenizer\.json"),
     ("shards", "shard writing", r"outputs/shards/[^/]+/shards/(train|held_out)-00000\.(bin|documents\.npy|json)"),
     ("gpt2", "checkpoint", r"outputs/pretrain/[^/]+/checkpoints/step-00000003"),
-    ("lora", "adapter saving", r"outputs/finetune/[^/]+/adapter"),
 ]
 
 
