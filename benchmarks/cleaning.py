@@ -14,7 +14,7 @@ from rich.table import Table
 
 from llm.config.data import CleaningConfig, CleaningLevel, DataConfig, DataKind
 from llm.data.clean import STEPS, Cleaner
-from llm.data.files import open_files
+from llm.data.files import find_files, read_files
 from llm.data.records import Document
 
 MB = 1e6
@@ -62,8 +62,8 @@ def main() -> None:
     if options.path is None:
         documents = made_text(options.megabytes)
     else:
-        files = open_files(DataConfig(name="text", kind=DataKind.text, path=options.path))
-        documents = [record for record in files.records() if isinstance(record, Document)]
+        config = DataConfig(name="text", kind=DataKind.text, path=options.path)
+        documents = [record for record in read_files(find_files(config), config) if isinstance(record, Document)]
     table = Table(title=f"cleaning {len(documents)} documents, MB per CPU second")
     table.add_column("what")
     table.add_column("MB/s", justify="right")

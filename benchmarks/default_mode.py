@@ -56,8 +56,8 @@ def rows_of(arguments: argparse.Namespace, shape: Shape) -> tuple[TokenRows, Tok
     folder = made.path / "shards"
     manifest = read_manifest(folder)
     train, held_out = (
-        TokenRows(folder, manifest, split, sequence_length=shape.sequence_length)
-        for split in (manifest.train, manifest.held_out)
+        TokenRows({"": (folder, manifest)}, split, sequence_length=shape.sequence_length)
+        for split in ("train", "held_out")
     )
     return train, held_out
 

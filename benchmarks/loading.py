@@ -46,7 +46,7 @@ def main() -> None:
             for packing in Packing:
                 began = time.perf_counter()
                 rows = TokenRows(
-                    folder, manifest, manifest.train, sequence_length=arguments.sequence_length, packing=packing
+                    {"": (folder, manifest)}, "train", sequence_length=arguments.sequence_length, packing=packing
                 )
                 starts[packing] = time.perf_counter() - began
                 for num_workers in arguments.workers:
@@ -95,7 +95,7 @@ def _print_share(arguments: argparse.Namespace) -> None:
         print(f"{'packing':<13}{'ms to read a row':>18}{'ms to learn from it':>21}{'share':>9}{'by CPU time':>13}")
         for packing in Packing:
             rows = TokenRows(
-                Path(scratch), manifest, manifest.train, sequence_length=arguments.sequence_length, packing=packing
+                {"": (Path(scratch), manifest)}, "train", sequence_length=arguments.sequence_length, packing=packing
             )
             reading, learning = _times_of_a_row(rows, arguments)
             wall, cpu = (read / learned for read, learned in zip(reading, learning, strict=True))

@@ -32,7 +32,7 @@ from llm.config.compose import as_recorded, composed
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import TokenizerConfig
 from llm.data.corpus import open_corpus
-from llm.data.documents import Documents, write_documents
+from llm.data.documents import read_texts, write_documents
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.05
@@ -96,7 +96,7 @@ def _train_tokenizer(folder: Path, name: str) -> None:
     from llm.tokenizer import save, train
 
     config = _tokenizer_config(name)
-    texts = islice(Documents(folder / "documents").texts("train"), 3000)
+    texts = islice(read_texts(folder / "documents", "train"), 3000)
     save(train(config, texts), config.roles, folder / "tokenizer")
 
 
@@ -155,7 +155,7 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
 
 def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = False) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
-    from llm.data import sharding
+    from llm.data import shards as sharding
     from llm.tokenizer import load
 
     spent = [0.0]
@@ -164,7 +164,7 @@ def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = Fa
     with tempfile.TemporaryDirectory(dir=folder) as target:
         wall, cpu = time.perf_counter(), _cpu_seconds()
         sharding.write_shards(
-            Documents(folder / "documents"),
+            folder / "documents",
             folder / "tokenizer",
             Path(target) / "shards",
             num_workers=way.num_workers,

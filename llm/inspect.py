@@ -21,11 +21,11 @@ from llm.config.data import BadRecords, CleaningConfig, CleaningLevel, DataConfi
 from llm.config.overrides import as_value, readable
 from llm.data.clean import Cleaner, as_table
 from llm.data.corpus import is_below, open_corpus, place_of, share_that_parts
-from llm.data.files import explain_absent, find, open_files
+from llm.data.files import explain_absent, find, find_files, read_files
 from llm.data.overlap import overlap_of_texts
-from llm.data.paths import examples, overrides, question_and_answer
 from llm.data.records import Conversation, Document, Rejected
 from llm.data.sample import SAMPLED_RECORDS, presets, sample
+from llm.data.suggest import examples, overrides, question_and_answer
 from llm.errors import ConfigError, DataError, one_line_errors
 
 SAMPLES = 3
@@ -177,7 +177,8 @@ def leaks(config: DataConfig, level: CleaningLevel, evaluation: str | None) -> d
         best = diagnose(evaluation)
         if best.preset is None:
             raise ConfigError(f"--evaluation {evaluation}: no preset fits it. Give txt, or jsonl with text.")
-        read = open_files(config_of(best.preset, best.settings, evaluation)).records()
+        own = config_of(best.preset, best.settings, evaluation)
+        read = read_files(find_files(own), own)
         measured[evaluation] = (record for record in read if not isinstance(record, Rejected))
     found = {}
     for name, records in measured.items():

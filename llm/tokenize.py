@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from llm import tokenizer as tokenizers
 from llm.config.data import DataConfig, DataKind
 from llm.config.stages import MODEL_STAGES
-from llm.data.files import open_files
+from llm.data.files import find_files, read_files
 from llm.data.records import Document, Rejected
 from llm.errors import ConfigError, DataError, one_line_errors
 from llm.run.console import output_console, shown
@@ -132,8 +132,8 @@ def reports(named: list[Named], path: str | None) -> dict[str, dict[str, dict[st
 
 def texts(path: str) -> Iterator[str]:
     """All documents of the files that a path names."""
-    files = open_files(DataConfig(name="text", kind=DataKind.text, path=path))
-    for record in files.records():
+    config = DataConfig(name="text", kind=DataKind.text, path=path)
+    for record in read_files(find_files(config), config):
         if isinstance(record, Rejected) and record.fix:
             raise DataError(str(record))
         if isinstance(record, Document):

@@ -38,50 +38,15 @@ def zst(data: bytes) -> bytes:
 
 def zip_bytes(files: dict[str, bytes], *, cp949: bool = False) -> bytes:
     """A zip; with names in cp949 and without the UTF-8 flag, as Korean Windows writes them."""
-    target = io.BytesIO()
+    target, raw_names = io.BytesIO(), [name.encode("cp949" if cp949 else "utf-8") for name in files]
+    plain = [f"{number}".rjust(len(raw), "~") for number, raw in enumerate(raw_names)]  # ASCII, of the same length
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            info = zipfile.ZipInfo(name.encode("cp949").decode("cp437") if cp949 else name)
-            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
-    raw = target.getvalue()
-    return raw if not cp949 else _without_utf8_flag(raw, files)
-
-
-def _without_utf8_flag(raw: bytes, files: dict[str, bytes]) -> bytes:
-    """zipfile writes such names as UTF-8 with a flag: put back the cp949 bytes and take the flag out."""
-    data = bytearray(raw)
-    for name in files:
-        wanted = name.encode("cp949")
-        written = wanted.decode("cp437").encode()
-        for mark, flag_at, length_at, name_at in ((b"PK\x03\x04", 6, 26, 30), (b"PK\x01\x02", 8, 28, 46)):
-            at = data.find(mark)
-            while at >= 0:
-                if data[at + name_at : at + name_at + len(written)] == written:
-                    padded = wanted + b"_" * 0
-                    del data[at + name_at : at + name_at + len(written)]
-                    data[at + name_at : at + name_at] = padded
-                    data[at + length_at : at + length_at + 2] = len(padded).to_bytes(2, "little")
-                    data[at + flag_at + 1] &= ~0x08 & 0xFF
-                at = data.find(mark, at + 4)
-    return _with_fresh_directory(bytes(data))
-
-
-def _with_fresh_directory(raw: bytes) -> bytes:
-    """Names changed their length: write the offsets and the size of the central directory anew."""
-    data = bytearray(raw)
-    starts = []
-    at = data.find(b"PK\x03\x04")
-    while at >= 0:
-        starts.append(at)
-        at = data.find(b"PK\x03\x04", at + 4)
-    first = at = data.find(b"PK\x01\x02")
-    for start in starts:
-        data[at + 42 : at + 46] = start.to_bytes(4, "little")
-        at = data.find(b"PK\x01\x02", at + 4)
-    end = data.find(b"PK\x05\x06")
-    data[end + 12 : end + 16] = (end - first).to_bytes(4, "little")
-    data[end + 16 : end + 20] = first.to_bytes(4, "little")
-    return bytes(data)
+        for name, data in zip(plain if cp949 else files, files.values(), strict=True):
+            archive.writestr(name, data)
+    made = target.getvalue()
+    for written, raw in zip(plain, raw_names, strict=True) if cp949 else ():
+        made = made.replace(written.encode(), raw)
+    return made
 
 
 def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from peft import LoraModel
 
 from llm.data import documents as documents_on_disk
-from llm.data.sharding import write_shards
+from llm.data.shards import write_shards
 from llm.errors import StoppedError, UserError
 from llm.run.console import log
 from llm.run.launch import stop_on_signal

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from llm.config.data import BadRecords, CleaningConfig, CleaningLevel, DataConfig, DataKind
-from llm.data.clean import STEPS, Cleaner, Dropped, as_table, judge_hangul, judge_length, judge_repetition, steps_of
-from llm.data.corpus import Corpus, is_held_out, open_corpus
-from llm.data.records import Conversation, Document
+from llm.data.clean import STEPS, Cleaner, as_table, judge_hangul, judge_length, judge_repetition, steps_of
+from llm.data.corpus import Corpus, open_corpus
+from llm.data.records import Conversation, Document, Rejected
 from llm.data.repair import mask_personal_data, remove_markup, repair_characters, repair_spaces
 from tests.korean import HARD_TEXTS, documents, sentences
-from tests.test_config import refused
 
 LIGHT, STRICT = CleaningConfig(level=CleaningLevel.light), CleaningConfig(level=CleaningLevel.strict)
 
 
-def cleaned(texts: list[str], config: CleaningConfig) -> tuple[list[Document | Conversation | Dropped], Cleaner]:
+def cleaned(texts: list[str], config: CleaningConfig) -> tuple[list[Document | Conversation | Rejected], Cleaner]:
     cleaner = Cleaner(config)
     made = [cleaner.clean(Document(text, f"글:{line}")) for line, text in enumerate(texts, 1)]
     return made, cleaner
@@ -107,21 +106,18 @@ def test_personal_data_is_masked_and_other_numbers_are_not(text: str, expected: 
     assert mask_personal_data(text) == expected
 
 
-@pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS)
 @pytest.mark.parametrize("edit", [repair_characters, repair_spaces, remove_markup, mask_personal_data])
-def test_an_edit_done_twice_is_done_once(edit: Any, text: str) -> None:
-    assert edit(edit(text)) == edit(text)
+def test_an_edit_done_twice_is_done_once(edit: Any) -> None:
+    for text in HARD_TEXTS.values():
+        assert edit(edit(text)) == edit(text)
 
 
 def test_hostile_text_takes_no_longer_than_its_length_asks_for() -> None:
-    import time
-
+    """A pattern that goes back over what it read would take hours, not seconds."""
     for piece in ("a", "1", "1 ", "<", "<a ", "&", "0-", "a@", "무단 ", "\n", "(", "+82"):
         text = piece * (300_000 // len(piece))
-        start = time.process_time()
         for edit in (repair_characters, repair_spaces, remove_markup, mask_personal_data):
             edit(text)
-        assert time.process_time() - start < 5, piece
 
 
 # Drops
@@ -203,7 +199,7 @@ MESSY = [
 
 def test_documents_and_bytes_are_conserved() -> None:
     made, cleaner = cleaned(MESSY, STRICT)
-    gone = [record for record in made if isinstance(record, Dropped)]
+    gone = [record for record in made if isinstance(record, Rejected)]
     size, count = sum(len(text.encode()) for text in MESSY), len(MESSY)
     for step in cleaner.report().values():
         assert (step["documents_in"], step["bytes_in"]) == (count, size)
@@ -216,7 +212,7 @@ def test_documents_and_bytes_are_conserved() -> None:
 
 def test_what_is_dropped_keeps_its_origin_step_and_reason() -> None:
     made, cleaner = cleaned(MESSY, STRICT)
-    by_step = {(record.step, record.reason): record.origin for record in made if isinstance(record, Dropped)}
+    by_step = {(record.step, record.reason): record.origin for record in made if isinstance(record, Rejected)}
     assert by_step[("characters", "nothing is left")] == "글:62"
     assert by_step[("hangul", "less Hangul than 0.3 of the letters")] == "글:63"
     assert by_step[("repetition", "repeats more than 0.3 of itself")] == "글:65"
@@ -232,8 +228,10 @@ def test_each_turn_of_a_conversation_is_cleaned_and_an_empty_one_drops_it() -> N
     cleaner = Cleaner(LIGHT)
     made = cleaner.clean(talk("전화는  010-1234-5678?", "\u200b네"))
     assert made == talk("전화는 [전화번호]?", "네")
-    assert cleaner.clean(talk("왜?", "\u200b")) == Dropped("말:1", "nothing is left", "characters", "왜?\n\u200b")
-    assert isinstance(cleaner.clean(talk("전화는 010-1234-5678?", "네")), Dropped)  # the same after cleaning
+    assert cleaner.clean(talk("왜?", "\u200b")) == Rejected(
+        "말:1", "nothing is left", step="characters", text="왜?\n\u200b"
+    )
+    assert isinstance(cleaner.clean(talk("전화는 010-1234-5678?", "네")), Rejected)  # the same after cleaning
     assert isinstance(cleaner.clean(talk("전화는 010-1234-5678?", "아니요")), Conversation)
 
 
@@ -273,7 +271,7 @@ def test_records_are_kept_dropped_by_a_named_rule_or_quarantined(tmp_path: Path)
     origin = f"{tmp_path}/글.jsonl:{len(MESSY) + 1}"
     assert lines[-1] == {"origin": origin, "reason": "not JSON", "fix": lines[-1]["fix"]}
     assert {"origin", "reason", "step", "text"} == set(lines[0])
-    assert json.loads((tmp_path / "cleaning.json").read_text(encoding="utf-8")) == corpus.cleaning
+    assert json.loads((tmp_path / "cleaning.json").read_text(encoding="utf-8")) == corpus.cleaning()
 
 
 def test_a_pass_that_leaves_nothing_out_leaves_no_file(tmp_path: Path) -> None:
@@ -282,17 +280,6 @@ def test_a_pass_that_leaves_nothing_out_leaves_no_file(tmp_path: Path) -> None:
     corpus.keep_left_out(tmp_path)
     list(corpus.records(held_out=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["글.txt"]
-
-
-def test_a_text_falls_on_the_side_of_its_duplicates() -> None:
-    for text in documents(50):
-        sides = {is_held_out(same, 0.5) for same in (text, text.replace(" ", "  "), text.replace("\n", " "))}
-        assert len(sides) == 1
-
-
-def test_a_share_that_cannot_be_is_refused() -> None:
-    line = "data.cleaning.min_hangul_share=1.5 is out of range. Set 0 or more and up to 1"
-    assert refused("data.cleaning.min_hangul_share=1.5").startswith(line)
 
 
 def test_a_run_keeps_what_it_left_out_and_counts_it(tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ from pyarrow import parquet
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import llm.data.documents as documents_module
-import llm.data.sharding as sharding_module
+import llm.data.shards as shards_module
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import TokenizerConfig
 from llm.data.corpus import Corpus, open_corpus
-from llm.data.documents import Documents, write_documents
+from llm.data.documents import document_files, read_texts, write_documents
 from llm.data.rows import TokenRows
-from llm.data.sharding import Encoder, available_cores, pieces, write_shards
-from llm.data.shards import Manifest, Split, open_shard, read_manifest
+from llm.data.shards import Encoder, Manifest, Split, available_cores, open_shard, pieces, read_manifest, write_shards
 from llm.errors import DamagedError, DataError, MachineError
 from llm.tokenizer import load, lost_bytes, save, special, train
 from tests.korean import HARD_TEXTS, documents, save_preset
@@ -44,7 +43,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and batches so small that a little text makes many."""
     monkeypatch.setattr(documents_module, "FILE_BYTES", 2000)
-    monkeypatch.setattr(sharding_module, "BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(shards_module, "BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(shards_module, "PIECE_CHARACTERS", 400)
 
 
 def corpus_of(texts: list[str], folder: Path) -> Corpus:
@@ -53,9 +53,9 @@ def corpus_of(texts: list[str], folder: Path) -> Corpus:
     return open_corpus(DataConfig(name="text", kind=DataKind.text, path=str(path), held_out_share=0.3))
 
 
-def documents_of(texts: list[str], folder: Path) -> Documents:
+def documents_of(texts: list[str], folder: Path) -> Path:
     write_documents(corpus_of(texts, folder), folder / "documents")
-    return Documents(folder / "documents")
+    return folder / "documents"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -81,11 +81,11 @@ def test_documents_are_the_corpus_in_its_order_with_their_origins(tmp_path: Path
     made = write_documents(corpus, tmp_path / "documents")
     for split, held_out in (("train", False), ("held_out", True)):
         expected = [(record.text, record.origin) for record in corpus.records(held_out=held_out)]
-        files = Documents(tmp_path / "documents").files(split)
+        files = document_files(tmp_path / "documents", split)
         assert len(files) == made[split]["files"] > 1
         rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
         assert [(row["text"], row["origin"]) for row in rows] == expected
-        assert list(Documents(tmp_path / "documents").texts(split)) == [text for text, _ in expected]
+        assert list(read_texts(tmp_path / "documents", split)) == [text for text, _ in expected]
         assert made[split]["documents"] == len(expected)
         assert made[split]["raw_bytes"] == sum(len(text.encode()) for text, _ in expected)
 
@@ -122,19 +122,19 @@ def test_each_file_of_documents_is_a_shard_of_its_tokens_with_their_ends_bytes_a
     manifest = write_shards(made_of, folders[name], tmp_path / "shards")
     assert read_manifest(tmp_path / "shards") == manifest
     for split_name, split in (("train", manifest.train), ("held_out", manifest.held_out)):
-        texts = list(made_of.texts(split_name))
+        texts = list(read_texts(made_of, split_name))
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         expected = [
             ([tokens.bos_id, *line, tokens.eos_id], len(text.encode())) for line, text in zip(ids, texts, strict=True)
         ]
         assert list(read_back(tmp_path / "shards", manifest, split)) == expected
         stems = [Path(shard.tokens_file).stem for shard in split.shards]
-        assert stems == [file.stem for file in made_of.files(split_name)]
+        assert stems == [file.stem for file in document_files(made_of, split_name)]
         for total_of in ("documents", "tokens", "raw_bytes", "lost_bytes"):
             assert getattr(split, total_of) == sum(getattr(shard, total_of) for shard in split.shards)
         lost = sum(lost_bytes(text, tokenizer.decode(line)) for line, text in zip(ids, texts, strict=True))
         assert split.lost_bytes == (lost if split_name == "held_out" else 0)
-        rows = TokenRows(tmp_path / "shards", manifest, split, sequence_length=16)
+        rows = TokenRows({"": (tmp_path / "shards", manifest)}, split_name, sequence_length=16)
         assert (rows.raw_bytes, rows.lost_bytes) == (split.raw_bytes, split.lost_bytes)
         counts = Counter(token for line in ids for token in [*line, tokens.eos_id])
         bits = sum(times * -math.log2(times / counts.total()) for times in counts.values())
@@ -149,17 +149,17 @@ def test_the_pieces_of_a_long_text_have_the_tokens_and_the_losses_of_the_whole(
     text = "\n".join([*documents(40, seed=3), *(t for t in HARD_TEXTS.values() if t.strip())])
     encoder = Encoder(folders[name])
     ((whole, decoded),) = encoder.encode([text], decode=True)
-    assert whole.tolist() == load(folders[name]).encode(text, add_special_tokens=False).ids
-    monkeypatch.setattr(sharding_module, "BATCH_CHARACTERS", 150)
+    assert whole == load(folders[name]).encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(shards_module, "PIECE_CHARACTERS", 150)
     cut = list(pieces(text))
     assert "".join(cut) == text and len(cut) > 15 and all(len(piece) <= 150 for piece in cut)
     ((in_pieces, decoded_pieces),) = encoder.encode([text], decode=True)
-    assert in_pieces.tolist() == whole.tolist()
+    assert in_pieces == whole
     assert lost_bytes(text, decoded_pieces or "") == lost_bytes(text, decoded or "")
 
 
 def test_a_text_without_spaces_is_cut_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding_module, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(shards_module, "PIECE_CHARACTERS", 10)
     assert list(pieces("가" * 25)) == ["가" * 10, "가" * 10, "가" * 5]
     assert list(pieces("가나 다라 마바사 아자")) == ["가나 다라", " 마바사 아자"]
 
@@ -184,7 +184,7 @@ def test_the_width_of_an_id_follows_the_vocabulary(tmp_path: Path, vocab_size: i
     assert manifest.dtype == dtype
     assert (tmp_path / "shards" / shard.tokens_file).stat().st_size == width * shard.tokens
     (first, _), *_ = read_back(tmp_path / "shards", manifest, manifest.train)
-    text = next(made_of.texts("train"))
+    text = next(read_texts(made_of, "train"))
     assert first == [vocab_size - 1, *map(load(letters).token_to_id, text), vocab_size - 1]
 
 
@@ -204,9 +204,9 @@ def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -
 @pytest.mark.usefixtures("small")
 def test_any_number_of_workers_writes_the_same_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
     made_of = documents_of(documents(150, seed=4), tmp_path)
-    for num_workers in (1, 3):
+    for num_workers in (1, 2):
         write_shards(made_of, folders["char_bpe"], tmp_path / str(num_workers), num_workers=num_workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert len(contents(tmp_path / "1")) > 20
     assert not multiprocessing.active_children()
 
@@ -217,7 +217,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_call_goes_on(
 ) -> None:
     made_of = documents_of(documents(150, seed=4), tmp_path)
     expected = write_shards(made_of, folders["char_bpe"], tmp_path / "expected")
-    encode = sharding_module._encode
+    encode = shards_module._encode
 
     def killing(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for shard in encode(*args, **kwargs):
@@ -226,20 +226,16 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_call_goes_on(
                 os.kill(child.pid or 0, signal.SIGKILL)
 
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="one of the 2 processes that encode text"):
-        patch.setattr(sharding_module, "_encode", killing)
+        patch.setattr(shards_module, "_encode", killing)
         write_shards(made_of, folders["char_bpe"], tmp_path / "shards", num_workers=2)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "shards" / "manifest.json").exists()
     assert write_shards(made_of, folders["char_bpe"], tmp_path / "shards") == expected
 
 
-def test_there_are_as_many_workers_as_cores_that_may_be_used() -> None:
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(before)})
-        assert available_cores() == 1
-    finally:
-        os.sched_setaffinity(0, before)
+def test_there_are_as_many_workers_as_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert available_cores() == 2
 
 
 # Killed and started again
@@ -278,7 +274,7 @@ def end_at_call(number: int, work: Callable[[], Any]) -> bool:
 def test_killed_at_each_call_that_the_disk_sees_it_goes_on_to_the_same_bytes(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    made_of = documents_of(documents(25, seed=4), tmp_path)
+    made_of = documents_of(documents(14, seed=4), tmp_path)
     write_shards(made_of, folders["char_bpe"], tmp_path / "expected")
     expected = contents(tmp_path / "expected")
     number = 1
@@ -302,7 +298,7 @@ def test_finished_shards_are_kept_and_a_damaged_one_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sharding_module, "write_manifest", stop)
+        patch.setattr(shards_module, "write_manifest", stop)
         write_shards(made_of, folders["char_bpe"], target)
     (target / "train-00004.json").unlink()  # as if the kill had come before
     flipped = bytearray((target / "train-00002.bin").read_bytes())
@@ -342,8 +338,8 @@ def test_damage_anywhere_is_noticed_and_its_file_named(folders: dict[str, Path],
     assert len(files) > 6
     for file in files:
         content = file.read_bytes()
-        damaged = [content[:-2], content + b"\0" * (file.suffix != ".json"), b""][: 3 if file.suffix != ".json" else 1]
-        for place in rng.integers(0, len(content) - 1, 20).tolist():
+        damaged = [content[:-2], b""] + ([b"[]", b"{}"] if file.suffix == ".json" else [content + b"\0"])
+        for place in rng.integers(0, len(content) - 1, 5).tolist():
             damaged.append(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         for other in damaged:
             file.write_bytes(other)
@@ -354,10 +350,3 @@ def test_damage_anywhere_is_noticed_and_its_file_named(folders: dict[str, Path],
             read_manifest(folder)
         file.write_bytes(content)
     read_manifest(folder)
-
-
-@pytest.mark.parametrize("content", ["[]", "{}"])
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(DamagedError, match=r"manifest.json cannot be read"):
-        read_manifest(tmp_path)

@@ -20,32 +20,38 @@ import pytest
 from llm.config.data import DataConfig, DataKind, FileFormat, LayoutConfig
 from llm.data.archives import HIDDEN
 from llm.data.corpus import open_corpus
-from llm.data.files import Files, open_files
+from llm.data.files import digest_of_files, find_files, read_files
 from llm.data.parse import PIECE, detect
-from llm.data.paths import first, values
-from llm.data.records import Document, Rejected
+from llm.data.records import Document, Record, Rejected, first, values
 from llm.errors import ConfigError
 from llm.inspect import diagnose
 from tests.korean import documents
 from tests.published import lines, parquet_bytes, tar_bytes, zip_bytes, zst
 
 TEXTS = documents(30, seed=7)
-ENCODINGS = ["utf-8", "utf-8-sig", "cp949", "utf-16"]
 
 
 def config(path: Path | str, **settings: Any) -> DataConfig:
     return DataConfig(**({"name": "text", "kind": DataKind.text, "path": str(path)} | settings))
 
 
-def read(path: Path | str, **settings: Any) -> tuple[list[str], Files]:
-    files = open_files(config(path, **settings))
-    records = list(files.records())
+def records_of(path: Path | str, encodings: Counter[str] | None = None, **settings: Any) -> list[Record]:
+    wanted = config(path, **settings)
+    return list(read_files(find_files(wanted), wanted, encodings))
+
+
+def read(path: Path | str, encodings: Counter[str] | None = None, **settings: Any) -> list[str]:
+    records = records_of(path, encodings, **settings)
     assert not [record for record in records if isinstance(record, Rejected) and record.fix]
-    return [record.text for record in records if isinstance(record, Document)], files
+    return [record.text for record in records if isinstance(record, Document)]
 
 
-def left_out(files: Files) -> dict[str, int]:
-    return Counter(record.reason for record in files.records() if isinstance(record, Rejected))
+def left_out(path: Path | str, **settings: Any) -> dict[str, int]:
+    return Counter(record.reason for record in records_of(path, **settings) if isinstance(record, Rejected))
+
+
+def digest(path: Path | str) -> str:
+    return digest_of_files(find_files(config(path)), config(path))
 
 
 def table(delimiter: str) -> str:
@@ -92,36 +98,36 @@ PACKS: dict[str, Callable[[str, bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("name", TEXT_FORMATS)
-def test_every_encoding_is_found_and_gives_the_same_documents(tmp_path: Path, name: str, encoding: str) -> None:
-    (tmp_path / name).write_bytes(TEXT_FORMATS[name].encode(encoding))
-    texts, files = read(tmp_path / name)
-    assert texts == TEXTS
-    assert files.encodings == {encoding: 1}
+def test_every_encoding_is_found_and_gives_the_same_documents(tmp_path: Path, name: str) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "cp949", "utf-16"):
+        (tmp_path / name).write_bytes(TEXT_FORMATS[name].encode(encoding))
+        encodings: Counter[str] = Counter()
+        assert read(tmp_path / name, encodings) == TEXTS
+        assert encodings == {encoding: 1}
+
+
+def data_of(name: str) -> bytes:
+    return TABLES[name] if name in TABLES else TEXT_FORMATS[name].encode()
 
 
 @pytest.mark.parametrize("pack", PACKS)
-@pytest.mark.parametrize("name", ["글.jsonl", "글.json", *TABLES])
-def test_every_format_is_read_inside_every_archive(tmp_path: Path, name: str, pack: str) -> None:
-    data = TABLES[name] if name in TABLES else TEXT_FORMATS[name].encode()
-    path = tmp_path / pack.format(name)
-    path.write_bytes(PACKS[pack](name, data))
-    texts, files = read(path)
-    assert texts == TEXTS
-    inner = {"{}": "", "겹.zip": f"!속.tar!{name}.gz"}.get(pack, "" if "{}" in pack else f"!안/{name}")
-    first_one = next(iter(files.records()))
-    assert first_one.origin.startswith(f"{path}{inner}{':' if name == '글.jsonl' else '[0]'}")
+def test_every_format_is_read_inside_every_archive(tmp_path: Path, pack: str) -> None:
+    for name in ("글.jsonl", "글.json", *TABLES):
+        path = tmp_path / pack.format(name)
+        path.write_bytes(PACKS[pack](name, data_of(name)))
+        assert read(path) == TEXTS
+        inner = {"{}": "", "겹.zip": f"!속.tar!{name}.gz"}.get(pack, "" if "{}" in pack else f"!안/{name}")
+        assert records_of(path)[0].origin.startswith(f"{path}{inner}{':' if name == '글.jsonl' else '[0]'}")
 
 
 @pytest.mark.parametrize("outer", ["{}.gz", "a.zip", "a.tar.gz", "a.tar.zst"])
-@pytest.mark.parametrize("inner", ["{}.xz", "a.zip", "a.tar", "a.tgz"])
-def test_an_archive_is_read_inside_another(tmp_path: Path, inner: str, outer: str) -> None:
-    for name in ("글.jsonl", "글.parquet"):  # in lines, and with an index at its end
-        data = TABLES[name] if name in TABLES else TEXT_FORMATS[name].encode()
-        packed, packed_name = PACKS[inner](name, data), inner.format(name)
-        (tmp_path / outer.format(packed_name)).write_bytes(PACKS[outer](packed_name, packed))
-        assert read(tmp_path / outer.format(packed_name))[0] == TEXTS
+def test_an_archive_is_read_inside_another(tmp_path: Path, outer: str) -> None:
+    for inner in ("{}.xz", "a.zip", "a.tar", "a.tgz"):
+        for name in ("글.jsonl", "글.parquet"):  # in lines, and with an index at its end
+            packed, packed_name = PACKS[inner](name, data_of(name)), inner.format(name)
+            (tmp_path / outer.format(packed_name)).write_bytes(PACKS[outer](packed_name, packed))
+            assert read(tmp_path / outer.format(packed_name)) == TEXTS
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp949", "utf-16"])
@@ -129,9 +135,9 @@ def test_nothing_is_lost_between_the_pieces_in_which_a_file_is_read(tmp_path: Pa
     texts = ["plain ascii " * 4] * 2000 + [f"{number} {'가나다 ' * (number % 40)}끝" for number in range(3000)]
     (tmp_path / "a.txt").write_bytes("\r\n\r\n".join(texts).encode(encoding))
     assert (tmp_path / "a.txt").stat().st_size > 3 * PIECE
-    found, files = read(tmp_path / "a.txt")
-    assert found == [text.rstrip() for text in texts] or found == texts
-    assert files.encodings == {encoding: 1}  # though the first piece is all ASCII
+    encodings: Counter[str] = Counter()
+    assert read(tmp_path / "a.txt", encodings) == texts
+    assert encodings == {encoding: 1}  # though the first piece is all ASCII
 
 
 @pytest.mark.parametrize(
@@ -178,13 +184,12 @@ def test_what_is_hidden_in_a_folder_or_an_archive_is_no_data_and_counted(tmp_pat
     for name, data in {packed: PACKERS[packed](files)}.items() if packed else files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    texts, read_files = read(folder)
-    assert texts == ["가", "나"]
-    assert left_out(read_files) == {HIDDEN: 5}
+    assert read(folder) == ["가", "나"]
+    assert left_out(folder) == {HIDDEN: 5}
     found = diagnose(str(folder))
     assert (found.usable, found.formats) == (2, {"hidden": 5, "txt": 2})
     (folder / ".숨은.txt").write_text("다", encoding="utf-8")
-    assert read(folder / ".숨은.txt")[0] == ["다"]
+    assert read(folder / ".숨은.txt") == ["다"]
 
 
 def test_names_in_nfd_are_read_and_matched(tmp_path: Path) -> None:
@@ -192,18 +197,18 @@ def test_names_in_nfd_are_read_and_matched(tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(G)
     (tmp_path / unicodedata.normalize("NFD", "나머지.json")).write_bytes(H)
     pattern = unicodedata.normalize("NFC", "한글_*.json")
-    assert read(tmp_path, layout=LayoutConfig(files=[pattern]))[0] == ["가"]
-    assert read(tmp_path / "한글_TEXT_1.json")[0] == ["가"]
-    assert read(f"{tmp_path}/한글_*.json")[0] == ["가"]
+    assert read(tmp_path, layout=LayoutConfig(files=[pattern])) == ["가"]
+    assert read(tmp_path / "한글_TEXT_1.json") == ["가"]
+    assert read(f"{tmp_path}/한글_*.json") == ["가"]
 
 
 def test_records_without_what_a_layout_requires_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(
         lines({"text": "가", "lang": "ko"}, {"text": "나"}, {"text": "다", "lang": "ko"})
     )
-    texts, files = read(tmp_path, layout=LayoutConfig(require="lang"))
-    assert texts == ["가", "다"]
-    assert left_out(files) == {"records without lang (data.layout.require)": 1}
+    layout = LayoutConfig(require="lang")
+    assert read(tmp_path, layout=layout) == ["가", "다"]
+    assert left_out(tmp_path, layout=layout) == {"records without lang (data.layout.require)": 1}
 
 
 # Layouts
@@ -248,25 +253,16 @@ def test_rows_of_one_group_are_one_document(tmp_path: Path) -> None:
     rows = ["가.1.1\t첫 줄", "가.1.2\t둘째 줄", '가.2.1\t"따옴표로', "나.2.9\t끝"]
     (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     layout = LayoutConfig(header=False, group="0", group_pattern=r"^[^.]*\.(\d+)", join=" ")
-    records = list(open_files(config(tmp_path, text_field="1", layout=layout)).records())
-    assert records == [
+    assert records_of(tmp_path, text_field="1", layout=layout) == [
         Document("첫 줄 둘째 줄", f"{tmp_path}/a.tsv:1"),
         Document('"따옴표로 끝', f"{tmp_path}/a.tsv:3"),
     ]
-
-
-def test_a_row_that_is_of_no_group_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text("가\t첫 줄\n\t\n", encoding="utf-8")
-    layout = LayoutConfig(header=False, group="2")
-    faults = [
-        r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Rejected)
-    ]
-    assert faults[0] == Rejected(f"{tmp_path}/a.tsv:1", 'field "2" is missing', "It has: 0, 1. Set data.layout.group")
+    (tmp_path / "a.tsv").write_text("가\t첫 줄\n\t\n", encoding="utf-8")  # rows that are of no group
+    fault, _ = records_of(tmp_path, text_field="1", layout=LayoutConfig(header=False, group="2"))
+    assert fault == Rejected(f"{tmp_path}/a.tsv:1", 'field "2" is missing', "It has: 0, 1. Set data.layout.group")
     layout = LayoutConfig(header=False, group="0", group_pattern=r"(\d)")
-    faults = [
-        r for r in open_files(config(tmp_path, text_field="1", layout=layout)).records() if isinstance(r, Rejected)
-    ]
-    assert faults[0].reason == 'field "0" does not match the group pattern'
+    fault, _ = records_of(tmp_path, text_field="1", layout=layout)
+    assert isinstance(fault, Rejected) and fault.reason == 'field "0" does not match the group pattern'
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
@@ -285,20 +281,18 @@ def test_a_column_is_found_by_a_name_with_signs_in_it_or_that_others_have_too(
     else:
         arrays = [pyarrow.array(column) for column in cells]
         pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=columns), tmp_path / name)
-    assert read(tmp_path, text_field=text_field)[0] == TEXTS
+    assert read(tmp_path, text_field=text_field) == TEXTS
 
 
-@pytest.mark.parametrize(
-    "names", [["part0", "part50", "part100"], ["part0", "part1", "part2"], ["part1", "part2", "part10"]]
-)
+@pytest.mark.parametrize("names", [["part0", "part50", "part100"], ["part1", "part2", "part10"]])
 def test_the_parts_of_a_split_archive_are_one_file(tmp_path: Path, names: list[str]) -> None:
     data = zip_bytes({"글.txt": "글".encode()})
     (tmp_path / "parts").mkdir()
     for name, start, end in zip(names, (0, 50, 100), (50, 100, None), strict=True):
         (tmp_path / "parts" / f"x.zip.{name}").write_bytes(data[start:end])
     (tmp_path / "whole.zip").write_bytes(data)
-    assert read(tmp_path / "parts")[0] == ["글"]
-    assert open_files(config(tmp_path / "parts")).digest() == open_files(config(tmp_path / "whole.zip")).digest()
+    assert read(tmp_path / "parts") == ["글"]
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole.zip")
 
 
 def test_a_folder_that_a_link_leads_back_to_is_read_once(tmp_path: Path) -> None:
@@ -306,8 +300,9 @@ def test_a_folder_that_a_link_leads_back_to_is_read_once(tmp_path: Path) -> None
     (tmp_path / "자료" / "글.txt").write_text("가", encoding="utf-8")
     (tmp_path / "자료" / "안" / "다시").symlink_to(tmp_path / "자료")
     (tmp_path / "다른").symlink_to(tmp_path / "자료")
-    texts, files = read(tmp_path / "다른")
-    assert texts == ["가"] and left_out(files) == {"folders that link to one that was read": 1}
+    assert read(tmp_path / "다른") == ["가"] and left_out(tmp_path / "다른") == {
+        "folders that link to one that was read": 1
+    }
 
 
 def test_a_text_field_that_is_no_path_is_refused() -> None:
@@ -320,8 +315,8 @@ def test_a_format_can_be_given_for_files_of_another_suffix(tmp_path: Path) -> No
     with pytest.raises(
         ConfigError, match=r"a.dat is not .txt or .*Convert it, or say what it is with data.layout.format"
     ):
-        open_files(config(tmp_path / "a.dat"))
-    assert read(tmp_path / "a.dat", layout=LayoutConfig(format=FileFormat.jsonl))[0] == ["가"]
+        read(tmp_path / "a.dat")
+    assert read(tmp_path / "a.dat", layout=LayoutConfig(format=FileFormat.jsonl)) == ["가"]
 
 
 # Places
@@ -339,8 +334,8 @@ def test_a_folder_that_datasets_saved_gives_its_data_files_only(tmp_path: Path) 
         (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
         (folder / "dataset_info.json").write_text("{}")
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert read(tmp_path)[0] == TEXTS
-    assert read(tmp_path / "train")[0] == TEXTS[4:]
+    assert read(tmp_path) == TEXTS
+    assert read(tmp_path / "train") == TEXTS[4:]
 
 
 @pytest.fixture
@@ -354,13 +349,12 @@ def memory() -> Iterator[Any]:
 
 
 def test_a_url_of_any_kind_that_fsspec_knows_is_read(memory: Any) -> None:
-    texts, files = read("memory://set")
-    assert texts == ["하나", "둘"]
-    assert left_out(files) == {"files of another suffix (.md)": 1}
-    assert read("memory://set/*.jsonl")[0] == ["둘"]
-    assert read("memory://set/가.zip")[0] == ["하나"]
-    assert next(iter(open_files(config("memory://set/가.zip")).records())).origin == "memory:///set/가.zip!안.txt:1"
-    assert open_files(config("memory://set")).digest() == open_files(config("memory://set/")).digest()
+    assert read("memory://set") == ["하나", "둘"]
+    assert left_out("memory://set") == {"files of another suffix (.md)": 1}
+    assert read("memory://set/*.jsonl") == ["둘"]
+    assert read("memory://set/가.zip") == ["하나"]
+    assert records_of("memory://set/가.zip")[0].origin == "memory:///set/가.zip!안.txt:1"
+    assert digest("memory://set") == digest("memory://set/")
 
 
 def test_what_a_protocol_raises_while_it_is_read_is_a_fault(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +362,7 @@ def test_what_a_protocol_raises_while_it_is_read_is_a_fault(memory: Any, monkeyp
         raise ValueError("no range requests\nhere")
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.seek", fail)
-    (fault,) = open_files(config("memory://set/가.zip")).records()
+    (fault,) = records_of("memory://set/가.zip")
     assert str(fault) == (
         "memory:///set/가.zip: cannot be read. Fetch it again, unpack it yourself, or remove it (no range requests)."
     )
@@ -387,7 +381,7 @@ def test_what_a_protocol_raises_while_it_is_read_is_a_fault(memory: Any, monkeyp
 )
 def test_a_url_without_files_is_one_line(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        open_files(config(url))
+        read(url)
     assert "\n" not in str(caught.value)
 
 
@@ -395,7 +389,7 @@ def test_a_url_without_files_is_one_line(url: str, message: str) -> None:
 def test_a_name_in_a_zip_is_repaired_from_what_korean_windows_wrote(tmp_path: Path, name: str) -> None:
     korean = name not in ("café.txt", "日本.txt")
     (tmp_path / "a.zip").write_bytes(zip_bytes({name: b"x"}, cp949=korean))
-    (record,) = open_files(config(tmp_path / "a.zip")).records()
+    (record,) = records_of(tmp_path / "a.zip")
     assert record.origin == f"{tmp_path}/a.zip!{name}:1"
 
 
@@ -416,17 +410,14 @@ JSON_FILES: dict[str, tuple[bytes, str | None, list[str]]] = {  # the bytes, lay
 }
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @pytest.mark.parametrize("case", JSON_FILES)
-def test_what_is_parsed_decides_whether_a_file_is_one_value_or_has_one_on_each_line(
-    tmp_path: Path, case: str, suffix: str
-) -> None:
+def test_what_is_parsed_decides_whether_a_file_is_one_value_or_has_one_on_each_line(tmp_path: Path, case: str) -> None:
     data, records, expected = JSON_FILES[case]
-    (tmp_path / f"a{suffix}").write_bytes(data)
-    found = open_files(config(tmp_path, layout=LayoutConfig(records=records))).records()
-    place = f"{tmp_path}/a{suffix}"
-    shown = [r.origin.removeprefix(place) + " " + getattr(r, "text", getattr(r, "reason", "")) for r in found]
-    assert shown == expected
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_bytes(data)
+        found = records_of(tmp_path / name, layout=LayoutConfig(records=records))
+        shown = [(r.origin.removeprefix(f"{tmp_path}/{name}"), getattr(r, "reason", None) or r.text) for r in found]
+        assert [" ".join(map(str, each)) for each in shown] == expected
 
 
 # A json file that is too large to be read whole
@@ -447,11 +438,15 @@ def test_read_in_pieces_it_gives_what_it_gives_read_whole(
 ) -> None:
     value, records = LARGE[name]
     (tmp_path / "a.json").write_bytes(json.dumps(value, **settings).encode("utf-16"))
-    files = open_files(config(tmp_path, layout=LayoutConfig(records=records)))
-    whole = list(files.records())
+    layout = LayoutConfig(records=records)
+    whole = records_of(tmp_path, layout=layout)
     monkeypatch.setattr("llm.data.parse.MAX_LINE", 300)
     monkeypatch.setattr("llm.data.parse.PIECE", 64)
-    assert list(files.records()) == whole == [Document(text, f"{tmp_path}/a.json[{n}]") for n, text in enumerate(TEXTS)]
+    assert (
+        records_of(tmp_path, layout=layout)
+        == whole
+        == [Document(text, f"{tmp_path}/a.json[{n}]") for n, text in enumerate(TEXTS)]
+    )
 
 
 def test_read_in_pieces_what_is_before_a_fault_is_kept_and_a_path_is_needed(
@@ -460,9 +455,9 @@ def test_read_in_pieces_what_is_before_a_fault_is_kept_and_a_path_is_needed(
     monkeypatch.setattr("llm.data.parse.MAX_LINE", 300)
     good = json.dumps([{"text": text} for text in TEXTS], ensure_ascii=False)[:-1]
     (tmp_path / "a.json").write_text(good + ', {"text": }]', encoding="utf-8")
-    *kept, fault = open_files(config(tmp_path)).records()
+    *kept, fault = records_of(tmp_path)
     assert [record.text for record in kept if isinstance(record, Document)] == TEXTS
     assert str(fault).startswith(f"{tmp_path}/a.json[30]: not JSON. The records before it are read; repair it (")
     (tmp_path / "a.json").write_text('{"data": ' + good + "]}", encoding="utf-8")
-    (fault,) = open_files(config(tmp_path)).records()
+    (fault,) = records_of(tmp_path)
     assert "longer than 0 MiB. Say where its records are: data.layout.records, such as data[]" in str(fault)

@@ -19,8 +19,8 @@ from llm.compare.ranking import rank
 from llm.config.fields import identity_settings
 from llm.config.stages import ShardsStage
 from llm.data.corpus import is_held_out, open_corpus
-from llm.data.documents import Documents, write_documents
-from llm.data.mixture import ROLE, MixedRows, rows_of, sources_of, texts_in_proportion
+from llm.data.documents import read_texts, write_documents
+from llm.data.mixture import ROLE, rows_of, sources_of, texts_in_proportion
 from llm.data.order import EvaluationBatches, MicroBatch, Share, TrainingBatches, mixed, pool_order
 from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest
@@ -162,9 +162,9 @@ def texts_of(folder: Path, **more: str) -> tuple[dict[str, list[str]], list[str]
     for name in data.parts:
         made = write_documents(open_corpus(data.part(name)), folder / f"documents-{name}")
         sizes[name] = made["train"]["raw_bytes"]
-    documents_of = {name: Documents(folder / f"documents-{name}") for name in data.parts}
-    own = {name: list(of_part.texts("train")) for name, of_part in documents_of.items()}
-    return own, list(texts_in_proportion(documents_of, sizes, data.parts))
+    folders = {name: folder / f"documents-{name}" for name in data.parts}
+    own = {name: list(read_texts(of_part, "train")) for name, of_part in folders.items()}
+    return own, list(texts_in_proportion(folders, sizes, data.parts))
 
 
 def test_a_tokenizer_learns_from_the_parts_in_their_proportions(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_mixture_trains_and_measures_each_part(outputs: Path, caplog: pytest.L
     nats = {}
     for name, part in shards.items():
         manifest = read_manifest(part.path / "shards")
-        rows = TokenRows(part.path / "shards", manifest, manifest.held_out, sequence_length=64)
+        rows = TokenRows({"": (part.path / "shards", manifest)}, "held_out", sequence_length=64)
         batches = EvaluationBatches(rows.num_labels, batch_size=1)
         with torch.no_grad():
             nats[name] = sum(float(next_token_nats(model, rows.__getitems__(batch))) for batch in batches)
@@ -268,25 +268,23 @@ def test_the_unigram_entropy_of_parts_by_size_is_that_of_all_their_tokens(output
     assert train["unigram_bits_per_byte"] == pytest.approx(bits / train["raw_bytes"], rel=1e-9)
 
 
-def rows(outputs: Path, **more: str) -> MixedRows:
+def rows(outputs: Path, **more: str) -> TokenRows:
     """The training rows of a mixture whose tokenizer learns from one part."""
     config = compose("pretrain", "data=mixture", parts(outputs.parent, **more), f"outputs={outputs}", *TINY,
                      "data.tokenizer_part=small")  # fmt: skip
     made = run_stage(ShardsStage(stage="shards", outputs=config.outputs, tokenizer=config.tokenizer, data=config.data))
-    found = rows_of(sources_of(made), "train", sequence_length=64, parts=config.data.parts)
-    assert isinstance(found, MixedRows)
-    return found
+    return rows_of(sources_of(made), "train", sequence_length=64, parts=config.data.parts)
 
 
 def test_weights_are_shares_of_bytes_and_sizes_are_those_of_parts_without(outputs: Path) -> None:
     mixed_rows = rows(outputs, **WEIGHTS)
     text = [
-        Fraction(part.raw_bytes, len(part)) * share.places
+        Fraction(part.raw_bytes, len(part.num_labels)) * share.places
         for part, share in zip(mixed_rows.parts.values(), mixed_rows.shares, strict=True)
     ]
     assert float(text[1] / sum(text)) == pytest.approx(0.6, abs=1 / len(mixed_rows))
     mixed_rows = rows(outputs)
-    sizes = [len(part) for part in mixed_rows.parts.values()]
+    sizes = [len(part.num_labels) for part in mixed_rows.parts.values()]
     assert [(share.places, share.pool) for share in mixed_rows.shares] == [(size, size) for size in sizes]
 
 
@@ -301,24 +299,25 @@ def test_a_cap_leaves_as_many_rows_as_have_its_tokens(outputs: Path) -> None:
             rows(outputs, large=f", {key}: 10")
 
 
-def test_rows_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
-    mixed_rows = rows(outputs)
-    large = mixed_rows.parts["large"]
-    picked = np.array([len(large), 3, len(large) + 2, 0])
-    batch = mixed_rows.__getitems__(MicroBatch(0, picked, 7))
-    for place, row in enumerate(picked):
-        part, within = ("large", row) if row < len(large) else ("small", row - len(large))
-        alone = mixed_rows.parts[part].__getitems__(MicroBatch(0, np.array([within]), 7))
-        for key in ("input_ids", "labels", "position_ids"):
-            assert torch.equal(batch[key][place], alone[key][0])
+def test_rows_of_a_mixture_are_those_of_its_parts_one_after_the_other(outputs: Path) -> None:
+    made = sources_of(pretrain(outputs, **WEIGHTS).parent("shards"))
+    together = rows_of(made, "held_out", sequence_length=64)
+    alone = {name: rows_of({"": own}, "held_out", sequence_length=64) for name, own in made.items()}
+    large, small = len(alone["large"]), len(alone["small"])
+    assert len(together) == large + small and together.first_rows == [0, large]
+    picked = [("small", 0), ("large", 1), ("small", small - 1), ("large", large - 1)]
+    places = np.array([row + (large if name == "small" else 0) for name, row in picked])
+    batch = together.__getitems__(MicroBatch(0, places, 7))
+    for place, (name, row) in enumerate(picked):
+        own = alone[name].__getitems__(MicroBatch(0, np.array([row]), 7))
+        assert all(torch.equal(batch[key][place], own[key][0]) for key in ("input_ids", "labels", "position_ids"))
     assert batch["num_labels"] == 7
-    assert [line.split()[0] for line in mixed_rows.describe(picked)] == ["small", "large", "small", "large"]
-
-
-def test_the_lost_bytes_of_a_mixture_are_those_of_its_parts(outputs: Path) -> None:
-    parts = rows(outputs).parts
-    parts["large"].lost_bytes, parts["small"].lost_bytes = 3, 4
-    assert MixedRows(parts).lost_bytes == 7
+    assert [line.split()[0] for line in together.describe(places)] == [name for name, _ in picked]
+    for total in ("raw_bytes", "lost_bytes"):
+        assert getattr(together, total) == sum(getattr(rows, total) for rows in alone.values())
+        assert [getattr(part, total) for part in together.parts.values()] == [
+            getattr(alone[name], total) for name in ("large", "small")
+        ]
 
 
 def test_near_copies_in_the_training_text_of_another_part_are_counted(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_loss_before_the_first_step_is_that_of_the_folder(folder: Path, tmp_
 
     made = go_on(tmp_path, text, folder, "trainer.precision=fp32")
     manifest = read_manifest(made.parent("shards").path / "shards")
-    rows = TokenRows(made.parent("shards").path / "shards", manifest, manifest.held_out, sequence_length=32)
+    rows = TokenRows({"": (made.parent("shards").path / "shards", manifest)}, "held_out", sequence_length=32)
     model = AutoModelForCausalLM.from_pretrained(folder)
     nats, labels = 0.0, 0
     for number in range(len(rows)):

@@ -45,7 +45,7 @@ from pathlib import Path
 outputs, host, together = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 socket.gethostname = lambda: host
 import llm.data.documents as documents
-import llm.data.sharding as sharding
+import llm.data.shards as sharding
 import llm.run.owner as owner
 from llm.stage import run_stage
 from tests.test_shared_mixture import mixture

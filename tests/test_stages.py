@@ -179,7 +179,7 @@ def test_transformers_load_the_model_that_was_validated(made: tuple[Path, Path, 
     assert loaded.config.vocab_size == len(words)
     folder = runs(outputs, "shards")[0] / "shards"
     manifest = read_manifest(folder)
-    rows = TokenRows(folder, manifest, manifest.held_out, sequence_length=64)
+    rows = TokenRows({"": (folder, manifest)}, "held_out", sequence_length=64)
     assert loss_of(loaded, rows) == pytest.approx(finished.results["val/loss"], rel=rounding(600))
     texts = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
     held_out = [text for text in texts if is_held_out(text, 0.1)]

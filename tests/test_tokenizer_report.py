@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader
 from llm.config.data import DataConfig, DataKind
 from llm.config.tokenizer import Morphemes, TokenizerConfig
 from llm.data.corpus import open_corpus
-from llm.data.documents import Documents, write_documents
+from llm.data.documents import write_documents
 from llm.data.order import EvaluationBatches
 from llm.data.rows import TokenRows
-from llm.data.sharding import write_shards
-from llm.data.shards import read_manifest
+from llm.data.shards import read_manifest, write_shards
 from llm.errors import ConfigError, DataError
 from llm.run.runs import Run
 from llm.tokenizer import Sample, load, lost_bytes, report, save, train
@@ -175,9 +174,9 @@ def test_bits_per_byte_under_nfc_and_nfd_have_one_denominator_worked_by_hand(tmp
         )
         folder = tmp_path / form
         save(train(config, iter(["각갂갃간"])), config.roles, folder)  # no pair is frequent enough to be merged
-        manifest = write_shards(Documents(tmp_path / "documents"), folder, folder / "shards")
+        manifest = write_shards(tmp_path / "documents", folder, folder / "shards")
         assert read_manifest(folder / "shards") == manifest
-        rows = TokenRows(folder / "shards", manifest, manifest.held_out, sequence_length=8)
+        rows = TokenRows({"": (folder / "shards", manifest)}, "held_out", sequence_length=8)
         batches = EvaluationBatches(rows.num_labels, batch_size=1)
         loader = DataLoader(rows, batch_sampler=batches, collate_fn=lambda batch: batch)
         result = evaluate(_Uniform(manifest.vocab_size), loader, rows, device=torch.device("cpu"))

@@ -3,13 +3,13 @@
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from llm.config.data import CleaningConfig, CleaningLevel
-from llm.data.records import Conversation, Document
+from llm.data.records import Conversation, Document, Rejected
 from llm.data.repair import mask_personal_data, remove_markup, repair_characters, repair_spaces
 
 EMPTY = "nothing is left"
@@ -48,72 +48,56 @@ def steps_of(config: CleaningConfig) -> list[str]:
     return [name for name in STEPS if (name in level if getattr(config, name) is None else getattr(config, name))]
 
 
-@dataclass(slots=True)
-class StepCounts:
-    """What came to a step and what became of it. Bytes are those of the texts in UTF-8."""
-
-    documents_in: int = 0
-    documents_changed: int = 0
-    documents_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  # reason -> documents
-    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # reason -> origin and text
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A record that a step left out, as it came to it."""
-
-    origin: str
-    reason: str
-    step: str
-    text: str
-
-
 class Cleaner:
     """The steps of one pass over a corpus; it remembers what it has seen, to know duplicates."""
 
     def __init__(self, config: CleaningConfig) -> None:
-        self.counts = {name: StepCounts() for name in steps_of(config)}
-        self._steps = [(name, EDITS.get(name), _judge(name, config), counts) for name, counts in self.counts.items()]
+        self._steps = [(name, EDITS.get(name), _judge(name, config)) for name in steps_of(config)]
+        self._report = {name: _nothing_yet() for name, *_ in self._steps}
 
-    def clean(self, record: Document | Conversation) -> Document | Conversation | Dropped:
+    def clean(self, record: Document | Conversation) -> Document | Conversation | Rejected:
         """The record after all steps, or the step that dropped it."""
         if not self._steps:
             return record
         texts = _texts(record)
         size = _size(texts)
-        for name, edit, judge, counts in self._steps:
-            counts.documents_in += 1
-            counts.bytes_in += size
-            reason = None
+        for name, edit, judge in self._steps:
+            counts, reason = self._report[name], None
+            counts["documents_in"] += 1
+            counts["bytes_in"] += size
             if edit is not None:
                 edited = [edit(text) for text in texts]
                 if edited != texts and not all(text.strip() for text in edited):
                     reason = EMPTY
                 elif edited != texts:
                     texts, size = edited, _size(edited)
-                    counts.documents_changed += 1
+                    counts["documents_changed"] += 1
             elif judge is not None:
                 reason = judge(texts[0] if len(texts) == 1 else "\n".join(texts))
             if reason is not None:
-                return _drop(Dropped(record.origin, reason, name, "\n".join(texts)), counts)
-            counts.documents_out += 1
-            counts.bytes_out += size
+                dropped = Rejected(record.origin, reason, step=name, text="\n".join(texts))
+                _count(dropped, counts)
+                return dropped
+            counts["documents_out"] += 1
+            counts["bytes_out"] += size
         return _with(record, texts)
 
     def report(self) -> dict[str, Any]:
-        """The counts of every step in their order, with samples of what was dropped, as JSON has them."""
-        return {name: asdict(counts) | {"dropped": dict(counts.dropped)} for name, counts in self.counts.items()}
+        """What came to each step, in their order, and what became of it, with samples of what was dropped."""
+        return self._report
 
 
-def _drop(dropped: Dropped, counts: StepCounts) -> Dropped:
-    counts.dropped[dropped.reason] += 1
-    samples = counts.samples.setdefault(dropped.reason, [])
+def _nothing_yet() -> dict[str, Any]:
+    """The counts of a step. Bytes are those of the texts in UTF-8; both of the last are by reason."""
+    names = ("documents_in", "documents_changed", "documents_out", "bytes_in", "bytes_out")
+    return dict.fromkeys(names, 0) | {"dropped": {}, "samples": {}}
+
+
+def _count(dropped: Rejected, counts: dict[str, Any]) -> None:
+    counts["dropped"][dropped.reason] = counts["dropped"].get(dropped.reason, 0) + 1
+    samples = counts["samples"].setdefault(dropped.reason, [])
     if len(samples) < SAMPLES:
-        samples.append({"origin": dropped.origin, "text": dropped.text[:SAMPLE_CHARACTERS]})
-    return dropped
+        samples.append({"origin": dropped.origin, "text": (dropped.text or "")[:SAMPLE_CHARACTERS]})
 
 
 def _size(texts: list[str]) -> int:
@@ -132,13 +116,11 @@ def _with(record: Document | Conversation, texts: list[str]) -> Document | Conve
 
 
 def _judge(name: str, config: CleaningConfig) -> Judge | None:
-    rules = {"length": judge_length, "hangul": judge_hangul, "repetition": judge_repetition}
-    if name in rules:
-        rule = rules[name]
+    if rule := RULES.get(name):
         return lambda text: rule(text, config)
     if name == "exact_duplicates":
-        return ExactDuplicates().judge
-    return NearDuplicates(config.near_duplicate_similarity).judge if name == "near_duplicates" else None
+        return exact_duplicates()
+    return near_duplicates(config.near_duplicate_similarity) if name == "near_duplicates" else None
 
 
 def judge_length(text: str, config: CleaningConfig) -> str | None:
@@ -181,6 +163,9 @@ def _repeated_runs(text: str) -> float:
     return 1 - len(set(runs)) / len(runs)
 
 
+RULES = {"length": judge_length, "hangul": judge_hangul, "repetition": judge_repetition}
+
+
 def key(text: str) -> str:
     """What makes two texts the same: their characters in NFC, white space left out."""
     if not unicodedata.is_normalized("NFC", text):
@@ -188,39 +173,36 @@ def key(text: str) -> str:
     return "".join(text.split())
 
 
-class ExactDuplicates:
-    """Texts that are the same but for white space, each after the first; about 90 bytes of memory a document."""
+def exact_duplicates() -> Judge:
+    """Drops texts that are the same but for white space, each after the first; about 90 bytes of memory a document."""
+    seen: set[int] = set()
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def judge(self, text: str) -> str | None:
+    def judge(text: str) -> str | None:
         number = int.from_bytes(hashlib.blake2b(key(text).encode(), digest_size=8).digest(), "little")
-        if number in self._seen:
+        if number in seen:
             return "the same text came before"
-        self._seen.add(number)
+        seen.add(number)
         return None
 
+    return judge
 
-class NearDuplicates:
-    """Texts whose sets of shingles are alike, by MinHash and locality-sensitive hashing (Broder 1997).
+
+def near_duplicates(similarity: float) -> Judge:
+    """Drops texts whose sets of shingles are alike, by MinHash and locality-sensitive hashing (Broder 1997).
 
     About 2,500 bytes of memory a document.
     """
+    import rensa
 
-    def __init__(self, similarity: float) -> None:
-        import rensa
+    index = rensa.RMinHashDeduplicator(similarity, PERMUTATIONS, True, _bands(similarity))
+    numbers = count(1)
 
-        self._new = rensa.RMinHash
-        self._index: Any = rensa.RMinHashDeduplicator(similarity, PERMUTATIONS, True, _bands(similarity))
-        self._count = 0
-
-    def judge(self, text: str) -> str | None:
-        letters = key(text)
-        minhash = self._new(PERMUTATIONS, SEED)
+    def judge(text: str) -> str | None:
+        letters, minhash = key(text), rensa.RMinHash(PERMUTATIONS, SEED)
         minhash.update({letters[at : at + SHINGLE] for at in range(max(1, len(letters) - SHINGLE + 1))})
-        self._count += 1
-        return None if self._index.add(str(self._count), minhash) else "nearly the same text came before"
+        return None if index.add(str(next(numbers)), minhash) else "nearly the same text came before"
+
+    return judge
 
 
 def _bands(similarity: float) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.data import BadRecords, DataConfig
-from llm.data.clean import Cleaner, Dropped, key
-from llm.data.files import Files, open_files
+from llm.data.clean import Cleaner, key
+from llm.data.files import Places, digest_of_files, find_files, read_files, state_of_files
 from llm.data.records import Conversation, Document, Rejected
 from llm.errors import DataError
 from llm.run.console import log
@@ -19,34 +19,47 @@ from llm.run.files import whole_files, write_json
 
 QUARANTINED_CHARACTERS = 2000  # of a text that is left out: enough to judge, not a second corpus
 
-Left = Document | Conversation
+Kept = Document | Conversation
 
 
 class Corpus:
-    """The records of one data config; each pass over them reads them anew, in the same order."""
+    """The records of one data config; each pass over them reads them anew, in the same order.
 
-    def __init__(self, config: DataConfig, source: Files) -> None:
-        self._config, self._source = config, source
+    What it counts is of the last pass, and while that goes on, of what has come so far.
+    """
+
+    def __init__(self, config: DataConfig, places: Places) -> None:
+        self._config, self._places = config, places
         self._folder: Path | None = None
-        self.dropped: Counter[str] = Counter()  # reason -> records, in the last pass that ended
-        self.passed_over: Counter[str] = Counter()  # reason -> what the config leaves out, in that pass
-        self.cleaning: dict[str, Any] = {}  # what each cleaning step did, in that pass
-        self.shapes: Counter[str] = Counter()  # shape -> conversations, in that pass
+        self._begin()
+
+    def _begin(self) -> None:
+        self.dropped: Counter[str] = Counter()  # reason -> records
+        self.passed_over: Counter[str] = Counter()  # reason -> what the config leaves out
+        self.encodings: Counter[str] = Counter()  # -> files
+        self.shapes: Counter[str] = Counter()  # -> conversations
         self.repairs: Counter[str] = Counter()  # what was put right -> conversations
+        self._sides: Counter[bool] = Counter()  # whether it is held out -> records
+        self._lowest, self._highest = 2**64, 0  # of the places in the split
+        self._cleaner = Cleaner(self._config.cleaning)
 
     def digest(self) -> str:
         """SHA-256 over all that is read."""
-        return self._source.digest()
+        return digest_of_files(self._places, self._config)
 
     def state(self) -> str:
         """What is another one where what is read may be another; no file is opened."""
-        return self._source.state()
+        return state_of_files(self._places, self._config)
+
+    def cleaning(self) -> dict[str, Any]:
+        """What each cleaning step did."""
+        return self._cleaner.report()
 
     def keep_left_out(self, folder: Path) -> None:
         """Have the passes that follow leave what they left out in `folder`: quarantine.jsonl and cleaning.json."""
         self._folder = folder
 
-    def records(self, *, held_out: bool) -> Iterator[Left]:
+    def records(self, *, held_out: bool) -> Iterator[Kept]:
         """The records of one side of the split.
 
         Raises:
@@ -54,60 +67,58 @@ class Corpus:
         """
         return (record for side, record in self.split_records(sides=(held_out,)) if side is held_out)
 
-    def split_records(self, *, sides: tuple[bool, ...] = (False, True)) -> Iterator[tuple[bool, Left]]:
+    def split_records(self, *, sides: tuple[bool, ...] = (False, True)) -> Iterator[tuple[bool, Kept]]:
         """Every record once, with whether it is held out.
 
         Raises:
             DataError: as `records`, for each of `sides`.
         """
-        counts, cleaner = _Counts(), Cleaner(self._config.cleaning)
+        self._begin()
         with _quarantine(self._folder) as leave_out:
-            for record in self._source.records():
-                kept = self._kept(record, cleaner, counts, leave_out)
-                if kept is not None:
-                    side = counts.add(kept, self._config.held_out_share)
-                    yield side, self._with_system_prompt(kept)
-            self._check(counts, sides)
-        self.dropped, self.passed_over, self.cleaning = counts.dropped, counts.passed_over, cleaner.report()
-        self.shapes, self.repairs = counts.shapes, counts.repairs
-        if self._folder and self.cleaning:
-            write_json(self._folder / "cleaning.json", self.cleaning)
+            for record in read_files(self._places, self._config, self.encodings):
+                cleaned = record if isinstance(record, Rejected) else self._cleaner.clean(record)
+                if isinstance(cleaned, Rejected):
+                    self._leave_out(cleaned, leave_out)
+                else:
+                    yield self._side_of(cleaned), self._with_system_prompt(cleaned)
+            self._check(sides)
+        if self._folder and (report := self.cleaning()):
+            write_json(self._folder / "cleaning.json", report)
 
-    def _kept(
-        self, record: Left | Rejected, cleaner: Cleaner, counts: "_Counts", leave_out: Callable[[Any], object]
-    ) -> Left | None:
-        """The cleaned record; None where it is left out, which is counted and written down."""
-        if isinstance(record, Rejected):
-            if record.fix is None:
-                counts.passed_over[record.reason] += 1
-                return None
-            if self._config.bad_records is BadRecords.refuse:
-                raise DataError(str(record))
-            reason, line = record.reason, asdict(record)
-        else:
-            cleaned = cleaner.clean(record)
-            if not isinstance(cleaned, Dropped):
-                return cleaned
-            reason, line = f"cleaning, {cleaned.step}: {cleaned.reason}", asdict(cleaned)
-            line["text"] = cleaned.text[:QUARANTINED_CHARACTERS]
-        counts.dropped[reason] += 1
-        leave_out(line)
-        return None
+    def _leave_out(self, record: Rejected, leave_out: Callable[[Any], object]) -> None:
+        if record.fix is None and record.step is None:
+            self.passed_over[record.reason] += 1
+            return
+        if record.fix and self._config.bad_records is BadRecords.refuse:
+            raise DataError(str(record))
+        self.dropped[f"cleaning, {record.step}: {record.reason}" if record.step else record.reason] += 1
+        line = asdict(replace(record, text=(record.text or "")[:QUARANTINED_CHARACTERS]))
+        leave_out({key: value for key, value in line.items() if value})
 
-    def _with_system_prompt(self, record: Left) -> Left:
+    def _side_of(self, record: Kept) -> bool:
+        """Whether a record is held out."""
+        if isinstance(record, Conversation):
+            self.shapes[record.shape] += 1
+            self.repairs.update(record.repairs)
+        place = place_of(record.text)
+        self._lowest, self._highest = min(self._lowest, place), max(self._highest, place)
+        side = is_below(place, self._config.held_out_share)
+        self._sides[side] += 1
+        return side
+
+    def _with_system_prompt(self, record: Kept) -> Kept:
         prompt = self._config.system_prompt
         if prompt is None or isinstance(record, Document) or record.messages[0]["role"] == "system":
             return record
         return replace(record, messages=[{"role": "system", "content": prompt.strip()}, *record.messages])
 
     def notes(self) -> dict[str, Any]:
-        """What a run keeps of the last pass that ended, and a log line for each thing that was left out or put right.
+        """What a run keeps of the last pass, and a log line for each thing that was left out or put right.
 
         `rights`: what to know before publishing what was trained on it; `dropped_records`: reason -> records.
         """
-        name = self._config.name
-        encodings = self._source.encodings
-        if unusual := {other: times for other, times in encodings.items() if other not in ("utf-8", "ascii")}:
+        name, rights = self._config.name, self._config.rights
+        if unusual := {other: times for other, times in self.encodings.items() if other not in ("utf-8", "ascii")}:
             log.info("data=%s: files in other encodings than utf-8: %s", name, unusual)
         if shapes := {shape: times for shape, times in self.shapes.most_common() if shape}:
             log.info("data=%s: conversations by the shape of their records: %s", name, shapes)
@@ -117,53 +128,30 @@ class Corpus:
             log.warning("data=%s: left out %d %s", name, times, reason)
         for reason, times in self.dropped.most_common():
             log.warning("data=%s: dropped %d records: %s", name, times, reason)
-        if self._source.rights:
-            log.info("rights: %s", self._source.rights)
-        return {"rights": self._source.rights, "dropped_records": dict(self.passed_over + self.dropped)}
+        if rights:
+            log.info("rights: %s", rights)
+        return {"rights": rights, "dropped_records": dict(self.passed_over + self.dropped)}
 
-    def _check(self, counts: "_Counts", sides: tuple[bool, ...]) -> None:
+    def _check(self, sides: tuple[bool, ...]) -> None:
         """Refuse a side without a record."""
         where = self._config.path or f"data={self._config.name}"
-        if not counts.sides and counts.dropped:
+        if not self._sides and self.dropped:
             raise DataError(
-                f"{where}: all {counts.dropped.total()} records are bad. Set data.bad_records=refuse to see what is "
+                f"{where}: all {self.dropped.total()} records are bad. Set data.bad_records=refuse to see what is "
                 "wrong with them."
             )
-        if not counts.sides:
+        if not self._sides:
             raise DataError(f"{where}: there is no record in it. Give data.path=<files with text>.")
         for side in sides:
-            if not counts.sides[side]:
-                share = share_that_parts(counts.lowest, counts.highest)
+            if not self._sides[side]:
+                share = share_that_parts(self._lowest, self._highest)
                 raise DataError(
-                    f"{where}: of {counts.sides.total()} records none is {'held out' if side else 'left to train on'} "
+                    f"{where}: of {self._sides.total()} records none is {'held out' if side else 'left to train on'} "
                     f"at data.held_out_share={self._config.held_out_share}. "
                     + (f"Set data.held_out_share={share}, or split" if share else "Split")
                     + " the text into more documents: a blank line parts them in a txt file, data.layout.records in "
                     "json."
                 )
-
-
-class _Counts:
-    """What one pass has seen so far."""
-
-    def __init__(self) -> None:
-        self.dropped: Counter[str] = Counter()
-        self.passed_over: Counter[str] = Counter()
-        self.shapes: Counter[str] = Counter()
-        self.repairs: Counter[str] = Counter()
-        self.sides: Counter[bool] = Counter()
-        self.lowest, self.highest = 2**64, 0  # of the places in the split
-
-    def add(self, record: Left, held_out_share: float) -> bool:
-        """Whether the record is held out."""
-        if isinstance(record, Conversation):
-            self.shapes[record.shape] += 1
-            self.repairs.update(record.repairs)
-        place = place_of(record.text)
-        self.lowest, self.highest = min(self.lowest, place), max(self.highest, place)
-        side = is_below(place, held_out_share)
-        self.sides[side] += 1
-        return side
 
 
 @contextmanager
@@ -186,7 +174,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         ConfigError: the path has no such file, or the package is not installed.
     """
-    return Corpus(config, open_files(config))
+    return Corpus(config, find_files(config))
 
 
 # The split

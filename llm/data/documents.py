@@ -1,17 +1,17 @@
-"""A corpus -> its cleaned documents on disk, written once; and the folder of a documents run -> its texts.
+"""A corpus -> its cleaned documents on disk, written once; and their folder -> the texts.
 
 train-00000.parquet, held_out-00000.parquet ...   columns text and origin (file:line), in zstd
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from llm.data.corpus import Corpus
 from llm.data.records import Document
+from llm.environment import set_variables
 from llm.run.files import digest_of, naming, whole_folder
 from llm.run.runs import Run, check_files
 
@@ -21,38 +21,32 @@ FILE_BYTES = 2**23  # of text: one shard, of which a kill can cost each process 
 READ_AT_ONCE = 256  # documents
 
 
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """The cleaned documents of a corpus, parted into training and held-out ones."""
-
-    folder: Path
-
-    def files(self, split: str) -> list[Path]:
-        """Those of one of SPLITS, in order."""
-        return sorted(self.folder.glob(f"{split}-*.parquet"))
-
-    def texts(self, split: str) -> Iterator[str]:
-        """The texts of one of SPLITS, in order."""
-        return (text for file in self.files(split) for text, _ in read_documents(file))
+def document_files(folder: Path, split: str) -> list[Path]:
+    """The files of one of SPLITS in a folder of documents, in order."""
+    return sorted(folder.glob(f"{split}-*.parquet"))
 
 
-def open_documents(run: Run) -> Documents:
-    """The documents of a run, each file checked.
+def read_texts(folder: Path, split: str) -> Iterator[str]:
+    """The texts of one of SPLITS, in order."""
+    return (text for file in document_files(folder, split) for text, _ in read_documents(file))
+
+
+def read_documents(file: Path) -> Iterator[tuple[str, str]]:
+    """(text, origin) of the documents of one file, READ_AT_ONCE of which are in memory."""
+    _, parquet = _arrow()
+    with parquet.ParquetFile(file, buffer_size=2**16) as opened:
+        for batch in opened.iter_batches(READ_AT_ONCE, use_threads=False):
+            yield from zip(batch["text"].to_pylist(), batch["origin"].to_pylist(), strict=True)
+
+
+def open_documents(run: Run) -> Path:
+    """The folder of a run's documents, each file checked.
 
     Raises:
         DamagedError: one is missing or is not what it was.
     """
     check_files(run, under=FOLDER)
-    return Documents(run.path / FOLDER)
-
-
-def read_documents(file: Path) -> Iterator[tuple[str, str]]:
-    """(text, origin) of the documents of one file, READ_AT_ONCE of which are in memory."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(file) as opened:
-        for batch in opened.iter_batches(READ_AT_ONCE, use_threads=False):
-            yield from zip(batch["text"].to_pylist(), batch["origin"].to_pylist(), strict=True)
+    return run.path / FOLDER
 
 
 def write_documents(corpus: Corpus, folder: Path) -> dict[str, Any]:
@@ -63,51 +57,52 @@ def write_documents(corpus: Corpus, folder: Path) -> dict[str, Any]:
     Raises:
         DataError: a record cannot be used, or a side has none.
     """
+    counts = {split: dict.fromkeys(("documents", "raw_bytes", "files"), 0) for split in SPLITS}
+    sha256 = {split: hashlib.sha256() for split in SPLITS}
+    kept: dict[str, list[tuple[bytes, str]]] = {split: [] for split in SPLITS}  # text and origin, of the next file
+    sizes = dict.fromkeys(SPLITS, 0)  # of these texts
     with whole_folder(folder) as target:
-        writers = {split: _Writer(target, split) for split in SPLITS}
+
+        def end_file(split: str) -> None:
+            path = target / f"{split}-{counts[split]['files']:05d}.parquet"
+            _write_file(path, kept[split], sha256[split])
+            counts[split]["files"] += 1
+            kept[split], sizes[split] = [], 0
+
         for is_held_out, record in corpus.split_records():
             assert isinstance(record, Document)  # the stage takes no conversations
-            writers[SPLITS[is_held_out]].add(record)
-        for writer in writers.values():
-            writer.end_file()
-    digest = digest_of({split: writer.sha256.hexdigest() for split, writer in writers.items()})
-    return {split: writer.counts for split, writer in writers.items()} | {"digest": digest}
+            split, text = SPLITS[is_held_out], record.text.encode()
+            kept[split].append((text, record.origin))
+            counts[split]["documents"] += 1
+            counts[split]["raw_bytes"] += len(text)
+            sizes[split] += len(text)
+            if sizes[split] >= FILE_BYTES:
+                end_file(split)
+        for split in SPLITS:
+            if kept[split]:
+                end_file(split)
+    pyarrow, _ = _arrow()
+    pyarrow.default_memory_pool().release_unused()  # 30 MB, which shards are made beside
+    return counts | {"digest": digest_of({split: each.hexdigest() for split, each in sha256.items()})}
 
 
-class _Writer:
-    """Appends documents to files of about FILE_BYTES, and counts them."""
+def _write_file(path: Path, documents: list[tuple[bytes, str]], sha256: Any) -> None:
+    """Write (text, origin) pairs; the digest takes in where each text ends, and all of them."""
+    pyarrow, parquet = _arrow()
+    texts = pyarrow.array([text for text, _ in documents], pyarrow.large_string())
+    for buffer in texts.buffers()[1:]:
+        sha256.update(buffer)
+    table = pyarrow.table({"text": texts, "origin": [origin for _, origin in documents]})
+    content = BytesIO()  # for Arrow does not say why it cannot write to a file
+    parquet.write_table(table, content, compression="zstd", use_dictionary=False)
+    with naming(path):
+        path.write_bytes(content.getbuffer())
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split = folder, split
-        self.counts, self.sha256 = dict.fromkeys(("documents", "raw_bytes", "files"), 0), hashlib.sha256()
-        self._documents: list[Document] = []
-        self._size = 0
 
-    def add(self, document: Document) -> None:
-        self._documents.append(document)
-        self._size += len(document.text.encode())
-        if self._size >= FILE_BYTES:
-            self.end_file()
+def _arrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, with malloc's memory: what is free of Arrow's own it does not give back."""
+    set_variables({"ARROW_DEFAULT_MEMORY_POOL": "system"})  # which is looked at once, at the import
+    import pyarrow
+    from pyarrow import parquet
 
-    def end_file(self) -> None:
-        """Write what has come since the last file, if there is any."""
-        if not self._documents:
-            return
-        import pyarrow
-        from pyarrow import parquet
-
-        texts = pyarrow.array([document.text for document in self._documents], pyarrow.large_string())
-        for buffer in texts.buffers()[1:]:  # where each text ends, and all of them
-            self.sha256.update(buffer)
-        origins = [document.origin for document in self._documents]
-        content = BytesIO()
-        parquet.write_table(
-            pyarrow.table({"text": texts, "origin": origins}), content, compression="zstd", use_dictionary=False
-        )
-        path = self._folder / f"{self._split}-{self.counts['files']:05d}.parquet"
-        with naming(path):
-            path.write_bytes(content.getbuffer())
-        self.counts["documents"] += len(self._documents)
-        self.counts["raw_bytes"] += self._size
-        self.counts["files"] += 1
-        self._documents, self._size = [], 0
+    return pyarrow, parquet

@@ -37,61 +37,10 @@ from llm.run.files import composed, digest_of
 PART = re.compile(r"(.+\.(?:zip|tar|tgz|gz|zst))\.part(\d+)", re.IGNORECASE)
 
 
-class Files:
-    """The files that a path, a folder, a glob or a URL names, in the order of their names."""
-
-    def __init__(self, config: DataConfig, places: list[Member | Rejected]) -> None:
-        self._config, self._places = config, places
-        self.rights = config.rights
-        self.encodings: Counter[str] = Counter()  # -> files, of the last pass, and while it goes on
-
-    def digest(self) -> str:
-        """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter.
-
-        Raises:
-            DataError: one cannot be read.
-        """
-        return digest_of([_digest(each) if isinstance(each, Member) else [each.reason, ""] for each in self._read()])
-
-    def state(self) -> str:
-        """What is another one where a file may be: by their paths, sizes and times of change; nothing is opened."""
-        return digest_of([each.state if isinstance(each, Member) else str(each) for each in self._read()])
-
-    def _read(self) -> Iterator[Member | Rejected]:
-        wanted = (each for each in self._places if isinstance(each, Member) or each.fix)
-        return (each for each in wanted if not self.leaves_out(each.origin))
-
-    def records(self) -> Iterator[Record]:
-        """Every record in a fixed order, or why it is left out."""
-        self.encodings.clear()
-        for place in self._places:
-            for member in members(place) if isinstance(place, Member) else [place]:
-                yield from [member] if isinstance(member, Rejected) else self._of(member)
-
-    def _of(self, member: Member) -> Iterator[Record]:
-        if reason := self.leaves_out(member.name):
-            yield Rejected(member.origin, reason)
-        elif member.size == 0:
-            yield Rejected(f"{member.origin}:1", "the file is empty", "Remove it, or give another data.path")
-        else:
-            parsed = parse(member, self._config.layout, columns(self._config), self.encodings)
-            yield from to_records(parsed, self._config)
-
-    def leaves_out(self, name: str) -> str | None:
-        """Why a file or member is not read; None if it is."""
-        layout, file = self._config.layout, PurePosixPath(composed(name.replace("\\", "/")))
-        if is_archive(file.name):
-            return None
-        if layout.files and not any(_matches(file, pattern) for pattern in layout.files):
-            return "files that data.layout.files does not name"
-        if any(_matches(file, pattern) for pattern in layout.skip):
-            return "files that data.layout.skip names"
-        if format_of(file.name, layout) not in _formats(self._config):
-            return f"files of another suffix ({file.suffix.lower() or 'none'})"
-        return None
+Places = list[Member | Rejected]  # files, and what cannot be one, in the order of their names
 
 
-def open_files(config: DataConfig) -> Files:
+def find_files(config: DataConfig) -> Places:
     """The files that data.path names; nothing is read yet, but what data.made_by makes is made if it is not there.
 
     Raises:
@@ -101,7 +50,59 @@ def open_files(config: DataConfig) -> Files:
         resolve_name(config.made_by)(Path(str(config.path)))
     places = find(str(config.path))
     _check(places, config)
-    return Files(config, places)
+    return places
+
+
+def read_files(places: Places, config: DataConfig, encodings: Counter[str] | None = None) -> Iterator[Record]:
+    """Every record in a fixed order, or why it is left out; the encodings of the files that are read are counted."""
+    counted = Counter[str]() if encodings is None else encodings
+    for place in places:
+        for member in members(place) if isinstance(place, Member) else [place]:
+            if isinstance(member, Rejected):
+                yield member
+            elif reason := leaves_out(member.name, config):
+                yield Rejected(member.origin, reason)
+            elif member.size == 0:
+                yield Rejected(f"{member.origin}:1", "the file is empty", "Remove it, or give another data.path")
+            else:
+                yield from to_records(parse(member, config.layout, columns(config), counted), config)
+
+
+def digest_of_files(places: Places, config: DataConfig) -> str:
+    """SHA-256 over the files' contents and formats, in order; the rest of their names does not matter.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    read = _read_by(config, places)
+    return digest_of([_digest(each) if isinstance(each, Member) else [each.reason, ""] for each in read])
+
+
+def state_of_files(places: Places, config: DataConfig) -> str:
+    """What is another one where a file may be: by their paths, sizes and times of change; nothing is opened."""
+    return digest_of([each.state if isinstance(each, Member) else str(each) for each in _read_by(config, places)])
+
+
+def _read_by(config: DataConfig, places: Places) -> Places:
+    return [each for each in places if _is_wanted(each) and not leaves_out(each.origin, config)]
+
+
+def _is_wanted(place: Member | Rejected) -> bool:
+    return isinstance(place, Member) or place.fix is not None
+
+
+def leaves_out(name: str, config: DataConfig) -> str | None:
+    """Why a file or member is not read; None if it is."""
+    layout, file = config.layout, PurePosixPath(composed(name.replace("\\", "/")))
+    if is_archive(file.name):
+        return None
+    if layout.files and not any(_matches(file, pattern) for pattern in layout.files):
+        return "files that data.layout.files does not name"
+    if any(_matches(file, pattern) for pattern in layout.skip):
+        return "files that data.layout.skip names"
+    if format_of(file.name, layout) not in _formats(config):
+        return f"files of another suffix ({file.suffix.lower() or 'none'})"
+    return None
 
 
 def _formats(config: DataConfig) -> set[FileFormat]:
@@ -127,11 +128,11 @@ def _digest(file: Member) -> list[str]:
     return [*suffixes[-2 if is_archive(file.name) else -1 :], sha256]
 
 
-def _check(places: list[Member | Rejected], config: DataConfig) -> None:
+def _check(places: Places, config: DataConfig) -> None:
     """Refuse a path that names nothing to read."""
     formats = _formats(config)
     wanted = " or ".join(suffix for suffix, file_format in FORMATS.items() if file_format in formats)
-    names = [each.origin for each in places if isinstance(each, Member) or each.fix]
+    names = [each.origin for each in places if _is_wanted(each)]
     if any(is_archive(name) or format_of(name, config.layout) in formats for name in names):
         return
     if not names and (reason := explain_absent(str(config.path), "data.path")):
@@ -144,7 +145,7 @@ def _check(places: list[Member | Rejected], config: DataConfig) -> None:
     )
 
 
-def find(path: str) -> list[Member | Rejected]:
+def find(path: str) -> Places:
     """Every file that a path names, sorted by its path; nothing is opened. A split archive is one file.
 
     Raises:
@@ -167,7 +168,7 @@ def find(path: str) -> list[Member | Rejected]:
     return _joined(sorted(place for place in found if not place.is_dir()))
 
 
-def _in_folder(folder: str) -> list[Member | Rejected]:
+def _in_folder(folder: str) -> Places:
     found: list[Path] = []
     left_out: list[Rejected] = []
     seen: set[str] = set()
@@ -198,18 +199,14 @@ def _saved_by_datasets(folder: Path) -> list[str]:
         return []
 
 
-def _joined(paths: Iterable[Path]) -> list[Member | Rejected]:
+def _joined(paths: Iterable[Path]) -> Places:
     """The files, where parts of an archive (x.zip.part0, x.zip.part1073741824) are the one that they are cut from."""
-    groups: dict[Path, list[Path]] = {}
+    groups: dict[Path, list[tuple[int, Path]]] = {}
     for path in paths:
         part = PART.fullmatch(path.name)
-        groups.setdefault(path.with_name(part[1]) if part else path, []).append(path)
-    return [_file(path, sorted(parts, key=_number_of_part)) for path, parts in sorted(groups.items())]
-
-
-def _number_of_part(path: Path) -> int:
-    part = PART.fullmatch(path.name)
-    return int(part[2]) if part else 0
+        whole, number = (path.with_name(part[1]), int(part[2])) if part else (path, 0)
+        groups.setdefault(whole, []).append((number, path))
+    return [_file(whole, [path for _, path in sorted(parts)]) for whole, parts in sorted(groups.items())]
 
 
 def _file(path: Path, parts: list[Path]) -> Member | Rejected:
@@ -218,12 +215,8 @@ def _file(path: Path, parts: list[Path]) -> Member | Rejected:
         return Rejected(name, "cannot be read", "It is no plain file, or a link to none. Remove it")
     stats = [part.stat() for part in parts]
     state = f"{path.resolve()} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
-    opened = partial(open, path, "rb") if parts == [path] else partial(_open_parts, parts)
+    opened = partial(open, path, "rb") if parts == [path] else lambda: io.BufferedReader(_Parts(parts), 2**20)
     return Member(name, name, sum(stat.st_size for stat in stats), opened, state=state)
-
-
-def _open_parts(parts: list[Path]) -> io.BufferedReader:
-    return io.BufferedReader(_Parts(parts), 2**20)
 
 
 class _Parts(io.RawIOBase):
@@ -254,7 +247,7 @@ class _Parts(io.RawIOBase):
         return count
 
 
-def _remote(url: str) -> list[Member | Rejected]:
+def _remote(url: str) -> Places:
     """The files behind a URL of any kind that fsspec knows: hf://datasets/<owner>/<name>, https://, s3://."""
     import fsspec
 

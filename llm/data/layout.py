@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from llm.config.data import DataConfig, DataKind, LayoutConfig
 from llm.data.parse import Parsed, Raw
-from llm.data.paths import first, head, to_set, values
-from llm.data.records import DROP, Conversation, Document, Record, Rejected, check_text
+from llm.data.records import DROP, Conversation, Document, Record, Rejected, check_text, first, head, values
+from llm.data.suggest import to_set
 from llm.data.turns import conversation, usual_columns
 
 

@@ -13,30 +13,27 @@ from typing import Any
 import numpy as np
 
 from llm.config.data import Packing, PartConfig
-from llm.data.documents import Documents
-from llm.data.order import MicroBatch, Share, pool_order
-from llm.data.rows import Batch, Rows, TokenRows
-from llm.data.sharding import count_predicted, entropy_bits
-from llm.data.shards import Array, Manifest, read_manifest
+from llm.data.documents import read_texts
+from llm.data.order import Share, pool_order
+from llm.data.rows import Part, TokenRows
+from llm.data.shards import Sources, count_predicted, entropy_bits, read_manifest
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.runs import Run
 
-Sources = dict[str, tuple[Path, Manifest]]  # part of a mixture -> its shards and what is in them; "": all of it
 ROLE = "shards."  # and a part's name: what a run calls the shards of a part
 MOST_EPOCHS = 4  # of repeated text, up to which it is worth nearly as much as new text (Muennighoff et al. 2023)
-_TENSORS = ("input_ids", "labels", "position_ids")
 
 
 def texts_in_proportion(
-    documents: Mapping[str, Documents], sizes: Mapping[str, int], parts: Mapping[str, PartConfig]
+    documents: Mapping[str, Path], sizes: Mapping[str, int], parts: Mapping[str, PartConfig]
 ) -> Iterator[str]:
     """The training texts of all parts, of `sizes` bytes, as weights and caps say: some several times or not at all."""
     pools = {name: min(parts[name].max_bytes or size, size) for name, size in sizes.items()}
     wanted = amounts(parts, pools)
     for name, size in sizes.items():
         kept, times = pools[name] / size, float(wanted[name] / pools[name])
-        for text in documents[name].texts("train"):
+        for text in read_texts(documents[name], "train"):
             if kept == 1 or _draw("cap", text) < kept:
                 yield from [text] * (int(times) + (times % 1 > 0 and _draw("repeat", text) < times % 1))
 
@@ -51,69 +48,21 @@ def amounts(parts: Mapping[str, PartConfig], pools: Mapping[str, Fraction | int]
     return {name: total * Fraction(weight or 0) / whole for name, weight in weights.items()}
 
 
-class MixedRows:
-    """The rows of all parts, one part after the other by name; in training `shares` says what an epoch has of each."""
+def shares_of(rows: TokenRows, parts: Mapping[str, PartConfig]) -> list[Share]:
+    """What an epoch has of the rows of each part, by its weight and caps.
 
-    def __init__(self, rows: Mapping[str, TokenRows], parts: Mapping[str, PartConfig] | None = None) -> None:
-        """`parts` have the weights and caps of what is trained on.
-
-        Raises:
-            ConfigError: a cap leaves no row.
-        """
-        self.parts: dict[str, TokenRows] = {name: rows[name] for name in sorted(rows)}
-        own = list(self.parts.values())
-        self.sequence_length = own[0].sequence_length
-        self.num_labels: Array = np.concatenate([part.num_labels for part in own])
-        self.raw_bytes = sum(part.raw_bytes for part in own)
-        self.lost_bytes = sum(part.lost_bytes for part in own)
-        self.first_rows: list[int] = [0, *np.cumsum([len(part) for part in own[:-1]]).tolist()]
-        self.shares = self._shares(parts) if parts else []
-
-    def __len__(self) -> int:
-        return len(self.num_labels)
-
-    def part_of(self, row: int) -> int:
-        """The number of the part that has a row."""
-        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
-
-    @property
-    def padding_share(self) -> float:
-        return 1 - float(self.num_labels.sum()) / (len(self) * self.sequence_length)
-
-    def __getitems__(self, micro_batch: MicroBatch) -> Batch:
-        import torch  # takes seconds, which the stages before training need not wait for
-
-        rows = np.asarray(micro_batch.rows)
-        parts = np.searchsorted(self.first_rows, rows, side="right") - 1
-        batch = {key: torch.empty((len(rows), self.sequence_length), dtype=torch.int64) for key in _TENSORS}
-        for number, part in enumerate(self.parts.values()):
-            here = np.flatnonzero(parts == number)
-            if len(here):
-                within = MicroBatch(micro_batch.step, rows[here] - self.first_rows[number], micro_batch.num_labels)
-                read = part.__getitems__(within)
-                for key in _TENSORS:
-                    batch[key][torch.from_numpy(here)] = read[key]
-        return {**batch, "num_labels": micro_batch.num_labels}
-
-    def describe(self, rows: Array) -> list[str]:
-        found = []
-        for row in map(int, rows):
-            number = self.part_of(row)
-            (said,) = list(self.parts.values())[number].describe(np.array([row - self.first_rows[number]]))
-            found.append(f"{list(self.parts)[number]} {said}")
-        return found
-
-    def _shares(self, parts: Mapping[str, PartConfig]) -> list[Share]:
-        pools = {name: _capped_rows(name, rows, parts[name]) for name, rows in self.parts.items()}
-        kept = {name: size for name, (_, size) in pools.items()}
-        wanted = amounts(parts, kept)
-        return [
-            Share(first, len(rows), pools[name][0], max(1, round(wanted[name] / kept[name] * pools[name][0])))
-            for (name, rows), first in zip(self.parts.items(), self.first_rows, strict=True)
-        ]
+    Raises:
+        ConfigError: a cap leaves no row.
+    """
+    pools = {name: _capped_rows(name, own, parts[name]) for name, own in rows.parts.items()}
+    wanted = amounts(parts, {name: size for name, (_, size) in pools.items()})
+    return [
+        Share(own.first_row, len(own.num_labels), pool, max(1, round(wanted[name] / size * pool)))
+        for (name, own), (pool, size) in zip(rows.parts.items(), pools.values(), strict=True)
+    ]
 
 
-def _capped_rows(name: str, rows: Rows, part: PartConfig) -> tuple[int, Fraction]:
+def _capped_rows(name: str, rows: Part, part: PartConfig) -> tuple[int, Fraction]:
     """(rows that a part's caps leave, bytes of these), by the labels that they have."""
     labels = int(rows.num_labels.sum())
     max_bytes = part.max_bytes and part.max_bytes * labels // rows.raw_bytes
@@ -122,8 +71,8 @@ def _capped_rows(name: str, rows: Rows, part: PartConfig) -> tuple[int, Fraction
         ((key, cap) for key, cap in caps if cap is not None), key=lambda found: found[1], default=("", labels)
     )
     if cap >= labels:
-        return len(rows), Fraction(rows.raw_bytes)
-    in_order = np.cumsum(rows.num_labels[pool_order(len(rows), len(rows))])
+        return len(rows.num_labels), Fraction(rows.raw_bytes)
+    in_order = np.cumsum(rows.num_labels[pool_order(len(rows.num_labels), len(rows.num_labels))])
     pool = int(np.searchsorted(in_order, cap, side="right"))
     if pool == 0:
         raise ConfigError(
@@ -151,17 +100,16 @@ def rows_of(
     sequence_length: int,
     packing: Packing = Packing.concatenate,
     parts: Mapping[str, PartConfig] | None = None,
-) -> TokenRows | MixedRows:
+) -> TokenRows:
     """The documents of a split, train or held_out, in rows; where `parts` are given, in their proportions.
 
     Raises:
         ConfigError: a part's cap leaves no row.
     """
-    rows = {
-        name: TokenRows(folder, manifest, getattr(manifest, split), sequence_length=sequence_length, packing=packing)
-        for name, (folder, manifest) in sources.items()
-    }
-    return rows[""] if "" in rows else MixedRows(rows, parts)
+    rows = TokenRows(sources, split, sequence_length=sequence_length, packing=packing)
+    if parts:
+        rows.shares = shares_of(rows, parts)
+    return rows
 
 
 def totals(sources: Sources, parts: Mapping[str, PartConfig]) -> dict[str, Any]:
@@ -205,7 +153,7 @@ def capped_bytes(train: Mapping[str, Any], part: PartConfig) -> int:
     return max(1, min(caps))
 
 
-def say_epochs(rows: MixedRows, *, num_steps: int, batch_size: int) -> dict[str, float]:
+def say_epochs(rows: TokenRows, *, num_steps: int, batch_size: int) -> dict[str, float]:
     """How often a run sees each part's text, by the name of its result; past MOST_EPOCHS a warning."""
     whole = sum(share.places for share in rows.shares)
     epochs = {}

@@ -9,14 +9,14 @@ start again at each document and with each row: that is what tells a Hugging Fac
 without a cache) not to attend across.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from llm.config.data import Packing
-from llm.data.order import MicroBatch
-from llm.data.shards import Array, Manifest, Split, open_shard
+from llm.data.order import MicroBatch, Share
+from llm.data.shards import Array, Sources, open_shard
 
 Batch = dict[str, Any]
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -43,34 +43,62 @@ class Rows(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The rows of one part of a mixture, one after the other, and what their loss is measured by."""
+
+    first_row: int
+    num_labels: Array  # (rows of the part,)
+    raw_bytes: int
+    lost_bytes: int
+
+
 class TokenRows:
-    """The documents of a split in rows of `sequence_length` tokens, memory-mapped; no row has tokens of two shards."""
+    """The documents of a split in rows of `sequence_length` tokens, memory-mapped; no row has tokens of two shards.
+
+    Of a mixture the rows of all its parts, one part after the other by name.
+    """
 
     def __init__(
         self,
-        folder: Path,
-        manifest: Manifest,
-        split: Split,
+        sources: Sources,
+        split: str,
         *,
         sequence_length: int,
         packing: Packing = Packing.concatenate,  # what held-out text is measured by, whatever a model is trained on
     ) -> None:
         self.sequence_length = sequence_length
-        self.raw_bytes, self.lost_bytes = split.raw_bytes, split.lost_bytes
-        self._pad_id = manifest.eos_id
-        opened = [open_shard(folder, shard, manifest.dtype) for shard in split.shards]
-        self._tokens = [tokens for tokens, _ in opened]
-        self._layouts = [
-            lay_out(documents[:, 0], sequence_length=sequence_length, packing=packing) for _, documents in opened
-        ]
-        self._names = [shard.tokens_file for shard in split.shards]
-        self._starts = [np.cumsum(documents[:, 0]) - documents[:, 0] for _, documents in opened]
-        num_labels = [layout.num_labels for layout in self._layouts]
-        self.num_labels = np.concatenate(num_labels)
-        self._first_rows = np.cumsum([0, *map(len, num_labels)])  # the first row of each shard
+        self.shares: list[Share] = []  # what an epoch of a mixture has of each part
+        self._shards: list[tuple[str, Array, Packed]] = []  # name, tokens, what lies where in the rows
+        parts: dict[str, Part] = {}
+        num_rows = 0
+        for name in sorted(sources):
+            folder, manifest = sources[name]
+            self._pad_id, of_split, first = manifest.eos_id, getattr(manifest, split), len(self._shards)
+            for shard in of_split.shards:
+                tokens, documents = open_shard(folder, shard, manifest.dtype)
+                packed = lay_out(documents[:, 0], sequence_length=sequence_length, packing=packing)
+                self._shards.append((f"{name} {shard.tokens_file}".strip(), tokens, packed))
+            parts[name] = Part(
+                first_row=num_rows,
+                num_labels=np.concatenate([packed.num_labels for *_, packed in self._shards[first:]]),
+                raw_bytes=of_split.raw_bytes,
+                lost_bytes=of_split.lost_bytes,
+            )
+            num_rows += len(parts[name].num_labels)
+        self._first_rows = np.cumsum([0, *(len(packed.num_labels) for *_, packed in self._shards)])  # of each shard
+        self.parts = parts if "" not in parts else {}  # of a mixture, by name
+        self.first_rows = [part.first_row for part in parts.values()]  # of each part
+        self.num_labels: Array = np.concatenate([part.num_labels for part in parts.values()])
+        self.raw_bytes = sum(part.raw_bytes for part in parts.values())
+        self.lost_bytes = sum(part.lost_bytes for part in parts.values())
 
     def __len__(self) -> int:
         return len(self.num_labels)
+
+    def part_of(self, row: int) -> int:
+        """The number of the part that has a row."""
+        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
 
     @property
     def padding_share(self) -> float:
@@ -82,11 +110,11 @@ class TokenRows:
 
         rows = np.asarray(micro_batch.rows)
         batch = np.empty((3, len(rows), self.sequence_length), dtype=np.int64)
-        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        shards = self._shards_of(rows)
         for shard in np.unique(shards):
             here = shards == shard
-            within = rows[here] - self._first_rows[shard]
-            batch[:, here] = self._layouts[shard].read(self._tokens[shard], within, pad_id=self._pad_id)
+            _, tokens, packed = self._shards[shard]
+            batch[:, here] = packed.read(tokens, rows[here] - self._first_rows[shard], pad_id=self._pad_id)
         input_ids, labels, position_ids = torch.from_numpy(batch)  # (rows, seq) each
         return {
             "input_ids": input_ids,
@@ -96,90 +124,86 @@ class TokenRows:
         }
 
     def describe(self, rows: Array) -> list[str]:
-        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return [
-            self._describe(int(shard), int(row - self._first_rows[shard]))
-            for shard, row in zip(shards, rows, strict=True)
-        ]
+        """The documents of each row, counted from 0 within their shard."""
+        said = []
+        for shard, row in zip(self._shards_of(rows), rows, strict=True):
+            name, _, packed = self._shards[shard]
+            numbers = packed.documents_of(row - self._first_rows[shard])
+            said.append(f"{name} document{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}")
+        return said
 
-    def _describe(self, shard: int, row: int) -> str:
-        """The documents of one row, counted from 0 within their shard."""
-        places = self._layouts[shard].places(row)
-        numbers = np.unique(np.searchsorted(self._starts[shard], places, side="right") - 1).tolist()
-        return f"{self._names[shard]} document{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    def _shards_of(self, rows: Array) -> Array:
+        return np.searchsorted(self._first_rows, rows, side="right") - 1
 
 
 # Packing: which tokens of a shard lie in which row
 
 
-def lay_out(lengths: Array, *, sequence_length: int, packing: Packing) -> "Concatenated | Placed":
-    """The rows of a shard whose documents have `lengths` tokens (documents,), bos and eos included."""
-    if packing is Packing.concatenate:
-        return Concatenated(lengths, sequence_length)
-    begins, sizes = cut(lengths, sequence_length)
-    if packing is Packing.padded:
-        return Placed(begins, sizes, np.arange(len(sizes)), np.zeros_like(sizes), sequence_length)
-    return Placed(begins, sizes, *best_fit(sizes, sequence_length), sequence_length)
+class Packed:
+    """Pieces of documents, each at a place of its own in a row; what no piece fills is padding, at a row's end."""
 
-
-class Concatenated:
-    """Row r has the tokens from r * sequence_length on, as inputs, and those from one later on, as labels."""
-
-    def __init__(self, lengths: Array, sequence_length: int) -> None:
-        self._length, self._num_tokens = sequence_length, int(lengths.sum())
-        self._starts = np.cumsum(lengths) - lengths  # (documents,): where each begins
-        num_rows = max(1, -(-(self._num_tokens - 1) // sequence_length))
-        # row r labels the tokens edges[r] + 1 .. edges[r + 1]
-        edges = np.minimum(np.arange(num_rows + 1) * sequence_length, self._num_tokens - 1)
-        before = np.searchsorted(self._starts, edges, side="right")
-        self.num_labels = (np.diff(edges) - np.diff(before)).astype(np.int64)  # (rows,): labels that count, per row
+    def __init__(
+        self, lengths: Array, begins: Array, sizes: Array, rows: Array, offsets: Array, *, sequence_length: int
+    ) -> None:
+        """`lengths` (documents,) of these; (pieces,) each: first token, tokens, row, and place in it."""
+        order = np.lexsort((offsets, rows))
+        self._length, self._ends = sequence_length, np.cumsum(lengths)
+        self._begins, self._sizes, self._offsets = begins[order], sizes[order], offsets[order]
+        self._is_end = np.isin(self._begins + self._sizes, self._ends)  # with eos among its inputs, which has no label
+        self._first_pieces = np.searchsorted(rows[order], np.arange(rows.max() + 2))  # (rows + 1,)
+        self.num_labels = np.add.reduceat(self._sizes - self._is_end, self._first_pieces[:-1])
+        last = self._first_pieces[1:] - 1
+        # Padding is one document more, but after an eos the rest of its document, of the same token.
+        self._padding = self._offsets[last] + np.where(self._is_end[last], 0, self._sizes[last])  # (rows,)
 
     def read(self, tokens: Array, rows: Array, *, pad_id: int) -> Array:
         """int64 (3, rows, seq): input_ids, labels and position_ids of the given rows; `tokens` are the shard's."""
-        begins = rows[:, None] * self._length  # (rows, 1)
-        places = begins + np.arange(self._length + 1)  # (rows, seq + 1): the last is a label only
-        ids = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
-        document_starts = self._starts[np.searchsorted(self._starts, places, side="right") - 1]
-        ids[places >= len(tokens)] = pad_id
-        is_label = (places < len(tokens)) & (places > document_starts)
-        labels = np.where(is_label, ids, IGNORED)[:, 1:]
-        position_ids = (places - np.maximum(document_starts, begins))[:, :-1]
-        return np.stack([ids[:, :-1], labels, position_ids])
-
-    def places(self, row: int) -> Array:
-        """Places in the shard of at least one token of each document in a row."""
-        return np.arange(row * self._length, min((row + 1) * self._length, self._num_tokens - 1) + 1)
-
-
-class Placed:
-    """Pieces of documents, each at a place of its own in a row; what no piece fills is padding, at a row's end."""
-
-    def __init__(self, begins: Array, sizes: Array, rows: Array, offsets: Array, sequence_length: int) -> None:
-        order = np.lexsort((offsets, rows))
-        self._length = sequence_length
-        self._begins, self._sizes, self._offsets = begins[order], sizes[order], offsets[order]
-        self._first_pieces = np.searchsorted(rows[order], np.arange(rows.max() + 2))  # (rows + 1,)
-        self.num_labels = np.add.reduceat(self._sizes, self._first_pieces[:-1])
-
-    def read(self, tokens: Array, rows: Array, *, pad_id: int) -> Array:
         firsts, counts = self._first_pieces[rows], self._first_pieces[rows + 1] - self._first_pieces[rows]
         pieces = np.repeat(firsts, counts) + _count_up(counts)
         sizes = self._sizes[pieces]
         within = _count_up(sizes)  # (tokens,): the place of each token in its piece
         sources = np.repeat(self._begins[pieces], sizes) + within
-        lines = np.repeat(np.arange(len(rows)) * self._length, counts)
-        targets = np.repeat(lines + self._offsets[pieces], sizes) + within
+        begins = np.repeat(np.arange(len(rows)) * self._length, counts) + self._offsets[pieces]
+        targets = np.repeat(begins, sizes) + within
         batch = np.empty((3, len(rows), self._length), dtype=np.int64)
         batch[0], batch[1] = pad_id, IGNORED
-        batch[2] = np.maximum(np.arange(self._length) - self.num_labels[rows][:, None], 0)  # padding: one more document
+        batch[2] = np.maximum(np.arange(self._length) - self._padding[rows][:, None], 0)
         flat = batch.reshape(3, -1)
         flat[0, targets] = tokens[sources]
-        flat[1, targets] = tokens[sources + 1]
+        flat[1, targets] = tokens[np.minimum(sources + 1, len(tokens) - 1)]
+        flat[1, (begins + sizes - 1)[self._is_end[pieces]]] = IGNORED
         flat[2, targets] = within
         return batch
 
-    def places(self, row: int) -> Array:
-        return self._begins[self._first_pieces[row] : self._first_pieces[row + 1]]
+    def documents_of(self, row: int) -> list[int]:
+        """The numbers of the documents of which a row has a piece."""
+        begins = self._begins[self._first_pieces[row] : self._first_pieces[row + 1]]
+        numbers: list[int] = np.unique(np.searchsorted(self._ends, begins, side="right")).tolist()
+        return numbers
+
+
+def lay_out(lengths: Array, *, sequence_length: int, packing: Packing) -> Packed:
+    """The rows of a shard whose documents have `lengths` tokens (documents,), bos and eos included."""
+    if packing is Packing.concatenate:
+        begins, sizes = cut_at_rows(lengths, sequence_length)
+        rows, offsets = np.divmod(begins, sequence_length)
+    else:
+        begins, sizes = cut(lengths, sequence_length)
+        rows, offsets = np.arange(len(sizes)), np.zeros_like(sizes)
+        if packing is not Packing.padded:
+            rows, offsets = best_fit(sizes, sequence_length)
+    return Packed(lengths, begins, sizes, rows, offsets, sequence_length=sequence_length)
+
+
+def cut_at_rows(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
+    """(first tokens, sizes) of the pieces of documents that lie end to end, cut where a row is full.
+
+    The last token of all is in no row of its own, for nothing follows it.
+    """
+    total = int(lengths.sum())
+    num_rows = -(-(total - 1) // sequence_length)
+    begins = np.union1d(np.cumsum(lengths) - lengths, np.arange(num_rows) * sequence_length)
+    return begins, np.diff(begins, append=min(total, num_rows * sequence_length))
 
 
 def cut(lengths: Array, sequence_length: int) -> tuple[Array, Array]:

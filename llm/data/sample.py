@@ -16,11 +16,10 @@ from typing import Any
 from llm.config.compose import data_presets
 from llm.config.data import DataConfig, FileFormat, LayoutConfig
 from llm.data.archives import Member, members
-from llm.data.files import Files
+from llm.data.files import Places, leaves_out, read_files
 from llm.data.layout import in_files, to_records
 from llm.data.parse import Parsed, Raw, decoded, format_of, parse
-from llm.data.paths import values
-from llm.data.records import Record, Rejected, unreadable
+from llm.data.records import Record, Rejected, unreadable, values
 
 SAMPLED_MEMBERS = 24
 SAMPLED_PIECES = 16  # of 64 KiB, of each
@@ -52,7 +51,7 @@ class Sample:
     def records(self, config: DataConfig) -> Iterator[Record]:
         """What the config makes of the sample, and what is wrong with the rest."""
         for member in self.members:
-            found = Files(config, [member]).records()
+            found = read_files([member], config)
             wanted = (each for each in found if not isinstance(each, Rejected) or each.fix)
             yield from islice(wanted, SAMPLED_RECORDS)
 
@@ -80,7 +79,7 @@ class Sample:
 
     def _made(self, config: DataConfig) -> Iterator[tuple[Any, Record]]:
         for member in self.members:
-            if not Files(config, []).leaves_out(member.name):
+            if not leaves_out(member.name, config):
                 parsed = parse(member, config.layout, [], Counter())
                 for raw in islice(in_files(parsed, config.layout), 2 * SAMPLED_RECORDS):
                     yield raw, next(to_records([raw], config))
@@ -99,7 +98,7 @@ def _own_paths(config: DataConfig) -> list[str]:
     return [*named, *([config.text_field] if config.text_field != "text" else [])]
 
 
-def sample(places: list[Member | Rejected]) -> Sample:
+def sample(places: Places) -> Sample:
     """List everything at the places, and read a sample of it."""
     found = Sample(len(places), sum(place.size or 0 for place in places if isinstance(place, Member)))
     step, number = 1, 0
@@ -116,7 +115,7 @@ def sample(places: list[Member | Rejected]) -> Sample:
     return found
 
 
-def _listed(places: list[Member | Rejected], found: Sample) -> Iterator[Member]:
+def _listed(places: Places, found: Sample) -> Iterator[Member]:
     """The members in a format that is read, all others being counted."""
     for place in places:
         streamed = 0

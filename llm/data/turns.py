@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from llm.config.data import LayoutConfig, RepeatedTurns, Shape
-from llm.data.paths import first, question_and_answer, values
-from llm.data.records import Conversation, Rejected, check_text
+from llm.data.records import Conversation, Rejected, check_text, first, values
+from llm.data.suggest import question_and_answer
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "대화")
 ROLE = ("role", "from", "speaker", "author", "화자")

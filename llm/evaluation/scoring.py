@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from llm.data.conversations import ConversationRows
-from llm.data.mixture import MixedRows
 from llm.data.order import EvaluationBatches
 from llm.data.rows import TokenRows
 from llm.errors import DivergedError
@@ -33,14 +32,14 @@ class Scorer:
         """bos and the tokens of a text."""
         return [self.special.bos_id, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
-    def loss(self, rows: TokenRows | MixedRows | ConversationRows) -> Evaluation:
+    def loss(self, rows: TokenRows | ConversationRows) -> Evaluation:
         """What training validates.
 
         Raises:
             DivergedError: it is not finite.
         """
         size = max(1, self.batch_tokens // rows.sequence_length)
-        edges = rows.first_rows if isinstance(rows, MixedRows) else (0,)
+        edges = rows.first_rows if isinstance(rows, TokenRows) else (0,)
         batches: Any = EvaluationBatches(rows.num_labels, batch_size=size, edges=edges)
         unchanged = DataLoader[Any](rows, batch_sampler=batches, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
         found = evaluate(self.model, unchanged, rows, device=next(self.model.parameters()).device)

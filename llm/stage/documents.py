@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llm.config.data import DataConfig, PartConfig
 from llm.config.stages import DocumentsStage
 from llm.data.corpus import Corpus, open_corpus
-from llm.data.documents import Documents, open_documents, write_documents
+from llm.data.documents import open_documents, write_documents
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.making import Outcome, Plan
@@ -55,8 +56,8 @@ def of_parts(parents: Mapping[str, Run]) -> dict[str, Run]:
     return {role[len(ROLE) + 1 :]: run for role, run in parents.items() if role.split(".")[0] == ROLE}
 
 
-def opened(parents: Mapping[str, Run]) -> dict[str, Documents]:
-    """The documents of each part, every file checked."""
+def opened(parents: Mapping[str, Run]) -> dict[str, Path]:
+    """The folder of documents of each part, every file checked."""
     return {name: open_documents(run) for name, run in of_parts(parents).items()}
 
 

@@ -13,8 +13,9 @@ from llm.config.evaluation import EvaluationConfig
 from llm.config.stages import EvaluateStage
 from llm.config.training import Accelerator
 from llm.data.conversations import ConversationRows, encode_conversations
-from llm.data.mixture import Sources, rows_of
+from llm.data.mixture import rows_of
 from llm.data.records import Conversation
+from llm.data.shards import Sources
 from llm.environment import process_rank
 from llm.errors import ConfigError, DataError
 from llm.run.console import TextTable, console, log

@@ -18,10 +18,9 @@ from llm.config.data import DataConfig, DataKind
 from llm.config.stages import EvaluateStage
 from llm.data.corpus import Corpus, open_corpus
 from llm.data.documents import open_documents
-from llm.data.mixture import Sources, sources_of
+from llm.data.mixture import sources_of
 from llm.data.records import Conversation
-from llm.data.sharding import available_cores, write_shards
-from llm.data.shards import open_shard
+from llm.data.shards import Sources, available_cores, open_shard, write_shards
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run.console import log
 from llm.run.files import digest_of

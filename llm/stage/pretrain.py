@@ -10,7 +10,7 @@ from typing import Any
 from llm import tokenizer
 from llm.config.stages import PretrainStage, Reuse, ShardsStage
 from llm.config.training import Schedule
-from llm.data.mixture import MixedRows, rows_of, say_epochs, sources_of
+from llm.data.mixture import rows_of, say_epochs, sources_of
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.files import whole_folder
@@ -84,7 +84,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
         *(config.data.packing.value, 100 * rows["train"].padding_share),
     )
     epochs = {}
-    if isinstance(rows["train"], MixedRows):
+    if rows["train"].parts:
         epochs = say_epochs(rows["train"], num_steps=config.trainer.max_steps, batch_size=config.data.batch_size)
     results = train(
         run,
@@ -107,7 +107,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
 
 
 def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
-    """TokenRows, or MixedRows of a mixture, of both splits."""
+    """Those of both splits."""
     sources, data = sources_of(shards), config.data
     train = rows_of(sources, "train", sequence_length=data.sequence_length, packing=data.packing, parts=data.parts)
     return {"train": train, "held_out": rows_of(sources, "held_out", sequence_length=data.sequence_length)}

@@ -11,7 +11,7 @@ from llm.config.stages import ShardsStage, TokenizerStage
 from llm.data.documents import open_documents
 from llm.data.mixture import ROLE, sources_of, totals
 from llm.data.overlap import Overlap, overlap_of_shards
-from llm.data.sharding import available_cores, write_shards
+from llm.data.shards import available_cores, write_shards
 from llm.run.console import log
 from llm.run.files import digest_of
 from llm.run.making import Outcome, Plan

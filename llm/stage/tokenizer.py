@@ -12,7 +12,7 @@ from llm import tokenizer
 from llm.config.data import DataConfig
 from llm.config.stages import Reuse, TokenizerStage
 from llm.config.tokenizer import TokenizerConfig
-from llm.data.documents import Documents
+from llm.data.documents import read_texts
 from llm.data.mixture import texts_in_proportion
 from llm.errors import DataError
 from llm.run.console import log
@@ -94,7 +94,7 @@ def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
     with whole_files(run.path) as target:
         tokenizer.save(made, roles, target)
     loaded = tokenizer.load(run.path)
-    held_out = (text for part in made_of.values() for text in part.texts("held_out"))
+    held_out = (text for folder in made_of.values() for text in read_texts(folder, "held_out"))
     report = tokenizer.report(loaded, held_out, morphemes=tokenizer.installed_analyser())
     results = asdict(report)
     write_json(run.path / "report.json", results)
@@ -126,10 +126,10 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
 
-def _learn(config: TokenizerStage, parents: Runs, made_of: dict[str, Documents]) -> tuple[Tokenizer, dict[str, Any]]:
+def _learn(config: TokenizerStage, parents: Runs, made_of: dict[str, Path]) -> tuple[Tokenizer, dict[str, Any]]:
     def texts() -> Iterator[str]:
         if not config.data.is_mixture:
-            return made_of[""].texts("train")
+            return read_texts(made_of[""], "train")
         sizes = {name: run.results["train"]["raw_bytes"] for name, run in documents.of_parts(parents).items()}
         return texts_in_proportion(made_of, sizes, config.data.parts)
 

@@ -24,7 +24,7 @@ import psutil
 
 from llm.config.stages import StageConfig
 from llm.config.sweeping import PoolConfig
-from llm.data.sharding import available_cores
+from llm.data.shards import available_cores
 from llm.environment import set_variables, variables, with_variables
 from llm.errors import ConfigError
 from llm.run.console import log

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 
 from llm.config.data import DataConfig
 from llm.config.training import Accelerator, TrainerConfig
-from llm.data.mixture import MixedRows
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
-from llm.data.rows import Batch, Rows
+from llm.data.rows import Batch, Rows, TokenRows
 from llm.environment import ask_for_another_launch, is_on_slurm, process_rank
 from llm.errors import MachineError, StoppedError, is_out_of_memory
 from llm.model import document_bounds
@@ -59,10 +58,10 @@ class RunRows:
             micro_batch_size=size,
             num_steps=config.max_steps,
             seed=seed,
-            shares=train.shares if isinstance(train, MixedRows) else (),
+            shares=train.shares if isinstance(train, TokenRows) else (),
             **share,
         )
-        edges = held_out.first_rows if isinstance(held_out, MixedRows) else (0,)
+        edges = held_out.first_rows if isinstance(held_out, TokenRows) else (0,)
         self._evaluation = EvaluationBatches(held_out.num_labels, batch_size=size, edges=edges, **share)
         self.train_loader = self._loader(self._steps, self.training)
         self.held_out_loader = self._loader(held_out, self._evaluation)

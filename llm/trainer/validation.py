@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from llm.config.training import Precision
-from llm.data.mixture import MixedRows
-from llm.data.rows import Rows
+from llm.data.rows import Part, Rows, TokenRows
 from llm.errors import DivergedError
 from llm.model import next_token_nats
 from llm.run.console import log
@@ -66,7 +65,7 @@ def evaluate(
     add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
 ) -> Evaluation:
     """The model on every held-out row; `add_up` sums numbers over the ranks that share the rows."""
-    mixed = rows if isinstance(rows, MixedRows) else None
+    mixed = rows if isinstance(rows, TokenRows) and rows.parts else None
     nats = torch.zeros(len(mixed.parts) if mixed else 1, dtype=torch.float64, device="cpu")
     with not_training(model):
         for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
@@ -82,7 +81,7 @@ def evaluate(
     return replace(whole, parts={name: _evaluation(total, part) for (name, part), total in parts})
 
 
-def _evaluation(nats: float, rows: Rows) -> Evaluation:
+def _evaluation(nats: float, rows: Rows | Part) -> Evaluation:
     return Evaluation(
         loss=nats / int(rows.num_labels.sum()),
         bits_per_byte=bits_per_byte(nats, raw_bytes=rows.raw_bytes, lost_bytes=rows.lost_bytes),

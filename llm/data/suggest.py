@@ -1,70 +1,18 @@
-"""Path expressions: `document[].paragraph[].form` and a JSON value -> the values there; and which path has its text.
-
-`a.b` is key b of key a; `a[]` is each item of the list at a (a value that is no list counts as a list of one: some sets
-have one object where others have a list); `a|b` is the first of the two that finds more than blanks. In a csv without a
-header the keys are the numbers of the columns: 0, 1, 2. A key that holds the path's own signs is found as it stands.
-"""
+"""Some records -> the settings that read their longest text, or a question and its answer."""
 
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from statistics import fmean, median
 from typing import Any
 
 from llm.config.data import is_path
 from llm.config.overrides import as_value
+from llm.data.records import EACH, values
 
-EACH = "[]"
 DEEPEST = 12  # levels of a record that are looked into
 FEW = 10  # files; where there are fewer, the items of a list inside are the records
 LARGEST = 20_000  # characters; a document that is longer is rather a list of them
-
-
-def values(record: Any, path: str) -> list[Any]:
-    """What a path finds in a record; none where a key is missing."""
-    if isinstance(record, dict) and path in record:
-        return [record[path]]
-    best: list[Any] = []
-    for choice in path.split("|"):
-        as_it_stands = isinstance(record, dict) and choice in record
-        found = [record[choice]] if as_it_stands else list(_follow(record, _steps(choice)))
-        if any(value is not None and value != "" for value in found):
-            return found
-        best = best or found
-    return best
-
-
-def first(record: Any, path: str) -> Any:
-    """The first value that a path finds; None where it finds none."""
-    return next(iter(values(record, path)), None)
-
-
-def head(path: str) -> list[str]:
-    """The top-level keys that a path can begin with, or be."""
-    return [path, *(key for choice in path.split("|") for key in (choice, _steps(choice)[0]))]
-
-
-@lru_cache(maxsize=256)
-def _steps(choice: str) -> list[str]:
-    """The keys of a path without alternatives, and EACH where the items of a list are meant."""
-    found: list[str] = []
-    for part in choice.split("."):
-        found += [part.rstrip("[]"), *[EACH] * part.count(EACH)]
-    return found
-
-
-def _follow(value: Any, path: list[str]) -> Iterator[Any]:
-    if not path:
-        yield value
-    elif path[0] == EACH:
-        for item in value if isinstance(value, list) else [value]:
-            yield from _follow(item, path[1:])
-    elif isinstance(value, dict) and path[0] in value:
-        yield from _follow(value[path[0]], path[1:])
-
-
-# Which path has the text
 
 
 def examples(records: Sequence[Any]) -> dict[str, Any]:
