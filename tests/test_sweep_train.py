@@ -14,23 +14,20 @@ import yaml
 from korean import documents
 from tuned import CHATS, write_lines
 
+from llm.config.command import run_command
 from llm.config.compose import as_recorded
 from llm.config.stages import STAGES, StageConfig
+from llm.errors import ConfigError
 from llm.sweep.pool import preloaded
 
 ROOT = Path(__file__).parents[1]
+ON_TEXT = ["data=text", "data.path=text.txt", "data.held_out_share=0.2"]
 TINY = [
-    *("data=text", "data.held_out_share=0.2", "data.sequence_length=64", "data.batch_size=4"),
+    *(*ON_TEXT, "data.sequence_length=64", "data.batch_size=4"),
     *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400"),
     *("model.num_layers=1", "model.num_heads=2", "model.hidden_size=16"),
     *("trainer.max_steps=6", "trainer.log_every_steps=1", "trainer.sample_tokens=2", "logger=local"),
 ]
-
-
-def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    if not (folder / "text.txt").exists():
-        (folder / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
-    return multirun(folder, *TINY, "data.path=text.txt", *words)
 
 
 def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -52,18 +49,14 @@ def ledger(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/sweeps/*/jobs/*/job.json"))]
 
 
-ON_TEXT = ["data=text", "data.path=text.txt", "data.held_out_share=0.2", "logger=local"]
-TWO_TOKENIZERS = [*ON_TEXT, "tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400,410"]
 TWO_RUNS = "run=pretrain/tiny0*,pretrain/tiny1*"
-# Two jobs of each stage; the later stages are about the runs of the earlier ones.
-TWO_OF = {
-    "documents": [*ON_TEXT[:2], "data.held_out_share=0.2,0.3", "logger=local"],
-    "tokenizer": TWO_TOKENIZERS,
-    "shards": TWO_TOKENIZERS,
-    "pretrain": [*TINY, "data.path=text.txt", "seed=0,1", "name=tiny${hydra:job.num}"],
+# A sweep for all stages, each of which goes by the runs of the earlier ones
+SWEEPS = {
+    "documents,tokenizer,shards": [*ON_TEXT[:2], "data.held_out_share=0.2,0.3", "hydra.launcher.jobs=3"],
+    "pretrain": [*TINY, "seed=0,1", "name=tiny${hydra:job.num}"],
     "finetune": [
         *("base=tiny0,tiny1", "data=conversations", "data.path=chats.jsonl"),
-        *(word for word in TINY if word.startswith(("data.", "trainer.", "logger"))),
+        *(word for word in TINY if word.startswith(("data.h", "data.s", "data.b", "trainer.", "logger"))),
     ],
     "evaluate": [TWO_RUNS, "evaluation.num_items=2", "evaluation.num_prompts=2", "logger=local"],
     "export": [TWO_RUNS],
@@ -71,30 +64,31 @@ TWO_OF = {
 
 
 @pytest.fixture(scope="module")
-def folder_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of every stage, all of them made by sweeps."""
-    folder = tmp_path_factory.mktemp("stages")
-    (folder / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
-    write_lines(folder / "chats.jsonl", CHATS)
-    return folder
+    made = tmp_path_factory.mktemp("stages")
+    (made / "text.txt").write_text("\n\n".join(documents(150)), encoding="utf-8")
+    write_lines(made / "chats.jsonl", CHATS)
+    return made
 
 
-@pytest.mark.parametrize("stage", STAGES)  # in the order in which they need each other
-@pytest.mark.parametrize("launcher", ["pool", "basic"])
-def test_every_stage_can_be_swept_by_every_launcher(folder_of_all, stage, launcher):
-    ended = multirun(folder_of_all, f"stage={stage}", f"hydra/launcher={launcher}", *TWO_OF[stage])
+@pytest.mark.parametrize("stages", SWEEPS)  # in the order in which they need each other
+def test_every_stage_can_be_swept(folder, stages):
+    ended = multirun(folder, f"stage={stages}", *SWEEPS[stages])
     assert ended.returncode == 0, ended.stderr
-    made = records(folder_of_all, stage)
-    assert [run["status"] for run in made] == ["done", "done"]  # the second launcher finds those of the first
-    known = import_module(f"llm.stage.{stage}").result_names(config_of(folder_of_all, stage, made[0]))
-    numbers = {key for key, value in made[0]["results"].items() if isinstance(value, int | float)}
-    assert all(any(fnmatchcase(number, name) for name in known) for number in numbers)  # what a search may be for
-    assert stage == "evaluate" or set(known) - {"morpheme_crossing_rate"} <= numbers
-    if stage == "evaluate":
+    for stage in stages.split(","):
+        made = records(folder, stage)
+        assert [run["status"] for run in made][:2] == ["done", "done"]
+        known = import_module(f"llm.stage.{stage}").STAGE.result_names(config_of(folder, stage, made[0]))
+        numbers = {key for key, value in made[0]["results"].items() if isinstance(value, int | float)}
+        assert all(any(fnmatchcase(number, name) for name in known) for number in numbers)  # what a search may be for
+        assert stage == "evaluate" or set(known) - {"morpheme_crossing_rate"} <= numbers
+    if stages == "evaluate":
         shown = [line.strip("│").split("│") for line in ended.stdout.splitlines() if "│ val/bits_per_byte" in line]
         best_first = sorted(run["results"]["val/bits_per_byte"] for run in made)
         assert [[float(cell) for cell in cells[1:]] for cells in shown] == [[round(best, 4) for best in best_first]]
-    assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made) or stage == "pretrain"  # of which seeds
+    if stages in ("finetune", "evaluate", "export"):
+        assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,39 +97,36 @@ def test_what_the_server_of_a_sweep_imports_for_a_stage_is_there(stage):
     assert all(find_spec(module) for module in preloaded(stage))  # the server itself would leave one out in silence
 
 
-def test_a_job_without_memory_fails_alone_and_the_same_command_runs_it_alone_again(tmp_path):
-    words = ["model.intermediate_size=16,900000000000,32"]
-    ended = sweep(tmp_path, *words)
+def test_a_job_that_fails_fails_alone_and_the_same_command_runs_it_alone_again_by_hydras_launcher_too(tmp_path):
+    for seed, name in enumerate(("text.txt", "other.txt")):
+        (tmp_path / name).write_text("\n\n".join(documents(20, seed=seed)), encoding="utf-8")
+    words = ["stage=documents", "data=text", "data.path=text.txt,gone.txt,other.txt", "data.held_out_share=0.2"]
+    ended = multirun(tmp_path, *words)
     assert ended.returncode == 3, ended.stderr
-    assert [(record["state"], record["attempts"][-1]["kind"]) for record in ledger(tmp_path)] == [
-        ("done", "done"),
-        ("failed", "out_of_memory"),
-        ("done", "done"),
-    ]
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: model.intermediate_size=900000000000: out_of_memory: ")
-    assert "console.log)" in line
+    assert [record["state"] for record in ledger(tmp_path)] == ["done", "failed", "done"]
+    [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: data.path=gone.txt: config: ") and line.endswith("console.log)")
     assert ended.stdout.count("│ done") == 2  # ranked all the same
-    assert len(records(tmp_path, "tokenizer")) == len(records(tmp_path, "shards")) == 1
-    again = sweep(tmp_path, *words)
-    assert again.returncode == 3
+    again = multirun(tmp_path, *words)
+    assert (again.returncode, again.stderr.count("reused "), again.stdout) == (3, 2, ended.stdout)
     assert [len(record["attempts"]) for record in ledger(tmp_path)] == [1, 2, 1]
-    assert again.stderr.count("reused ") == 2
+    basic = multirun(tmp_path, *words, "hydra/launcher=basic")
+    assert (basic.returncode, basic.stderr.count("reused "), basic.stdout) == (3, 2, ended.stdout)
 
 
-@pytest.mark.parametrize("form", ["grid", "search"])
-def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path, request, form):
+def test_both_ranks_of_a_job_have_its_settings_and_one_folder(folder, tmp_path, request):
     rates = [round(1e-3 * n, 4) for n in range(1, 11 if request.config.getoption("--storm") else 3)]
-    words = ["trainer.devices=2", f"optimizer.learning_rate={','.join(map(str, rates))}", "hydra.launcher.jobs=2"]
-    searching = ["hydra.sweeper.sampler=grid", f"hydra.sweeper.trials={len(rates)}"] if form == "search" else []
-    ended = sweep(tmp_path, *words, *searching)
+    words = [f"outputs={tmp_path}", "trainer.devices=2", "hydra.launcher.jobs=2"]
+    words += [f"optimizer.learning_rate={','.join(map(str, rates))}"]
+    ended = multirun(folder, *TINY, *words, "hydra.sweeper.sampler=grid", f"hydra.sweeper.trials={len(rates)}")
     assert ended.returncode == 0, ended.stderr
-    made = records(tmp_path)
+    made = [json.loads(path.read_text()) for path in tmp_path.glob("pretrain/*/run.json")]
     assert sorted(r["identity"]["settings"]["optimizer"]["learning_rate"] for r in made) == rates
     assert {record["status"] for record in made} == {"done"}
     # A rank with other settings would look for a run of another key, and the two would wait for each other for ever.
     assert all(record["launch"] for record in made)
-    assert [len(job["attempts"]) for job in ledger(tmp_path)] == [1] * len(rates)
+    jobs = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/*/jobs/*/job.json")]
+    assert [len(job["attempts"]) for job in jobs] == [1] * len(rates)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +137,12 @@ def test_both_ranks_of_a_job_have_its_settings_and_one_folder(tmp_path, request,
                                       "trainer=cpu, or evaluation.accelerator=auto."),
     ],
 )  # fmt: skip
-def test_a_sweep_that_cannot_be_is_one_line_before_the_first_job(tmp_path, words, line):
-    ended = sweep(tmp_path, *words)
-    assert (ended.returncode, ended.stderr) == (2, f"error: {line}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+def test_a_sweep_that_cannot_be_is_one_line_before_the_first_job(tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *words])
+    monkeypatch.setattr("hydra._internal.utils.run_and_report", None)  # which run_command replaces
+    with pytest.raises(ConfigError) as refused:
+        run_command(lambda job: None)
+    assert str(refused.value) == line
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -72,10 +71,8 @@ class CheckedSweeper(Sweeper):
         if any(config.dry_run for config in configs):
             show_dry_run(configs, jobs)
             return []
-        returns = self._launch(jobs, configs)
-        show_ranking(configs, returns, has_ledger=isinstance(self.launcher, CheckedLauncher))
-        report_failures(jobs, returns)
-        return returns
+        report_failures(jobs, self._launch(jobs, configs))
+        return []
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         """What is recorded in a YAML file, but for the keys that are given anew, and what is typed."""
@@ -94,12 +91,28 @@ class CheckedSweeper(Sweeper):
                 raise ConfigError(f"{each.get_key_element()} is swept, and given a second time. Give it once.")
         return [*(each for each in recorded if each.get_key_element() not in keys), *given]
 
-    def _launch(self, jobs: list[list[str]], configs: list[StageConfig]) -> Sequence[JobReturn]:
+    def _launch(self, jobs: list[list[str]], configs: list[StageConfig]) -> list[Exception | None]:
+        """Have the jobs carried out, and print how their runs compare; why each has none."""
+        from llm.sweep.driver import quiet, run_grid  # imports what composing does not need
+
         complete = [[*job, *added] for job, added in zip(jobs, ladder_overrides(configs), strict=True)]
-        if not isinstance(self.launcher, CheckedLauncher):
-            return self.launcher.launch(complete, initial_job_idx=0)
-        numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
-        return self.launcher.launch_checked(numbered, configs, choice=self.choice)
+        if isinstance(self.launcher, CheckedLauncher):
+            numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
+            return run_grid(numbered, configs, settings=self.launcher.settings, choice=self.choice)
+        from llm.compare.entries import Entry
+        from llm.compare.show import print_ranked
+        from llm.stage import find_step, step_of
+
+        failed = [
+            returned._return_value if returned.status is JobStatus.FAILED else None
+            for returned in self.launcher.launch(complete, initial_job_idx=0)
+        ]
+        done = [config for config, error in zip(configs, failed, strict=True) if error is None]
+        if len(configs) > 1 and len({config.stage for config in configs}) == 1 and done:
+            with quiet():  # each has been said to be reused, or made
+                runs = [find_step(step_of(replace(config, reuse=Reuse.require))) for config in done]
+            print_ranked(list(map(Entry, runs)))
+        return failed
 
     def _search(self, overrides: list[Override]) -> None:
         if not isinstance(self.launcher, CheckedLauncher):
@@ -157,21 +170,6 @@ def with_number(overrides: Sequence[str], number: int) -> list[str]:
     return [re.sub(r"\$\\?\{hydra\\?:job\.(num|id)\\?\}", str(number), override) for override in overrides]
 
 
-def show_ranking(configs: Sequence[StageConfig], returns: Sequence[JobReturn], *, has_ledger: bool) -> None:
-    """Print how the runs of a sweep compare that are done, if all are of one stage."""
-    done = [config for config, returned in zip(configs, returns, strict=True) if returned.status is JobStatus.COMPLETED]
-    if len(configs) < 2 or len({config.stage for config in configs}) > 1 or not done:
-        return
-    from llm.compare.entries import Entry, read_sweep  # imports what composing does not need
-    from llm.compare.show import print_ranked
-    from llm.sweep.driver import find_finished
-
-    if has_ledger:
-        print_ranked(read_sweep(Path(str(returns[0].working_dir)).parents[1]))
-    else:
-        print_ranked([Entry(find_finished(replace(config, reuse=Reuse.require))) for config in done])
-
-
 def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) -> None:
     """Print what the jobs would take.
 
@@ -186,15 +184,11 @@ def show_dry_run(configs: Sequence[StageConfig], jobs: Sequence[Sequence[str]]) 
     show(configs, [" ".join(own) for own in varying(jobs)])
 
 
-def report_failures(jobs: Sequence[Sequence[str]], returns: Sequence[JobReturn]) -> None:
+def report_failures(jobs: Sequence[Sequence[str]], errors: Sequence[Exception | None]) -> None:
     """Say one line for each failed job; end with 3 if others are done, else as the first, or with a bug's traceback."""
     from llm.sweep.jobs import varying
 
-    failures = [
-        (" ".join(own), returned._return_value)
-        for own, returned in zip(varying(jobs), returns, strict=True)
-        if returned.status is JobStatus.FAILED
-    ]
+    failures = [(" ".join(own), error) for own, error in zip(varying(jobs), errors, strict=True) if error]
     for own, error in failures:
         if not isinstance(error, UserError | OSError) or tracebacks_wanted():
             raise error

@@ -84,7 +84,7 @@ def find_finished(config: StageConfig) -> Run | None:
     if config.reuse is Reuse.never:
         return None
     try:
-        with _quiet():  # what is said of a run's parents is nothing new here
+        with quiet():  # what is said of a run's parents is nothing new here
             run = find_step(step := step_of(config))
         if run and step.plan:
             say_reused(run, step.plan.config)
@@ -94,7 +94,8 @@ def find_finished(config: StageConfig) -> Run | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Say nothing while the block runs."""
     log.disabled = console().quiet = True
     try:
         yield
@@ -240,8 +241,8 @@ class Driver:
 
 def run_grid(
     jobs: Sequence[list[str]], configs: Sequence[StageConfig], *, settings: PoolConfig | SlurmConfig, choice: str | None
-) -> list[Job]:
-    """Carry out the jobs, in their order as far as there is room.
+) -> list[Exception | None]:
+    """Carry out the jobs, in their order as far as there is room, and print how they compare; why each has no run.
 
     Raises:
         ConfigError: a setting of the launcher that cannot be, or a job that can never run there.
@@ -253,7 +254,9 @@ def run_grid(
         write_sweep(folder, made)
         with page_at_end(folder):
             Driver(Grid(made), backend, settings.retries).run()
-    return made
+    if len(made) > 1 and len({config.stage for config in configs}) == 1 and any(job.run for job in made):
+        print_ranked(read_sweep(folder))
+    return [None if job.run else _error(job) for job in made]
 
 
 def run_search(
@@ -322,7 +325,7 @@ def _backend(
         yield cluster
 
 
-def as_error(job: Job) -> LaunchError:
+def _error(job: Job) -> LaunchError:
     """Why a job has no finished run, with the exit code that the job alone would end with."""
     ended = job.result
     if ended is None or job.state == "stopped":

@@ -31,7 +31,6 @@ from llm.sweep.jobs import Job
 from llm.sweep.shares import accelerator_of, devices_of
 
 SEARCH_AT_ONCE = 8  # jobs of a search, whose later points learn from the earlier ones
-STOP = "stop"  # a file in the folder of a job that is to save, end, and not come back
 # How a Slurm job ends that will never run again; all others wait, run, or are on their way from one to the other.
 FINAL = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
@@ -128,7 +127,6 @@ class Cluster:
             return False
         self.running[job.number] = Submitted(job, self._left.pop(job.number, None))
         job.state = "queued"
-        (job.folder / STOP).unlink(missing_ok=True)
         return True
 
     def is_taken(self, job: Job) -> bool:
@@ -154,12 +152,11 @@ class Cluster:
         return done
 
     def stop(self, job: Job) -> None:
-        """Ask a job to save, end, and not come back; it is cancelled once its grace is over."""
+        """Ask a job that is outdone to save and end; it is cancelled once its grace is over."""
         each = self.running.get(job.number)
         if each is None or each.cancel_at < float("inf"):
             return
         each.cancel_at = time.monotonic() + self._settings.grace_seconds
-        (job.folder / STOP).touch()
         if each.id is not None:
             _run("scancel", *(["--signal=USR1"] if job.state == "running" else []), each.id)
 

@@ -27,7 +27,7 @@ from llm.run.console import log, start_logging
 from llm.run.launch import LOOPBACK, TRAIN
 from llm.run.owner import owned
 from llm.sweep.jobs import Job
-from llm.sweep.slurm import STOP, job_state, node_address, requeue
+from llm.sweep.slurm import job_state, node_address, requeue
 
 MAX_IDLE_STARTS = 3  # in a row that left nothing to go on from
 
@@ -47,7 +47,7 @@ class SlurmJob:
         """Its exit code."""
         job = self.job
         with owned(job.folder, wait=True):
-            if self._is_to_stop:
+            if self.job.is_outdone:
                 return StoppedError.exit_code
             job.reload()
             if job.attempts and job.attempts[-1].kind == "done":
@@ -65,10 +65,6 @@ class SlurmJob:
             self._requeue()
         return code
 
-    @property
-    def _is_to_stop(self) -> bool:
-        return (self.job.folder / STOP).exists()
-
     def attempt(self) -> tuple[int, Result]:
         """(the exit code, what became of it)."""
         with (self.job.folder / "console.log").open("ab") as file:
@@ -84,7 +80,7 @@ class SlurmJob:
 
     def goes_on(self, kind: str | None) -> bool:
         """Whether the job is to start again in this Slurm job."""
-        return not self._is_to_stop and (kind in ("stopped", "busy") or self.job.may_retry(kind, self.retries))
+        return not self.job.is_outdone and (kind in ("stopped", "busy") or self.job.may_retry(kind, self.retries))
 
     def _command(self) -> list[str]:
         """srun's, which starts one process for each device of each node."""
