@@ -10,44 +10,34 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from korean import documents
-from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster, wait_for
-from slurm_sweeps import (
-    LONG,
-    ROOT,
-    TEXT,
-    TINY,
-    alone_in,
-    batch,
-    command,
-    curves,
-    ended,
-    environment,
-    kill_batch,
-    kill_rank,
-    kinds,
-    ledger,
-    lose_node,
-    preempt,
-    requeue,
-    start,
-    steps,
-    sweep,
-    trainings,
-)
+from slurm_cluster import PATIENCE, SlurmCluster, missing_programs, slurm_cluster, wait_for
 
-from llm.run.metrics import read_metrics
+from llm.run.metrics import history, read_metrics
 from tests.wandb_server import WandbServer
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()),
     reason=f"{', '.join(missing_programs())} not installed: apt-get install slurm-wlm munge, or make test-slurm",
 )
+
+
+ROOT = Path(__file__).parents[1]
+TEXT = [
+    *("data=text", "data.path=text.txt", "data.held_out_share=0.2"),
+    *("tokenizer.initial_alphabet=none", "tokenizer.vocab_size=400"),
+]
+TINY = [
+    *(*TEXT, "data.sequence_length=64", "data.batch_size=4", "trainer.sample_tokens=2", "logger=local"),
+    *("model.num_layers=1", "model.num_heads=2", "model.hidden_size=16", "trainer.log_every_steps=1"),
+    *("trainer.validate_every_steps=200", "trainer.checkpoint_every_steps=100"),
+]
+LONG = "trainer.max_steps=1500"  # some ten seconds of training
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +89,110 @@ def prepared(undisturbed: Path, folder: Path) -> Path:
     return folder
 
 
+def environment(cluster: SlurmCluster | None = None) -> dict[str, str]:
+    plain = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    return dict(os.environ) | plain | (cluster.environment if cluster else {})
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *TINY, *words]
+
+
+def multirun(*words: str, settings: list[str] = TINY) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "-m", *SLURM, *settings, *words]
+
+
+def start(
+    cluster: SlurmCluster, folder: Path, *words: str, settings: list[str] = TINY, **variables: str
+) -> "subprocess.Popen[str]":
+    driver = subprocess.Popen(
+        multirun(*words, settings=settings),
+        cwd=folder,
+        env=environment(cluster) | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    cluster.drivers.append(driver)
+    return driver
+
+
+def alone_in(folder: Path, prepared: Path, *words: str) -> Path:
+    """A folder in which a command was carried out by itself, with the tokenizer and the shards of another."""
+    for stage in ("tokenizer", "shards"):
+        shutil.copytree(prepared / "outputs" / stage, folder / "outputs" / stage)
+    shutil.copy(prepared / "text.txt", folder)
+    subprocess.run(command(*words), cwd=folder, env=environment(), check=True, capture_output=True)
+    return folder
+
+
+def sweep(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, str]:
+    return ended(start(cluster, folder, *words))
+
+
+def ended(driver: "subprocess.Popen[str]") -> tuple[int, str]:
+    said = driver.communicate(timeout=3 * PATIENCE)
+    return driver.returncode, "".join(said)
+
+
+def ledger(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/sweeps/*/jobs/*/job.json"))]
+
+
+def kinds(folder: Path, job: int = 0) -> list[str]:
+    return [attempt["kind"] for attempt in ledger(folder)[job]["attempts"]]
+
+
+def trainings(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("outputs/pretrain/*/run.json"))
+
+
+def steps(folder: Path) -> int:
+    """As many as the one training has written down."""
+    files = list(folder.glob("outputs/pretrain/*/metrics.jsonl"))
+    return files[0].read_bytes().count(b"\n") if files else 0
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every loss of the one training, by its step: a step that came twice would show."""
+    [run] = trainings(folder)
+    metrics = read_metrics(run / "metrics.jsonl")
+    return {name: list(history(metrics, name)) for name in ("train/loss", "val/loss", "val/bits_per_byte")}
+
+
+def preempt(cluster: SlurmCluster) -> None:
+    cluster.run("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap=sleep 5")
+
+
+def requeue(cluster: SlurmCluster) -> None:
+    cluster.run("scontrol", "requeue", cluster.queue()[0][0])
+
+
+def kill_rank(cluster: SlurmCluster) -> None:
+    cluster.kill("train.py", "hydra.mode=RUN", "python")
+
+
+def kill_batch(cluster: SlurmCluster) -> None:
+    cluster.kill("llm.sweep.slurm_job")
+
+
+def lose_node(cluster: SlurmCluster) -> None:
+    name = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%N").strip()
+    cluster.lose_node(name)
+
+
+def batch(cluster: SlurmCluster, folder: Path, script: str, *arguments: str) -> str:
+    """What a batch script says; the job has ended."""
+    path = folder / "batch.sh"
+    path.write_text(f"#!/bin/bash\n{script}\necho ended with $?\n", encoding="utf-8")
+    console = folder / "batch.log"
+    subprocess.run(
+        ["sbatch", "--wait", f"--output={console}", *arguments, str(path)],
+        **{"cwd": folder, "env": environment(cluster), "capture_output": True, "timeout": 3 * PATIENCE},
+    )
+    return console.read_text(encoding="utf-8")
+
+
 def test_the_jobs_of_a_sweep_run_on_the_cluster_once(cluster: SlurmCluster, folder: Path) -> None:
     before = cluster.submitted()
     words = [*TEXT[:-1], "stage=tokenizer", "tokenizer.vocab_size=400,410", "logger=local"]
@@ -130,23 +224,10 @@ def test_what_the_cluster_cannot_run_is_one_line_before_the_first_job(cluster, f
 
 
 @pytest.mark.usefixtures("long_form")
-def test_no_more_jobs_run_at_once_than_are_asked_for(cluster: SlurmCluster, prepared: Path) -> None:
-    driver = start(cluster, prepared, "trainer.max_steps=60", "seed=0,1,2,3", "hydra.launcher.array_parallelism=2")
-    most = 0
-    while driver.poll() is None:
-        most = max(most, sum(state == "RUNNING" for _, state in cluster.queue()))
-        time.sleep(0.1)
-    code, said = ended(driver)
-    assert (code, most) == (0, 2), said
-    assert [record["state"] for record in ledger(prepared)] == ["done"] * 4
-
-
-@pytest.mark.usefixtures("long_form")
 @pytest.mark.parametrize(
     ("disturb", "last_kinds"),
     [
         (preempt, ["stopped", "done"]),
-        (requeue, ["stopped", "done"]),
         (kill_rank, ["killed", "done"]),
         (kill_batch, ["killed", "done"]),
         (lose_node, ["unfinished", "done"]),
@@ -175,7 +256,9 @@ def test_a_disturbed_job_goes_on_and_ends_with_the_same_losses_to_the_bit(
 
 
 @pytest.mark.usefixtures("long_form")
-def test_a_job_that_is_requeued_goes_on_in_the_same_wandb_run(cluster: SlurmCluster, prepared: Path) -> None:
+def test_a_job_that_is_requeued_goes_on_in_the_same_wandb_run(
+    cluster: SlurmCluster, prepared: Path, undisturbed: Path
+) -> None:
     settings = ["logger.mode=online", *(each for each in TINY if not each.startswith("logger="))]
     own = {"NETRC": str(prepared / "netrc"), "WANDB_CONFIG_DIR": str(prepared / "config")}
     with WandbServer() as server:
@@ -185,6 +268,7 @@ def test_a_job_that_is_requeued_goes_on_in_the_same_wandb_run(cluster: SlurmClus
         code, said = ended(driver)
     assert code == 0, said
     assert kinds(prepared) == ["stopped", "done"]
+    assert curves(prepared) == curves(undisturbed)
     [run] = trainings(prepared)
     [(run_id, view)] = server.runs.items()
     assert run_id == f"pretrain-{run.name}" and view["groupName"].startswith("pretrain-")
@@ -212,21 +296,7 @@ def test_at_the_end_of_its_time_a_job_saves_and_goes_on_in_the_same_run(
 
 
 @pytest.mark.usefixtures("long_form")
-def test_two_nodes_train_one_model(cluster: SlurmCluster, prepared: Path) -> None:
-    words = ("trainer.max_steps=20", "seed=0")
-    code, said = sweep(cluster, prepared, *words, "trainer.num_nodes=2")
-    assert code == 0, said
-    [run] = trainings(prepared)
-    one = alone_in(prepared / "one", prepared, *words)
-    for name, points in curves(one).items():
-        found = curves(prepared)[name]
-        assert [step for step, _ in found] == [step for step, _ in points]
-        assert [value for _, value in found] == pytest.approx([value for _, value in points], rel=1e-5)
-    assert json.loads((run / "run.json").read_text())["launch"]  # of several processes
-
-
-@pytest.mark.usefixtures("long_form")
-def test_two_nodes_are_preempted_together_and_go_on(cluster: SlurmCluster, prepared: Path) -> None:
+def test_two_nodes_train_one_model_and_are_preempted_together(cluster: SlurmCluster, prepared: Path) -> None:
     alone = alone_in(prepared / "alone", prepared, LONG, "trainer.devices=2")
     driver = start(cluster, prepared, LONG, "seed=0", "trainer.num_nodes=2")
     wait_for(lambda: steps(prepared) > 50)
@@ -238,19 +308,21 @@ def test_two_nodes_are_preempted_together_and_go_on(cluster: SlurmCluster, prepa
 
 
 @pytest.mark.usefixtures("long_form")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_driver_that_is_left_is_taken_up_again_and_submits_nothing_twice(
-    cluster: SlurmCluster, prepared: Path, number: signal.Signals
+    cluster: SlurmCluster, prepared: Path
 ) -> None:
     before = cluster.submitted()
     words = (LONG, "seed=0,1,2", "hydra.launcher.array_parallelism=1")
     driver = start(cluster, prepared, *words)
     wait_for(lambda: steps(prepared) > 20)
-    driver.send_signal(number)
+    driver.kill()
+    assert ended(driver)[0] == -signal.SIGKILL
+    driver = start(cluster, prepared, *words)
+    assert driver.stderr and any("running, as Slurm's" in line for line in iter(driver.stderr.readline, ""))
+    driver.send_signal(signal.SIGINT)
     code, said = ended(driver)
-    assert code == (75 if number == signal.SIGINT else -signal.SIGKILL)
-    if number == signal.SIGINT:
-        assert "SIGINT: 1 jobs run and 2 are queued in Slurm, and stay there. The same command follows them" in said
+    assert code == 75
+    assert "SIGINT: 1 jobs run and 2 are queued in Slurm, and stay there. The same command follows them" in said
     assert [state for _, state in cluster.queue()].count("RUNNING") == 1
     code, said = sweep(cluster, prepared, *words)
     assert code == 0, said

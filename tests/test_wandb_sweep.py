@@ -14,9 +14,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from korean import documents
 
+from llm.config.command import run_command
 from llm.config.compose import from_hydra
 from llm.config.training import LoggerConfig
 from llm.environment import agents_run_id
+from llm.errors import ConfigError
 from llm.logger.view import arguments, describe, keep_description, kept_description
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run, load
@@ -84,11 +86,11 @@ class Place:
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    def sweep(self, parameters: dict[str, Any], *, steps: int) -> tuple[str, str]:
+    def sweep(self, parameters: dict[str, Any]) -> tuple[str, str]:
         """(the sweep's id, what its agent said), the grid as it is shipped, but for its parameters and a tiny model."""
         config = shipped("grid") | {"program": str(ROOT / "train.py"), "project": "theirs"}
         config["parameters"] = {key: {"values": values} for key, values in parameters.items()}
-        config["command"] = [*config["command"][:-1], *TINY, f"trainer.max_steps={steps}", config["command"][-1]]
+        config["command"] = [*config["command"][:-1], *TINY, config["command"][-1]]
         (self.folder / "sweep.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         self.wandb("sweep", "--project", "theirs", "sweep.yaml")
         sweep_id = f"sweep{len(self.server.sweeps) - 1}"
@@ -106,60 +108,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(server, folder)
 
 
-def bits_per_byte(run: Run) -> list[float]:
-    records = read_metrics(run.path / "metrics.jsonl")
-    return [record["val/bits_per_byte"] for record in records if "val/bits_per_byte" in record]
-
-
 def logged(server: WandbServer, run_id: str) -> list[float]:
     return [row["val/bits_per_byte"] for row in server.history(run_id) if "val/bits_per_byte" in row]
 
 
-def test_an_agents_trials_are_runs_of_its_sweep_with_their_parameters_and_their_metric(place: Place) -> None:
-    sweep_id, said = place.sweep({"model": ["gpt2_tiny"], "optimizer.learning_rate": [0.001, 0.003]}, steps=4)
-    server, trials = place.server, place.server.sweeps[sweep_id]["trials"]
-    assert len(trials) == 2 and sorted(server.runs) == sorted(trials), said
-    by_rate = {run.config["optimizer"]["learning_rate"]: run for run in place.runs()}
-    assert sorted(by_rate) == [0.001, 0.003]
-    for run_id, point in trials.items():
-        run, there, config = by_rate[point["optimizer.learning_rate"]], server.runs[run_id], server.config(run_id)
-        assert server.exit_code(run_id) == 0
-        assert (there["sweep"], there["groupName"], there["project"]) == (sweep_id, sweep_id, "theirs")
-        assert there["displayName"] == run.path.name
-        assert (config["model"], config["model.num_layers"]) == ("gpt2_tiny", 1)
-        assert config["optimizer.learning_rate"] == config["optimizer"]["learning_rate"]
-        assert config["optimizer.learning_rate"] == point["optimizer.learning_rate"]
-        assert logged(server, run_id) == bits_per_byte(run) != []
-        assert server.summary(run_id)["val/bits_per_byte"] == bits_per_byte(run)[-1]
-    assert not server.unknown
-
-
-def test_a_trial_of_a_run_that_is_finished_has_its_metric_all_the_same(place: Place) -> None:
-    made = {run.path for run in place.runs()}
-    sweep_id, said = place.sweep({"model": ["gpt2_tiny"], "optimizer.learning_rate": [0.003]}, steps=4)
-    [(run_id, _)] = place.server.sweeps[sweep_id]["trials"].items()
-    assert {run.path for run in place.runs()} == made
-    assert f"the trial {run_id} of wandb's agent is this finished run: its metrics are logged anew" in said
-    [run] = [run for run in place.runs() if run.config["optimizer"]["learning_rate"] == 0.003]
-    rows = place.server.history(run_id)
-    assert [row["step"] for row in rows] == [row["step"] for row in read_metrics(run.path / "metrics.jsonl")]
-    assert logged(place.server, run_id) == bits_per_byte(run)
-    assert place.server.summary(run_id)["val/bits_per_byte"] == bits_per_byte(run)[-1]
-    assert (place.server.runs[run_id]["sweep"], place.server.exit_code(run_id)) == (sweep_id, 0)
-
-
-def test_a_trial_that_is_stopped_early_saves_and_ends_well_and_the_agent_goes_on(place: Place) -> None:
-    server = place.server
-    first = f"sweep{len(server.sweeps)}run0"
+def test_an_agents_trials_are_runs_of_its_sweep_be_they_stopped_early_new_or_found(place: Place) -> None:
+    """Three trials: one that the server has the agent stop, a whole one, and that one's point again."""
+    server, first = place.server, "sweep0run0"
     server.stopped_early = lambda run_id: run_id == first and len(server.history(run_id)) > 2
-    sweep_id, said = place.sweep({"model": ["gpt2_tiny"], "trainer.max_steps": [100_000, 4]}, steps=4)
-    stopped, other = server.sweeps[sweep_id]["trials"]
-    assert (server.exit_code(stopped), server.exit_code(other)) == (0, 0)
-    assert "stopped by SIGTERM" in said
-    assert "Start the same command again to go on" in said
-    [run] = [run for run in place.runs() if run.record["status"] != "done"]
-    assert (run.record["status"], [*(run.path / "checkpoints").glob("step-*")] != []) == ("running", True)
-    assert len(server.history(stopped)) == len(read_metrics(run.path / "metrics.jsonl"))
+    sweep_id, said = place.sweep({"model": ["gpt2_tiny"], "trainer.max_steps": [100_000, 4, 4]})
+    trials = server.sweeps[sweep_id]["trials"]
+    assert len(trials) == 3 and sorted(server.runs) == sorted(trials), said
+    stopped, whole, found = trials
+    assert {server.exit_code(run_id) for run_id in trials} == {0}
+    assert {server.runs[run_id]["sweep"] for run_id in trials} == {sweep_id}
+    runs = {run.is_done: run for run in place.runs()}
+    assert len(place.runs()) == len(runs) == 2
+
+    assert "stopped by SIGTERM" in said and "Start the same command again to go on" in said
+    assert runs[False].record["status"] == "running" and [*(runs[False].path / "checkpoints").glob("step-*")]
+    assert len(server.history(stopped)) == len(read_metrics(runs[False].path / "metrics.jsonl"))
+
+    there, config = server.runs[whole], server.config(whole)
+    assert (there["groupName"], there["project"], there["displayName"]) == (sweep_id, "theirs", runs[True].path.name)
+    assert (config["model"], config["model.num_layers"]) == ("gpt2_tiny", 1)
+    assert config["trainer.max_steps"] == config["trainer"]["max_steps"] == trials[whole]["trainer.max_steps"] == 4
+
+    assert f"the trial {found} of wandb's agent is this finished run: its metrics are logged anew" in said
+    records = read_metrics(runs[True].path / "metrics.jsonl")
+    measured = [record["val/bits_per_byte"] for record in records if "val/bits_per_byte" in record]
+    for run_id in (whole, found):
+        assert logged(server, run_id) == measured != []
+        assert server.summary(run_id)["val/bits_per_byte"] == measured[-1]
+    assert [row["step"] for row in server.history(found)] == [record["step"] for record in records]
+    assert not server.unknown
 
 
 def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,13 +167,16 @@ def test_an_agents_process_is_its_trial_and_nobody_elses(monkeypatch: pytest.Mon
     )
 
 
-def test_an_agents_command_that_is_a_multirun_is_refused_in_one_line(tmp_path: Path) -> None:
-    own = os.environ | {"WANDB_SWEEP_ID": "rates", "WANDB_RUN_ID": "abc"}
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1"]
-    ended = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (
-        2,
-        "error: a trial of wandb agent is one run, and this is a multirun. Take -m (or sweep=...) out of the sweep's "
-        "command.\n",
+def test_an_agents_command_that_is_a_multirun_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "rates")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1"])
+    monkeypatch.setattr("hydra._internal.utils.run_and_report", None)  # which run_command replaces
+    with pytest.raises(ConfigError) as refused:
+        run_command(lambda job: None)
+    assert str(refused.value) == (
+        "a trial of wandb agent is one run, and this is a multirun. Take -m (or sweep=...) out of the sweep's command."
     )
     assert not [*tmp_path.iterdir()]
