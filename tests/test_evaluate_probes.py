@@ -40,8 +40,9 @@ def form_of(noun: str, pair: tuple[str, str]) -> str:
     return pair[0] if len(letters) == 3 and not (pair[1] == "로" and letters[2] == "\u11af") else pair[1]
 
 
-def asked_of(documents: list[str], *, num_items: int, seed: int = 0) -> list[Item]:
-    return make_items(documents, Oracle({}), num_items=num_items, seed=seed)
+def asked_of(probe: str, *, num_items: int = 100) -> list[Item]:
+    items = make_items(made_documents(), Oracle({}), num_items=num_items, seed=0)
+    return [item for item in items if item.probe == probe]
 
 
 def made_documents() -> list[str]:
@@ -101,19 +102,18 @@ def test_a_noun_is_a_stem_that_stands_with_two_particles():
 
 
 def test_particle_items_have_as_many_of_each_form_and_each_noun_once():
-    items = [item for item in asked_of(made_documents(), num_items=100) if item.probe == "particles"]
+    items = asked_of("particles")
     assert sorted({item.kind for item in items}) == sorted("/".join(pair) for pair in PAIRS)
     for pair in PAIRS:
         of_pair = [item.choices[0] for item in items if item.kind == "/".join(pair)]
         nouns = [next(noun for noun in NOUNS if noun in text) for text in of_pair]
         forms = [form_of(noun, pair) for noun in nouns]
         assert len(set(nouns)) == len(nouns) and forms.count(pair[0]) == forms.count(pair[1]) > 0
-    assert len([i for i in asked_of(made_documents(), num_items=10) if i.probe == "particles"]) == 10
+    assert len(asked_of("particles", num_items=10)) == 10
 
 
 def test_the_next_sentence_is_chosen_among_one_that_follows_and_three_of_other_documents():
-    documents = made_documents()
-    items = [item for item in asked_of(documents, num_items=100) if item.probe == "next_sentence"]
+    documents, items = made_documents(), asked_of("next_sentence")
     assert len(items) == 3 * len(documents)  # four sentences follow one another three times
     for item in items:
         (home,) = [document for document in documents if item.alone[0] in document]
@@ -124,7 +124,7 @@ def test_the_next_sentence_is_chosen_among_one_that_follows_and_three_of_other_d
 
 
 def test_three_words_in_a_row_change_places_but_not_the_last():
-    items = [item for item in asked_of(made_documents(), num_items=100) if item.probe == "word_order"]
+    items = asked_of("word_order")
     assert len(items) == len(NOUNS) * len(PAIRS)
     for right, wrong in (item.choices for item in items):
         assert right != wrong and sorted(right.split()) == sorted(wrong.split())
