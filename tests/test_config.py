@@ -60,7 +60,7 @@ def train(*arguments, cwd, **environment):
 
 
 NEEDED = {"stage=finetune": ["base=x"], "stage=evaluate": ["run=x"], "stage=export": ["run=x"]}
-OF_CHOICE = {"pretrained": "{}.path=x", "mixture": "data.parts={{law: {{use: korean_law}}}}"}
+OF_CHOICE = {"pretrained": "{}.path=x", "extend": "{}.path=x", "mixture": "data.parts={{law: {{use: korean_law}}}}"}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
@@ -129,6 +129,8 @@ class PretrainStage(StageConfig):
         StageConfig.__post_init__(self)
         _needs(DataKind.text, self.data, self.stage)
         _share_out(self.data, self.trainer)
+        if self.tokenizer.new_tokens is not None and self.model.path is not None:
+            self.model = replace(self.model, resize_vocabulary=True)
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
         if is_read and self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(

@@ -140,9 +140,9 @@ def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:
     largest: dict[str, int] = {}
     for kind, config in zip(kinds, configs, strict=True):
         if kind is not None:
-            largest[kind] = max(largest.get(kind, 0), _tokenizer(config).vocab_size)
+            largest[kind] = max(largest.get(kind, 0), _tokenizer(config).size)
     return [
-        [f"tokenizer.ladder={largest[kind]}"] if kind and _tokenizer(config).vocab_size < largest[kind] else []
+        [f"tokenizer.ladder={largest[kind]}"] if kind and _tokenizer(config).size < largest[kind] else []
         for kind, config in zip(kinds, configs, strict=True)
     ]
 
@@ -150,14 +150,14 @@ def ladder_overrides(configs: Sequence[StageConfig]) -> list[list[str]]:
 def _kind(config: StageConfig) -> str | None:
     """All that determines a job's tokenizer but its size; None if it trains none, or the user said what to cut from."""
     tokenizer = _tokenizer(config)
-    if tokenizer is None or tokenizer.ladder is not None:
+    if tokenizer is None or tokenizer.ladder is not None or not tokenizer.size:
         return None
     data: Any = config.data  # type: ignore[attr-defined]  # every stage with a tokenizer has data
     own = TokenizerStage(stage="tokenizer", outputs=config.outputs, tokenizer=tokenizer, data=data)
     settings = identity_settings(own)
-    settings["tokenizer"]["vocab_size"] = None
+    settings["tokenizer"][tokenizer.size_name] = None
     text = identity_settings(data, "documents")
-    paths = [data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
+    paths = [tokenizer.path, data.path, *(data.parts[name].path for name in sorted(data.parts or ()))]
     return json.dumps([settings, text, paths, config.outputs], sort_keys=True)
 
 

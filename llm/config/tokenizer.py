@@ -34,6 +34,8 @@ class TokenizerConfig:
     name: str = setting(MISSING, HOW)
     path: str | None = setting(None, HOW, is_file=True)  # a folder with a tokenizer.json, or a hub id: taken as it is,
     # and none of what follows is set, but for the roles of its special tokens; its digest is in the identity
+    # that the BPE of `path` learns from the text on top of its own; None: it is taken as it is
+    new_tokens: int | None = setting(None, at_least=1, only_with=("path", bool), only_where_set=True)
     # special tokens included; a small corpus may give fewer
     vocab_size: int = setting(8192, only_with=TRAINED)
     # a component of tokenizers, as in tokenizer.json: {type: NFC}, or just its type: NFC
@@ -54,14 +56,19 @@ class TokenizerConfig:
     # whose morphemes no token may cross in training; encoding needs none of it
     morphemes: Morphemes = setting(Morphemes.none, only_with=TRAINED)
     # of text, taken at random by document; None takes all
-    sample_bytes: int | None = setting(None, at_least=1, only_with=TRAINED)
-    sample_seed: int = setting(0, at_least=0, only_with=TRAINED)
-    # cut from the tokenizer of this size where that is the same
-    ladder: int | None = setting(None, HOW, at_least=1, only_with=TRAINED)
+    sample_bytes: int | None = setting(None, at_least=1)
+    sample_seed: int = setting(0, at_least=0)
+    # cut from the tokenizer of this size, or of so many new tokens, where that is the same
+    ladder: int | None = setting(None, HOW, at_least=1)
     allow_lossy: bool = setting(False, HOW)  # keep a tokenizer that does not give held-out text back
 
     def __post_init__(self) -> None:
         check_settings(self, "tokenizer")
+        if self.ladder is not None and self.ladder < self.size:
+            raise ConfigError(
+                f"tokenizer.ladder={self.ladder} is smaller than tokenizer.{self.size_name}={self.size}, which is cut "
+                "from it. Set it to the largest vocabulary of the sweep, or to null."
+            )
         if self.path is not None:
             return
         if self.model is None and not self.special_tokens:
@@ -83,11 +90,16 @@ class TokenizerConfig:
                 f"tokenizer.vocab_size={self.vocab_size} is too small: special tokens, alphabet and bytes take "
                 f"{least - 1}. Set tokenizer.vocab_size to {least} or more."
             )
-        if self.ladder is not None and self.ladder < self.vocab_size:
-            raise ConfigError(
-                f"tokenizer.ladder={self.ladder} is smaller than tokenizer.vocab_size={self.vocab_size}, which is cut "
-                "from it. Set it to the largest vocabulary of the sweep, or to null."
-            )
+
+    @property
+    def size_name(self) -> str:
+        """The setting that says how many tokens are learned."""
+        return "vocab_size" if self.path is None else "new_tokens"
+
+    @property
+    def size(self) -> int:
+        """Its value; 0 of a tokenizer that is taken as it is."""
+        return getattr(self, self.size_name) or 0
 
     @property
     def roles(self) -> dict[str, str]:
@@ -101,4 +113,5 @@ class TokenizerConfig:
         """What a run of it is called, unless the user says."""
         if self.path is None:
             return f"{self.name}-{self.vocab_size}"
-        return label_of(self.path, otherwise=self.name)
+        label = label_of(self.path, otherwise=self.name)
+        return f"{label}+{self.new_tokens}" if self.new_tokens else label

@@ -50,6 +50,14 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+class NewEmbeddings(Enum):
+    pieces = "pieces"  # the mean of the tokens that the base cuts its text into
+    weighted = "weighted"  # the same, by how long each is
+    last = "last"  # the last of them
+    mean = "mean"  # of all tokens that are kept: Hewitt 2021
+    random = "random"  # drawn with the mean and the variance of those: to compare with
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer.
@@ -63,6 +71,8 @@ class ModelConfig:
     # its weights' digest is in the identity
     # take another tokenizer than the one of model.path: new tokens get new embeddings
     resize_vocabulary: bool = setting(False, only_with=("path", bool))
+    # of those that are new in it; None: pieces
+    new_embeddings: NewEmbeddings | None = setting(None, only_with=("path", bool), only_where_set=True)
     num_layers: int = setting(3, at_least=1, at_most=MOST_LAYERS)
     num_heads: int = setting(4, at_least=1)
     hidden_size: int = setting(160, at_least=1)
@@ -83,6 +93,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
+        if self.resize_vocabulary and self.new_embeddings is None:
+            self.new_embeddings = NewEmbeddings.pieces
         if self.path is not None:
             return
         if self.architecture is None:

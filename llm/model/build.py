@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from llm import tokenizer
-from llm.config.training import ModelConfig
+from llm.config.training import ModelConfig, NewEmbeddings
 from llm.errors import ConfigError
 from llm.model.pretrained import load, new_model, pad, padding_of, read_config, take_rows, unpad
 from llm.run.console import log
@@ -269,7 +269,7 @@ def _go_on(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> P
     model: PreTrainedModel = load(folder, key=KEY)
     log.info("going on from %s", folder)
     if config.resize_vocabulary:
-        _take_tokenizer(model, folder, tokenizer_folder)
+        _take_tokenizer(model, folder, tokenizer_folder, rule=config.new_embeddings)
     elif (rows := model.get_input_embeddings().weight.shape[0]) < vocab_size:
         raise ConfigError(
             f"model.path={config.path} has {rows} embeddings for {vocab_size} tokens. Set model.resize_vocabulary=true."
@@ -277,14 +277,37 @@ def _go_on(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> P
     return model
 
 
-def _take_tokenizer(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
+def _take_tokenizer(
+    model: PreTrainedModel, folder: Path, tokenizer_folder: Path, *, rule: NewEmbeddings | None
+) -> None:
     """Give each token of another tokenizer the embedding of the token of the same text, where there is one.
 
-    Of a folder without a tokenizer the tokens are taken for those of the same number.
+    Any other is made of those of the base's tokens for its text, by the rule. Of a folder without a tokenizer the
+    tokens are taken for those of the same number.
     """
     tokens, rows = tokenizer.tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
-    known = tokenizer.tokens_of(folder) if (folder / TOKENIZER).is_file() else dict(tokens)
+    has_own = (folder / TOKENIZER).is_file()
+    known = tokenizer.tokens_of(folder) if has_own else dict(tokens)
     kept = {number: known[text] for text, number in tokens.items() if known.get(text, rows) < rows}
-    take_rows(model, len(tokens), kept)
-    said = "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get new ones, their mean"
-    log.info(said, len(tokens), rows, len(kept), len(tokens) - len(kept))
+    new = [text for text, number in tokens.items() if number not in kept]
+    pieces: dict[int, dict[int, float]] = {}
+    if has_own and rule not in (NewEmbeddings.mean, NewEmbeddings.random):
+        found = tokenizer.pieces_of(folder, new)
+        pieces = {tokens[text]: _weights(of, rule) for text, of in found.items() if all(n < rows for n, _ in of)}
+    take_rows(model, len(tokens), kept, pieces=pieces, is_random=rule is NewEmbeddings.random)
+    log.info(
+        "vocabulary: %d tokens in place of %d; %d keep the embedding of their text, %d get that of their pieces in "
+        "the base, %d the mean",
+        *(len(tokens), len(known), len(kept), len(pieces), len(new) - len(pieces)),
+    )
+
+
+def _weights(pieces: list[tuple[int, int]], rule: NewEmbeddings | None) -> dict[int, float]:
+    """By token the share that it has in a new one, of (id, length) of each piece of its text."""
+    if rule is NewEmbeddings.last:
+        return {pieces[-1][0]: 1.0}
+    lengths = [length if rule is NewEmbeddings.weighted else 1 for _, length in pieces]
+    shares: dict[int, float] = {}
+    for (number, _), length in zip(pieces, lengths, strict=True):
+        shares[number] = shares.get(number, 0.0) + length / sum(lengths)
+    return shares

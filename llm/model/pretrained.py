@@ -208,18 +208,31 @@ def grow(model: PreTrainedModel, vocab_size: int, new_ids: Sequence[int]) -> Non
 
 
 @torch.no_grad()
-def take_rows(model: PreTrainedModel, vocab_size: int, kept: Mapping[int, int]) -> None:
+def take_rows(
+    model: PreTrainedModel,
+    vocab_size: int,
+    kept: Mapping[int, int],
+    *,
+    pieces: Mapping[int, Mapping[int, float]] | None = None,
+    is_random: bool = False,
+) -> None:
     """Give the embeddings, and the head where it is not tied to them, `vocab_size` rows; in place.
 
-    Row n is what row kept[n] was. Any other is the mean of the rows that are kept, which predicts a new token neither
-    more nor less than the others are (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    Row n is what row kept[n] was, or the sum of the rows in pieces[n], each by its weight. Any other is the mean of the
+    rows that are kept, which predicts a new token neither more nor less than the others are (Hewitt 2021, "Initializing
+    new word embeddings for pretrained language models"); or `is_random`: drawn with their mean and deviation.
     """
     new, old = list(kept), list(kept.values())
     before = [tensor.clone() for tensor in _with_a_row_a_token(model)]
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     for tensor, values in zip(_with_a_row_a_token(model), before, strict=True):
-        tensor[:] = (values[old] if old else values).float().mean(dim=0).to(tensor.dtype)
+        known = (values[old] if old else values).float()
+        drawn = known.std(dim=0) * torch.randn(tensor.shape) if is_random else 0.0
+        tensor[:] = (known.mean(dim=0) + drawn).to(tensor.dtype)
         tensor[new] = values[old]
+        for row, of in (pieces or {}).items():
+            weights = torch.tensor([*of.values()]).reshape(-1, *[1] * (values.ndim - 1))
+            tensor[row] = (weights * values[[*of]].float()).sum(dim=0).to(tensor.dtype)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from llm.run.models import TOKENIZER, folder_of
 from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, documents, run_step, step_of
 from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
+from llm.tokenizer.extend import extend
 
 FORMAT_VERSION = 4
 
@@ -69,7 +70,7 @@ def vocab_size(config: TokenizerConfig) -> int:
     """The size that is asked for; of a tokenizer that is read, the size it has."""
     if config.path is None:
         return config.vocab_size
-    return int(tokenizer.read_pretrained(_folder(config), config)[0].get_vocab_size())
+    return int(tokenizer.read_pretrained(_folder(config), config)[0].get_vocab_size()) + config.size
 
 
 def _folder(config: TokenizerConfig) -> Path:
@@ -83,14 +84,19 @@ def result_names(config: TokenizerStage) -> list[str]:
 
 
 def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
-    made_of = documents.opened(parents)
+    made_of, notes = documents.opened(parents), {}
+    base: Tokenizer | None = None
     if config.tokenizer.path is None:
-        made, notes = _cut(config) or _learn(config, parents, made_of)
         roles = config.tokenizer.roles
     else:
-        made, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
+        base, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
         log.info("taken from %s: %s", folder, ", ".join(f"{role} {token}" for role, token in roles.items()))
-        notes = {"taken_from": str(folder)}
+        notes["taken_from"] = str(folder)
+    if base is None or config.tokenizer.new_tokens:
+        made, learned = _cut(config) or _learn(config, parents, made_of, base)
+        notes |= learned
+    else:
+        made = base
     with whole_files(run.path) as target:
         tokenizer.save(made, roles, target)
     loaded = tokenizer.load(run.path)
@@ -113,20 +119,25 @@ def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
 def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     """The tokenizer cut from a larger one, which is trained if it is missing; None where that is not asked for."""
     wanted = config.tokenizer
-    if wanted.ladder is None or wanted.ladder == wanted.vocab_size:
+    if wanted.ladder is None or wanted.ladder == wanted.size:
         return None
-    if reason := tokenizer.why_not_reproducible(wanted):
+    if wanted.path is None and (reason := tokenizer.why_not_reproducible(wanted)):
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
-    larger = replace(wanted, vocab_size=wanted.ladder, ladder=None)
+    size: dict[str, Any] = {wanted.size_name: wanted.ladder}
+    larger = replace(wanted, **size, ladder=None)
     parent = run_step(step_of(replace(config, tokenizer=larger, reuse=Reuse.auto, logger=None)), wait=True)
     log.info("cut from %s, which holds it", parent.path)
-    trained = tokenizer.cut(tokenizer.load(parent.path), wanted.vocab_size)
+    trained = tokenizer.cut(tokenizer.load(parent.path), vocab_size(wanted))
     trained.encode_special_tokens = False
     return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
 
-def _learn(config: TokenizerStage, parents: Runs, made_of: dict[str, Path]) -> tuple[Tokenizer, dict[str, Any]]:
+def _learn(
+    config: TokenizerStage, parents: Runs, made_of: dict[str, Path], base: Tokenizer | None
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """A tokenizer trained on the text, or the base with new tokens that it learns from it; and what to note of that."""
+
     def texts() -> Iterator[str]:
         if not config.data.is_mixture:
             return read_texts(made_of[""], "train")
@@ -134,14 +145,25 @@ def _learn(config: TokenizerStage, parents: Runs, made_of: dict[str, Path]) -> t
         return texts_in_proportion(made_of, sizes, config.data.parts)
 
     sample = tokenizer.Sample(texts, config.tokenizer.sample_bytes, config.tokenizer.sample_seed)
-    trained = tokenizer.train(config.tokenizer, sample)
-    return trained, {
+    notes: dict[str, Any] = {}
+    if base is None:
+        trained = tokenizer.train(config.tokenizer, sample)
+    else:
+        trained, notes = _extend(config.tokenizer, base, sample)
+    return trained, notes | {
         "learned_from_bytes": sample.raw_bytes,
         "learned_from_documents": sample.documents,
         "sampled_from_bytes": sample.total_bytes,  # None: all of the training text was taken
         "peak_memory_bytes": peak_memory_bytes(),  # of the process, up to here
-        "reproducible": tokenizer.why_not_reproducible(config.tokenizer) is None,
+        "reproducible": base is not None or tokenizer.why_not_reproducible(config.tokenizer) is None,
     }
+
+
+def _extend(config: TokenizerConfig, base: Tokenizer, sample: tokenizer.Sample) -> tuple[Tokenizer, dict[str, Any]]:
+    assert config.new_tokens is not None
+    made = extend(base, lambda: iter(sample), new_tokens=config.new_tokens, min_frequency=config.min_frequency)
+    log.info("%d new tokens, the first %r; %d are characters", len(made.tokens), made.tokens[:5], made.characters)
+    return made.tokenizer, {"new_tokens": len(made.tokens), "new_characters": made.characters}
 
 
 def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> None:

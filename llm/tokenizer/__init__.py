@@ -19,6 +19,7 @@ from llm.tokenizer.folder import digest as digest
 from llm.tokenizer.folder import gives_same_ids as gives_same_ids
 from llm.tokenizer.folder import load as load
 from llm.tokenizer.folder import load_chat as load_chat
+from llm.tokenizer.folder import pieces_of as pieces_of
 from llm.tokenizer.folder import read_pretrained as read_pretrained
 from llm.tokenizer.folder import require_chat as require_chat
 from llm.tokenizer.folder import save as save

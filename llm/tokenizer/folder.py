@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from llm.errors import ConfigError, DamagedError, first_line, is_panic
 from llm.run.files import digest_of, naming, whole_folder, write_text
 from llm.run.models import TOKENIZER, opening, read_json
 from llm.tokenizer.chat import PLAIN, end_of_answers
-from llm.tokenizer.training import unknown_token
+from llm.tokenizer.training import byte_tokens, unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DIGEST_FILE = "tokenizer.sha256"
 SETTINGS_FILE = "tokenizer_config.json"
 ROLES = ("bos_token", "eos_token", "pad_token")
+_BYTES = frozenset(byte_tokens())
 _PROBE = "가나다 라마바 <0x41>\nabc 😀"  # what a damaged model stumbles over, it should when it is loaded
 _NEEDED = re.compile(r"<\|[^|<>\s'\"{}]{1,40}\|>")  # the form of control tokens that a template may bring
 
@@ -203,6 +204,21 @@ def gives_same_ids(folder: Path, other: Path) -> bool:
 def tokens_of(folder: Path) -> dict[str, int]:
     """Every token and its id, of the tokenizer in a folder."""
     return dict(_tokenizer(folder).get_vocab())
+
+
+def pieces_of(folder: Path, tokens: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+    """(id, length) of the pieces that the tokenizer in a folder makes of each token, written as its vocabulary does.
+
+    A token that it cannot spell is left out.
+    """
+    model: Any = _tokenizer(folder).model
+    unknown, found = getattr(model, "unk_token", None), {}
+    for token in tokens:
+        pieces = model.tokenize(token)
+        spelled = "".join(piece.value for piece in pieces)
+        if spelled == token or (getattr(model, "byte_fallback", False) and unknown not in [p.value for p in pieces]):
+            found[token] = [(p.id, 1 if p.value in _BYTES else len(p.value)) for p in pieces]
+    return found
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -49,7 +49,7 @@ class Sample:
     total_bytes: int | None = None  # of all texts; None where all are taken, for they are not measured then
 
     def __iter__(self) -> Iterator[str]:
-        share = 1.0
+        self.documents, self.raw_bytes, share = 0, 0, 1.0
         if self.num_bytes is not None:
             self.total_bytes = sum(len(text.encode()) for text in self.texts())
             share = self.num_bytes / max(self.total_bytes, 1)

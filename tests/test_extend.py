@@ -1,0 +1,193 @@
+"""tokenizer=extend: a base's tokenizer with new tokens that its own BPE learns, and the model's rows for them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM
+
+from llm.errors import ConfigError, DataError
+from llm.model.pretrained import take_rows
+from llm.run.runs import Run
+from llm.tokenizer.extend import Extension, extend
+from tests.korean import documents
+from tests.test_stages import run
+from tests.tuned import quick_peak, write_lines
+
+assert quick_peak  # a fixture
+ENGLISH = [f"Fox number {n} jumps over lazy dogs, while {n * 7} foxes sleep in house {n % 13}." for n in range(300)]
+KOREAN = documents(300)
+
+
+def byte_level() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(ENGLISH, trainer(400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    return made
+
+
+def trainer(size: int, **others) -> trainers.BpeTrainer:
+    return trainers.BpeTrainer(vocab_size=size, show_progress=False, **others)
+
+
+def like_llama_2() -> Tokenizer:
+    """Byte fallback, spaces as ▁, and words that are not parted before the merges."""
+    special = ["<unk>", "<s>", "</s>"]
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    made.train_from_iterator(ENGLISH, trainer(500, special_tokens=special + pieces))
+    state = json.loads(made.to_str())
+    state["pre_tokenizer"] = None
+    state["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def like_llama_3() -> Tokenizer:
+    """Special tokens behind the vocabulary, and whole words that need no merges."""
+    state = json.loads(byte_level().to_str())
+    vocab = [token for token in sorted(state["model"]["vocab"], key=state["model"]["vocab"].get) if len(token) < 13]
+    state["model"] |= {"ignore_merges": True, "vocab": {token: number for number, token in enumerate(vocab)}}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    names = enumerate(["<|begin_of_text|>", "<|eot_id|>"], len(vocab))
+    state["added_tokens"] = [{"id": number, "content": name, **flags} for number, name in names]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+BASES = {"byte level": byte_level, "llama 2": like_llama_2, "llama 3": like_llama_3}
+
+
+@pytest.fixture(scope="module", params=BASES)
+def pair(request) -> tuple[Tokenizer, Extension]:
+    base = BASES[request.param]()
+    return base, extend(base, lambda: iter(KOREAN), new_tokens=250)
+
+
+def ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def test_the_bases_tokens_keep_their_ids_and_the_new_ones_follow(pair):
+    base, made = pair
+    assert base.get_vocab().items() <= made.tokenizer.get_vocab().items()
+    numbers = [made.tokenizer.token_to_id(token) for token in made.tokens]
+    assert numbers == list(range(base.get_vocab_size(), base.get_vocab_size() + 250))
+    assert base.get_added_tokens_decoder().keys() == made.tokenizer.get_added_tokens_decoder().keys()
+
+
+def test_text_without_a_new_token_is_cut_as_before(pair):
+    base, made = pair
+    assert [ids(made.tokenizer, text) for text in ENGLISH] == [ids(base, text) for text in ENGLISH]
+
+
+def test_every_new_token_is_what_its_own_text_becomes(pair):
+    _, made = pair
+    for token in made.tokens:
+        assert [piece.value for piece in made.tokenizer.model.tokenize(token)] == [token]
+
+
+def test_korean_takes_fewer_tokens_and_comes_back(pair):
+    base, made = pair
+    assert sum(len(ids(made.tokenizer, text)) for text in KOREAN) < sum(len(ids(base, text)) for text in KOREAN) / 3
+    assert [made.tokenizer.decode(ids(made.tokenizer, text)) for text in KOREAN] == KOREAN
+
+
+def test_characters_that_a_base_spells_by_bytes_come_first():
+    base = like_llama_2()
+    made = extend(base, lambda: iter(KOREAN), new_tokens=250)
+    characters = made.tokens[: made.characters]
+    assert all(len(token) == 1 for token in characters) and {"다", "에"} <= {*characters}
+    assert all(len(token) > 1 and "▁" not in token[1:] for token in made.tokens[made.characters :])
+
+
+def test_fewer_new_tokens_are_the_first_of_more(pair):
+    base, made = pair
+    assert extend(base, lambda: iter(KOREAN), new_tokens=200).tokens == made.tokens[:200]
+
+
+def unigram() -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.train_from_iterator(KOREAN, trainers.UnigramTrainer(vocab_size=200, show_progress=False, unk_token="<unk>"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("base", "texts", "error", "said"),
+    [
+        (unigram, KOREAN, ConfigError, "it is Unigram, and new tokens are learned by BPE"),
+        (byte_level, ["a b c"], DataError, "the text gives no new token"),
+        (like_llama_2, KOREAN, ConfigError, r"tokenizer.new_tokens=40 leaves no room .* characters .* Set it to \d+"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(base, texts, error, said):
+    with pytest.raises(error, match=said):
+        extend(base(), lambda: iter(texts), new_tokens=40)
+
+
+def test_a_row_is_the_weighted_sum_of_its_pieces():
+    made = AutoModelForCausalLM.from_config(small_config())
+    table, head = made.get_input_embeddings().weight.clone(), made.get_output_embeddings().weight.clone()
+    take_rows(made, 12, {n: n for n in range(10)}, pieces={10: {2: 0.25, 5: 0.75}})
+    for now, before in ((made.get_input_embeddings().weight, table), (made.get_output_embeddings().weight, head)):
+        assert torch.equal(now[:10], before)
+        assert torch.allclose(now[10], 0.25 * before[2] + 0.75 * before[5])
+        assert torch.allclose(now[11], before.mean(dim=0))
+
+
+def small_config():
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return LlamaConfig(vocab_size=10, tie_word_embeddings=False, **sizes)
+
+
+# End to end
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run, list[str]]]:
+    """(the model that is the base, a run that went on from it in Korean, the settings of that)."""
+    folder = tmp_path_factory.mktemp("extend")
+    english = write_lines(folder / "en.jsonl", ({"text": text} for text in ENGLISH))
+    korean = write_lines(folder / "ko.jsonl", ({"text": text} for text in KOREAN))
+    words = ["data.held_out_share=0.1", "data.sequence_length=64", "data.batch_size=4", "logger=local"]
+    words += ["trainer.max_steps=2", "trainer.sample_tokens=2", f"outputs={folder / 'outputs'}", "data=text"]
+    shape = ["model.num_layers=1", "model.num_heads=2", "model.hidden_size=16"]
+    base = run("pretrain", *words, *shape, f"data.path={english}", "tokenizer=byte_bpe", "tokenizer.vocab_size=300")
+    path = f"model.path={base.path / 'model'}"
+    again = [*words, f"data.path={korean}", "model=pretrained", path, "tokenizer=extend"]
+    yield base.path / "model", run("pretrain", *again, "tokenizer.new_tokens=120"), again
+
+
+def test_a_run_goes_on_from_the_base_with_the_new_tokens(adapted):
+    _, made, _ = adapted
+    tokenizer = made.parent("tokenizer")
+    assert tokenizer.results["vocab_size"] == 300 + 120 and tokenizer.record["notes"]["new_tokens"] == 120
+    assert made.config["model"]["resize_vocabulary"] and made.config["model"]["new_embeddings"] == "pieces"
+    assert AutoModelForCausalLM.from_pretrained(made.path / "model").get_input_embeddings().weight.shape[0] == 420
+    assert made.results["val/bits_per_byte_before"] < 8
+
+
+def test_another_rule_is_another_run(adapted):
+    _, made, again = adapted
+    assert run("pretrain", *again, "tokenizer.new_tokens=120", "model.new_embeddings=mean").key != made.key
+
+
+def test_a_smaller_one_is_cut_from_the_larger(adapted):
+    _, _, again = adapted
+    words = [word for word in again if word.startswith(("data", "outputs", "logger", "tokenizer"))]
+    words = [word for word in words if not word.startswith(("data.sequence", "data.batch"))]
+    path = next(word for word in again if word.startswith("model.path")).replace("model.", "tokenizer.")
+    cut = run("tokenizer", *words, path, "tokenizer.new_tokens=60", "tokenizer.ladder=120")
+    whole = run("tokenizer", *words, path, "tokenizer.new_tokens=60", "reuse=never", "name=whole")
+    assert "cut_from" in cut.record["notes"] and cut.digest == whole.digest
