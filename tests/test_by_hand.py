@@ -26,8 +26,8 @@ assert quick_peak  # a fixture
 DOCS = Path(__file__).parents[1] / "docs"
 NO_END = (
     "{% for message in messages %}{% if message['role'] == 'user' %}질문: {{ message['content'] }}\n"
-    "{% else %}답변: {% generation %}{{ message['content'] }}{% endgeneration %}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}답변: {% endif %}"
+    "{% elif message['role'] == 'assistant' %}답변: {% generation %}{{ message['content'] }}{% endgeneration %}\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}답변: {% endif %}"
 )
 
 

@@ -185,6 +185,16 @@ def test_a_mistake_in_a_yaml_names_the_file_and_the_key(file, text, overrides, l
     assert refused(*overrides, conf=tmp_path / "conf").removeprefix(f"{tmp_path}/conf/") == line
 
 
+def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_written_out(tmp_path):
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    path.write_text("\n".join(["# @package _global_", "trainer: &a0 {max_steps: 3}", *lines]) + "\n")
+    made = train(f"--config-dir={tmp_path}", "experiment=mine", "--cfg=job", cwd=ROOT)
+    line = f"error: {path}: it has more than 20 aliases. Write out what is meant.\n"
+    assert (made.returncode, made.stderr) == (2, line)
+
+
 # Choices of another folder
 
 
@@ -223,6 +233,7 @@ def test_a_choice_of_another_folder_is_one_of_the_doctor(elsewhere, tmp_path):
         ("-m model.num_heads=4,7", "model.hidden_size=160 does not divide by model.num_heads=7. "
                                    "Set model.num_heads to a divisor of 160."),
         ("sweep=learning_rate seed=-1", "seed=-1 is out of range. Set 0 or more."),
+        ("-m seed=1,2 hydra.sweeper._target_=os.system", "Invalid plugin 'os.system': not the hydra_plugins package"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_is_one_line_and_exit_code_2_with_nothing_written(arguments, line, tmp_path):
@@ -250,6 +261,11 @@ def test_a_bug_in_a_job_is_no_wrong_config_and_hydra_leaves_no_variable_behind(w
     before = dict(os.environ)
     with pytest.raises(ValueError, match="True"):
         run_command(bug)
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path):
+    ended = train("optimizer.learning_rat=1", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert ended.stderr.startswith("Traceback")
 
 
 def test_a_sweep_over_paths_in_hangul_of_a_choice_of_another_folder_says_which_failed(elsewhere, tmp_path):
@@ -366,12 +382,12 @@ LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting 
         "data.layout": "shape tags repeated_turns",
         "data.cleaning": "",
     },
-    "tokenizer": {"": ALWAYS, "tokenizer": "name path ladder allow_lossy"},
+    "tokenizer": {"": ALWAYS, "tokenizer": "name path new_tokens ladder allow_lossy"},
     "shards": {"": ALWAYS + "tokenizer"},
     "pretrain": {
         "": ALWAYS + "tokenizer",
         "data": FILES + "kind source text_field layout cleaning held_out_share bad_records system_prompt overlong",
-        "model": "name path pad_vocab_to_multiple_of",
+        "model": "name path new_embeddings pad_vocab_to_multiple_of",
         "optimizer": "",
         "trainer": "max_bytes max_tokens max_flops compile activation_checkpointing accelerator devices num_nodes "
         "strategy micro_batch_size num_workers profile_steps log_every_steps validate_every_steps "

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
@@ -25,13 +26,19 @@ from llm.errors import ConfigError
 Config = TypeVar("Config")
 
 CONF = Path(__file__).parents[2] / "conf"
+MAX_ALIASES = 20  # of a YAML file: Hydra writes each out, so that nine lines of nine are 387 million values
 NAMED = ("tokenizer", "data", "model")  # groups whose choices are called what their files are
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
-    """Hydra's reader of YAML files, which takes the name of a choice from that of its file."""
+    """Hydra's reader of YAML files, with a bound on aliases, and the name of a choice from that of its file."""
 
     def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if path.is_file() and "*" in (text := path.read_text(encoding="utf-8")):
+            aliases = [token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)]
+            if len(aliases) > MAX_ALIASES:
+                raise ConfigError(f"{path}: it has more than {MAX_ALIASES} aliases. Write out what is meant.")
         found, choice = super().load_config(config_path), PurePosixPath(config_path)
         if str(choice.parent) in NAMED and isinstance(found.config, DictConfig):
             found.config = OmegaConf.merge({"name": choice.stem}, found.config)

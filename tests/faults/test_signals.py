@@ -100,6 +100,13 @@ def test_a_signal_before_or_after_training_ends_in_75_too(
     assert_ends_the_same(command, folder, workspaces)
 
 
+def test_a_ctrl_c_as_a_finished_command_ends_is_no_interruption(workspaces: Workspaces, tmp_path: Path) -> None:
+    folder = workspaces.fresh("shards", tmp_path / "w")
+    code = strike_command(launch("shards", folder), Moment("end", 1, 0.05), signal.SIGINT, awaited="shards done in")
+    assert code in (0, 75), said(folder)[-1500:]  # 75 before the command has seen that its run is done
+    assert_ends_the_same("shards", folder, workspaces)
+
+
 def _show(terminal: int, closes: Event) -> None:
     while not closes.is_set():
         if select([terminal], [], [], 0.05)[0]:
