@@ -160,7 +160,20 @@ def long_line(path: Path) -> None:
 
 
 MANY = lines(*({"text": f"{n} {os.urandom(24).hex()}"} for n in range(3000)))
-BLANK = (b" " * 65535 + b"\n") * 1600  # 100 MiB
+
+
+def in_zip(data: bytes) -> bytes:
+    return zip_bytes({"폭탄.txt": data})
+
+
+def in_tar_gz(data: bytes) -> bytes:
+    return tar_bytes({"폭탄.txt": data}, "w:gz")
+
+
+def bomb(pack: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(pack((b" " * 65535 + b"\n") * 1600)) and None  # 100 MiB
+
+
 DAMAGE: dict[str, tuple[bytes | Callable[[Path], None], str, int | None]] = {  # what is said, documents; None: some
     "cut.zip": (cut(zip_bytes({"글.jsonl": GOOD})), r"cut.zip: cannot be read. Fetch.*\(File is not a zip", 0),
     "cut.jsonl.gz": (cut(gzip.compress(MANY)), "cut.jsonl.gz: cannot be read. .*end-of-stream", None),
@@ -172,9 +185,9 @@ DAMAGE: dict[str, tuple[bytes | Callable[[Path], None], str, int | None]] = {  #
     "slip.tar": (tar_bytes({"a/../../밖.txt": b"x", "안.jsonl": GOOD}), r"slip.tar!a/.*/밖.txt: has a name that", 4),
     "root.tar": (tar_bytes({"/밖.txt": b"x", "안.jsonl": GOOD}), "root.tar!/밖.txt: has a name that", 4),
     "back.zip": (zip_bytes({"..\\밖.txt": b"x", "안.jsonl": GOOD}), r"back.zip!\.\.\\밖.txt: has a name that", 4),
-    "bomb.zip": (zip_bytes({"폭탄.txt": BLANK}), "bomb.zip: unpacks to more than is plausible. Look at it", 0),
-    "bomb.jsonl.gz": (gzip.compress(BLANK, 9), "bomb.jsonl.gz: unpacks to more than is plausible", 0),
-    "bomb.tar.gz": (tar_bytes({"폭탄.txt": BLANK}, "w:gz"), "bomb.tar.gz.*: unpacks to more than is plausible", 0),
+    "bomb.zip": (bomb(in_zip), "bomb.zip: unpacks to more than is plausible. Look at it", 0),
+    "bomb.jsonl.gz": (bomb(gzip.compress), "bomb.jsonl.gz: unpacks to more than is plausible", 0),
+    "bomb.tar.gz": (bomb(in_tar_gz), "bomb.tar.gz.*: unpacks to more than is plausible", 0),
     "nested.zip": (nested(5), "nested.zip!안.zip!안.zip!안.zip: lies in more than 3 archives", 0),
     "empty.txt": (b"", "empty.txt:1: the file is empty", 0),
     "long.jsonl": (long_line, "long.jsonl:5: longer than 32 MiB. Part it into documents", 4),

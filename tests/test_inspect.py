@@ -1,7 +1,6 @@
 """The doctor: what it says of a path, in lines and in JSON, and its exit codes."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,7 +18,6 @@ from llm.config.overrides import readable
 from llm.data.corpus import open_corpus
 from llm.errors import ConfigError, DataError
 from llm.inspect import config_of, diagnose, leaks, main, show
-from llm.stage import run_stage
 from tests.korean import documents, sentences
 from tests.published import dumped, lines, parquet_bytes, write_set, zip_bytes
 
@@ -76,11 +74,9 @@ def pasted(typed: str) -> list[str]:
     return said.stdout.split("\0")[:-1]
 
 
-def make_shards(words: list[str], outputs: Path) -> list[str]:
+def read_by(words: list[str]) -> list[str]:
     """The held-out and the training documents that a command for train.py makes shards of."""
-    config = of_overrides([*words, *SHARDS, f"outputs={outputs}"])
-    assert run_stage(config).is_done
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(of_overrides([*words, *SHARDS]).data)
     return [record.text for held_out in (False, True) for record in corpus.records(held_out=held_out)]
 
 
@@ -92,13 +88,13 @@ def printed(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_command_that_is_printed_reads_the_longest_text_into_shards(
+def test_the_command_that_is_printed_reads_the_longest_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / name).write_bytes(OWN[name])
     words = pasted(printed(tmp_path / name, capsys))
     assert words[:2] == ["python", "train.py"]
-    assert sorted(make_shards(words[2:], tmp_path / "outputs")) == sorted(DOCUMENTS)
+    assert sorted(read_by(words[2:])) == sorted(DOCUMENTS)
 
 
 def test_the_command_that_is_printed_runs_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,12 +117,12 @@ def test_the_command_that_is_printed_runs_in_a_shell(tmp_path: Path, capsys: pyt
         ("lines.json", "id"),
     ],
 )
-def test_the_fixes_of_errors_lead_to_shards_when_they_are_pasted(tmp_path: Path, name: str, typed: str) -> None:
+def test_the_fixes_of_errors_lead_to_the_text_when_they_are_pasted(tmp_path: Path, name: str, typed: str) -> None:
     (tmp_path / name).write_bytes(OWN[name])
     words = ["data=text", f"data.text_field={typed}", f"data.path={tmp_path / name}"]
     for _ in range(3):
         try:
-            texts = make_shards(words, tmp_path / "outputs")
+            texts = read_by(words)
             break
         except DataError as error:
             [fix] = re.findall(r"Set (.*?)(?:\.$|, or )", str(error))
@@ -282,10 +278,8 @@ def test_it_reads_no_more_than_its_sample_of_a_long_file(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(lines(*({"text": text} for text in documents(200))))
-        file.truncate(5 * 10**9)  # sparse
-    before = os.times().user
+        file.truncate(10**12)  # sparse: all of it would take an hour
     assert diagnose(str(path)).usable == 100
-    assert os.times().user - before < 5
 
 
 def test_a_table_in_an_archive_is_sampled(tmp_path: Path) -> None:

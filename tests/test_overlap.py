@@ -7,38 +7,14 @@ import numpy as np
 import pytest
 
 from llm.data.overlap import EOJEOLS, TOKENS, ngram_hashes, overlap_of_shards, overlap_of_texts
-from llm.data.shards import Manifest, Shard, Split
+from llm.data.shards import Manifest
 from tests.korean import documents
-
-BOS, EOS = 0, 1
-
-
-def split_of(folder: Path, name: str, shards: list[list[list[int]]]) -> Split:
-    """A split whose documents have these tokens between bos and eos."""
-    made = []
-    for number, of_shard in enumerate(shards):
-        lines = [[BOS, *document, EOS] for document in of_shard]
-        tokens, index = f"{name}-{number}.bin", f"{name}-{number}.npy"
-        np.array([token for line in lines for token in line], dtype=np.uint16).tofile(folder / tokens)
-        np.save(folder / index, np.array([[len(line), 3 * len(line)] for line in lines]))
-        made.append(
-            Shard(
-                tokens_file=tokens,
-                documents_file=index,
-                tokens=sum(map(len, lines)),
-                documents=len(lines),
-                raw_bytes=1,
-                lost_bytes=0,
-                sha256={},
-            )
-        )
-    totals = {key: sum(getattr(shard, key) for shard in made) for key in ("documents", "tokens", "raw_bytes")}
-    return Split(**totals, lost_bytes=0, unigram_bits_per_byte=0.0, shards=made)
+from tests.test_data_rows import BOS, EOS, write_split
 
 
 def shards_of(folder: Path, train: list[list[list[int]]], held_out: list[list[list[int]]]) -> tuple[Path, Manifest]:
     folder.mkdir(exist_ok=True)
-    splits = {"train": split_of(folder, "train", train), "held_out": split_of(folder, "held_out", held_out)}
+    splits = {"train": write_split(folder, train), "held_out": write_split(folder, held_out, name="held_out")}
     return folder, Manifest(dtype="uint16", vocab_size=999, bos_id=BOS, eos_id=EOS, **splits)
 
 

@@ -70,15 +70,24 @@ def mixture(outputs: Path) -> ShardsStage:
     return config
 
 
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    """A folder for runs, with the text beside it, and the mixture's tokenizer and shards in it, made by one process."""
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes], Path]:
+    """(a folder for runs with the text beside it, what one process made of the mixture there, the shards of law)."""
+    folder = tmp_path_factory.mktemp("mixture")
     for seed, name in enumerate(PARTS):
-        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(400, seed=seed)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert start(MAKER, str(tmp_path / "outputs"), "one", "1").wait(PATIENCE) == 0
-    (tmp_path / "at-a-shard-one").unlink()
-    return tmp_path / "outputs"
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(250, seed=seed)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert start(MAKER, str(folder / "outputs"), "one", "1").wait(PATIENCE) == 0
+    return folder / "outputs", made(folder / "outputs"), runs(folder / "outputs")["law"].path
+
+
+@pytest.fixture
+def outputs(by_one: tuple[Path, dict[str, bytes], Path]) -> Path:
+    """That folder with the mixture's documents and tokenizer in it, and no shards."""
+    shutil.rmtree(by_one[0] / "shards")
+    for left in by_one[0].parent.glob("at-a-shard-*"):
+        left.unlink()
+    return by_one[0]
 
 
 def start(script: str, *arguments: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
@@ -108,10 +117,9 @@ def made(outputs: Path) -> dict[str, bytes]:
 
 
 def test_a_part_that_another_process_makes_is_left_for_the_last(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_one: tuple[Path, dict[str, bytes], Path], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    law, let_go = runs(outputs)["law"].path, tmp_path / "let_go"
-    shutil.rmtree(outputs / "shards")
+    law, let_go = by_one[2], tmp_path / "let_go"
     begun: list[str] = []
     write = shards._write
 
@@ -130,10 +138,10 @@ def test_a_part_that_another_process_makes_is_left_for_the_last(
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_two_processes_share_a_mixture_to_the_bytes_of_one(outputs: Path, is_killed: bool) -> None:
-    by_one = made(outputs)
-    assert len(by_one) > 60
-    shutil.rmtree(outputs / "shards")
+def test_two_processes_share_a_mixture_to_the_bytes_of_one(
+    by_one: tuple[Path, dict[str, bytes], Path], outputs: Path, is_killed: bool
+) -> None:
+    assert len(by_one[1]) > 40
     first = start(MAKER, str(outputs), "a", "9" if is_killed else "2")
     second = start(MAKER, str(outputs), "b", "2")
     if is_killed:
@@ -141,7 +149,7 @@ def test_two_processes_share_a_mixture_to_the_bytes_of_one(outputs: Path, is_kil
         first.kill()
     assert first.wait(PATIENCE) == (-signal.SIGKILL if is_killed else 0)
     assert second.wait(PATIENCE) == 0
-    assert made(outputs) == by_one
+    assert made(outputs) == by_one[1]
     hosts = {run.record["host"] for run in runs(outputs).values()}
     assert hosts == ({"b"} if is_killed else {"a", "b"})
 

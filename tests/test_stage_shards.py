@@ -51,13 +51,6 @@ def test_workers_and_packing_make_no_other_shards(outputs: Path, caplog: pytest.
     assert "data.num_workers=2 is not applied" in caplog.text
 
 
-def test_reuse_never_makes_the_same_shards_by_other_workers(outputs: Path) -> None:
-    first = shards(outputs)
-    again = shards(outputs, "reuse=never", "data.num_workers=2")
-    assert again.record["started_at"] >= first.record["ended_at"]
-    assert again.digest == first.digest
-
-
 def test_each_packing_is_a_run_of_its_own_that_is_measured_by_the_same_rows(
     outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

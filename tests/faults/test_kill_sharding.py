@@ -87,7 +87,7 @@ class Process:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """(a folder with text.jsonl and the outputs of an uninterrupted run, the seconds that its shards take)."""
     folder = tmp_path_factory.mktemp("whole")
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(4000, seed=7)]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(2000, seed=7)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     Process(folder / "outputs", 1).end()  # which trains the tokenizer too
     shutil.rmtree(folder / "outputs" / "shards")
@@ -147,4 +147,4 @@ def survive_kills(whole: tuple[Path, float], folder: Path, *, least: int, seed: 
 def test_sharding_that_was_killed_ends_as_if_it_had_not_been(
     whole: tuple[Path, float], tmp_path: Path, times: Callable[..., int]
 ) -> None:
-    survive_kills(whole, tmp_path, least=times(few=3, storm=50), seed=1)
+    survive_kills(whole, tmp_path, least=times(few=2, storm=50), seed=1)
