@@ -59,7 +59,8 @@ def memory_of_training(config: Any, model: Any, *, is_on_gpu: bool) -> Memory:
         sequence_length=data.sequence_length,
         accumulation=data.batch_size // (rows * trainer.world_size),
         checkpointing=trainer.activation_checkpointing,
-        small_chunks=not (is_on_gpu or trainer.compile),
+        compile=trainer.compile,
+        on_gpu=is_on_gpu,
     )
     return memory if is_on_gpu else memory.in_a_process(before)
 

@@ -40,6 +40,7 @@ class Passes:
     balanced: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     chunk: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     is_compiled: bool = False
+    chunk_logits: int | None = None  # at most, at once; None: as suits the device
 
 
 def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None) -> torch.Tensor:
@@ -242,10 +243,10 @@ def _chunk_size(labels: torch.Tensor, vocab_size: int, passes: Passes) -> int:
     Where that would take more than twice as many chunks as need be (a number of tokens that is prime), the last one is
     smaller in its place.
     """
-    most = CHUNK_LOGITS
+    most = passes.chunk_logits or CHUNK_LOGITS
     if labels.device.type == "cpu" and not passes.is_compiled:
         most = min(most, max(CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS * vocab_size))
-    if labels.device.type == "cuda" and passes.is_compiled:
+    if labels.device.type == "cuda" and passes.is_compiled and passes.chunk_logits is None:
         most = GPU_CHUNK_LOGITS
     num_tokens = labels.numel()
     least = max(1, -(-num_tokens * vocab_size // most))
