@@ -21,6 +21,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _is_one_of_srun() else "0"))
 
 
+def local_rank() -> int:
+    """The rank among the processes of this node, and so the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0") if _is_one_of_srun() else "0"))
+
+
 def is_launched() -> bool:
     """Whether this process is one of a distributed launch, by launch_ranks, torch's launcher or Slurm's srun."""
     return "RANK" in os.environ or _is_one_of_srun()

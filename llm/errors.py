@@ -14,7 +14,11 @@ from llm.environment import agents_sweep, is_launched, tracebacks_wanted
 PARTIAL_EXIT_CODE = 3  # some jobs of a sweep failed, the others are done
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 # As Python, torch on a device and on the host, and Rust say it
-_OUT_OF_MEMORY = re.compile(r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b", re.I)
+_OUT_OF_MEMORY = re.compile(
+    r"(OutOf)?MemoryError|can('t|not) allocate memory|out of memory|os error 12\b"
+    r"|CU\w+_ALLOC(ATION)?_FAILED",  # of cuBLAS and cuDNN, whose workspaces torch's allocator does not give
+    re.I,
+)
 
 
 class UserError(ValueError):

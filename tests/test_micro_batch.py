@@ -59,6 +59,7 @@ def test_a_cpu_says_that_it_has_no_memory_left_in_words() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**48)
     assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llm.config.training import MOST_LAYERS
 from llm.config.tuning import LoraConfig, Method
+from llm.environment import local_rank
 from llm.errors import ConfigError, DamagedError, first_line
 from llm.run.console import log
 from llm.run.models import CONFIG, bad_weights, opening, read_json, weight_files
@@ -52,7 +53,7 @@ def load(
     """
     how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else dtype}
     if tuning and tuning.method is Method.qlora:
-        place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        place = local_rank() if torch.cuda.is_available() else "cpu"  # nothing has chosen a GPU for this process yet
         how |= {"quantization_config": four_bits(), "device_map": {"": place}}
     model = _load_whole(folder, key, **how)
     for layer in model.modules():
