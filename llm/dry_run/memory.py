@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
 from llm.config.training import OptimizerConfig, Precision
-from llm.model import EAGER, checkpoint_blocks, next_token_nats
+from llm.model import EAGER, checkpoint_blocks, next_token_loss
 from llm.model.loss import GPU_CHUNK_LOGITS
 
 # Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.
@@ -78,7 +78,8 @@ def rehearse(
     vocab_size = _telling_vocab_size(trained)
     passes = replace(EAGER, is_compiled=compile or on_gpu)
     if compile and on_gpu:
-        passes = replace(passes, chunk=_fused_chunk, chunk_logits=GPU_CHUNK_LOGITS)
+        fused: dict[str, Any] = {"nats": _fused_nats, "balanced": _fused_balanced, "chunk": _fused_chunk}
+        passes = replace(passes, chunk_logits=GPU_CHUNK_LOGITS, **fused)
     with FakeTensorMode(), torch.device(device), _Alive(model, vocab_size) as alive:
         _leave_meta(model)
         built, _ = optimizer.build(model, config, max_steps=2)
@@ -86,9 +87,9 @@ def rehearse(
         for _ in range(2):
             for _ in range(min(2, accumulation)):  # the second comes while there are gradients of the first
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=precision is Precision.bf16):
-                    nats = next_token_nats(model, batch, passes=passes)
-                nats.backward()  # type: ignore[no-untyped-call]
-                del nats
+                    loss = next_token_loss(model, batch, passes=passes)[1]
+                loss.backward()  # type: ignore[no-untyped-call]
+                del loss
             _clip(model, config)
             built.step()
             built.zero_grad()
@@ -99,6 +100,29 @@ def _fused_chunk(states: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[t
     """What a compiled chunk of the loss writes down: its logits and their gradient, each in half precision."""
     logits = states @ weight.T
     return torch.zeros((), dtype=torch.float32), torch.empty_like(logits)
+
+
+class _FusedNats(torch.autograd.Function):
+    """Of all logits likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits)
+        return torch.zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> torch.Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def _fused_nats(model: Any, inputs: dict[str, Any], _: torch.Tensor) -> Any:
+    return _FusedNats.apply(model(**inputs, use_cache=False).logits)  # type: ignore[no-untyped-call]
+
+
+def _fused_balanced(model: Any, inputs: dict[str, Any], _: torch.Tensor, weight: float) -> tuple[Any, Any]:
+    outputs = model(**inputs, use_cache=False, output_router_logits=True)
+    nats: Any = _FusedNats.apply(outputs.logits)  # type: ignore[no-untyped-call]
+    return nats, nats + weight * outputs.aux_loss
 
 
 def _telling_vocab_size(model: Any) -> int | None:
