@@ -1,10 +1,11 @@
 # make demo: the whole pipeline on real Korean text. make test: lint, types, tests. Both set up .venv by themselves.
 # make test-slurm: sweeps on a real Slurm, installed by apt-get where it is lacking and this is root.
+# make test-plan: the step of trainer=gpu of every architecture, planned for an H100 without one, in some minutes.
 # make test-faults: hundreds of kills, signals and damaged files, for most of an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint test-faults test-slurm test-gpu clean
+.PHONY: demo test lint test-faults test-slurm test-gpu test-plan clean
 
 .venv/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ttukttak needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -35,6 +36,9 @@ test-slurm: .venv/.installed
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu
+
+test-plan: .venv/.installed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_gpu_plan.py --storm
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
