@@ -1,4 +1,4 @@
-"""The benchmarks run, and the commands of docs/shards.md are ones that can be typed."""
+"""The benchmarks run, measure what they say, and are named as they are in the docs."""
 
 import json
 import re
@@ -11,41 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm.config.compose import from_hydra
 from llm.config.data import Packing
 from llm.config.training import Precision
 from tests.korean import documents
 from tests.rounding import rounding
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(r"^python .*$", (ROOT / "docs" / "shards.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def said_by(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     import_module(module).main()
     return capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "command", [words for c in COMMANDS if (words := shlex.split(c))[1] == "train.py"], ids=" ".join
-)
-def test_a_command_for_train_passes_the_schema(command: list[str]) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = from_hydra(compose("config", overrides=command[2:]))
-    given = dict(override.split("=", 1) for override in command[2:])
-    assert config.stage == given.get("stage", "pretrain")
-    assert config.data.num_workers == (int(given["data.num_workers"]) if "data.num_workers" in given else None)
-    assert config.data.packing is Packing[given.get("data.packing", "concatenate")]
-
-
-def test_the_other_commands_are_the_benchmarks() -> None:
-    modules = [shlex.split(command)[2] for command in COMMANDS if "train.py" not in command]
-    assert modules == ["benchmarks.sharding", "benchmarks.loading"]
 
 
 def test_what_wandb_costs_is_measured_beside_a_run_without_it(
@@ -267,16 +247,3 @@ def test_a_benchmark_of_the_docs_is_there_and_takes_its_options(command: str) ->
     source = (ROOT / "benchmarks" / f"{words[2].removeprefix('benchmarks.')}.py").read_text(encoding="utf-8")
     assert 'if __name__ == "__main__":' in source
     assert all(f'"{word}"' in source for word in words if word.startswith("--"))
-
-
-TUNING = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("command", re.findall(r"^python train\.py .*$", TUNING, re.MULTILINE))
-def test_a_tuning_of_the_docs_passes_the_schema(command: str) -> None:
-    words = shlex.split(command)[2:]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = from_hydra(compose("config", overrides=words))
-    given = dict(word.split("=", 1) for word in words)
-    assert (config.stage, config.base) == ("finetune", given["base"])
-    assert config.lora.method.value == given.get("lora.method", "lora")

@@ -2,23 +2,20 @@
 
 import json
 import re
-import shlex
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from benchmarks import time_to_loss
-from llm.config.compose import from_hydra
-from llm.config.training import Schedule
 from tests.korean import documents
+from tests.tuned import quick_peak
+
+__all__ = ["quick_peak"]
 
 ROOT = Path(__file__).parents[1]
-DOCS = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8") + (time_to_loss.__doc__ or "")
-COMMANDS = re.findall(r"^ *(python .*?)(?: +#.*)?$", DOCS, re.MULTILINE)
+DOCS = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
 
 
 def point(step: float, bits: float) -> dict[str, float]:
@@ -45,26 +42,6 @@ def test_a_curve_that_stays_above_the_target_does_not_meet_it() -> None:
     assert time_to_loss.reached(CURVE, 1.19) is None
 
 
-@pytest.mark.parametrize(
-    ("best", "tried"),
-    [
-        (2e-3, [1e-3, 2e-3, 4e-3]),
-        (4e-3, [1e-3, 2e-3, 4e-3, 8e-3]),  # at the upper edge: one more
-        (16e-3, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3]),
-        (0.5e-3, [0.25e-3, 0.5e-3, 1e-3, 2e-3, 4e-3]),
-    ],
-)
-def test_a_sweep_goes_on_until_its_best_has_neighbours(
-    best: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time_to_loss, "train", lambda _arguments, *, rate, **_: rate)
-    monkeypatch.setattr(time_to_loss, "validations", lambda rate: [point(0, 9.0), point(1, 1 + abs(rate - best))])
-    arguments = Namespace(learning_rates=[1e-3, 2e-3, 4e-3])
-    found = time_to_loss.sweep(arguments, model="gpt2_tiny", optimizer="muon", steps=1)
-    assert list(found) == pytest.approx(tried)
-    assert min(found, key=found.__getitem__) == pytest.approx(best)
-
-
 def test_the_shortest_muon_run_that_gets_there_counts() -> None:
     curves = {
         "adamw-40": [[point(0, 3.0), point(40, 1.5)]],
@@ -76,17 +53,6 @@ def test_the_shortest_muon_run_that_gets_there_counts() -> None:
     assert found["token_share"] == pytest.approx(0.5)
     del curves["muon-30"]
     assert time_to_loss.to_target(curves, 0) == {"adamw": point(40, 1.5), "muon": None, "token_share": None}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_docs_is_one_that_can_be_typed(command: str) -> None:
-    words = shlex.split(command)
-    if words[1] != "train.py":
-        assert words[1:3] == ["-m", "benchmarks.time_to_loss"]
-        assert set(time_to_loss.parse(words[3:]).models) <= {"gpt2_tiny", "llama_tiny"}
-        return
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert from_hydra(compose("config", overrides=words[2:])).optimizer.schedule is Schedule.wsd
 
 
 def test_the_whole_is_measured_printed_and_kept(
