@@ -8,7 +8,6 @@ pickles, without a sync. Each writes the same state in turn, on the disk of --fo
 each trainer.checkpoint_every_steps of steps.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,25 +17,15 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.harness import build_model, options, print_table
 from llm import optimizer
-from llm.config.compose import composed
-from llm.config.training import ModelConfig, OptimizerConfig, TrainerConfig
-from llm.model import build, next_token_nats
-from llm.tokenizer import Special
+from llm.config.training import OptimizerConfig, TrainerConfig
+from llm.model import next_token_nats
 from llm.trainer.checkpoint import CheckpointFolders, find_fault
 
-CONF = Path(__file__).parents[1] / "conf"
 VOCAB_SIZE, ROWS, LENGTH = 8192, 32, 256  # the defaults of conf/: a step has 8,192 tokens
 MICRO_ROWS = 4  # rows of a forward pass on a CPU
-SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
-
-
-def build_model(name: str) -> Any:
-    config = ModelConfig(**composed([f"model={name}"])["model"])
-    return build(config, vocab_size=VOCAB_SIZE, special=SPECIAL)
 
 
 def step_seconds(model: Any, adamw: torch.optim.Optimizer, *, micro_batches: int) -> float:
@@ -71,14 +60,14 @@ def timed(save: Callable[[dict[str, Any], Path], None], state: dict[str, Any], p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_cost", description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--model", default="gpt2_125m", help="a choice of conf/model")
     parser.add_argument("--micro-batches", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--saves", type=int, default=3, help="saves of each kind, by turns")
     parser.add_argument("--folder", type=Path, help="where to write; else a temporary folder")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model = build_model(arguments.model).train()
+    model = build_model(arguments.model, VOCAB_SIZE).train()
     adamw, _ = optimizer.build(model, OptimizerConfig(), max_steps=1000)
     seconds = step_seconds(model, adamw, micro_batches=arguments.micro_batches)
     state = {"state_dict": model.state_dict(), "optimizer_states": [adamw.state_dict()], "global_step": 1}
@@ -89,14 +78,13 @@ def main() -> None:
             times["Lightning"].append(timed(save_lightnings, state, Path(folder, f"lightning-{number % 2}.ckpt")))
         size = sum(path.stat().st_size for path in Path(folder, "ours-0").iterdir()) / 1e6
     every = TrainerConfig().checkpoint_every_steps
-    table = Table(title=f"{arguments.model}: a checkpoint of {size:,.0f} MB; a step of {ROWS * LENGTH:,} tokens")
-    for column in ("writer", "seconds a save (median)", "seconds a step", f"share at one in {every} steps", "ratio"):
-        table.add_column(column, justify="left" if column == "writer" else "right")
+    columns = ("writer", "seconds a save (median)", "seconds a step", f"share at one in {every} steps", "ratio")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, median in medians.items():
-        share, ratio = median / (every * seconds), median / medians["Lightning"]
-        table.add_row(name, f"{median:.2f}", f"{seconds:.2f}", f"{share:.2%}", f"{ratio:.2f}")
-    Console().print(table)
+    rows = [
+        (name, f"{each:.2f}", f"{seconds:.2f}", f"{each / (every * seconds):.2%}", f"{each / medians['Lightning']:.2f}")
+        for name, each in medians.items()
+    ]
+    print_table(f"{arguments.model}: a checkpoint of {size:,.0f} MB; a step of {ROWS * LENGTH:,} tokens", columns, rows)
 
 
 if __name__ == "__main__":

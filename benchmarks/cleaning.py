@@ -4,14 +4,12 @@ The text is a file, folder or archive of your own, or made here: Korean sentence
 what each step looks for. One process, one core; a step's figure is that of the step alone.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.harness import options, print_table
 from llm.config.data import CleaningConfig, CleaningLevel, DataConfig, DataKind
 from llm.data.clean import STEPS, Cleaner
 from llm.data.files import find_files, read_files
@@ -55,25 +53,22 @@ def megabytes_per_second(documents: Sequence[Document], clean: Callable[[], Clea
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("path", nargs="?", help="text to clean; made here, if there is none")
     parser.add_argument("--megabytes", type=float, default=10)
-    options = parser.parse_args()
-    if options.path is None:
-        documents = made_text(options.megabytes)
+    chosen = parser.parse_args()
+    if chosen.path is None:
+        documents = made_text(chosen.megabytes)
     else:
-        config = DataConfig(name="text", kind=DataKind.text, path=options.path)
+        config = DataConfig(name="text", kind=DataKind.text, path=chosen.path)
         documents = [record for record in read_files(find_files(config), config) if isinstance(record, Document)]
-    table = Table(title=f"cleaning {len(documents)} documents, MB per CPU second")
-    table.add_column("what")
-    table.add_column("MB/s", justify="right")
-    for level in (CleaningLevel.light, CleaningLevel.strict):
-        speed = megabytes_per_second(documents, lambda level=level: Cleaner(CleaningConfig(level=level)))  # type: ignore[misc]
-        table.add_row(f"level {level.name}", f"{speed:.1f}")
-    for name in STEPS:
-        alone = CleaningConfig(**{name: True})  # type: ignore[arg-type]
-        table.add_row(name, f"{megabytes_per_second(documents, lambda alone=alone: Cleaner(alone)):.1f}")  # type: ignore[misc]
-    Console().print(table)
+    configs = {
+        f"level {level.name}": CleaningConfig(level=level) for level in (CleaningLevel.light, CleaningLevel.strict)
+    }
+    configs |= {name: CleaningConfig(**{name: True}) for name in STEPS}  # type: ignore[arg-type]
+    speeds = {name: megabytes_per_second(documents, partial(Cleaner, alone)) for name, alone in configs.items()}
+    rows = [(name, f"{speed:.1f}") for name, speed in speeds.items()]
+    print_table(f"cleaning {len(documents)} documents, MB per CPU second", ("what", "MB/s"), rows)
 
 
 if __name__ == "__main__":

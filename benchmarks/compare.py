@@ -6,7 +6,6 @@
 The runs are written for it, in a temporary folder. Each measure is a process of its own, its imports included.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -16,12 +15,9 @@ import time
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.harness import ROOT, options, print_table
 from llm.run.runs import list_files
-
-ROOT = Path(__file__).parents[1]
 
 
 def write_run(folder: Path, number: int, points: int) -> None:
@@ -59,7 +55,7 @@ def seconds(outputs: Path, *words: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--points", type=int, default=1000)
     arguments = parser.parse_args()
@@ -67,11 +63,9 @@ def main() -> None:
         for number in range(arguments.runs):
             write_run(Path(folder, "pretrain", f"made-{number:08d}"), number, arguments.points)
         page = Path(folder, "page.html")
-        drawn = Table("runs", "points each", "terminal (s)", "page (s)", "page (MB)", highlight=False)
         terminal, html = seconds(Path(folder)), seconds(Path(folder), "--html", str(page))
-        size = f"{page.stat().st_size / 1e6:.1f}"
-        drawn.add_row(str(arguments.runs), str(arguments.points), f"{terminal:.2f}", f"{html:.2f}", size)
-        Console().print(drawn)
+        cells = f"{arguments.runs} {arguments.points} {terminal:.2f} {html:.2f} {page.stat().st_size / 1e6:.1f}".split()
+        print_table("", ("runs", "points each", "terminal (s)", "page (s)", "page (MB)"), [cells])
 
 
 if __name__ == "__main__":

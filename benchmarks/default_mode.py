@@ -15,18 +15,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.data import SequentialSampler
 
 from benchmarks.contestants import OPTIMIZER, Clock, Mode, Shape, hugging_face, ours, printer
-from benchmarks.harness import NEVER, asked_of_trainer, be_quiet, train_by_fit
+from benchmarks.harness import NEVER, asked_of_trainer, be_quiet, config_of, options, train_by_fit
 from benchmarks.train_throughput import SMALL, TINY, timed
-from llm.config.compose import from_hydra
 from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
 from llm.data.order import EvaluationBatches, MicroBatch, TrainingBatches
 from llm.data.rows import TokenRows
@@ -34,7 +31,6 @@ from llm.data.shards import read_manifest
 from llm.run.devices import with_precision
 from llm.trainer.validation import evaluate
 
-ROOT = Path(__file__).parents[1]
 FP32 = Mode(Precision.fp32, False)  # what TrainingArguments has on a CPU unless it is told otherwise
 Trained = Callable[..., Any]  # of steps, shape, rows and seed: the model after them
 
@@ -50,9 +46,7 @@ def rows_of(arguments: argparse.Namespace, shape: Shape) -> tuple[TokenRows, Tok
     """Training and held-out rows of the shards."""
     from llm.stage import run_stage
 
-    overrides = ["stage=shards", f"outputs={arguments.outputs}", *arguments.settings]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        made = run_stage(from_hydra(compose("config", overrides=overrides)))
+    made = run_stage(config_of("stage=shards", f"outputs={arguments.outputs}", *arguments.settings))
     folder = made.path / "shards"
     manifest = read_manifest(folder)
     train, held_out = (
@@ -166,7 +160,7 @@ def compare_losses(arguments: argparse.Namespace, shape: Shape, default: Precisi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.default_mode", description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=300, help="of the training whose loss is compared")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--timed-steps", type=int, default=6)

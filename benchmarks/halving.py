@@ -12,13 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.harness import ROOT, options, print_table
 from llm.run.metrics import read_metrics
 from llm.run.runs import find_runs
 
-ROOT = Path(__file__).parents[1]
 POINTS = ["optimizer.learning_rate=3e-4,1e-3,3e-3,1e-2", "model.num_layers=2,3,4"]
 FACTOR = 3
 
@@ -51,17 +48,18 @@ def sweep(arguments: argparse.Namespace, name: str, settings: list[str]) -> Spen
     return Spent(min(found), sum(int(record["tokens"]) for record in last), len(found))
 
 
-def table(grid: Spent, halving: Spent) -> Table:
-    drawn = Table("", "best bits per byte", "tokens", "finished runs", highlight=False)
-    for name, each in (("whole grid", grid), ("halving", halving)):
-        drawn.add_row(name, f"{each.bits_per_byte:.4f}", f"{each.tokens:,}", str(each.finished))
+def show(grid: Spent, halving: Spent) -> None:
+    rows = [
+        (name, f"{each.bits_per_byte:.4f}", f"{each.tokens:,}", str(each.finished))
+        for name, each in (("whole grid", grid), ("halving", halving))
+    ]
     worse = halving.bits_per_byte / grid.bits_per_byte - 1
-    drawn.add_row("halving over grid", f"{worse:+.2%}", f"{halving.tokens / grid.tokens:.1%}", "")
-    return drawn
+    rows.append(("halving over grid", f"{worse:+.2%}", f"{halving.tokens / grid.tokens:.1%}", ""))
+    print_table("", ("", "best bits per byte", "tokens", "finished runs"), rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=900, help="of a whole run; the rungs are at a ninth and a third")
     parser.add_argument("--jobs", type=int, help="at once; default: as the launcher chooses")
     parser.add_argument("--outputs", default="outputs/halving")
@@ -72,7 +70,7 @@ def main() -> None:
         *("hydra.sweeper.trials=12", "hydra.sweeper.sampler=grid", "hydra.sweeper.halving.first_step={first_rung}"),
         f"hydra.sweeper.halving.factor={FACTOR}",
     ]
-    Console().print(table(grid, sweep(arguments, "halving", halved)))
+    show(grid, sweep(arguments, "halving", halved))
 
 
 if __name__ == "__main__":

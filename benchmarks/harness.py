@@ -1,23 +1,57 @@
-"""What the benchmarks share: a training by fit(), what the Trainer is asked, and the memory of a process."""
+"""What the benchmarks share: configs, models, a training by fit(), the memory of a process, and the printed table."""
 
+import argparse
 import logging
 import multiprocessing
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from rich.table import Table
 
+from llm.config.compose import composed, from_hydra
 from llm.config.data import DataConfig, DataKind
-from llm.config.training import Accelerator, OptimizerConfig, Precision, TrainerConfig
+from llm.config.training import Accelerator, ModelConfig, OptimizerConfig, Precision, TrainerConfig
 from llm.data.rows import Rows
 from llm.logger.live import RunLogger
-from llm.run.console import log
+from llm.model import build
+from llm.run.console import log, output_console
+from llm.tokenizer import Special
 from llm.trainer.fit import Fit, fit
 
+ROOT = Path(__file__).parents[1]
 NEVER = 10**9  # steps
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help is the module's docstring."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The first column says what a row is of; the others are numbers."""
+    table = Table(title=title or None, highlight=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    output_console().print(table)
+
+
+def config_of(*overrides: str) -> Any:
+    """What `python train.py` makes of them."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return from_hydra(compose("config", overrides=list(overrides)))
+
+
+def build_model(name: str, vocab_size: int) -> Any:
+    """A choice of conf/model with random weights."""
+    config = ModelConfig(**composed([f"model={name}"])["model"])
+    return build(config, vocab_size=vocab_size, special=Special(bos_id=0, eos_id=0, pad_id=1, tokens=()))
 
 
 def device() -> torch.device:
@@ -91,7 +125,7 @@ def be_quiet() -> None:
     log.setLevel(logging.ERROR)
 
 
-def in_a_process(function: Callable[..., int], *arguments: Any) -> int:
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function gives that is called in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -21,7 +21,6 @@ from llm.data.order import TrainingBatches
 from llm.data.rows import TokenRows
 from llm.data.shards import Manifest, Shard, Split
 
-ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 8192
 
 
@@ -107,9 +106,10 @@ def _print_share(arguments: argparse.Namespace) -> None:
 
 def _times_of_a_row(rows: TokenRows, arguments: argparse.Namespace) -> tuple[tuple[float, float], tuple[float, float]]:
     """(wall, CPU) seconds, medians, to read a row as part of a step, and for forward and backward passes on it."""
+    from benchmarks.harness import build_model
     from llm.model import next_token_nats
 
-    model = _model(arguments.model)
+    model = build_model(arguments.model, VOCAB_SIZE)
     stream = _stream(rows, batch_size=arguments.batch_size, num_workers=0)
     reading, learning = [], []
     for number in range(arguments.rounds + 1):
@@ -129,17 +129,6 @@ def _times_of_a_row(rows: TokenRows, arguments: argparse.Namespace) -> tuple[tup
 def _now() -> Any:
     """(wall, CPU) seconds of this process."""
     return np.array([time.perf_counter(), time.process_time()])
-
-
-def _model(name: str) -> Any:
-    from llm.config.compose import composed
-    from llm.config.training import ModelConfig
-    from llm.model import build
-    from llm.tokenizer import Special
-
-    config = ModelConfig(**composed([f"model={name}"])["model"])
-    special = Special(tokens=("<|endoftext|>",), bos_id=0, eos_id=0, pad_id=0)
-    return build(config, vocab_size=VOCAB_SIZE, special=special)
 
 
 def _tokens_per_second(rows: TokenRows, *, batch_size: int, num_workers: int) -> float:

@@ -11,7 +11,6 @@ activations computed twice) but for the rows of a step and their length. The sec
 TRL needs the extra: python -m pip install -e '.[bench]'. Without it, ours alone are compared.
 """
 
-import argparse
 import gc
 import json
 import logging
@@ -32,19 +31,19 @@ from benchmarks.harness import (
     asked_of_trainer,
     be_quiet,
     begin_peak,
+    build_model,
     device,
     in_a_process,
+    options,
     status_bytes,
     train_by_fit,
 )
-from benchmarks.memory import model_config
 from llm.config.data import Packing
 from llm.config.training import OptimizerConfig, Precision
 from llm.config.tuning import LoraConfig, Method
 from llm.data.order import MicroBatch
 from llm.data.rows import lay_out
-from llm.model import add_lora, build, count_base_parameters, count_parameters, save, save_adapter
-from llm.tokenizer import Special
+from llm.model import add_lora, count_base_parameters, count_parameters, save, save_adapter
 
 TUNING = LoraConfig(rank=8, alpha=16)
 OPTIMIZER = OptimizerConfig(learning_rate=2e-4, warmup_steps=10, weight_decay=0.0)
@@ -65,8 +64,7 @@ class Contest:
     def base(self) -> Any:
         """The same weights each time."""
         torch.manual_seed(0)
-        special = Special(bos_id=EOS, eos_id=EOS, pad_id=EOS, tokens=("<|endoftext|>",))
-        return build(model_config(self.model), vocab_size=self.vocab_size, special=special)
+        return build_model(self.model, self.vocab_size)
 
     def documents(self) -> list[np.ndarray]:
         """Conversations of random tokens, as long as real ones: half of them below a quarter of a row."""
@@ -330,7 +328,7 @@ def _be_quiet() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6, help="timed in each round, after --warmup")

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.contestants import OPTIMIZER, Clock, Mode, Shape, Train, hugging_face, ours
-from benchmarks.harness import be_quiet, device
+from benchmarks.harness import be_quiet, device, options
 from benchmarks.train_throughput import BF16, FP32, FP32_COMPILED, SMALL, TINY, has_accelerate, timed
 from llm import optimizer
 from llm.model import compiled, next_token_nats
@@ -113,7 +113,7 @@ def show(shape: Shape, mode: Mode, found: Rounds, added: dict[str, float]) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--steps", type=int, default=10, help="timed in each round, one of them with a log record")
     parser.add_argument("--warmup", type=int, default=3)

@@ -7,7 +7,6 @@ A job is a training of one step. By turns: `python train.py` and the same job un
 finds the finished run. The driver's memory is the most that it was resident, at a tenth of the jobs and at all of them.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -17,12 +16,10 @@ import time
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.harness import ROOT, options, print_table
 from benchmarks.korean_text import write_jsonl
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 TEXT = ["data=text", "data.path=text.jsonl", "data.held_out_share=0.2", "tokenizer.vocab_size=3000"]
 JOB = [
     *TEXT,
@@ -35,7 +32,7 @@ def timed(folder: Path, *words: str) -> tuple[float, int]:
     """(seconds, the most bytes of memory that the command's own process has had)."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     begun, most = time.perf_counter(), 0
-    command = [sys.executable, str(TRAIN), *words]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
     with Path(folder, "said.txt").open("w+", encoding="utf-8") as said:
         running = psutil.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=said)
         while running.poll() is None:
@@ -47,7 +44,7 @@ def timed(folder: Path, *words: str) -> tuple[float, int]:
     return time.perf_counter() - begun, most
 
 
-def one_job(folder: Path, rounds: int) -> Table:
+def one_job(folder: Path, rounds: int) -> None:
     """A row for a first start and one for a second, alone and as a sweep by turns."""
     took: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds):
@@ -55,31 +52,31 @@ def one_job(folder: Path, rounds: int) -> Table:
             seed = f"seed={2 * number + bool(words)}"
             for start in ("first start", "typed again"):
                 took.setdefault((start, name), []).append(timed(folder, *words, *JOB, seed)[0])
-    drawn = Table("one job", "python train.py (s)", "-m (s)", "ratio", highlight=False)
+    rows = []
     for start in ("first start", "typed again"):
         alone, sweep = (statistics.median(took[start, name]) for name in ("alone", "-m"))
-        drawn.add_row(start, f"{alone:.2f}", f"{sweep:.2f}", f"{sweep / alone:.2f}")
-    return drawn
+        rows.append((start, f"{alone:.2f}", f"{sweep:.2f}", f"{sweep / alone:.2f}"))
+    print_table("", ("one job", "python train.py (s)", "-m (s)", "ratio"), rows)
 
 
-def many_jobs(folder: Path, num_jobs: int) -> Table:
-    drawn = Table("jobs", "seconds", "seconds a job", "driver's memory (MB)", highlight=False)
+def many_jobs(folder: Path, num_jobs: int) -> None:
+    rows = []
     for jobs in (max(2, num_jobs // 10), num_jobs):
         seconds, most = timed(folder, "-m", *JOB, f"name=many-{jobs}", f"seed=range({jobs})")
-        drawn.add_row(str(jobs), f"{seconds:.0f}", f"{seconds / jobs:.2f}", f"{most / 1e6:.0f}")
-    return drawn
+        rows.append((str(jobs), f"{seconds:.0f}", f"{seconds / jobs:.2f}", f"{most / 1e6:.0f}"))
+    print_table("", ("jobs", "seconds", "seconds a job", "driver's memory (MB)"), rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_jsonl(Path(folder, "text.jsonl"), megabytes=0.3)
         timed(Path(folder), "stage=shards", *TEXT, "data.sequence_length=64")
-        Console().print(one_job(Path(folder), arguments.rounds))
-        Console().print(many_jobs(Path(folder), arguments.jobs))
+        one_job(Path(folder), arguments.rounds)
+        many_jobs(Path(folder), arguments.jobs)
 
 
 if __name__ == "__main__":

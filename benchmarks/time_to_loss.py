@@ -20,16 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from rich.console import Console
-from rich.table import Table
-
-from llm.config.compose import from_hydra
+from benchmarks.harness import config_of, options, print_table
 from llm.errors import one_line_errors
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = [
     *("tokenizer.vocab_size=4096", "data.batch_size=4", "data.held_out_share=0.003", "optimizer.warmup_steps=40"),
     *("trainer.sample_prompts=[]", "trainer.log_every_steps=20", "logger=local"),
@@ -48,9 +43,7 @@ def train(arguments: argparse.Namespace, *, model: str, optimizer: str, rate: fl
         *(f"trainer.{key}_every_steps={arguments.validate_every_steps}" for key in ("validate", "checkpoint")),
         *arguments.settings,
     ]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = from_hydra(compose("config", overrides=overrides))
-    return run_stage(config)
+    return run_stage(config_of(*overrides))
 
 
 def validations(run: Run) -> list[POINT]:
@@ -111,31 +104,32 @@ def to_target(curves: dict[str, list[list[POINT]]], seed: int) -> dict[str, Any]
     return {"adamw": adamw, "muon": muon, "token_share": muon["tokens"] / adamw["tokens"] if muon else None}
 
 
-def show(results: list[dict[str, Any]], console: Console) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     for result in results:
-        table = Table(title=f"{result['model']}: final bits per byte by learning rate, seed 0")
         rates = sorted({float(rate) for sweep in result["sweeps"].values() for rate in sweep})
-        for column in ("optimizer", *(f"{rate:g}" for rate in rates)):
-            table.add_column(column, justify="left" if column == "optimizer" else "right")
-        for optimizer, found in result["sweeps"].items():
-            table.add_row(optimizer, *(f"{found[key]:.4f}" if (key := f"{r:g}") in found else "" for r in rates))
-        console.print(table)
-        table = Table(title=f"{result['model']}: at its best rate, mean and range over the seeds")
-        for column in ("run", "learning rate", "tokens", "final bits per byte", "range", "seconds"):
-            table.add_column(column, justify="left" if column == "run" else "right")
+        print_table(
+            f"{result['model']}: final bits per byte by learning rate, seed 0",
+            ("optimizer", *(f"{rate:g}" for rate in rates)),
+            [
+                (optimizer, *(f"{found[key]:.4f}" if (key := f"{rate:g}") in found else "" for rate in rates))
+                for optimizer, found in result["sweeps"].items()
+            ],
+        )
+        rows = []
         for name, curves in result["curves"].items():
             ends = [points[-1] for points in curves]
             finals = [end["bits_per_byte"] for end in ends]
             rate, seconds = result["best"][name.split("-")[0]], statistics.mean(end["seconds"] for end in ends)
-            row = (f"{rate:g}", f"{ends[0]['tokens']:,.0f}", f"{statistics.mean(finals):.4f}")
-            table.add_row(name, *row, f"{min(finals):.4f}-{max(finals):.4f}", f"{seconds:.0f}")
-        console.print(table)
+            row = (name, f"{rate:g}", f"{ends[0]['tokens']:,.0f}", f"{statistics.mean(finals):.4f}")
+            rows.append((*row, f"{min(finals):.4f}-{max(finals):.4f}", f"{seconds:.0f}"))
+        columns = ("run", "learning rate", "tokens", "final bits per byte", "range", "seconds")
+        print_table(f"{result['model']}: at its best rate, mean and range over the seeds", columns, rows)
         shares = ", ".join(f"{row['token_share']:.2f}" if row["muon"] else "never" for row in result["to_target"])
-        console.print(f"{result['model']}: tokens of Muon to where AdamW ends, of AdamW's, by seed: {shares}")
+        print(f"{result['model']}: tokens of Muon to where AdamW ends, of AdamW's, by seed: {shares}")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_loss", description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--models", nargs="+", default=["gpt2_tiny", "llama_tiny"], help="choices of conf/model")
     parser.add_argument("--steps", type=int, default=240, help="of AdamW")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.75], help="of these steps, for Muon")
@@ -152,7 +146,7 @@ def main() -> None:
     arguments = parse()
     with one_line_errors():
         results = [measure(arguments, model) for model in arguments.models]
-    show(results, Console(width=120))
+    show(results)
     if arguments.results:
         said = {key: getattr(arguments, key) for key in ("steps", "shares", "seeds", "settings")}
         about = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "settings_of_all": SETTINGS}

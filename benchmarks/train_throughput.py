@@ -11,7 +11,6 @@ lies between validation and the last checkpoint. Writes benchmarks/results/<devi
 The Trainer needs one more package: python -m pip install accelerate
 """
 
-import argparse
 import datetime
 import gc
 import json
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train
-from benchmarks.harness import be_quiet, begin_peak, device, in_a_process, status_bytes
+from benchmarks.harness import be_quiet, begin_peak, device, in_a_process, options, status_bytes
 from llm.config.training import Architecture, Precision
 from llm.trainer.throughput import flops_per_token, peak_flops
 
@@ -81,7 +80,7 @@ class Score:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=6, help="timed in each round, after --warmup")

@@ -11,7 +11,6 @@ processor time, that of wandb's helper process included. `start` and `end` are w
 most.
 """
 
-import argparse
 import multiprocessing
 import os
 import statistics
@@ -25,16 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from hydra import compose, initialize_config_dir
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.harness import config_of, options, print_table
 from benchmarks.korean_text import write_jsonl
-from llm.config.compose import from_hydra
 from llm.config.stages import StageConfig
 from tests.wandb_server import Fault, WandbServer
 
-CONF = Path(__file__).parents[1] / "conf"
 HANG_SECONDS = 120.0
 SETTINGS = [
     *("data=text", "data.held_out_share=0.2", "tokenizer.vocab_size=3000", "data.sequence_length=64"),
@@ -145,20 +140,17 @@ def train(
 def measure(folder: Path, conditions: list[Condition], *, rounds: int, block_steps: int, log_every: int) -> Any:
     """name -> Measured."""
     words = [*SETTINGS, f"data.path={folder}/text.jsonl", f"outputs={folder}/outputs"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        from llm.stage import run_stage
+    from llm.stage import run_stage
 
-        cut = [word for word in words if not word.startswith("model.")]
-        run_stage(from_hydra(compose("config", overrides=["stage=shards", "logger=local", *cut])))
-        steps = (rounds + 1) * block_steps
-        words += [f"trainer.max_steps={steps}", f"trainer.log_every_steps={log_every}"]
-        words += [f"trainer.validate_every_steps={block_steps}", "trainer.sample_tokens=8"]
-        configs = {
-            each.name: from_hydra(
-                compose("config", overrides=[*words, f"name={each.name.replace(' ', '_')}", f"logger.mode={each.mode}"])
-            )
-            for each in conditions
-        }
+    cut = [word for word in words if not word.startswith("model.")]
+    run_stage(config_of("stage=shards", "logger=local", *cut))
+    steps = (rounds + 1) * block_steps
+    words += [f"trainer.max_steps={steps}", f"trainer.log_every_steps={log_every}"]
+    words += [f"trainer.validate_every_steps={block_steps}", "trainer.sample_tokens=8"]
+    configs = {
+        each.name: config_of(*words, f"name={each.name.replace(' ', '_')}", f"logger.mode={each.mode}")
+        for each in conditions
+    }
     with ExitStack() as stack:
         servers = {each.name: stack.enter_context(WandbServer()) for each in conditions}
         for each in conditions:
@@ -219,11 +211,10 @@ def _receive(pipe: Connection, folder: Path, name: str) -> Any:
         raise SystemExit(_console(folder, name).read_text(encoding="utf-8")) from None
 
 
-def drawn(measured: dict[str, Measured], block_steps: int) -> Table:
-    table = Table("W&B", "steps/s", "ratio", "CPU", "start (s)", "end (s)", highlight=False)
+def show(measured: dict[str, Measured], block_steps: int) -> None:
     base = measured["local"]
-    for name, each in measured.items():
-        table.add_row(
+    rows = [
+        (
             name,
             f"{block_steps / statistics.median(each.blocks):.1f}",
             f"{_ratio(each.blocks, base.blocks):.3f}",
@@ -231,7 +222,9 @@ def drawn(measured: dict[str, Measured], block_steps: int) -> Table:
             f"{each.start:.1f}",
             f"{each.end:.1f}",
         )
-    return table
+        for name, each in measured.items()
+    ]
+    print_table("", ("W&B", "steps/s", "ratio", "CPU", "start (s)", "end (s)"), rows)
 
 
 def _ratio(these: list[float], those: list[float]) -> float:
@@ -239,7 +232,7 @@ def _ratio(these: list[float], those: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--block-steps", type=int, default=100)
     parser.add_argument("--log-every", type=int, default=10, help="as trainer.log_every_steps")
@@ -257,7 +250,7 @@ def main() -> None:
             block_steps=arguments.block_steps,
             log_every=arguments.log_every,
         )
-    Console().print(drawn(measured, arguments.block_steps))
+    show(measured, arguments.block_steps)
 
 
 if __name__ == "__main__":
