@@ -24,7 +24,7 @@ from benchmarks.harness import asked_of_trainer, device, train_by_fit
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.data.order import MicroBatch
 from llm.model import build
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_steps=10)
 Train = Callable[["Clock", int], None]  # takes that many steps

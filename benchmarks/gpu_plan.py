@@ -396,7 +396,7 @@ def shape_of(asked: Asked) -> Any:
     from llm import model as models
     from llm.config.training import ModelConfig
     from llm.config.tuning import LoraConfig
-    from llm.tokenizer import Special
+    from llm.tokenizer.folder import Special
 
     config = ModelConfig(
         name="plan",

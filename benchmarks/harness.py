@@ -20,7 +20,7 @@ from llm.data.rows import Rows
 from llm.logger.live import RunLogger
 from llm.model import build
 from llm.run.console import log, output_console
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.fit import Fit, fit
 
 ROOT = Path(__file__).parents[1]

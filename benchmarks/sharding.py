@@ -93,7 +93,8 @@ def _print(arguments: argparse.Namespace, ways: list[Way], rounds: list[dict[Way
 
 
 def _train_tokenizer(folder: Path, name: str) -> None:
-    from llm.tokenizer import save, train
+    from llm.tokenizer.folder import save
+    from llm.tokenizer.training import train
 
     config = _tokenizer_config(name)
     texts = islice(read_texts(folder / "documents", "train"), 3000)
@@ -128,10 +129,10 @@ def _measure_encoding(pipe: Connection, folder: Path, way: Way) -> None:
 def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
     """As _measure, of all that stage=documents and stage=shards do with a tokenizer that is there."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from llm import tokenizer
     from llm.config.stages import ShardsStage
     from llm.run.making import Outcome, Plan, make
     from llm.stage import documents, run_step, shards
+    from llm.tokenizer.folder import digest
 
     with tempfile.TemporaryDirectory(dir=folder) as outputs:
         config = ShardsStage(
@@ -143,7 +144,7 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
 
         def take(run: Any) -> Outcome:
             shutil.copytree(folder / "tokenizer", run.path, dirs_exist_ok=True)
-            return Outcome(results={"lossless_documents": 1}, digest=tokenizer.digest(run.path))
+            return Outcome(results={"lossless_documents": 1}, digest=digest(run.path))
 
         of_tokenizer = replace(config, stage="tokenizer")
         made = make(Plan(config=of_tokenizer, default_name="made", format_version=0, work=take))
@@ -156,11 +157,11 @@ def _measure_stage(pipe: Connection, folder: Path, way: Way) -> None:
 def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = False) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = str(way.threads).lower()
     from llm.data import shards as sharding
-    from llm.tokenizer import load
+    from llm.tokenizer.folder import load_tokenizer
 
     spent = [0.0]
     if count_encoding:
-        sharding.load = lambda path: _Timed(load(path), spent)
+        sharding.load = lambda path: _Timed(load_tokenizer(path), spent)
     with tempfile.TemporaryDirectory(dir=folder) as target:
         wall, cpu = time.perf_counter(), _cpu_seconds()
         sharding.write_shards(

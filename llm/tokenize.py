@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from llm import tokenizer as tokenizers
 from llm.config.data import DataConfig, DataKind
 from llm.config.stages import MODEL_STAGES
 from llm.data.files import find_files, read_files
@@ -23,8 +22,9 @@ from llm.run.console import output_console, shown
 from llm.run.files import write_json
 from llm.run.models import own_folder
 from llm.run.runs import Run, find_runs
-from llm.tokenizer.report import FIGURES
-from llm.tokenizer.training import unknown_token
+from llm.tokenizer.folder import load_tokenizer
+from llm.tokenizer.report import FIGURES, lost_characters, measure
+from llm.tokenizer.training import installed_analyser, unknown_token
 
 COLOURS = ("#7cc4ff", "#ffd166", "#9be564", "#ff9f9f", "#d5a6ff", "#7fe0d0")  # of pieces, one after the other
 UNKNOWN_COLOUR = "#ff3b3b"
@@ -59,7 +59,7 @@ def find_tokenizers(outputs: str, names: list[str]) -> list[Named]:
             )
         for run in [run for run in runs if run.stage == "tokenizer"] or runs:
             folder = own_folder(run)
-            found[folder.resolve()] = Named(run, tokenizers.load(folder))
+            found[folder.resolve()] = Named(run, load_tokenizer(folder))
     return list(found.values())
 
 
@@ -99,7 +99,7 @@ def table_of_pieces(named: list[Named], text: str, *, coloured: bool) -> Table:
         found = pieces(each.tokenizer, text)
         line = _coloured(found) if coloured else Text("|".join(piece for piece, _ in found))
         back = each.tokenizer.decode(each.tokenizer.encode(text, add_special_tokens=False).ids)
-        lost = "".join(tokenizers.lost_characters(text, back).elements()).translate(MARKS)
+        lost = "".join(lost_characters(text, back).elements()).translate(MARKS)
         table.add_row(Text(each.name), str(len(found)), line, Text(lost))
     return table
 
@@ -125,8 +125,8 @@ def reports(named: list[Named], path: str | None) -> dict[str, dict[str, dict[st
             raise ConfigError(f"{each.name} is a {each.run.stage} run, which has no report. Give its tokenizer's run.")
         measured[each.name] = {"held-out": each.run.results}
         if path is not None:
-            kind = tokenizers.installed_analyser()
-            measured[each.name][path] = asdict(tokenizers.report(each.tokenizer, texts(path), morphemes=kind))
+            kind = installed_analyser()
+            measured[each.name][path] = asdict(measure(each.tokenizer, texts(path), morphemes=kind))
     return measured
 
 

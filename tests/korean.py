@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
-from llm.tokenizer import save, train
+from llm.tokenizer.folder import save
+from llm.tokenizer.training import train
 
 _WHO = [
     "나는", "우리는", "친구가", "선생님은", "아이들이", "할머니께서", "이웃이", "학생들은", "주인공은", "손님이",

@@ -22,7 +22,7 @@ from llm.model import (
     save,
     save_adapter,
 )
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 
 VOCAB, NEW = 40, [40, 41]
 SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=("<|endoftext|>", "<|pad|>"))

@@ -15,7 +15,6 @@ import torch
 import yaml
 from huggingface_hub import constants
 
-from llm import tokenizer
 from llm.chat import command
 from llm.chat.batch import read_prompts, write_answers
 from llm.chat.command import Conversation, converse
@@ -29,6 +28,7 @@ from llm.run.console import start_logging
 from llm.run.models import find_model
 from llm.run.record import key_of, write_record
 from llm.run.runs import list_files
+from llm.tokenizer.folder import load_chat, load_tokenizer, read_special
 from tests.korean import save_preset
 
 QUESTION = "주권은 누구에게 있나요?"
@@ -81,8 +81,8 @@ def save_model(folder: Path) -> None:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "hidden_size": 48}
     config = ModelConfig(name="mini", architecture=Architecture.gpt2, max_position_embeddings=2 * POSITIONS, **shape)
-    model = build(config, vocab_size=300, special=tokenizer.special(folder))
-    words = tokenizer.load_chat(folder)
+    model = build(config, vocab_size=300, special=read_special(folder))
+    words = load_chat(folder)
     ids = words.apply_chat_template(messages(QUESTION, ANSWER), tokenize=True, return_dict=True)["input_ids"]
     input_ids = torch.tensor([ids])  # (1, seq)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -140,10 +140,10 @@ def test_two_models_answer_one_after_the_other_the_tuned_one_with_its_adapter(
     base, adapter = (
         Path(outputs) / name for name in ("pretrain/mini-00000001/model", "finetune/mini-00000002/adapter")
     )
-    ids = tokenizer.load_chat(base).apply_chat_template(messages(QUESTION), tokenize=True, return_dict=True)
+    ids = load_chat(base).apply_chat_template(messages(QUESTION), tokenize=True, return_dict=True)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=3)
     how: dict[str, Any] = {"sampling": sampling, "pad_id": 0}
-    expected = generate(load(base, adapter=adapter).eval(), [ids["input_ids"]], tokenizer.load(base), **how)[0].text
+    expected = generate(load(base, adapter=adapter).eval(), [ids["input_ids"]], load_tokenizer(base), **how)[0].text
     tuned = answer_of(capsys, "mini-00000002", *given, "--max-new-tokens", "12", "--seed", "3")
     assert tuned == expected.lstrip() + "\n" and tuned.strip() not in ("", ANSWER)
     tuned = answer_of(capsys, "mini-00000002", *given, *GREEDY)

@@ -17,19 +17,8 @@ from llm.data.rows import IGNORED
 from llm.data.turns import conversation
 from llm.errors import ConfigError, DataError
 from llm.model import document_bounds, grow, next_token_nats
-from llm.tokenizer import (
-    TEMPLATES,
-    Renderer,
-    Special,
-    TemplateError,
-    check_template,
-    digest,
-    load,
-    load_chat,
-    read_template,
-    save_with_template,
-    special,
-)
+from llm.tokenizer.chat import TEMPLATES, Renderer, TemplateError, check_template, read_template
+from llm.tokenizer.folder import Special, digest, load_chat, load_tokenizer, read_special, save_with_template
 from tests.korean import save_preset, sentences
 from tests.rounding import rounding
 
@@ -49,7 +38,7 @@ def chats(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cha
     for name, template in TEMPLATES.items():
         (root / name).mkdir()
         save_with_template(base, template, root / name, name=f"chat_template={name}")
-        made[name] = load_chat(root / name), special(root / name)
+        made[name] = load_chat(root / name), read_special(root / name)
     return made
 
 
@@ -121,18 +110,20 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(chats: dict[str, Chat], t
 def test_chatml_adds_two_tokens_and_ends_at_its_own(base: Path, tmp_path: Path) -> None:
     size = len(load_chat(base))
     assert save_with_template(base, TEMPLATES["chatml"], tmp_path, name="chatml") == [size, size + 1]
-    tokenizer, tokens, before = load_chat(tmp_path), special(tmp_path), special(base)
+    tokenizer, tokens, before = load_chat(tmp_path), read_special(tmp_path), read_special(base)
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [size, size + 1]
     assert (tokens.bos_id, tokens.eos_id, tokens.pad_id) == (before.bos_id, size + 1, before.pad_id)
     assert tokens.tokens == (*before.tokens, "<|im_start|>", "<|im_end|>")
     assert digest(tmp_path) != digest(base)
     for text in sentences(20):  # text of its own is what it was
-        assert load(tmp_path).encode(text, add_special_tokens=False).ids == load(base).encode(text).ids
+        assert (
+            load_tokenizer(tmp_path).encode(text, add_special_tokens=False).ids == load_tokenizer(base).encode(text).ids
+        )
 
 
 def test_a_template_without_new_tokens_changes_no_token(base: Path, tmp_path: Path) -> None:
     assert save_with_template(base, TEMPLATES["plain"], tmp_path, name="plain") == []
-    assert special(tmp_path) == special(base)
+    assert read_special(tmp_path) == read_special(base)
     assert digest(tmp_path) == digest(base)
 
 
@@ -203,7 +194,7 @@ def test_a_good_template_of_ones_own_is_rendered_as_transformers_does(base: Path
     template += "{%- if add_generation_prompt -%}{{ '<|a|>' }}{%- endif -%}"
     size = len(load_chat(base))
     assert save_with_template(base, template, tmp_path, name="x") == [size, size + 1]
-    chat = load_chat(tmp_path), special(tmp_path)
+    chat = load_chat(tmp_path), read_special(tmp_path)
     (encoded,) = encode(chat, talk("하나", "둘", "셋", "넷"))
     assert show_trained(encoded, chat[0]) == f"<|q|>하나<|a|>⟦둘{END}⟧<|q|>셋<|a|>⟦넷{END}⟧"
 

@@ -15,7 +15,8 @@ from llm.data.order import MicroBatch
 from llm.data.records import Conversation
 from llm.data.rows import IGNORED
 from llm.errors import DataError
-from llm.tokenizer import TEMPLATES, Special, load_chat, special
+from llm.tokenizer.chat import TEMPLATES
+from llm.tokenizer.folder import Special, load_chat, read_special
 from tests.korean import save_preset, sentences
 
 PRESETS = ("blog", "byte_bpe", "char_bpe")
@@ -27,7 +28,7 @@ END = "<|endoftext|>"
 def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[PreTrainedTokenizerFast, Special]]:
     root = tmp_path_factory.mktemp("tokenizers")
     folders = {name: save_preset(name, root / name) for name in {*PRESETS, *LOSSLESS}}
-    return {name: (load_chat(folder), special(folder)) for name, folder in folders.items()}
+    return {name: (load_chat(folder), read_special(folder)) for name, folder in folders.items()}
 
 
 def conversation(*turns: str, system: str | None = None, origin: str = "a.jsonl:1") -> Conversation:
@@ -203,7 +204,7 @@ def test_rows_are_padded_and_labelled_like_a_slow_loop(
 
 def test_the_end_of_a_turn_is_learnt_though_padding_has_the_same_id(tmp_path: Path) -> None:
     folder = save_preset("blog", tmp_path / "blog")
-    tokens = special(folder)
+    tokens = read_special(folder)
     assert tokens.pad_id == tokens.eos_id
     kept, _ = encode((load_chat(folder), tokens), conversation("나는", "우리는"), conversation("책을 " * 9, "나는"))
     rows = ConversationRows(kept, pad_id=tokens.pad_id, sequence_length=64)

@@ -26,7 +26,9 @@ from llm.data.documents import document_files, read_texts, write_documents
 from llm.data.rows import TokenRows
 from llm.data.shards import Encoder, Manifest, Split, available_cores, open_shard, pieces, read_manifest, write_shards
 from llm.errors import DamagedError, DataError, MachineError
-from llm.tokenizer import load, lost_bytes, save, special, train
+from llm.tokenizer.folder import load_tokenizer, read_special, save
+from llm.tokenizer.report import lost_bytes
+from llm.tokenizer.training import train
 from tests.korean import HARD_TEXTS, documents, save_preset
 
 PRESETS = ("blog", "byte_bpe", "char_bpe")
@@ -118,7 +120,11 @@ def test_an_error_midway_leaves_nothing(tmp_path: Path) -> None:
 def test_each_file_of_documents_is_a_shard_of_its_tokens_with_their_ends_bytes_and_losses(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    made_of, tokenizer, tokens = documents_of(TEXTS, tmp_path), load(folders[name]), special(folders[name])
+    made_of, tokenizer, tokens = (
+        documents_of(TEXTS, tmp_path),
+        load_tokenizer(folders[name]),
+        read_special(folders[name]),
+    )
     manifest = write_shards(made_of, folders[name], tmp_path / "shards")
     assert read_manifest(tmp_path / "shards") == manifest
     for split_name, split in (("train", manifest.train), ("held_out", manifest.held_out)):
@@ -149,7 +155,7 @@ def test_the_pieces_of_a_long_text_have_the_tokens_and_the_losses_of_the_whole(
     text = "\n".join([*documents(40, seed=3), *(t for t in HARD_TEXTS.values() if t.strip())])
     encoder = Encoder(folders[name])
     ((whole, decoded),) = encoder.encode([text], decode=True)
-    assert whole == load(folders[name]).encode(text, add_special_tokens=False).ids
+    assert whole == load_tokenizer(folders[name]).encode(text, add_special_tokens=False).ids
     monkeypatch.setattr(shards_module, "PIECE_CHARACTERS", 150)
     cut = list(pieces(text))
     assert "".join(cut) == text and len(cut) > 15 and all(len(piece) <= 150 for piece in cut)
@@ -185,7 +191,7 @@ def test_the_width_of_an_id_follows_the_vocabulary(tmp_path: Path, vocab_size: i
     assert (tmp_path / "shards" / shard.tokens_file).stat().st_size == width * shard.tokens
     (first, _), *_ = read_back(tmp_path / "shards", manifest, manifest.train)
     text = next(read_texts(made_of, "train"))
-    assert first == [vocab_size - 1, *map(load(letters).token_to_id, text), vocab_size - 1]
+    assert first == [vocab_size - 1, *map(load_tokenizer(letters).token_to_id, text), vocab_size - 1]
 
 
 def test_text_that_would_be_read_as_a_control_token_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from llm.dry_run.table import show
 from llm.run.record import write_record
 from llm.stage import run_stage
 from llm.sweep.driver import run_search
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from tests.korean import documents
 
 ROOT = Path(__file__).parents[1]

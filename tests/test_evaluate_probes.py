@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from llm import model as models
-from llm import tokenizer
 from llm.config.training import Architecture, ModelConfig
 from llm.evaluation.probes import (
     ALIKE,
@@ -25,6 +24,8 @@ from llm.evaluation.probes import (
 )
 from llm.evaluation.scoring import Scorer
 from llm.evaluation.writing import describe, interval
+from llm.tokenizer.folder import load_tokenizer, read_special
+from llm.tokenizer.training import train
 from tests.korean import preset, save_preset
 from tests.korean import sentences as korean_sentences
 
@@ -190,7 +191,7 @@ def test_items_that_cannot_be_asked_are_counted(oracle, reason, caplog):
 
 def test_a_model_that_learned_nothing_is_not_told_the_answer_by_fewer_tokens(caplog):
     """A tokenizer of this very text joins nouns to their particles; every token costs the same."""
-    trained = tokenizer.train(preset("byte_bpe", vocab_size=420), iter(made_documents() * 20))
+    trained = train(preset("byte_bpe", vocab_size=420), iter(made_documents() * 20))
     oracle = Oracle({}, encode=lambda text: trained.encode(text).ids)
     items = make_items(made_documents(), oracle, num_items=100, seed=0)
     assert f"items: {UNEQUAL}" in caplog.text
@@ -208,7 +209,7 @@ def test_a_text_costs_in_a_batch_what_it_costs_alone(architecture, words):
     """By a slow loop over the model's own logits, one row and one token after the other."""
     torch.manual_seed(0)
     shape = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "max_position_embeddings": 64}
-    special, vocabulary = tokenizer.special(words), tokenizer.load(words)
+    special, vocabulary = read_special(words), load_tokenizer(words)
     model = models.build(ModelConfig(name="tiny", architecture=architecture, **shape), vocab_size=500, special=special)
     for parameter in model.eval().parameters():
         parameter.data.mul_(3)  # weights as small as new ones give every token nearly the same

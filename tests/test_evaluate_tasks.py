@@ -11,13 +11,13 @@ import torch
 pytest.importorskip("lm_eval", reason="the extra eval (lm-eval) is not installed")
 
 from llm import model as models  # after the skip
-from llm import tokenizer
 from llm.config.evaluation import EvaluationConfig
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError
 from llm.evaluation.scoring import Scorer
 from llm.evaluation.tasks import ShortModel, answer_tasks, require_tasks
 from llm.export.weights import write_tokenizer
+from llm.tokenizer.folder import load_tokenizer, read_special
 from tests.korean import save_preset, sentences
 
 pytestmark = pytest.mark.filterwarnings("default")  # of lm-eval and what it brings
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scorer(folder: Path) -> Scorer:
     torch.manual_seed(0)
     config = ModelConfig(name="tiny", architecture=Architecture.gpt2, num_layers=1, num_heads=2, hidden_size=16)
-    words, special = tokenizer.load(folder), tokenizer.special(folder)
+    words, special = load_tokenizer(folder), read_special(folder)
     model = models.build(config, vocab_size=words.get_vocab_size(), special=special).eval()
     for parameter in model.parameters():
         parameter.data.mul_(3)

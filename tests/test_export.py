@@ -15,13 +15,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from llm import model as models
-from llm import tokenizer
 from llm.config.evaluation import Sampling
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.run.console import markdown_text, shown
 from llm.run.models import find_model
 from llm.run.runs import Run, load
+from llm.tokenizer.folder import load_chat, load_tokenizer, read_special
 from llm.verify import verify, with_parents
 from tests.korean import documents
 from tests.test_stages import compose, run
@@ -87,10 +87,10 @@ def test_model_and_adapter_load_and_write_without_us(merged: Run, adapter: Run, 
     said = json.loads(shown.stdout)
     assert said["apart"] <= 1e-5
     base, tuned = folder_of(trained, "pretrain") / "model", folder_of(trained, "finetune") / "adapter"
-    model, words, chat = models.load(base, adapter=tuned).eval(), tokenizer.load(tuned), tokenizer.load_chat(tuned)
+    model, words, chat = models.load(base, adapter=tuned).eval(), load_tokenizer(tuned), load_chat(tuned)
     turns = [{"role": "user", "content": "5번 사람은 어디에 있나요?"}]
     assert said["prompt_ids"] == chat.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
-    begin = [tokenizer.special(tuned).bos_id]
+    begin = [read_special(tuned).bos_id]
     assert said["plain_ids"] == begin + words.encode("어제 책을", add_special_tokens=False).ids == said["of_adapter"]
     assert said["text"] == said["pipeline"] and len(said["ids"]) == 8
     for ids, text, count in ((said["prompt_ids"], said["text"], 8), (said["plain_ids"], said["plain"], 4)):

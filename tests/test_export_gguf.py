@@ -19,14 +19,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from llm import model as models
-from llm import tokenizer
 from llm.config.evaluation import GgufType
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import ConfigError, UnequalError
 from llm.export.gguf import check_gguf, require_gguf, write_gguf
 from llm.export.ollama import modelfile
 from llm.export.weights import write_tokenizer
-from llm.tokenizer import LlamaCppForm, llama_cpp_form, train
+from llm.tokenizer.chat import read_template
+from llm.tokenizer.folder import Special, load_chat, load_tokenizer, save_with_template
+from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
+from llm.tokenizer.training import train
 from tests.korean import HARD_TEXTS, documents, preset, save_preset
 
 POSITIONS = 48
@@ -45,7 +47,7 @@ def random_model(folder: Path, architecture: str, *, vocab_size: int, **shape: A
     torch.manual_seed(2)
     shape = {"num_heads": 4, "hidden_size": 64, "max_position_embeddings": 64, "num_layers": 2} | shape
     config = ModelConfig(name="tiny", architecture=Architecture[architecture], **shape)
-    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
+    special = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
     model = models.build(config, vocab_size=vocab_size, special=special)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -60,7 +62,7 @@ def export(folder: Path, architecture: str, preset_name: str, *, kind: GgufType,
     source, out = folder / "words", folder / "model"
     source.mkdir()
     out.mkdir()
-    words = tokenizer.load(save_preset(preset_name, source, **small(preset_name)))
+    words = load_tokenizer(save_preset(preset_name, source, **small(preset_name)))
     shape = {"num_key_value_heads": None if architecture == "gpt2" else 2, "tie_word_embeddings": True} | shape
     random_model(out, architecture, vocab_size=words.get_vocab_size(), **shape)
     write_tokenizer(source, out, positions=POSITIONS)
@@ -254,7 +256,7 @@ def test_q4_k_m_is_made_by_the_quantizer_of_llama_cpp(tmp_path: Path, monkeypatc
     monkeypatch.setattr("llm.export.gguf.find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"^export.gguf=q4_k_m is made by .* Put llama-quantize of llama.cpp on the"):
-        require_gguf(out, tokenizer.load(tmp_path / "words"), GgufType.q4_k_m)
+        require_gguf(out, load_tokenizer(tmp_path / "words"), GgufType.q4_k_m)
 
 
 # Ollama
@@ -273,8 +275,8 @@ def test_a_modelfile_has_the_chat_template_in_gos_syntax(name: str, tmp_path: Pa
     base, target = tmp_path / "base", tmp_path / "tuned"
     base.mkdir()
     save_preset("byte_bpe", base, vocab_size=400)
-    tokenizer.save_with_template(base, tokenizer.read_template(name), target, name=name)
-    chat = tokenizer.load_chat(target)
+    save_with_template(base, read_template(name), target, name=name)
+    chat = load_chat(target)
     said = modelfile(target, positions=256, has_chat=True)
     assert said.startswith(f'FROM ./model.gguf\nPARAMETER num_ctx 256\nPARAMETER stop "{chat.eos_token}"\n')
     found = re.search(r'TEMPLATE """(.*)"""\n$', said, re.S)

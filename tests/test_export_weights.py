@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
-from llm import tokenizer
 from llm.config.evaluation import ExportConfig, WeightType
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import UnequalError
 from llm.export.weights import Reference, export_adapter, export_model, reference_of, require_close, write_tokenizer
+from llm.tokenizer.chat import read_template
+from llm.tokenizer.folder import load_chat, load_tokenizer, read_special, save_with_template
 from tests.korean import preset, save_preset
 
 POSITIONS = 64
@@ -35,7 +36,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def more_words(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two tokens of a chat template more."""
     folder = tmp_path_factory.mktemp("more")
-    assert tokenizer.save_with_template(words, tokenizer.read_template("chatml"), folder, name="chatml") == NEW_IDS
+    assert save_with_template(words, read_template("chatml"), folder, name="chatml") == NEW_IDS
     return folder
 
 
@@ -50,7 +51,7 @@ def build(architecture: str, words: Path, *, tied: bool = False) -> Any:
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=tied,
     )
-    size, special = tokenizer.load(words).get_vocab_size(), tokenizer.special(words)
+    size, special = load_tokenizer(words).get_vocab_size(), read_special(words)
     model = models.build(config, vocab_size=size, special=special)
     for parameter in model.parameters():
         if parameter.dim() > 1:  # logits of the size that trained models have, so that an error shows
@@ -92,7 +93,7 @@ def refer(model: Any, words: Path) -> Reference:
 
 
 def export(model: Any, words: Path, folder: Path, **settings: Any) -> dict[str, float]:
-    return export_model(model, folder, refer(model, words), tokenizer.special(words), ExportConfig(**settings))
+    return export_model(model, folder, refer(model, words), read_special(words), ExportConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_adapter_merged_and_exported_model_have_the_same_logits(
     assert proof["max_logit_difference"] <= 1e-4
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert read.dtype == torch.float32 and read.config.vocab_size == 300 + len(new_ids)
-    assert read.generation_config.eos_token_id == read.config.eos_token_id == tokenizer.special(folder).eos_id
+    assert read.generation_config.eos_token_id == read.config.eos_token_id == read_special(folder).eos_id
     assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) is tied
     with torch.inference_mode():
         torch.testing.assert_close(read(input_ids=row).logits, before, atol=1e-4, rtol=0)
@@ -129,7 +130,7 @@ def test_adapter_merged_and_exported_model_have_the_same_logits(
 
 
 def test_what_is_compared_is_the_prompts_with_answers_that_fit_and_every_added_token(more_words: Path) -> None:
-    model, special = build("gpt2", more_words, tied=True), tokenizer.special(more_words)
+    model, special = build("gpt2", more_words, tied=True), read_special(more_words)
     reference = reference_of(model, [[2] * 40, [2] * 41], more_words, positions=POSITIONS)
     first, last = reference.rows
     assert first[:40] == [2] * 40 and 40 < len(first) <= POSITIONS
@@ -229,7 +230,7 @@ def test_in_fp32_and_under_a_bound_the_furthest_position_counts_else_the_median(
 def test_a_position_that_is_not_a_number_refuses_a_model_whose_others_are_close(words: Path) -> None:
     model = build("llama", words)
     reference = refer(model, words)
-    model.get_input_embeddings().weight.data[tokenizer.special(words).eos_id] = float("nan")  # where a text ends
+    model.get_input_embeddings().weight.data[read_special(words).eos_id] = float("nan")  # where a text ends
     with pytest.raises(UnequalError, match=r"^a model gives other logits than the run: 0 apart"):  # at the median
         require_close(model, reference, ExportConfig(dtype=WeightType.bf16), what="a model")
 
@@ -240,17 +241,15 @@ def test_an_exported_tokenizer_begins_a_text_as_training_did(name: str, tmp_path
     source.mkdir()
     out.mkdir()
     save_preset(name, source, vocab_size=3000)
-    special = tokenizer.special(source)
+    special = read_special(source)
     write_tokenizer(source, out, positions=77)
     loaded, text = AutoTokenizer.from_pretrained(out), "어제 도서관에서 책을 읽었다."
-    ids = tokenizer.load(source).encode(text, add_special_tokens=False).ids
+    ids = load_tokenizer(source).encode(text, add_special_tokens=False).ids
     assert loaded(text)["input_ids"] == [special.bos_id, *ids]
     assert loaded(text, text)["input_ids"] == [special.bos_id, *ids, *ids]
     assert loaded.model_max_length == 77 and loaded.eos_token_id == special.eos_id == loaded.convert_tokens_to_ids(
         preset(name).eos_token or preset(name).special_tokens[0]
     )
     turns = [{"role": "user", "content": text}]
-    asked = [
-        chat.apply_chat_template(turns, return_dict=True)["input_ids"] for chat in (loaded, tokenizer.load_chat(source))
-    ]
+    asked = [chat.apply_chat_template(turns, return_dict=True)["input_ids"] for chat in (loaded, load_chat(source))]
     assert asked[0] == asked[1] and asked[0].count(special.bos_id) == 1

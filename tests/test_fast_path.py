@@ -23,7 +23,7 @@ from llm.model import (
     next_token_nats,
 )
 from llm.model.loss import IGNORED
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.fit import fit
 from tests.test_trainer import model_of as trainer_model_of
 from tests.test_trainer import task, untimed, values, weights

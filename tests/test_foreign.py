@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm import inspect, tokenize, tokenizer, verify
+from llm import inspect, tokenize, verify
 from llm import model as models
 from llm.chat import command
 from llm.config.training import Architecture, ModelConfig
 from llm.errors import one_line_errors
+from llm.tokenizer.folder import read_special
 from tests.korean import save_preset
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 from tests.tuned import quick_peak  # noqa: F401  # a fixture
@@ -33,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_preset("byte_bpe", tmp_path_factory.mktemp("whole") / "mine", vocab_size=330)
     shape = ModelConfig(name="mine", architecture=Architecture.llama, num_layers=1, num_heads=2, hidden_size=16)
     torch.manual_seed(0)
-    models.save(models.build(shape, vocab_size=330, special=tokenizer.special(folder)), folder)
+    models.save(models.build(shape, vocab_size=330, special=read_special(folder)), folder)
     (folder / "tokenizer.sha256").unlink()
     return folder
 

@@ -11,13 +11,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from llm import tokenizer
 from llm.config.evaluation import Sampling
 from llm.config.tokenizer import Alphabet
 from llm.config.training import Architecture, ModelConfig
 from llm.model import Answer, build, generate, stream
 from llm.model.generation import _draw_of, drawn, penalised
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special, load_tokenizer
 from tests.korean import save_preset
 from tests.test_model import ARCHITECTURES
 from tests.test_model import model_of as small_model
@@ -31,7 +30,7 @@ SEEDS = [11, 5, 2**40, 0]
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    return tokenizer.load(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
+    return load_tokenizer(save_preset("char_bpe", folder, vocab_size=400, initial_alphabet=Alphabet.none))
 
 
 def model_of(architecture: Architecture, *, pad_id: int = 1) -> PreTrainedModel:
@@ -220,7 +219,7 @@ def test_half_a_character_counts_where_the_model_ends_and_not_where_it_is_cut(wo
 
 @pytest.mark.parametrize(("token", "text"), [("##서", "서"), ("나는", " 나는")])
 def test_a_continuation_starts_in_the_word_of_the_prompt_or_after_it(token: str, text: str, tmp_path: Path) -> None:
-    blog = tokenizer.load(save_preset("blog", tmp_path, vocab_size=2000))
+    blog = load_tokenizer(save_preset("blog", tmp_path, vocab_size=2000))
     model = Said(blog.token_to_id(token))
     prompt = blog.encode("학교에").ids
     assert generate(model, [prompt], blog, sampling=Sampling(), pad_id=1)[0].text == text

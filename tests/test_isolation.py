@@ -15,7 +15,7 @@ from llm.config.training import Architecture
 from llm.data.order import MicroBatch
 from llm.errors import ConfigError
 from llm.model import next_token_nats, require_isolation
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from tests.rounding import assert_same_but_for_rounding, rounding
 from tests.test_data_rows import random_shards, write_rows
 from tests.test_model import model_of as small_model

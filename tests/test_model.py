@@ -18,7 +18,7 @@ from llm.model import (
     save,
 )
 from llm.model.loss import IGNORED
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from tests.rounding import assert_same_but_for_rounding, rounding
 
 VOCAB = 50

@@ -14,7 +14,7 @@ from llm.config.training import Algorithm, Architecture, DecayShape, ModelConfig
 from llm.model import build
 from llm.optimizer import build as build_optimizer
 from llm.optimizer import extension_step, schedule
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.module import clip_and_step
 
 

@@ -24,7 +24,7 @@ from llm.model.loss import IGNORED, Passes
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run, load
 from llm.stage import run_stage
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.throughput import flops_per_token
 from tests.rounding import assert_same_but_for_rounding
 from tests.test_dry_run import MODEL, SMALL, config, memory, text  # noqa: F401  # a fixture

@@ -27,7 +27,7 @@ from llm.errors import ConfigError, DamagedError
 from llm.model import build
 from llm.run.metrics import read_metrics
 from llm.run.runs import Run
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.throughput import flops_per_token
 from tests.korean import documents
 from tests.rounding import rounding

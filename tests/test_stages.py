@@ -19,7 +19,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import model as models
-from llm import tokenizer
 from llm.chat.talker import Talker
 from llm.config.compose import from_hydra
 from llm.config.evaluation import Sampling
@@ -36,6 +35,7 @@ from llm.run.metrics import read_metrics
 from llm.run.models import find_model
 from llm.run.runs import Run, check_files, load
 from llm.stage import run_stage
+from llm.tokenizer.folder import load_chat, read_special
 from tests.korean import documents
 from tests.rounding import rounding
 
@@ -359,8 +359,8 @@ def test_fine_tuning_leaves_an_adapter_and_the_base_as_it_was(
     assert config["base_model_name_or_path"] == str(base / "model")
     settings = compose("finetune", f"outputs={outputs}", *CHAT, f"data.path={conversations}", "base=base")
     held_out = [c for c in open_corpus(settings.data).records(held_out=True) if isinstance(c, Conversation)]
-    special = tokenizer.special(base / "model")
-    encoded, _ = encode_conversations(held_out, tokenizer.load_chat(base / "model"), sequence_length=64)
+    special = read_special(base / "model")
+    encoded, _ = encode_conversations(held_out, load_chat(base / "model"), sequence_length=64)
     rows = ConversationRows(encoded, pad_id=special.pad_id, sequence_length=64)
     before = loss_of(models.load(base / "model").eval(), rows)
     after = loss_of(models.load(base / "model", adapter=finished.path / "adapter").eval(), rows)
@@ -379,8 +379,8 @@ def test_a_chat_template_is_trained_with_its_tokens_and_kept_beside_the_adapter(
         finished = finetune(outputs, path, "chat_template=chatml", "data.packing=best_fit", "name=chatml")
     assert "chat_template=chatml: 2 new tokens, whose embeddings are trained" in caplog.text
     assert "what is trained is in ⟦ ⟧" in caplog.text and "<|im_start|>assistant / ⟦" in caplog.text
-    words, before = tokenizer.special(finished.path / "adapter"), tokenizer.special(base / "model")
-    size = len(tokenizer.load_chat(base / "model"))
+    words, before = read_special(finished.path / "adapter"), read_special(base / "model")
+    size = len(load_chat(base / "model"))
     assert (words.eos_id, words.bos_id) == (size + 1, before.bos_id)
     settings = json.loads((finished.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert list(settings["trainable_token_indices"].values()) == [[size, size + 1]]

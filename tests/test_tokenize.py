@@ -13,8 +13,9 @@ from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError, DataError
 from llm.run.runs import Run
 from llm.stage import run_stage
-from llm.tokenizer import load, train
+from llm.tokenizer.folder import load_tokenizer
 from llm.tokenizer.report import FIGURES
+from llm.tokenizer.training import train
 from tests.korean import documents, preset, save_preset
 
 SIZES = {"blog": 600, "byte_bpe": 700, "char_bpe": 3000}
@@ -73,7 +74,7 @@ def test_what_a_tokenizer_loses_stands_beside_its_pieces(outputs: Path, capsys: 
 
 
 def test_bytes_that_are_no_character_are_shown_as_hex_and_letters_as_letters(outputs: Path) -> None:
-    byte_level = load(next(outputs.glob("tokenizer/byte_bpe-*")))
+    byte_level = load_tokenizer(next(outputs.glob("tokenizer/byte_bpe-*")))
     assert "".join(piece for piece, _ in tokenize.pieces(byte_level, "뷁")) == "<eb><b7><81>"
     assert [piece for piece, _ in tokenize.pieces(byte_level, "\n\t")] == ["⏎", "⇥"]
     jamo = train(preset("jamo", vocab_size=600, decoder="Fuse"), iter(documents(50)))

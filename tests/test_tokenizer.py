@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm.errors import DamagedError
-from llm.tokenizer import digest, load, load_chat, special
+from llm.tokenizer.folder import digest, load_chat, load_tokenizer, read_special
 from tests.korean import HARD_TEXTS, save_preset, sentences
 
 SMALL = {"vocab_size": 400, "initial_alphabet": "none"}
@@ -41,12 +41,12 @@ def test_another_role_of_a_special_token_is_noticed(folder: Path, tmp_path: Path
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "<|endoftext|>"}))
     assert digest(tmp_path) != digest(folder)
-    for read in (load, load_chat):
+    for read in (load_tokenizer, load_chat):
         with pytest.raises(DamagedError, match=r"tokenizer.json cannot be read \(tokenizer.sha256 beside it says othe"):
             read(tmp_path)
 
 
-@pytest.mark.parametrize("read", [load, digest, special])
+@pytest.mark.parametrize("read", [load_tokenizer, digest, read_special])
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_a_damaged_file_is_named(tmp_path: Path, read: Callable[[Path], Any], content: str | None) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -62,7 +62,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_when_it_is_loaded(tmp_path: 
     state["model"]["unk_id"] = 10**6
     (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     (tmp_path / "tokenizer.sha256").unlink()
-    for read in (load, load_chat):
+    for read in (load_tokenizer, load_chat):
         with pytest.raises(DamagedError, match="cannot be read"):
             read(tmp_path)
 
@@ -117,14 +117,14 @@ def test_a_damaged_tokenizer_is_refused_in_one_line_or_encodes_as_before(
 ) -> None:
     """Without a digest beside it, it may also be another one."""
     path = save_preset(name, tmp_path, **SMALL) / "tokenizer.json"
-    raw, expected = path.read_bytes(), [encoding.ids for encoding in load(tmp_path).encode_batch(TEXTS)]
+    raw, expected = path.read_bytes(), [encoding.ids for encoding in load_tokenizer(tmp_path).encode_batch(TEXTS)]
     if not is_signed:
         (tmp_path / "tokenizer.sha256").unlink()
     found = []
     for number in range(MUTATIONS):
         path.write_bytes(MUTATE[number % len(MUTATE)](raw, random.Random(f"{name} {number}")))
         try:
-            tokenizer = load(tmp_path)
+            tokenizer = load_tokenizer(tmp_path)
         except DamagedError as error:
             assert len(str(error).splitlines()) == 1 and "tokenizer.json cannot be read" in str(error)
             found.append("refused")

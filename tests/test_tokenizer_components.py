@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError
-from llm.tokenizer import load, save, train
+from llm.tokenizer.folder import load_tokenizer, save
+from llm.tokenizer.training import train
 from tests.korean import HARD_TEXTS, documents, sentences
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
@@ -123,7 +124,7 @@ def test_every_pair_of_components_trains_and_encodes_equally_when_it_is_loaded_a
         assert again.decode_batch(ids) == trained.decode_batch(ids)
         if number % 4 == first % 4:  # transformers takes a hundred times as long
             save(trained, settings.roles, tmp_path)
-            auto, ours = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True), load(tmp_path)
+            auto, ours = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True), load_tokenizer(tmp_path)
             for text in sentences(2, seed=6):
                 assert auto(text)["input_ids"] == ours.encode(text).ids == trained.encode(text).ids
 

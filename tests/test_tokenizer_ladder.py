@@ -14,7 +14,7 @@ from llm.config.stages import TokenizerStage
 from llm.config.sweeping import ladder_overrides
 from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
-from llm.tokenizer import cut, train, why_not_reproducible
+from llm.tokenizer.training import cut, train, why_not_reproducible
 from tests import test_stages
 from tests.korean import HARD_TEXTS, documents, preset
 

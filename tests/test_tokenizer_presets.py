@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm.config.tokenizer import Alphabet, Morphemes
 from llm.model.generation import Detokenizer
-from llm.tokenizer import load, load_chat, save, special, train
-from llm.tokenizer.training import alphabet
+from llm.tokenizer.folder import load_chat, load_tokenizer, read_special, save
+from llm.tokenizer.training import alphabet, train
 from tests.korean import HARD_TEXTS, documents, preset, save_preset, sentences
 
 ALL = sorted(path.stem for path in Path("conf/tokenizer").glob("*.yaml") if path.stem != "pretrained")
@@ -29,7 +29,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     root = tmp_path_factory.mktemp("presets")
     # the analyser changes what is learned, not what this file is about
     folders = {name: save_preset(name, root / name, morphemes=Morphemes.none) for name in ALL}
-    return {name: (folder, load(folder), load_chat(folder)) for name, folder in folders.items()}
+    return {name: (folder, load_tokenizer(folder), load_chat(folder)) for name, folder in folders.items()}
 
 
 def test_the_presets_that_lose_text_say_so_and_the_others_do_not() -> None:
@@ -51,7 +51,7 @@ def test_text_comes_back_exactly(loaded: Loaded, name: str) -> None:
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_the_name_of_a_byte_or_of_a_special_token_is_text(loaded: Loaded, name: str) -> None:
     folder, tokenizer, _ = loaded[name]
-    named = special(folder).tokens
+    named = read_special(folder).tokens
     bytes_ids = {tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)} - {None}
     for token in (*named, "<0x41>"):
         for text in (token, f"가{token}나", f"가 {token}", f"<{token}>"):
@@ -74,7 +74,7 @@ def test_auto_tokenizer_encodes_and_decodes_the_same(loaded: Loaded, name: str) 
 @pytest.mark.parametrize("name", ALL)
 def test_special_tokens_have_their_roles_and_the_chat_template_uses_them(loaded: Loaded, name: str) -> None:
     folder, _, chat = loaded[name]
-    config, found = preset(name), special(folder)
+    config, found = preset(name), read_special(folder)
     first = config.special_tokens[0]
     assert (chat.bos_token, chat.eos_token) == (config.bos_token or first, config.eos_token or first)
     roles = (chat.bos_token, chat.eos_token, config.pad_token or chat.eos_token)
@@ -204,7 +204,7 @@ def test_words_are_cut_by_the_rule_that_the_preset_is_named_after(loaded: Loaded
 def test_jamo_shares_pieces_across_final_consonants_and_gives_syllables_back(tmp_path: Path) -> None:
     config = preset("jamo", vocab_size=400)
     save(train(config, iter(["가다 간다 갈 때 감", "오다 온다 올 때 옴"] * 20)), config.roles, tmp_path)
-    tokenizer = load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     encoding = tokenizer.encode("간 갈 감 온 올 옴 값 닭 없다 café")
     assert tokenizer.decode(encoding.ids) == "간 갈 감 온 올 옴 값 닭 없다 café"
     assert all(normalize("NFD", token) == token for token in encoding.tokens)

@@ -1,6 +1,5 @@
 """The report's numbers, by hand and by another way; the gate that refuses what loses text; what is sampled."""
 
-import importlib
 import importlib.util
 import json
 import math
@@ -25,15 +24,13 @@ from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest, write_shards
 from llm.errors import ConfigError, DataError
 from llm.run.runs import Run
-from llm.tokenizer import Sample, load, lost_bytes, report, save, train
-from llm.tokenizer.report import renyi_efficiency
-from llm.tokenizer.training import MARK, analyser, marked
+from llm.tokenizer.folder import load_tokenizer, save
+from llm.tokenizer.report import lost_bytes, measure, renyi_efficiency
+from llm.tokenizer.training import MARK, Sample, analyser, marked, train
 from llm.trainer.validation import evaluate
 from tests import test_stages
 from tests.korean import HARD_TEXTS, documents, preset, save_preset
 
-report_module = importlib.import_module("llm.tokenizer.report")
-training_module = importlib.import_module("llm.tokenizer.training")
 END = "<|endoftext|>"
 
 
@@ -50,7 +47,7 @@ def words(vocab: dict[str, int], **stages: object) -> Tokenizer:
 
 def test_the_report_of_a_case_worked_by_hand() -> None:
     tokenizer = words({"<unk>": 0, "가": 1, "나다": 2, "라": 3, "<0xEA>": 4, "ABC": 5})
-    found = report(tokenizer, ["가 나다 가", "가\n<0xEA> 뷁"])
+    found = measure(tokenizer, ["가 나다 가", "가\n<0xEA> 뷁"])
     assert (found.vocab_size, found.documents, found.tokens) == (6, 2, 6)
     assert found.raw_bytes == 14 + 14
     assert found.tokens_per_eojeol == 1
@@ -72,7 +69,7 @@ def test_the_report_of_a_case_worked_by_hand() -> None:
 
 def test_a_text_that_comes_back_as_another_of_its_length_is_not_lossless() -> None:
     replaced = {"type": "Replace", "pattern": {"String": "다"}, "content": "나"}
-    found = report(words({"<unk>": 0, "가": 1, "나": 2}, normalizer=replaced), ["가 다", "가 나"])
+    found = measure(words({"<unk>": 0, "가": 1, "나": 2}, normalizer=replaced), ["가 다", "가 나"])
     assert (found.lossless_documents, found.is_lossless, found.lost_bytes) == (1 / 2, False, 3)
 
 
@@ -85,9 +82,9 @@ def test_renyi_efficiency_of_cases_worked_by_hand() -> None:
 
 
 def test_tokens_that_cross_a_morpheme_are_counted_by_their_place_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_module, "analyser", lambda kind: lambda text: [1, 5])
+    monkeypatch.setattr("llm.tokenizer.report.analyser", lambda kind: lambda text: [1, 5])
     tokenizer = words({"<unk>": 0, "가나": 1, "다": 2, "라": 3, "마": 4})
-    found = report(
+    found = measure(
         tokenizer, ["가나 다라 마"], morphemes=Morphemes.mecab
     )  # cut after 가 and before 라's end: 가|나, 라|
     assert found.morpheme_crossing_rate == 1 / 3
@@ -113,7 +110,7 @@ def test_lost_bytes_of_cases_worked_by_hand(text: str, decoded: str, lost: int) 
 
 @pytest.mark.parametrize("name", ["blog", "char_bpe"])
 def test_the_report_equals_a_slow_loop(tmp_path: Path, name: str) -> None:
-    tokenizer = load(save_preset(name, tmp_path))
+    tokenizer = load_tokenizer(save_preset(name, tmp_path))
     texts = [*documents(1010, seed=7), *HARD_TEXTS.values(), "\n\n", "빈 줄\n\n뒤"]
     unknown_id = tokenizer.token_to_id("<unk>")
     tokens = unknown = eojeols = raw = lost = lines = exact = same = 0
@@ -133,7 +130,7 @@ def test_the_report_equals_a_slow_loop(tmp_path: Path, name: str) -> None:
             is_same = normalize("NFC", back) == normalize("NFC", line)
             lines, exact, same = lines + 1, exact + (back == line), same + is_same
             first = line if first is None and not is_same else first
-    found = report(tokenizer, iter(texts))
+    found = measure(tokenizer, iter(texts))
     assert (found.documents, found.raw_bytes, found.tokens, found.lost_bytes) == (len(texts), raw, tokens, lost)
     assert (found.exact_round_trip, found.nfc_round_trip) == (exact / lines, same / lines)
     assert (found.tokens_per_eojeol, found.bytes_per_token) == (tokens / eojeols, raw / tokens)
@@ -145,7 +142,7 @@ def test_the_report_equals_a_slow_loop(tmp_path: Path, name: str) -> None:
 def test_the_report_counts_the_unknown_token_of_every_model(model: str) -> None:
     unknown = "[UNK]" if model == "WordPiece" else "<unk>"
     config = TokenizerConfig(name=model, model=model, pre_tokenizer="Whitespace", special_tokens=[END, unknown])
-    assert report(train(config, iter(documents(100))), ["뷁"]).unknown_rate > 0
+    assert measure(train(config, iter(documents(100))), ["뷁"]).unknown_rate > 0
 
 
 # Bits per byte
@@ -232,7 +229,7 @@ def test_marks_stand_between_morphemes_and_nowhere_else() -> None:
 
 
 def test_no_token_learned_from_morphemes_crosses_one_and_no_mark_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "analyser", lambda kind: fake)
+    monkeypatch.setattr("llm.tokenizer.training.analyser", lambda kind: fake)
     corpus = ["나는 학교에 밥을 가방을 산에"] * 50
     plain = preset("byte_bpe", vocab_size=400)
     morph = preset("byte_bpe", vocab_size=400, morphemes="kiwi")

@@ -37,7 +37,7 @@ from llm.logger.live import RunLogger
 from llm.model import add_lora, build, next_token_nats
 from llm.model.loss import IGNORED
 from llm.run.metrics import read_metrics
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate

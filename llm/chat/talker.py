@@ -25,7 +25,8 @@ class Talker:
             DamagedError: a file of it is missing, is not what it was, or cannot be used.
         """
         from llm import model as models
-        from llm.tokenizer import TEMPLATES, Renderer, load_chat
+        from llm.tokenizer.chat import TEMPLATES, Renderer
+        from llm.tokenizer.folder import load_chat
 
         source.check()
         self.name, self.positions = source.title, source.positions  # tokens that prompt and answer may take together
@@ -89,7 +90,7 @@ class Talker:
         return {"tokenizer": words.backend_tokenizer, "pad_id": words.pad_token_id or 0, "eos_ids": ends}
 
     def _ids(self, messages: list[Message]) -> list[int]:
-        from llm.tokenizer import TemplateError
+        from llm.tokenizer.chat import TemplateError
 
         try:
             [ids] = self._renderer.prompt_ids([messages])

@@ -14,7 +14,7 @@ from llm.data.records import Conversation
 from llm.data.rows import IGNORED, Batch, best_fit
 from llm.data.shards import Array
 from llm.errors import DataError
-from llm.tokenizer import Renderer, TemplateError
+from llm.tokenizer.chat import Renderer, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

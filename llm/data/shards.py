@@ -31,7 +31,8 @@ from llm.environment import set_variables
 from llm.errors import DamagedError, DataError, MachineError
 from llm.run.console import log
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, naming, sha256_of, sync_file, write_json
-from llm.tokenizer import load, lost_bytes, special
+from llm.tokenizer.folder import load_tokenizer, read_special
+from llm.tokenizer.report import lost_bytes
 
 Array = np.ndarray[Any, Any]
 Sources = dict[str, tuple[Path, "Manifest"]]  # part of a mixture -> its shards and what is in them; "": all of it
@@ -191,7 +192,7 @@ class Encoder:
 
     def __init__(self, tokenizer_folder: Path) -> None:
         self.folder = tokenizer_folder
-        self._tokenizer, self._special = load(tokenizer_folder), special(tokenizer_folder)
+        self._tokenizer, self._special = load_tokenizer(tokenizer_folder), read_special(tokenizer_folder)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.bos_id, self.eos_id = self._special.bos_id, self._special.eos_id
         self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"

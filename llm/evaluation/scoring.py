@@ -16,7 +16,7 @@ from llm.data.order import EvaluationBatches
 from llm.data.rows import TokenRows
 from llm.errors import DivergedError
 from llm.model.loss import IGNORED
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special
 from llm.trainer.validation import Evaluation, evaluate
 
 

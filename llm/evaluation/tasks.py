@@ -9,10 +9,10 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from llm import tokenizer
 from llm.config.evaluation import EvaluationConfig
 from llm.errors import ConfigError
 from llm.evaluation.scoring import Scorer
+from llm.tokenizer.folder import load_chat
 
 MOST_WRITTEN = 256  # tokens of an answer, where a task does not say
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -49,7 +49,7 @@ def answer_tasks(
 
     A text begins with bos, as every document of ours does; `has_chat` puts the questions by the chat template.
     """
-    chat: Any = tokenizer.load_chat(tokenizer_folder)
+    chat: Any = load_chat(tokenizer_folder)
     chat.add_bos_token = True  # which writes the post-processor that puts it there
     model = ShortModel(
         scorer.model,

@@ -24,7 +24,7 @@ from llm.config.evaluation import GgufType
 from llm.errors import ConfigError, UnequalError
 from llm.model import open_config
 from llm.run.models import TOKENIZER, read_json
-from llm.tokenizer import LlamaCppForm, llama_cpp_form
+from llm.tokenizer.llama_cpp import LlamaCppForm, llama_cpp_form
 
 # What llama.cpp does for each architecture, and has no setting for.
 _FIXED: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from llm.export.weights import CHAT_TEMPLATE
 from llm.run.console import log
 from llm.run.models import read_json
-from llm.tokenizer import TEMPLATES
+from llm.tokenizer.chat import TEMPLATES
 
 # The chat templates of llm/tokenizer in Go's syntax: what a turn of each role is, and where an answer begins. llama.cpp
 # puts bos before it. Ollama unescapes nothing in a Modelfile; Go does within its quotes.

@@ -13,13 +13,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 from llm import model as models
-from llm import tokenizer
 from llm.config.evaluation import ExportConfig, Sampling, WeightType
 from llm.errors import UnequalError
 from llm.run.console import log
 from llm.run.files import write_json
 from llm.run.models import ADAPTER, BASE, read_json
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special, load_tokenizer, read_special
 
 ADAPTER_FILES = ("adapter_model.safetensors", ADAPTER)
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -42,7 +41,7 @@ class Reference:
 
 def reference_of(model: Any, prompts: Sequence[list[int]], tokenizer_folder: Path, *, positions: int) -> Reference:
     """What the run's model, in fp32, makes of prompts of token ids; a text may take `positions` tokens."""
-    special, vocabulary = tokenizer.special(tokenizer_folder), tokenizer.load(tokenizer_folder)
+    special, vocabulary = read_special(tokenizer_folder), load_tokenizer(tokenizer_folder)
     fitting = [prompt for prompt in prompts if len(prompt) + NEW_TOKENS <= positions]
     likeliest, ends = Sampling(max_new_tokens=NEW_TOKENS, repetition_penalty=1.0), [special.eos_id]
     how: dict[str, Any] = {"sampling": likeliest, "pad_id": special.pad_id, "eos_ids": ends, "batch_size": 1}
@@ -172,7 +171,7 @@ def write_tokenizer(source: Path, folder: Path, *, positions: int) -> None:
     In training the packer puts the beginning-of-document token before a text; here the tokenizer does, for nobody else
     would. A chat template has it already, and is encoded without what a tokenizer adds.
     """
-    config, vocabulary = read_json(source / "tokenizer_config.json"), tokenizer.load(source)
+    config, vocabulary = read_json(source / "tokenizer_config.json"), load_tokenizer(source)
     begin = config["bos_token"]
     vocabulary.post_processor = TemplateProcessing(
         single=[begin, "$A"], pair=[begin, "$A", "$B:1"], special_tokens=[(begin, vocabulary.token_to_id(begin))]

@@ -12,14 +12,13 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from llm import tokenizer
 from llm.config.training import ModelConfig, NewEmbeddings
 from llm.errors import ConfigError
 from llm.model.pretrained import load, new_model, pad, padding_of, read_config, take_rows, unpad
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.models import CONFIG, TOKENIZER, folder_of, opening, weight_files
-from llm.tokenizer import Special
+from llm.tokenizer.folder import Special, gives_same_ids, pieces_of, tokens_of
 
 KEY = "model.path"
 # Settings of model by the names to which configs of transformers answer; the first that one has.
@@ -248,7 +247,7 @@ def check_tokenizer(config: ModelConfig, tokenizer_folder: Path) -> None:
     """
     folder = _folder(config)
     has_own = (folder / TOKENIZER).is_file()
-    if config.resize_vocabulary or (has_own and tokenizer.gives_same_ids(folder, tokenizer_folder)):
+    if config.resize_vocabulary or (has_own and gives_same_ids(folder, tokenizer_folder)):
         return
     reason = "it is another than the model's own tokenizer.json" if has_own else "the model brings no tokenizer.json"
     raise ConfigError(
@@ -285,14 +284,14 @@ def _take_tokenizer(
     Any other is made of those of the base's tokens for its text, by the rule. Of a folder without a tokenizer the
     tokens are taken for those of the same number.
     """
-    tokens, rows = tokenizer.tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
+    tokens, rows = tokens_of(tokenizer_folder), model.get_input_embeddings().weight.shape[0]
     has_own = (folder / TOKENIZER).is_file()
-    known = tokenizer.tokens_of(folder) if has_own else dict(tokens)
+    known = tokens_of(folder) if has_own else dict(tokens)
     kept = {number: known[text] for text, number in tokens.items() if known.get(text, rows) < rows}
     new = [text for text, number in tokens.items() if number not in kept]
     pieces: dict[int, dict[int, float]] = {}
     if has_own and rule not in (NewEmbeddings.mean, NewEmbeddings.random):
-        found = tokenizer.pieces_of(folder, new)
+        found = pieces_of(folder, new)
         pieces = {tokens[text]: _weights(of, rule) for text, of in found.items() if all(n < rows for n, _ in of)}
     take_rows(model, len(tokens), kept, pieces=pieces, is_random=rule is NewEmbeddings.random)
     log.info(

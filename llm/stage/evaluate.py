@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from llm import tokenizer
 from llm.config.data import DataConfig, DataKind
 from llm.config.evaluation import EvaluationConfig
 from llm.config.stages import EvaluateStage
@@ -27,6 +26,7 @@ from llm.stage import Runs, Stage, Step, documents
 from llm.stage.estimate import Estimate
 from llm.stage.held_out import Evaluated, documents_of, find_evaluated, open_sources
 from llm.stage.training import Prompts, prompts_of
+from llm.tokenizer.folder import convert_tokenizer, load_chat, load_tokenizer, read_special
 
 if TYPE_CHECKING:
     from llm.evaluation.scoring import Scorer
@@ -113,7 +113,7 @@ def _evaluate(run: Run, config: EvaluateStage, evaluated: Evaluated) -> Outcome:
     with TemporaryDirectory(dir=run.path, prefix=TEMPORARY) as scratch:
         folder = model.tokenizer  # as our runs have it, whosever it is
         if model.run is None:
-            folder = tokenizer.convert(folder, Path(scratch) / "tokenizer", key=f"run={model.path}")
+            folder = convert_tokenizer(folder, Path(scratch) / "tokenizer", key=f"run={model.path}")
         scorer = _open_scorer(config.evaluation, model, folder)
         sources = open_sources(evaluated, folder, Path(scratch))
         texts = documents_of(sources, scorer.tokenizer, seed=config.seed)
@@ -141,12 +141,12 @@ def _open_scorer(asked: EvaluationConfig, model: Model, folder: Path) -> "Scorer
 
     loaded = models.load(model.weights, adapter=model.adapter).eval()
     loaded.config.pad_token_id = None  # else transformers warns of padding without a mask, which on the right none sees
-    vocabulary = tokenizer.load(folder)
+    vocabulary = load_tokenizer(folder)
     if (rows := loaded.get_input_embeddings().weight.shape[0]) < (tokens := vocabulary.get_vocab_size()):
         raise ConfigError(f"run={model.path}: {rows} embeddings for {tokens} tokens. Put its own tokenizer there.")
     models.require_isolation(loaded, vocab_size=tokens, architecture=loaded.config.model_type)
     loaded.to("cuda" if asked.accelerator is not Accelerator.cpu and torch.cuda.is_available() else "cpu")
-    special, size = tokenizer.special(folder), asked.batch_tokens
+    special, size = read_special(folder), asked.batch_tokens
     return Scorer(loaded, vocabulary, special, positions=model.positions, batch_tokens=size)
 
 
@@ -173,7 +173,7 @@ def _text(sources: Sources, evaluated: Evaluated, scorer: "Scorer") -> dict[str,
 
 def _answers(chats: DataConfig, conversations: list[Conversation], folder: Path, scorer: "Scorer") -> dict[str, Any]:
     """The loss of held-out answers."""
-    length, chat = chats.sequence_length, tokenizer.load_chat(folder)
+    length, chat = chats.sequence_length, load_chat(folder)
     encoded, dropped = encode_conversations(conversations, chat, sequence_length=length, overlong=chats.overlong)
     if not encoded:
         raise DataError(f"data={chats.name}: no held-out conversation fits data.sequence_length={length}.")
@@ -229,7 +229,7 @@ def _tasks(config: EvaluateStage, model: Model, folder: Path, scorer: "Scorer") 
 
 def uses_chat_template(config: EvaluateStage, model: Model, folder: Path) -> bool:
     """As it is asked for; else of a tuned run, and of a folder that has a template. Every tokenizer of ours has one."""
-    has_template = tokenizer.load_chat(folder).chat_template is not None
+    has_template = load_chat(folder).chat_template is not None
     if config.evaluation.chat_template is None:
         return has_template and (model.run is None or model.run.stage == "finetune")
     if config.evaluation.chat_template and not has_template:

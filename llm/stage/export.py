@@ -3,7 +3,6 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm import tokenizer
 from llm.config.evaluation import ExportConfig, GgufType, WeightType
 from llm.config.stages import ExportStage
 from llm.environment import process_rank
@@ -17,6 +16,8 @@ from llm.run.runs import Run, check_files, find_run, metrics_of
 from llm.stage import Runs, Stage
 from llm.stage.estimate import Estimate
 from llm.stage.training import prompts_of
+from llm.tokenizer.folder import load_tokenizer, read_special
+from llm.tokenizer.llama_cpp import LlamaCppForm
 
 FORMAT_VERSION = 4
 MOST_PROMPTS = 8
@@ -63,7 +64,7 @@ def result_names(config: ExportStage) -> list[str]:
     return [*apart, "positions_compared", "parameters", *of_merge]
 
 
-def _gguf_form(config: ExportConfig, model: Model) -> tokenizer.LlamaCppForm | None:
+def _gguf_form(config: ExportConfig, model: Model) -> LlamaCppForm | None:
     """How llama.cpp cuts text as the run's tokenizer does, where a file for it is asked for."""
     if config.gguf is None:
         return None
@@ -73,7 +74,7 @@ def _gguf_form(config: ExportConfig, model: Model) -> tokenizer.LlamaCppForm | N
         )
     from llm.export.gguf import require_gguf  # with transformers: takes seconds
 
-    return require_gguf(model.weights, tokenizer.load(model.tokenizer), config.gguf)
+    return require_gguf(model.weights, load_tokenizer(model.tokenizer), config.gguf)
 
 
 def _check_made(config: ExportStage, made: Run) -> None:
@@ -88,7 +89,7 @@ def _check_made(config: ExportStage, made: Run) -> None:
         check_files(made)
 
 
-def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tokenizer.LlamaCppForm | None) -> Outcome:
+def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: LlamaCppForm | None) -> Outcome:
     from llm import model as models  # takes seconds, which an export that is already finished need not wait for
     from llm.export import card, weights
 
@@ -98,7 +99,7 @@ def _export(run: Run, config: ExportConfig, source: Run, model: Model, form: tok
     with whole_folder(folder) as target:
         weights.write_tokenizer(model.tokenizer, target, positions=model.positions)
         if config.merge or model.adapter is None:
-            special = tokenizer.special(model.tokenizer)
+            special = read_special(model.tokenizer)
             proof = weights.export_model(loaded, target, reference, special, config)
         else:
             proof = weights.export_adapter(model.adapter, model.weights, target, reference, config)
@@ -116,13 +117,11 @@ def _prompts(source: Run, model: Model) -> list[list[int]]:
     texts = list(dict.fromkeys(sample["prompt"] for sample in metrics_of(source, SAMPLES)))[:MOST_PROMPTS]
     if source.stage == "finetune":
         return [ids for _, ids in prompts_of(model.tokenizer, [[{"role": "user", "content": t}] for t in texts])]
-    special, vocabulary = tokenizer.special(model.tokenizer), tokenizer.load(model.tokenizer)
+    special, vocabulary = read_special(model.tokenizer), load_tokenizer(model.tokenizer)
     return [[special.bos_id, *vocabulary.encode(text, add_special_tokens=False).ids] for text in texts]
 
 
-def _write_gguf(
-    folder: Path, config: ExportConfig, model: Model, form: tokenizer.LlamaCppForm, *, has_chat: bool
-) -> None:
+def _write_gguf(folder: Path, config: ExportConfig, model: Model, form: LlamaCppForm, *, has_chat: bool) -> None:
     from llm.export.gguf import write_gguf
     from llm.export.ollama import modelfile
 

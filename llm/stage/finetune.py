@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from llm import tokenizer
 from llm.config.data import Packing
 from llm.config.stages import FinetuneStage
 from llm.config.tuning import ALL_LINEAR, Method
@@ -25,6 +24,8 @@ from llm.run.models import Model, digest_in, find_model
 from llm.run.runs import Run
 from llm.stage import Runs, Stage
 from llm.stage.training import measured_names, model_digest, prompts_of, train
+from llm.tokenizer.chat import check_template, read_template
+from llm.tokenizer.folder import Special, convert_tokenizer, load_chat, load_tokenizer, read_special, save_with_template
 
 FORMAT_VERSION = 5
 SAMPLES = 3  # held-out questions that are answered at each validation: the first that fit on a screen, if there are
@@ -38,13 +39,13 @@ def plan(config: FinetuneStage, parents: Runs) -> Plan:
     base = find_base(config.outputs, config.base)
     check_against_base(config, base)
     base.check()
-    template = tokenizer.read_template(config.chat_template) if config.chat_template is not None else None
+    template = read_template(config.chat_template) if config.chat_template is not None else None
     corpus = open_corpus(config.data)
     of_template = {"chat_template": digest_of([template])} if template is not None else {}
 
     def prepare(folder: Path) -> None:
         if base.run is None:
-            tokenizer.convert(base.weights, folder / "tokenizer", key=f"base={base.weights}")
+            convert_tokenizer(base.weights, folder / "tokenizer", key=f"base={base.weights}")
 
     def work(run: Run) -> Outcome | None:
         with _chat_tokenizer(run, base, template, str(config.chat_template)) as (folder, new_ids):
@@ -67,11 +68,11 @@ def _chat_tokenizer(run: Run, base: Model, template: str | None, name: str) -> I
     """(the folder of the tokenizer to train with, the ids of the tokens that the base's lacks)."""
     own = base.weights if base.run else run.path / "tokenizer"  # rank zero has put it there
     if template is None:
-        tokenizer.check_template(tokenizer.load_chat(own), name=str(base.path))
+        check_template(load_chat(own), name=str(base.path))
         yield own, []
         return
     with tempfile.TemporaryDirectory(prefix="ttukttak-") as folder:
-        new_ids = tokenizer.save_with_template(own, template, Path(folder), name=f"chat_template={name}")
+        new_ids = save_with_template(own, template, Path(folder), name=f"chat_template={name}")
         if new_ids:
             log.info("chat_template=%s: %d new tokens, whose embeddings are trained", name, len(new_ids))
         yield Path(folder), new_ids
@@ -85,8 +86,8 @@ def _train(
     from llm import model as models
     from llm.trainer.fit import require_rows
 
-    special = tokenizer.special(tokenizer_folder)
-    vocab_size = tokenizer.load(tokenizer_folder).get_vocab_size()
+    special = read_special(tokenizer_folder)
+    vocab_size = load_tokenizer(tokenizer_folder).get_vocab_size()
     if process_rank() == 0:
         corpus.keep_left_out(run.path)
     rows, prompts, dropped = _read(config, corpus, tokenizer_folder, special)
@@ -138,10 +139,10 @@ def _sizes(model: Any, config: FinetuneStage) -> dict[str, Any]:
 
 
 def _read(
-    config: FinetuneStage, corpus: Corpus, folder: Path, special: tokenizer.Special
+    config: FinetuneStage, corpus: Corpus, folder: Path, special: Special
 ) -> tuple[dict[str, ConversationRows], list[tuple[str, list[int]]], dict[str, int]]:
     """(rows of both splits, the first held-out questions with their token ids, what was dropped by reason)."""
-    chat = tokenizer.load_chat(folder)
+    chat = load_chat(folder)
     conversations: dict[str, list[Conversation]] = {"train": [], "held_out": []}
     for is_held_out, record in corpus.split_records():
         if isinstance(record, Conversation):
@@ -232,7 +233,7 @@ def check_against_base(config: FinetuneStage, base: Model) -> None:
     if config.lora.method is Method.qlora:
         _require_four_bits()
     if not base.run:
-        from llm.tokenizer import require_chat
+        from llm.tokenizer.folder import require_chat
 
         require_chat(base.weights, template=config.chat_template)
     if not base.run or config.lora.target_modules:

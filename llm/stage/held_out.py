@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from llm import tokenizer
 from llm.config.compose import as_recorded
 from llm.config.data import DataConfig, DataKind
 from llm.config.stages import EvaluateStage
@@ -26,6 +25,8 @@ from llm.run.console import log
 from llm.run.files import digest_of
 from llm.run.models import Model, base_of, find_model, is_foreign
 from llm.run.runs import Run
+from llm.tokenizer.chat import check_template
+from llm.tokenizer.folder import load_chat
 
 MOST_BYTES = 4_000_000  # of raw text: enough for thousands of items, decoded in seconds
 WAY_TO_TEMPLATE = "Mark the answers in its chat_template.jinja, or give data=text."
@@ -135,8 +136,8 @@ def _check_folder(config: EvaluateStage, model: Model) -> None:
 
     read_config(model.weights, key="run")
     if config.data and config.data.kind is DataKind.conversations:  # its own template tells the answers
-        chat = tokenizer.load_chat(model.tokenizer)
-        tokenizer.check_template(chat, name=f"run={model.tokenizer}", way=WAY_TO_TEMPLATE)
+        chat = load_chat(model.tokenizer)
+        check_template(chat, name=f"run={model.tokenizer}", way=WAY_TO_TEMPLATE)
 
 
 def _check(config: EvaluateStage, evaluated: Evaluated) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm import tokenizer
 from llm.config.stages import PretrainStage, Reuse, ShardsStage
 from llm.config.training import Schedule
 from llm.data.mixture import rows_of, say_epochs, sources_of
@@ -21,6 +20,7 @@ from llm.stage import Runs, Stage, Step, step_of
 from llm.stage.estimate import Estimate
 from llm.stage.tokenizer import vocab_size
 from llm.stage.training import measured_names, model_digest, train
+from llm.tokenizer.folder import Special, load_tokenizer, read_special
 
 FORMAT_VERSION = 2
 
@@ -74,7 +74,7 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
     model = models.build(
         config.model,
         vocab_size=num_tokens,
-        special=tokenizer.special(tokenizer_folder),
+        special=read_special(tokenizer_folder),
         tokenizer_folder=tokenizer_folder,
     )
     models.require_isolation(model, vocab_size=num_tokens, architecture=model.config.model_type)
@@ -114,7 +114,7 @@ def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
 
 
 def _prompts(config: PretrainStage, tokenizer_folder: Path) -> list[tuple[str, list[int]]]:
-    loaded, begin = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).bos_id
+    loaded, begin = load_tokenizer(tokenizer_folder), read_special(tokenizer_folder).bos_id
     texts = config.trainer.sample_prompts
     return [(text, [begin, *loaded.encode(text, add_special_tokens=False).ids]) for text in texts]
 
@@ -168,7 +168,7 @@ def outline(config: PretrainStage, parents: Runs) -> Any:
     from llm import model as models
 
     num_tokens = parents["shards"].results["vocab_size"] if parents else vocab_size(config.tokenizer)
-    special = tokenizer.Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+    special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
     with torch.device("meta"):
         return models.build(config.model, vocab_size=num_tokens, special=special)
 

@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 
 from tokenizers import Tokenizer
 
-from llm import tokenizer
 from llm.config.data import DataConfig
 from llm.config.stages import Reuse, TokenizerStage
 from llm.config.tokenizer import TokenizerConfig
@@ -24,6 +23,10 @@ from llm.run.runs import Run
 from llm.stage import Runs, Stage, Step, documents, run_step, step_of
 from llm.stage.estimate import Estimate, estimate_text, estimated_run, guess_bytes_per_token
 from llm.tokenizer.extend import extend
+from llm.tokenizer.folder import digest, load_tokenizer, read_pretrained, save
+from llm.tokenizer.llama_cpp import llama_cpp_form
+from llm.tokenizer.report import Report, measure
+from llm.tokenizer.training import Sample, cut, installed_analyser, train, why_not_reproducible
 
 FORMAT_VERSION = 4
 
@@ -62,7 +65,7 @@ def _source(config: TokenizerConfig) -> dict[str, str]:
     """The digest of what a tokenizer that is read, not trained, is made from: tokens and roles of special ones."""
     if config.path is None:
         return {}
-    made, roles = tokenizer.read_pretrained(_folder(config), config)
+    made, roles = read_pretrained(_folder(config), config)
     return {"tokenizer": digest_of([json.loads(made.to_str()), roles])}
 
 
@@ -70,7 +73,7 @@ def vocab_size(config: TokenizerConfig) -> int:
     """The size that is asked for; of a tokenizer that is read, the size it has."""
     if config.path is None:
         return config.vocab_size
-    return int(tokenizer.read_pretrained(_folder(config), config)[0].get_vocab_size()) + config.size
+    return int(read_pretrained(_folder(config), config)[0].get_vocab_size()) + config.size
 
 
 def _folder(config: TokenizerConfig) -> Path:
@@ -80,7 +83,7 @@ def _folder(config: TokenizerConfig) -> Path:
 
 def result_names(config: TokenizerStage) -> list[str]:
     """The numbers that a run has to show at its end, by name."""
-    return [name for name, kind in get_type_hints(tokenizer.Report).items() if kind in (int, float, float | None)]
+    return [name for name, kind in get_type_hints(Report).items() if kind in (int, float, float | None)]
 
 
 def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
@@ -89,7 +92,7 @@ def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
     if config.tokenizer.path is None:
         roles = config.tokenizer.roles
     else:
-        base, roles = tokenizer.read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
+        base, roles = read_pretrained(folder := _folder(config.tokenizer), config.tokenizer)
         log.info("taken from %s: %s", folder, ", ".join(f"{role} {token}" for role, token in roles.items()))
         notes["taken_from"] = str(folder)
     if base is None or config.tokenizer.new_tokens:
@@ -98,22 +101,22 @@ def _train(run: Run, config: TokenizerStage, parents: Runs) -> Outcome:
     else:
         made = base
     with whole_files(run.path) as target:
-        tokenizer.save(made, roles, target)
-    loaded = tokenizer.load(run.path)
+        save(made, roles, target)
+    loaded = load_tokenizer(run.path)
     held_out = (text for folder in made_of.values() for text in read_texts(folder, "held_out"))
-    report = tokenizer.report(loaded, held_out, morphemes=tokenizer.installed_analyser())
+    report = measure(loaded, held_out, morphemes=installed_analyser())
     results = asdict(report)
     write_json(run.path / "report.json", results)
     _say(config.tokenizer, loaded, report)
     _refuse_lossy(config.tokenizer, results)
-    form = tokenizer.llama_cpp_form(loaded)
+    form = llama_cpp_form(loaded)
     if isinstance(form, str):
         log.info("models with it cannot be written for llama.cpp (export.gguf): %s", form)
         notes["llama_cpp"] = f"no: {form}"
     else:
         log.info("models with it can be written for llama.cpp (export.gguf), whose %s it is", form.model)
         notes["llama_cpp"] = form.model
-    return Outcome(results=results, digest=tokenizer.digest(run.path), notes=notes)
+    return Outcome(results=results, digest=digest(run.path), notes=notes)
 
 
 def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
@@ -121,14 +124,14 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     wanted = config.tokenizer
     if wanted.ladder is None or wanted.ladder == wanted.size:
         return None
-    if wanted.path is None and (reason := tokenizer.why_not_reproducible(wanted)):
+    if wanted.path is None and (reason := why_not_reproducible(wanted)):
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
     size: dict[str, Any] = {wanted.size_name: wanted.ladder}
     larger = replace(wanted, **size, ladder=None)
     parent = run_step(step_of(replace(config, tokenizer=larger, reuse=Reuse.auto, logger=None)), wait=True)
     log.info("cut from %s, which holds it", parent.path)
-    trained = tokenizer.cut(tokenizer.load(parent.path), vocab_size(wanted))
+    trained = cut(load_tokenizer(parent.path), vocab_size(wanted))
     trained.encode_special_tokens = False
     return trained, parent.record["notes"] | {"cut_from": str(parent.path)}
 
@@ -144,10 +147,10 @@ def _learn(
         sizes = {name: run.results["train"]["raw_bytes"] for name, run in documents.of_parts(parents).items()}
         return texts_in_proportion(made_of, sizes, config.data.parts)
 
-    sample = tokenizer.Sample(texts, config.tokenizer.sample_bytes, config.tokenizer.sample_seed)
+    sample = Sample(texts, config.tokenizer.sample_bytes, config.tokenizer.sample_seed)
     notes: dict[str, Any] = {}
     if base is None:
-        trained = tokenizer.train(config.tokenizer, sample)
+        trained = train(config.tokenizer, sample)
     else:
         trained, notes = _extend(config.tokenizer, base, sample)
     return trained, notes | {
@@ -155,18 +158,18 @@ def _learn(
         "learned_from_documents": sample.documents,
         "sampled_from_bytes": sample.total_bytes,  # None: all of the training text was taken
         "peak_memory_bytes": peak_memory_bytes(),  # of the process, up to here
-        "reproducible": base is not None or tokenizer.why_not_reproducible(config.tokenizer) is None,
+        "reproducible": base is not None or why_not_reproducible(config.tokenizer) is None,
     }
 
 
-def _extend(config: TokenizerConfig, base: Tokenizer, sample: tokenizer.Sample) -> tuple[Tokenizer, dict[str, Any]]:
+def _extend(config: TokenizerConfig, base: Tokenizer, sample: Sample) -> tuple[Tokenizer, dict[str, Any]]:
     assert config.new_tokens is not None
     made = extend(base, lambda: iter(sample), new_tokens=config.new_tokens, min_frequency=config.min_frequency)
     log.info("%d new tokens, the first %r; %d are characters", len(made.tokens), made.tokens[:5], made.characters)
     return made.tokenizer, {"new_tokens": len(made.tokens), "new_characters": made.characters}
 
 
-def _say(config: TokenizerConfig, made: Tokenizer, report: tokenizer.Report) -> None:
+def _say(config: TokenizerConfig, made: Tokenizer, report: Report) -> None:
     """What it is in a line, and a warning of each thing that another choice would mend."""
     size = report.vocab_size
     log.info(

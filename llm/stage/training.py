@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm import tokenizer
 from llm.config.evaluation import Sampling
 from llm.config.stages import FinetuneStage, PretrainStage
 from llm.config.training import TrainerConfig
@@ -14,6 +13,8 @@ from llm.run.devices import as_begun
 from llm.run.files import digest_of, sha256_of, whole_folder
 from llm.run.metrics import history, read_metrics
 from llm.run.runs import Run
+from llm.tokenizer.chat import Renderer
+from llm.tokenizer.folder import load_chat, load_tokenizer, read_special
 
 if TYPE_CHECKING:
     from llm.data.rows import Rows
@@ -95,7 +96,7 @@ def _samples(model: Any, tokenizer_folder: Path, prompts: Prompts, config: Train
     """A text drawn from each prompt, by the model as it is now."""
     from llm import model as models
 
-    loaded, pad_id = tokenizer.load(tokenizer_folder), tokenizer.special(tokenizer_folder).pad_id
+    loaded, pad_id = load_tokenizer(tokenizer_folder), read_special(tokenizer_folder).pad_id
     sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=config.sample_temperature)
     answers = models.generate(model, [ids for _, ids in prompts], loaded, sampling=sampling, pad_id=pad_id)
     return [{"prompt": text, "text": answer.text} for (text, _), answer in zip(prompts, answers, strict=True)]
@@ -103,7 +104,7 @@ def _samples(model: Any, tokenizer_folder: Path, prompts: Prompts, config: Train
 
 def prompts_of(tokenizer_folder: Path, turns: list[list[dict[str, str]]]) -> Prompts:
     """Each conversation's last message, and the ids of all its messages as what an answer comes after."""
-    ids = tokenizer.Renderer(tokenizer.load_chat(tokenizer_folder)).prompt_ids(turns)
+    ids = Renderer(load_chat(tokenizer_folder)).prompt_ids(turns)
     return [(messages[-1]["content"], line) for messages, line in zip(turns, ids, strict=True)]
 
 

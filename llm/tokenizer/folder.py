@@ -65,7 +65,7 @@ def _write(chat: "PreTrainedTokenizerFast", tokenizer: Tokenizer, folder: Path) 
     write_text(folder / DIGEST_FILE, digest(folder) + "\n")
 
 
-def load(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer for raw text: a special token's name in it is ordinary text, and nothing is added.
 
     Raises:
@@ -121,7 +121,7 @@ def save_with_template(base: Path, template: str, target: Path, *, name: str) ->
     return sorted(ids)
 
 
-def special(folder: Path) -> Special:
+def read_special(folder: Path) -> Special:
     """The special tokens of a saved tokenizer."""
     config, state = read_json(folder / SETTINGS_FILE), read_json(folder / TOKENIZER)
     try:
@@ -173,7 +173,7 @@ def require_chat(folder: Path, *, template: str | None = None) -> None:
         raise ConfigError(f"{key}: its tokenizer has no chat template. Choose one, as chat_template=chatml.")
 
 
-def convert(source: Path, target: Path, *, key: str) -> Path:
+def convert_tokenizer(source: Path, target: Path, *, key: str) -> Path:
     """`target`, with the tokenizer of `source` as our own runs have it.
 
     What ends a text also pads and begins one, where nothing else does. Padding is never trained on: its labels are left

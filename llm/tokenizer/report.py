@@ -61,8 +61,8 @@ class Report:
 FIGURES = {each.name: each.metadata["label"] for each in fields(Report) if "label" in each.metadata}
 
 
-def report(tokenizer: Tokenizer, documents: Iterable[str], *, morphemes: Morphemes = Morphemes.none) -> Report:
-    """Measure a tokenizer, as llm.tokenizer.load gives it, on held-out documents; against `morphemes` if one is given.
+def measure(tokenizer: Tokenizer, documents: Iterable[str], *, morphemes: Morphemes = Morphemes.none) -> Report:
+    """Measure a tokenizer, as load_tokenizer gives it, on held-out documents; against `morphemes` if one is given.
 
     Raises:
         ConfigError: the analyser's package is not installed.
