@@ -260,3 +260,19 @@ def test_the_nfc_decoder_composes_every_character_and_is_part_of_tokenizer_json(
     assert len(composed) > 12_000
     line = " ".join(composed)
     assert tokenizer.decode(tokenizer.encode(line).ids) == line
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "가"}, "content": "가가"}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "line"),
+    [
+        ({"type": "Sequence", "normalizers": [DOUBLING] * 40}, "makes more than 100 characters of one, as in '나가"),
+        (DOUBLING | {"content": "가" * 2000}, "replaces by 2000 characters. Use 1000 at most."),
+    ],
+)
+def test_a_normalizer_that_makes_text_grow_without_end_is_refused(normalizer: dict[str, object], line: str) -> None:
+    asked = TokenizerConfig(name="x", model="BPE", normalizer=normalizer, vocab_size=100)
+    with pytest.raises(ConfigError, match=f"^tokenizer.normalizer {line}"):
+        train(asked, iter(["처음에는 아무것도 없다", "나" + "가" * 1000]))

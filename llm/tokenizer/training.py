@@ -13,12 +13,12 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
 
 from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError, DataError, is_panic
 from llm.run.console import log
-from llm.tokenizer.components import build
+from llm.tokenizer.components import assemble, build
 
 _SYMBOLS = ("min_frequency", "initial_alphabet", "limit_alphabet", "continuing_subword_prefix")
 _TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that each takes
@@ -31,6 +31,10 @@ _UNUSED = {"initial_alphabet": Alphabet.none, "limit_alphabet": None}  # what sa
 
 MARK = "\ue0ff"  # of a private use area: set between morphemes while training, and taken out of what it is set in
 _PACKAGES = {Morphemes.kiwi: ("kiwipiepy", "kiwipiepy"), Morphemes.mecab: ("mecab", "python-mecab-ko")}  # by module
+
+MAX_GROWTH = 100  # characters for one; Unicode's own forms make 18 at most, U+FDFA in NFKD
+MAX_CONTENT = 1000  # characters that one replacement puts in
+PIECE = 1000  # characters that are normalized at once to see whether they grow: some 100 MB at the worst
 
 
 @dataclass
@@ -81,7 +85,7 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         texts = marked(texts, analyser(config.morphemes))
         parts = [pre_tokenizers.Split(MARK, "removed"), *filter(None, [tokenizer.pre_tokenizer])]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    _learn(tokenizer, texts, trainer)
+    _learn(tokenizer, _bounded(texts, _steps(untrained["normalizer"])), trainer)
     return _finished(tokenizer, untrained, config)
 
 
@@ -101,6 +105,38 @@ def cut(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
         state["model"]["vocab"] = {token: number for token, number in vocab.items() if number < size}
         state["model"]["merges"] = state["model"]["merges"][:merges]
     return Tokenizer.from_str(json.dumps(state))
+
+
+def _bounded(texts: Iterable[str], steps: list[dict[str, Any]]) -> Iterator[str]:
+    """The texts, each looked at before the library normalizes it: replacements that feed each other fill the memory.
+
+    Raises:
+        ConfigError: a piece of text becomes more than MAX_GROWTH times as long.
+    """
+    if all(len(step.get("content", "")) <= 1 for step in steps):
+        yield from texts
+        return
+    if longest := max((step["content"] for step in steps if len(step.get("content", "")) > MAX_CONTENT), default=None):
+        raise ConfigError(f"tokenizer.normalizer replaces by {len(longest)} characters. Use {MAX_CONTENT} at most.")
+    made: list[normalizers.Normalizer] = [assemble(normalizer=step).normalizer for step in steps]
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            piece = grown = text[start : start + PIECE]
+            for step in made:
+                grown = step.normalize_str(grown)
+                if len(grown) > MAX_GROWTH * len(piece):
+                    raise ConfigError(
+                        f"tokenizer.normalizer makes more than {MAX_GROWTH} characters of one, as in {piece[:20]!r}. "
+                        "Correct the steps that replace what others have put in."
+                    )
+        yield text
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer, those of a Sequence in a Sequence too."""
+    if normalizer is None or normalizer["type"] != "Sequence":
+        return [normalizer] if normalizer else []
+    return [step for each in normalizer["normalizers"] for step in _steps(each)]
 
 
 def _learn(tokenizer: Tokenizer, texts: Iterable[str], trainer: Any) -> None:
