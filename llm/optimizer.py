@@ -21,7 +21,14 @@ def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple
         head = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
         matrices = [p for p in decayed if p.ndim == 2 and (head is None or p is not head.weight)]
         rest = [p for p in decayed if p not in set(matrices)]
-        muon = _muon(matrices, config, fused=_fused(model))
+        muon = Muon(
+            matrices,
+            fused=frozenset(p for name, p in model.named_parameters() if name.endswith(".c_attn.weight")),
+            lr=config.muon_learning_rate or config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.muon_momentum,
+            adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rate serves (Liu et al. 2025, arXiv:2502.16982)
+        )
         optimizer: torch.optim.Optimizer = MuonWithAdamW(muon, _adamw(rest, others, config))
     else:
         optimizer = _adamw(decayed, others, config)
@@ -34,8 +41,13 @@ def schedule(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
         return (step + 1) / config.warmup_steps
     decay_from = _first_decaying_step(config, max_steps=max_steps)
     progress = min(1.0, max(0.0, (step - decay_from) / max(1, max_steps - 1 - decay_from)))
-    is_line = config.schedule is Schedule.wsd and config.decay_shape is DecayShape.linear
-    left = _LEFT[Schedule.linear if is_line else config.schedule](progress)
+    left = 1 - progress  # of the way down: linear, or wsd in a line
+    if config.schedule is Schedule.constant:
+        left = 1.0
+    elif config.schedule is Schedule.cosine:
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule is Schedule.wsd and config.decay_shape is DecayShape.one_minus_sqrt:
+        left = 1 - math.sqrt(progress)
     return config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * left
 
 
@@ -51,15 +63,6 @@ def _first_decaying_step(config: OptimizerConfig, *, max_steps: int) -> int:
     if config.schedule is Schedule.wsd:
         return max(config.warmup_steps, max_steps - round(config.decay_share * max_steps))
     return config.warmup_steps
-
-
-# What is left of the way down, by how much of the decay is done.
-_LEFT: dict[Schedule, Callable[[float], float]] = {
-    Schedule.cosine: lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    Schedule.linear: lambda progress: 1 - progress,
-    Schedule.wsd: lambda progress: 1 - math.sqrt(progress),
-    Schedule.constant: lambda progress: 1.0,
-}
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -85,12 +88,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         self._share()
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = closure() if closure else None
         self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
         return loss
@@ -101,7 +100,7 @@ class Muon(torch.optim.Muon):
 
     def __init__(self, matrices: list[nn.Parameter], *, fused: frozenset[nn.Parameter], **settings: Any) -> None:
         super().__init__(matrices, **settings)
-        self._fused = fused  # of shape (inputs, 3 x outputs)
+        self._fused = fused  # queries, keys and values side by side, of shape (inputs, 3 x outputs)
 
     def _init_group(self, group: MutableMapping[str, Any], *collected: list[torch.Tensor]) -> bool:
         """torch's step works on the weights, gradients and momenta that this collects: here, on views of them."""
@@ -112,22 +111,6 @@ class Muon(torch.optim.Muon):
             for tensors, tensor in zip(collected, (weight, *others), strict=True):
                 tensors += tensor.detach().chunk(parts, dim=1)
         return has_complex
-
-
-def _fused(model: nn.Module) -> frozenset[nn.Parameter]:
-    """Weights of queries, keys and values side by side."""
-    return frozenset(p for name, p in model.named_parameters() if name.endswith(".c_attn.weight"))
-
-
-def _muon(matrices: list[nn.Parameter], config: OptimizerConfig, *, fused: frozenset[nn.Parameter]) -> Muon:
-    return Muon(
-        matrices,
-        fused=fused,
-        lr=config.muon_learning_rate or config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.muon_momentum,
-        adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rate serves (Liu et al. 2025, arXiv:2502.16982)
-    )
 
 
 def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,57 +1,38 @@
 """A causal language model from its config or its folder, in Hugging Face format, plain or with LoRA adapters.
 
 build.py      a config -> the Hugging Face config of the architecture that it names, and the model
-pretrained.py a folder -> its config, its model, an adapter; nothing that it brings is run
-lora.py       a frozen base -> the same model with low-rank adapters to train, and the two as one again
+pretrained.py a folder <-> a model and the low-rank adapters on it; nothing that a folder brings is run
 attention.py  where documents begin -> attention within each, without a mask
 loss.py       the next-token loss, compiled or not
 generation.py prompts -> text, piece by piece or many at once, each prompt drawn by its own seed
 """
 
-from llm.model.attention import checkpoint_blocks, document_bounds
-from llm.model.build import (
-    build,
-    check_architecture,
-    check_tokenizer,
-    count_base_parameters,
-    count_parameters,
-    digest_of_folder,
-    save,
-    with_settings_of_folder,
-)
-from llm.model.generation import Answer, generate, stream
-from llm.model.lora import add_lora, expert_tensors, merge, save_adapter, targets
-from llm.model.loss import EAGER, compiled, next_token_loss, next_token_nats, require_isolation
-from llm.model.pretrained import grow, load, open_config, outline, padding_of, read_config
-
-__all__ = [
-    "EAGER",
-    "Answer",
-    "add_lora",
-    "build",
-    "check_architecture",
-    "check_tokenizer",
-    "checkpoint_blocks",
-    "compiled",
-    "count_base_parameters",
-    "count_parameters",
-    "digest_of_folder",
-    "document_bounds",
-    "expert_tensors",
-    "generate",
-    "grow",
-    "load",
-    "merge",
-    "next_token_loss",
-    "next_token_nats",
-    "open_config",
-    "outline",
-    "padding_of",
-    "read_config",
-    "require_isolation",
-    "save",
-    "save_adapter",
-    "stream",
-    "targets",
-    "with_settings_of_folder",
-]
+from llm.model.attention import checkpoint_blocks as checkpoint_blocks
+from llm.model.attention import document_bounds as document_bounds
+from llm.model.build import build as build
+from llm.model.build import check_architecture as check_architecture
+from llm.model.build import check_tokenizer as check_tokenizer
+from llm.model.build import count_base_parameters as count_base_parameters
+from llm.model.build import count_parameters as count_parameters
+from llm.model.build import digest_of_folder as digest_of_folder
+from llm.model.build import save as save
+from llm.model.build import with_settings_of_folder as with_settings_of_folder
+from llm.model.generation import Answer as Answer
+from llm.model.generation import generate as generate
+from llm.model.generation import stream as stream
+from llm.model.loss import EAGER as EAGER
+from llm.model.loss import compiled as compiled
+from llm.model.loss import next_token_loss as next_token_loss
+from llm.model.loss import next_token_nats as next_token_nats
+from llm.model.loss import require_isolation as require_isolation
+from llm.model.pretrained import add_lora as add_lora
+from llm.model.pretrained import expert_tensors as expert_tensors
+from llm.model.pretrained import grow as grow
+from llm.model.pretrained import load as load
+from llm.model.pretrained import merge as merge
+from llm.model.pretrained import open_config as open_config
+from llm.model.pretrained import outline as outline
+from llm.model.pretrained import padding_of as padding_of
+from llm.model.pretrained import read_config as read_config
+from llm.model.pretrained import save_adapter as save_adapter
+from llm.model.pretrained import targets as targets

@@ -150,11 +150,6 @@ def settings_of(made: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def swiglu_size(hidden_size: int) -> int:
-    """8/3 of the hidden size, so that three matrices cost what GPT-2's two do (Shazeer 2020), rounded up to 32."""
-    return -(-8 * hidden_size // 3 // 32) * 32
-
-
 def _first(made: PreTrainedConfig, names: tuple[str, ...]) -> Any:
     return next((value for name in names if (value := getattr(made, name, None)) is not None), None)
 
@@ -178,7 +173,9 @@ def _settings(config: ModelConfig, known: set[str]) -> dict[str, Any]:
             raise ConfigError(f"model.{key}={value} is no setting of {config.architecture}. Leave it out.")
         if name is not None:
             settings[name] = value
-    head_size, inner_size = config.hidden_size // config.num_heads, swiglu_size(config.hidden_size)
+    head_size = config.hidden_size // config.num_heads
+    # 8/3 of the hidden size, so that three matrices cost what GPT-2's two do (Shazeer 2020), rounded up to 32
+    inner_size = -(-8 * config.hidden_size // 3 // 32) * 32
     if "num_key_value_heads" in settings:
         settings |= {"num_key_value_heads": config.num_key_value_heads or config.num_heads, "head_dim": head_size}
     if "query_pre_attn_scalar" in known:

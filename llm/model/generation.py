@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers.generation.logits_process import (
     LogitsProcessor,
-    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -79,7 +79,7 @@ def generate(
         for prompt, seed in zip(prompts, seeds or [sampling.seed] * len(prompts), strict=True)
     ]
     for start in range(0, len(rows), size):
-        for _ in _steps(model, rows[start : start + size], sampling, pad_id=pad_id, ends=ends):
+        for _ in _steps(model, rows[start : start + size], pad_id=pad_id):
             pass
     return [row.answer for row in rows]
 
@@ -95,10 +95,10 @@ def stream(
     answer: Answer | None = None,
 ) -> Generator[str, None, None]:
     """The same continuation in pieces, each as soon as it is whole characters; closing the iterator ends it."""
-    answer, shown, ends = answer or Answer(), 0, _end_ids(model, eos_ids)
-    row = _Row(model, prompt, answer, tokenizer, sampling, ends, sampling.seed)
+    answer, shown = answer or Answer(), 0
+    row = _Row(model, prompt, answer, tokenizer, sampling, _end_ids(model, eos_ids), sampling.seed)
     try:
-        for _ in _steps(model, [row], sampling, pad_id=pad_id, ends=ends):
+        for _ in _steps(model, [row], pad_id=pad_id):
             if len(answer.text) > shown:
                 yield answer.text[shown:]
                 shown = len(answer.text)
@@ -107,30 +107,23 @@ def stream(
         raise
 
 
-def _steps(
-    model: Any, rows: Sequence["_Row"], sampling: Sampling, *, pad_id: int, ends: Sequence[int]
-) -> Iterator[None]:
+def _steps(model: Any, rows: Sequence["_Row"], *, pad_id: int) -> Iterator[None]:
     """Go on with each row by one token at a time."""
-    positions, device = model.config.max_position_embeddings, model.device
     width = max(len(row.prompt) for row in rows)
-    paddings = [width - len(row.prompt) for row in rows]
-    input_ids = torch.tensor([[pad_id] * n + row.prompt for n, row in zip(paddings, rows, strict=True)], device=device)
-    mask = (torch.arange(width) >= torch.tensor(paddings)[:, None]).long().to(device)  # (rows, seq)
+    paddings = torch.tensor([width - len(row.prompt) for row in rows])
+    input_ids = torch.tensor([[pad_id] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
+    mask = (torch.arange(width) >= paddings[:, None]).long().to(model.device)  # (rows, seq)
     position_ids, cache = (mask.cumsum(1) - 1).clamp(min=0), None
-    seen: torch.Tensor | None = None  # (rows, vocab)
     while True:
         scores, cache = _next_scores(model, input_ids, mask, position_ids, cache)
-        seen = _with_tokens(torch.zeros_like(scores, dtype=torch.bool) if seen is None else seen, rows, ends)
-        tokens = _choose(scores, seen, sampling, [row.draws for row in rows])
-        for row, token in zip(rows, tokens, strict=True):
-            row.take(token)
+        tokens = [pad_id if row.is_done else row.take(here) for row, here in zip(rows, scores, strict=True)]
         yield
         if all(row.is_done for row in rows):
             return
-        new = [pad_id if row.is_done else token for row, token in zip(rows, tokens, strict=True)]
-        input_ids = torch.tensor(new, device=device)[:, None]
+        input_ids = torch.tensor(tokens, device=model.device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        position_ids = (position_ids[:, -1:] + 1).clamp(max=positions - 1)  # of a row that is done, which goes on
+        last = model.config.max_position_embeddings - 1  # of a row that is done, which goes on
+        position_ids = (position_ids[:, -1:] + 1).clamp(max=last)
 
 
 @torch.inference_mode()
@@ -158,44 +151,22 @@ def _end_ids(model: Any, more: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*own, *more]))
 
 
-def _with_tokens(seen: torch.Tensor, rows: Sequence["_Row"], ends: Sequence[int]) -> torch.Tensor:
-    """The tokens that each row has, bool (rows, vocab), but for those that end a text.
-
-    With one token for the beginning and the end of a document it would stand in every prompt, and the model would be
-    kept from ending.
-    """
-    for here, row in zip(seen, rows, strict=True):
-        here[row.answer.ids[-1:] or row.prompt] = True
-    seen[:, list(ends)] = False
-    return seen
-
-
-@torch.inference_mode()
-def _choose(
-    scores: torch.Tensor, seen: torch.Tensor, sampling: Sampling, draws: Sequence[torch.Generator]
-) -> list[int]:
-    """The next token of each row: of scores that are penalised and cut, the likeliest, or one that is drawn."""
+def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
+    """What changes the scores of a token before one is chosen."""
+    made: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
-        scores = penalised(scores, seen, sampling.repetition_penalty)
+        made.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature > 0:
-        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
-        warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
-        warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-        no_ids: Any = None  # which none of these looks at
-        scores = drawn(LogitsProcessorList(warpers)(no_ids, scores), draws)
-    tokens: list[int] = scores.argmax(1).tolist()
-    return tokens
+        made.append(TemperatureLogitsWarper(sampling.temperature))
+        made += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        made += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    return made
 
 
-def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Scores with those of the tokens `seen` lowered (Keskar et al. 2019, arXiv:1909.05858, section 4.1)."""
-    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def drawn(scores: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Scores with the noise that makes the highest one a draw, of each row from numbers of its own."""
-    waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in generators]
-    return scores - torch.stack(waits).clamp_min(1e-30).log().to(scores.device)  # (rows, vocab)
+def drawn(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Scores (1, vocab) with the noise that makes the highest one a draw."""
+    waits = torch.empty(scores.shape[1]).exponential_(generator=generator)
+    return scores - waits.clamp_min(1e-30).log().to(scores.device)
 
 
 def _draw_of(seed: int, prompt: Sequence[int]) -> int:
@@ -204,7 +175,7 @@ def _draw_of(seed: int, prompt: Sequence[int]) -> int:
 
 
 class _Row:
-    """The answer to one prompt while it is written: tokens -> text that later tokens cannot change."""
+    """The answer to one prompt while it is written: scores -> a token -> text that later tokens cannot change."""
 
     def __init__(
         self,
@@ -219,20 +190,23 @@ class _Row:
         positions = model.config.max_position_embeddings
         self._limit = min(sampling.max_new_tokens, max(positions - len(prompt), positions // 2))
         self.prompt, self.answer, self.is_done = prompt[self._limit - positions :], answer, False
-        self.draws = torch.Generator().manual_seed(_draw_of(seed, prompt))  # on the CPU: the same on every device
-        self._ends, self._stops = ends, sampling.stop
+        self._draws = torch.Generator().manual_seed(_draw_of(seed, prompt))  # on the CPU: the same on every device
+        self._sampling, self._ends, self._warpers = sampling, ends, _warpers(sampling)
+        # Tokens that end a text are not penalised: where one is the beginning and the end of a document, it stands in
+        # every prompt, and the model would be kept from ending.
+        self._penalised = [token for token in self.prompt if token not in ends]
         self._text = Detokenizer(tokenizer, prompt)
         self._held = ""  # what may be the beginning of a stop string
         answer.started_at = time.monotonic()
 
-    def take(self, token: int) -> None:
-        """One more token; nothing once it is done."""
-        if self.is_done:
-            return
-        answer, is_end = self.answer, token in self._ends
+    def take(self, scores: torch.Tensor) -> int:
+        """The token that is chosen by its scores (vocab,), and what it adds to the text."""
+        token, answer = self._choose(scores[None]), self.answer
+        is_end = token in self._ends
         answer.ended_at = time.monotonic()
         answer.first_at = answer.first_at or answer.ended_at
         answer.ids.append(token)
+        self._penalised += [] if is_end else [token]
         answer.end = "eos" if is_end else "length"
         self.is_done = is_end or answer.num_tokens >= self._limit
         piece = "" if is_end else self._text.add(token)
@@ -240,13 +214,22 @@ class _Row:
             rest = self._text.rest()
             piece += rest if is_end else rest.rstrip("\ufffd")
         self._say(piece)
+        return token
+
+    @torch.inference_mode()
+    def _choose(self, scores: torch.Tensor) -> int:
+        """Of scores (1, vocab) that are penalised and cut, the likeliest, or one that is drawn."""
+        seen: Any = torch.tensor([self._penalised], dtype=torch.long, device=scores.device)
+        for warp in self._warpers:
+            scores = warp(seen, scores)
+        return int((drawn(scores, self._draws) if self._sampling.temperature > 0 else scores).argmax())
 
     def _say(self, piece: str) -> None:
         """More text, up to the first stop string; what may be the beginning of one is held back until it is known."""
-        self._held += piece
-        if found := [place for stop in self._stops if (place := self._held.find(stop)) >= 0]:
+        stops, self._held = self._sampling.stop, self._held + piece
+        if found := [place for stop in stops if (place := self._held.find(stop)) >= 0]:
             self.answer.end, self.is_done, self._held = "stop", True, self._held[: min(found)]
-        sizes = (size for stop in self._stops for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
+        sizes = (size for stop in stops for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
         known = len(self._held) - (0 if self.is_done else max(sizes, default=0))
         self.answer.text, self._held = self.answer.text + self._held[:known], self._held[known:]
 

@@ -1,4 +1,4 @@
-"""A folder in Hugging Face format -> its config, checked, its model, an adapter on it: the one door for all of them.
+"""A folder in Hugging Face format <-> a model and the low-rank adapters on it: the one door for all of them.
 
 Nothing of a folder is run: no code that it brings, no pickle, no attention kernel that it names; and nobody is asked
 on the terminal. What a library raises is one line that names the folder.
@@ -17,22 +17,23 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
-from llm.config.training import MOST_LAYERS
-from llm.config.tuning import LoraConfig, Method
+from llm.config.tuning import ALL_LINEAR, LoraConfig, Method
 from llm.environment import local_rank
 from llm.errors import ConfigError, DamagedError, first_line
 from llm.run.console import log
 from llm.run.models import CONFIG, bad_weights, opening, read_json, weight_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+ADAPTER = "default"  # PEFT's name for the only one
 _ATTENTION = (None, "eager", "sdpa")
 _OF_ELSEWHERE = ("auto_map", "transformers_weights")  # code, and weights by another name than transformers gives them
 # Of a layer of bitsandbytes: on some CPUs the first forward pass that does not train lays its weights out anew, with
 # constants rounded to bf16, and refuses widths that 64 does not divide: training goes on with other weights.
 AVX512_LAYOUT = "support_avx512bf16_for_cpu"
+UNPADDED = "ttukttak_unpadded_vocabulary"  # of a model with padding: its rows without
 
 
 def load(
@@ -54,8 +55,26 @@ def load(
     how: dict[str, Any] = {"dtype": tuning.base_precision.value if tuning else dtype}
     if tuning and tuning.method is Method.qlora:
         place = local_rank() if torch.cuda.is_available() else "cpu"  # nothing has chosen a GPU for this process yet
-        how |= {"quantization_config": four_bits(), "device_map": {"": place}}
-    model = _load_whole(folder, key, **how)
+        four_bits = BitsAndBytesConfig(  # NF4, its constants in 8 bits (arXiv:2305.14314, section 3)
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        how |= {"quantization_config": four_bits, "device_map": {"": place}}
+    made = open_config(folder)
+    _check_weights(folder, key=key)
+    disable_progress_bar()
+    with opening(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=made, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **how,
+        )  # fmt: skip
+    missing = sorted(map(str, report["missing_keys"]))
+    if missing and getattr(model, "hf_quantizer", None) is None:  # which has names of its own for them
+        raise bad_weights(key, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if unused := sorted(map(str, report["unexpected_keys"])):
+        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
     for layer in model.modules():
         if hasattr(layer, AVX512_LAYOUT):
             setattr(layer, AVX512_LAYOUT, False)
@@ -82,7 +101,6 @@ def open_config(folder: Path) -> PreTrainedConfig:
     if str(kind) not in CONFIG_MAPPING_NAMES:
         asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
         raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
-    _check_layers(path, raw)
     try:
         made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each config of transformers has checks, and errors, of its own
@@ -130,41 +148,12 @@ def outline(folder: Path, *, key: str) -> PreTrainedModel:
         return new_model(made)
 
 
-def four_bits() -> BitsAndBytesConfig:
-    """How a base is held in 4 bits: NF4, its constants in 8 bits, multiplied in bf16 (arXiv:2305.14314, section 3)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
 @contextmanager
 def without_known_warnings() -> Iterator[None]:
     """Leave out what PEFT 0.21 and transformers 5.23 have to settle between them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
-
-
-def _load_whole(folder: Path, key: str, **how: Any) -> PreTrainedModel:
-    """The model with all of its weights; `how` is of transformers."""
-    made = open_config(folder)
-    _check_weights(folder, key=key)
-    disable_progress_bar()
-    with opening(folder):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=made, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True, **how,
-        )  # fmt: skip
-    missing = sorted(map(str, report["missing_keys"]))
-    if missing and getattr(model, "hf_quantizer", None) is None:  # which has names of its own for them
-        raise bad_weights(key, folder, f"{len(missing)} weights are missing, such as {missing[0]}")
-    if unused := sorted(map(str, report["unexpected_keys"])):
-        log.warning("%s: %d weights are left out, which the model has not, as %s", folder, len(unused), unused[0])
-    opened: PreTrainedModel = model
-    return opened
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
@@ -189,16 +178,104 @@ def _check_weights(folder: Path, *, key: str) -> None:
             raise bad_weights(key, folder, f"{path.name} cannot be read ({first_line(error)})") from None
 
 
-def _check_layers(path: Path, raw: dict[str, Any]) -> None:
-    """Before a config makes a list of them, and a model an object of each."""
-    nested = raw.get("text_config")
-    for settings in (raw, nested if isinstance(nested, dict) else {}):
-        for name in _LAYERS:
-            if isinstance(number := settings.get(name), int) and number > MOST_LAYERS:
-                raise DamagedError(f"{path}: {name}={number}, and a model has {MOST_LAYERS:,} at most. Put it right.")
+# Adapters
 
 
-UNPADDED = "ttukttak_unpadded_vocabulary"  # of a model with padding: its rows without
+def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequence[int] = ()) -> peft.PeftModel:
+    """The base, frozen, with trainable adapters that change nothing yet.
+
+    The rows of `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
+    """
+    wanted, layers, tensors = config.target_modules, _linear_layers(base), expert_tensors(base)
+    if wanted is None:
+        tensors = []
+    elif ALL_LINEAR not in wanted:
+        layers = [name for name in layers if name in wanted]
+        tensors = [name for name in tensors if name.rpartition(".")[2] in wanted]
+    settings = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=layers,
+        target_parameters=tensors or None,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in base.modules()),  # GPT-2's are (inputs, outputs)
+        use_rslora=config.method is Method.rslora,
+        use_dora=config.method is Method.dora,
+        init_lora_weights="pissa" if config.method is Method.pissa else True,
+        trainable_token_indices=_embeddings(base, new_token_ids),
+    )
+    with without_known_warnings():
+        model = peft.get_peft_model(base, settings)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, config.precision.value))
+    if config.method is Method.pissa:  # its first adapters are taken out of the base: learned is what comes on top
+        state = model.state_dict().items()
+        vars(model)["beginning"] = {name: tensor.detach().clone() for name, tensor in state if ".lora_" in name}
+    return model
+
+
+def save_adapter(model: peft.PeftModel, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, for the base as it was before the adapters."""
+    settings = model.peft_config[ADAPTER]
+    settings.target_modules = sorted(settings.target_modules)  # a set, which each process would write in another order
+    beginning: dict[str, torch.Tensor] | None = vars(model).get("beginning")
+    if beginning is None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return
+    state = model.state_dict()
+    for name, first in beginning.items():  # an update of the whole base: [B, -B0] [A; A0] = B A - B0 A0
+        is_outer = ".lora_B." in name
+        now = state[name]
+        state[name] = torch.cat([now, (-first if is_outer else first).to(now)], dim=1 if is_outer else 0)
+    changed = {"r": 2 * settings.r, "lora_alpha": 2 * settings.lora_alpha, "init_lora_weights": True}
+    before = {name: getattr(settings, name) for name in changed}
+    try:
+        vars(settings).update(changed)
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    finally:
+        vars(settings).update(before)
+
+
+def merge(model: peft.PeftModel) -> PreTrainedModel:
+    """The base with the adapters' updates added to its weights, and the rows of new tokens put in; `model` is used up.
+
+    It is the base itself that is changed. In fp32 its logits are those of `model` to about 1e-5.
+    """
+    return model.merge_and_unload(safe_merge=True)
+
+
+def targets(model: PreTrainedModel) -> list[str]:
+    """What can be named in lora.target_modules for a model: each linear layer but the head, and tensors of experts."""
+    tensors = [name.rpartition(".")[2] for name in expert_tensors(model)]
+    return list(dict.fromkeys([*_linear_layers(model), *tensors]))
+
+
+def expert_tensors(model: PreTrainedModel) -> list[str]:
+    """The names of the tensors (experts, outputs, inputs) of mixtures, such as mlp.experts.down_proj, each once."""
+    named = [name for name, tensor in model.named_parameters() if ".experts." in name and tensor.ndim == 3]
+    return list(dict.fromkeys(".".join(name.split(".")[-3:]) for name in named))
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """The last part of each linear layer's name, each once; without the head, which may be the embeddings too."""
+    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
+    named = [name for name, part in model.named_modules() if isinstance(part, kinds) and part is not head]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in named))
+
+
+def _embeddings(base: PreTrainedModel, new_token_ids: Sequence[int]) -> dict[str, list[int]] | None:
+    """The modules whose rows belong to tokens -> the rows that are trained; a tied head follows by itself."""
+    if not new_token_ids:
+        return None
+    words, head = base.get_input_embeddings(), base.get_output_embeddings()
+    modules = [words] if head is None or head.weight is words.weight else [words, head]
+    names = {part: name for name, part in base.named_modules()}
+    return {names[part]: sorted(new_token_ids) for part in modules}
+
+
+# The vocabulary
 
 
 def grow(model: PreTrainedModel, vocab_size: int, new_ids: Sequence[int]) -> None:
