@@ -306,7 +306,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in_on_a_machine_of_ano
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
         patch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
-        patch.setattr("llm.trainer.checkpoint.keep", die)
+        patch.setattr("llm.trainer.module.keep", die)
         pretrain(outputs, made[1], *settings)
     caplog.clear()
     moved = pretrain(outputs, made[1], *settings)  # on a CPU that does not have it

@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole or absent, checked before they are trusted, without pickle; and when they are saved.
+"""A run's checkpoints: whole or absent, checked before they are trusted, without pickle.
 
     checkpoints/step-00000200/
       tensors.safetensors   every tensor of the state
@@ -11,23 +11,19 @@ The newest good one is where a run goes on; one that is not what its manifest sa
 import json
 import math
 import shutil
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm.config.training import TrainerConfig
-from llm.errors import DamagedError, MachineError, StoppedError
+from llm.errors import DamagedError, MachineError
 from llm.run.console import log
-from llm.run.earlier import forget_earlier
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, sha256_of, whole_folder, write_json
-from llm.trainer.recording import is_due
 
 PREFIX = "step-"
 BAD_PREFIX = "bad-"
@@ -114,65 +110,6 @@ def keep(checkpoints: Path, *, newest: int, steps: Collection[int | None] = ()) 
             going = path.with_name(f"{TEMPORARY}{path.name}")  # so that what is removed half is not taken for damaged
             path.rename(going)
             shutil.rmtree(going)
-
-
-class Saving:
-    """Saves every so many steps or minutes, at the last step, at the best validation, and when a signal asks for it."""
-
-    def __init__(
-        self,
-        checkpoints: Path,
-        config: TrainerConfig,
-        *,
-        stop: list[str],  # the signal that came, if one has
-        kept_step: int | None = None,  # saved whatever the others are, and kept
-    ) -> None:
-        self._checkpoints, self._config, self._stop, self._kept_step = checkpoints, config, stop, kept_step
-        self._hosts: Any = None  # the ranks, to be asked without waiting for their devices
-
-    def start(self, trainer: pl.Trainer) -> None:
-        self._saved_at = time.monotonic()
-        if trainer.world_size > 1:
-            self._hosts = torch.distributed.new_group(backend="gloo")
-
-    def asked(self, trainer: pl.Trainer, *, best_step: int | None) -> tuple[bool, bool]:
-        """(whether the step that has ended is one to save, whether the run is to stop then), the same on all ranks."""
-        minutes = self._config.checkpoint_every_minutes
-        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        urgency = 2 if self._stop else int(is_late)
-        if trainer.world_size > 1:
-            everywhere = torch.tensor(urgency)
-            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self._hosts)
-            urgency = int(everywhere)
-        is_kept = trainer.global_step in self._steps_to_keep(best_step)
-        return urgency > 0 or is_kept or is_due(trainer, self._config.checkpoint_every_steps), urgency == 2
-
-    def save(self, trainer: pl.Trainer, *, best_step: int | None) -> None:
-        """Older ones go only when the new one is on the disk as it should be."""
-        path = folder_of(self._checkpoints, trainer.global_step)
-        trainer.save_checkpoint(path)
-        self._saved_at = time.monotonic()
-        if not trainer.is_global_zero:
-            return
-        if fault := find_fault(path):
-            raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
-        forget_earlier(self._checkpoints.parent)
-        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=self._steps_to_keep(best_step))
-
-    def end(self, trainer: pl.Trainer) -> None:
-        """Leave the training; its last step is saved.
-
-        Raises:
-            StoppedError: always.
-        """
-        signal_name = self._stop[0] if self._stop else "another rank"
-        raise StoppedError(
-            f"stopped by {signal_name} after step {trainer.global_step}, which is saved. Start the same command again "
-            "to go on."
-        )
-
-    def _steps_to_keep(self, best_step: int | None) -> tuple[int | None, int | None]:
-        return (best_step if self._config.keep_best else None, self._kept_step)
 
 
 def require_space(checkpoints: Path, model: nn.Module, config: TrainerConfig, *, kept: int = 0) -> None:

@@ -23,13 +23,12 @@ from llm.model import checkpoint_blocks
 from llm.optimizer import extension_step
 from llm.run.console import log
 from llm.run.launch import on_signal
-from llm.trainer.checkpoint import CheckpointFolders, Saving, newest_good, require_space, step_of
+from llm.trainer.checkpoint import CheckpointFolders, newest_good, require_space, step_of
 from llm.trainer.module import AfterStep, NextTokenModule
 from llm.trainer.recording import Recorder
 from llm.trainer.rows import RunRows, device_of
 from llm.trainer.strategy import environment, gather, gathered, is_shared_out, strategy_of
 from llm.trainer.throughput import flops_per_token, peak_flops
-from llm.trainer.validation import Validation
 
 KNOWN_WARNINGS = (  # of Lightning, about choices that are ours
     ".*does not have many workers.*",  # a memory-mapped read is faster without (16 against 89 M tokens/s)
@@ -97,13 +96,18 @@ def _train(task: Fit, stop: list[str]) -> None:
     model = _model_to_train(task)
     module = NextTokenModule(model, task.optimizer, config, seed=task.seed, rows=rows)
     with _recorder(task, rows) as recorder:
-        whole_model = partial(_whole_model, task)
-        validation = Validation(
-            rows, recorder=recorder, precision=config.precision, sample=task.sample, whole_model=whole_model
-        )
         kept_step = extension_step(task.optimizer, max_steps=config.max_steps)
-        saving = Saving(checkpoints, config, stop=stop, kept_step=kept_step)
-        trainer = _lightning_trainer(task, AfterStep(config, recorder, validation, saving))
+        after_step = AfterStep(
+            config,
+            rows,
+            recorder,
+            checkpoints=checkpoints,
+            kept_step=kept_step,
+            sample=task.sample,
+            whole_model=partial(_whole_model, task),
+            stop=stop,
+        )
+        trainer = _lightning_trainer(task, after_step)
         if resume_from := _resume_from(checkpoints, trainer, module):
             rows.training.start_step = step_of(resume_from)
             log.info("going on from %s", resume_from)

@@ -1,7 +1,10 @@
 """A step, from its batch to what follows it: loss, backward, clip, step; then record, validate, save."""
 
 import math
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,15 @@ from torch import nn
 from llm import optimizer
 from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data.rows import Batch
+from llm.errors import DamagedError, DivergedError, StoppedError
 from llm.model import compiled, next_token_loss
-from llm.trainer.checkpoint import Saving
-from llm.trainer.recording import Recorder, is_due
+from llm.run.console import log
+from llm.run.earlier import forget_earlier
+from llm.trainer.checkpoint import find_fault, folder_of, keep
+from llm.trainer.recording import DIVERGED_HINT, Recorder, is_due
 from llm.trainer.rows import RunRows
 from llm.trainer.strategy import autocast, share_out, whole
-from llm.trainer.validation import Validation
+from llm.trainer.validation import Evaluation, evaluate, not_training
 
 
 class NextTokenModule(pl.LightningModule):
@@ -98,14 +104,32 @@ class NextTokenModule(pl.LightningModule):
 class AfterStep(pl.Callback):
     """What follows a step, in this order: its record, a validation, a checkpoint, and the stop that was asked for."""
 
-    def __init__(self, config: TrainerConfig, recorder: Recorder, validation: Validation, saving: Saving) -> None:
-        self._config, self._recorder, self._validation, self._saving = config, recorder, validation, saving
+    def __init__(
+        self,
+        config: TrainerConfig,
+        rows: RunRows,
+        recorder: Recorder,
+        *,
+        checkpoints: Path,
+        kept_step: int | None,  # saved whatever the others are, and kept
+        sample: Callable[[], list[dict[str, str]]],
+        whole_model: Callable[[pl.LightningModule], AbstractContextManager[nn.Module]],  # for a rank by itself
+        stop: list[str],  # the signal that came, if one has
+    ) -> None:
+        self._config, self._rows, self._recorder = config, rows, recorder
+        self._checkpoints, self._kept_step = checkpoints, kept_step
+        self._sample, self._whole_model, self._stop = sample, whole_model, stop
+        self._best_step: int | None = None  # of the lowest held-out loss
+        self._best_loss = math.inf
+        self._hosts: Any = None  # the ranks, to be asked without waiting for their devices
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._recorder.start(trainer)
-        self._saving.start(trainer)
-        if self._validation.best_step is None:  # else a resumed run has it behind it
-            self._validation.run(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        if trainer.world_size > 1:
+            self._hosts = torch.distributed.new_group(backend="gloo")
+        if self._best_step is None:  # else a resumed run has it behind it
+            self._validate(trainer, pl_module)
         self._recorder.end_step()
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -116,23 +140,78 @@ class AfterStep(pl.Callback):
     ) -> None:
         self._recorder.record(trainer, num_labels=batch[0]["num_labels"], **outputs)
         if is_due(trainer, self._config.validate_every_steps):
-            self._validation.run(trainer, pl_module)
-        best_step = self._validation.best_step
-        is_to_save, is_to_stop = self._saving.asked(trainer, best_step=best_step)
-        if is_to_save:
+            self._validate(trainer, pl_module)
+        is_late, is_to_stop = self._asked(trainer)
+        kept = {self._kept_step, self._best_step if self._config.keep_best else None}
+        if is_late or trainer.global_step in kept or is_due(trainer, self._config.checkpoint_every_steps):
             self._recorder.sum_loss(trainer)
             with self._recorder.pause():
-                self._saving.save(trainer, best_step=best_step)
+                self._save(trainer, kept)
         if is_to_stop:
-            self._saving.end(trainer)
+            raise StoppedError(
+                f"stopped by {self._stop[0] if self._stop else 'another rank'} after step {trainer.global_step}, which "
+                "is saved. Start the same command again to go on."
+            )
         self._recorder.end_step()
 
+    def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure, sample and write.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+
+        def add_up(nats: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(trainer.strategy.reduce(nats.to(module.device), reduce_op="sum"))
+
+        def measure() -> Evaluation:
+            loader, held_out = self._rows.held_out_loader, self._rows.held_out
+            return evaluate(model, loader, held_out, device=module.device, add_up=add_up)
+
+        with self._recorder.pause(), self._whole_model(module) as model:
+            with autocast(self._config.precision, module.device):
+                result = self._rows.fit(measure)
+            if not math.isfinite(result.loss):
+                raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
+            if result.loss < self._best_loss:
+                self._best_loss, self._best_step = result.loss, trainer.global_step
+            with not_training(model):  # nor without a cache, which blocks that run again have none of
+                samples = self._sample() if trainer.is_global_zero else ()
+            self._recorder.write(trainer, result.metrics(), samples=samples)
+        numbers = (trainer.global_step, trainer.max_steps, result.loss, result.bits_per_byte)
+        log.info("step %d of %d: val/loss %.3f, val/bits_per_byte %.3f", *numbers)
+
+    def _asked(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """(whether a checkpoint is wanted by the clock or a signal, whether the run is to stop), alike on all ranks."""
+        minutes = self._config.checkpoint_every_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        urgency = 2 if self._stop else int(is_late)
+        if trainer.world_size > 1:
+            everywhere = torch.tensor(urgency)
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self._hosts)
+            urgency = int(everywhere)
+        return urgency > 0, urgency == 2
+
+    def _save(self, trainer: pl.Trainer, kept: Collection[int | None]) -> None:
+        """Older checkpoints go only when the new one is on the disk as it should be."""
+        path = folder_of(self._checkpoints, trainer.global_step)
+        trainer.save_checkpoint(path)
+        self._saved_at = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        if fault := find_fault(path):
+            raise DamagedError(f"{path} is not what was written ({fault}). Check the disk; older checkpoints are kept.")
+        forget_earlier(self._checkpoints.parent)
+        keep(self._checkpoints, newest=self._config.keep_checkpoints, steps=kept)
+
     def state_dict(self) -> dict[str, Any]:
-        return self._recorder.state() | self._validation.state()
+        best_loss = None if self._best_step is None else self._best_loss
+        return self._recorder.state() | {"best_step": self._best_step, "best_loss": best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._recorder.load(state_dict)
-        self._validation.load(state_dict)
+        self._best_step = state_dict["best_step"]
+        self._best_loss = math.inf if self._best_step is None else state_dict["best_loss"]
 
 
 def clip_and_step(optimizer: Any, parameters: list[nn.Parameter], *, max_norm: float) -> float:

@@ -1,24 +1,17 @@
-"""The held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too, and samples."""
+"""A model and held-out rows -> loss per token and bits per byte of raw text, of each part of a mixture too."""
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from llm.config.training import Precision
 from llm.data.rows import Part, Rows, TokenRows
-from llm.errors import DivergedError
 from llm.model import next_token_nats
-from llm.run.console import log
-from llm.trainer.recording import DIVERGED_HINT, Recorder
-from llm.trainer.rows import RunRows
-from llm.trainer.strategy import autocast
 
 NATS_PER_LOST_BYTE = math.log(256)  # a byte that the tokenizer cannot say costs what one costs without any model
 
@@ -86,57 +79,3 @@ def _evaluation(nats: float, rows: Rows | Part) -> Evaluation:
         loss=nats / int(rows.num_labels.sum()),
         bits_per_byte=bits_per_byte(nats, raw_bytes=rows.raw_bytes, lost_bytes=rows.lost_bytes),
     )
-
-
-class Validation:
-    """Held-out loss, samples, and which step was the best; its record is written by the recorder."""
-
-    def __init__(
-        self,
-        rows: RunRows,
-        *,
-        recorder: Recorder,
-        precision: Precision,
-        sample: Callable[[], list[dict[str, str]]],
-        whole_model: Callable[[pl.LightningModule], AbstractContextManager[nn.Module]],
-    ) -> None:
-        self._rows, self._recorder = rows, recorder
-        self._precision, self._sample = precision, sample
-        self._whole_model = whole_model  # which one rank can call without the others
-        self.best_step: int | None = None  # of the lowest loss
-        self._best_loss = math.inf
-
-    def run(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Measure, sample and write.
-
-        Raises:
-            DivergedError: the loss is not finite.
-        """
-
-        def add_up(nats: torch.Tensor) -> torch.Tensor:
-            return torch.as_tensor(trainer.strategy.reduce(nats.to(module.device), reduce_op="sum"))
-
-        def measure(model: nn.Module) -> Evaluation:
-            loader, held_out = self._rows.held_out_loader, self._rows.held_out
-            return evaluate(model, loader, held_out, device=module.device, add_up=add_up)
-
-        with self._recorder.pause(), self._whole_model(module) as model:
-            with autocast(self._precision, module.device):
-                result = self._rows.fit(lambda: measure(model))
-            if not math.isfinite(result.loss):
-                raise DivergedError(f"val/loss is {result.loss} at step {trainer.global_step}. {DIVERGED_HINT}")
-            if result.loss < self._best_loss:
-                self._best_loss, self.best_step = result.loss, trainer.global_step
-            with not_training(model):  # nor without a cache, which blocks that run again have none of
-                samples = self._sample() if trainer.is_global_zero else ()
-            self._recorder.write(trainer, result.metrics(), samples=samples)
-        numbers = (trainer.global_step, trainer.max_steps, result.loss, result.bits_per_byte)
-        log.info("step %d of %d: val/loss %.3f, val/bits_per_byte %.3f", *numbers)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"best_step": self.best_step, "best_loss": None if self.best_step is None else self._best_loss}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.best_step = state["best_step"]
-        self._best_loss = math.inf if self.best_step is None else state["best_loss"]

@@ -44,7 +44,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "model building": (llm.model, "build"),
     "base loading": (llm.model, "load"),
     "micro-batch": (import_module("llm.trainer.module"), "next_token_loss"),
-    "validation": (import_module("llm.trainer.validation"), "evaluate"),
+    "validation": (import_module("llm.trainer.module"), "evaluate"),
     "sampling": (llm.model, "generate"),
     "checkpoint": (CheckpointFolders, "save_checkpoint"),
     "model saving": (llm.model, "save"),
