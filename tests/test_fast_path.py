@@ -1,21 +1,22 @@
-"""The fast path of training: no mask, no graph break, no large logits, no wait for the host; and the same numbers."""
+"""The fast path of training: no mask, no graph break, no large logits; and the same numbers."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, CohereConfig
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
-from llm.config.training import Architecture, ModelConfig
+from llm.config.training import Architecture
 from llm.config.tuning import LoraConfig
+from llm.errors import ConfigError
 from llm.model import (
     add_lora,
     attention,
-    build,
     checkpoint_blocks,
     document_bounds,
     loss,
@@ -23,50 +24,26 @@ from llm.model import (
     next_token_nats,
 )
 from llm.model.loss import IGNORED
-from llm.tokenizer.folder import Special
 from llm.trainer.fit import fit
+from tests.models import random_batch, small_model
 from tests.test_trainer import model_of as trainer_model_of
-from tests.test_trainer import task, untimed, values, weights
+from tests.test_trainer import quick_peak, task, untimed, values, weights  # noqa: F401  # a fixture
 
-ARCHITECTURES = list(Architecture)
 VOCAB, LENGTH = 512, 16
-SPECIAL = Special(bos_id=0, eos_id=0, pad_id=1, tokens=())
 PACKED = [[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8], [*range(12), 0, 1, 0, 1], [*range(16)]]
 PLAIN = [[*range(16)]] * 3
-FUSED = ("ttukttak::document_attention", "aten::_scaled_dot_product_flash_attention_for_cpu")
+OURS = "ttukttak::document_attention"
+SIX_AT_A_TIME = 6 * VOCAB  # logits, of 48 tokens
 
 
-def model_of(architecture: str, *, dropout: float = 0.0, lora: bool = False, **settings: Any) -> Any:
-    torch.manual_seed(0)
+def model_of(architecture: str, *, lora: bool = False, **settings: Any) -> Any:
     grouped = {"num_key_value_heads": 1} if architecture == Architecture.llama else {}
-    config = ModelConfig(
-        name="small",
-        architecture=architecture,
-        num_layers=2,
-        num_heads=4,
-        hidden_size=32,
-        max_position_embeddings=LENGTH,
-        dropout=dropout,
-        **grouped,
-        **settings,
-    )
-    model = build(config, vocab_size=VOCAB, special=SPECIAL)
-    with torch.no_grad():  # what starts at zero or one would hide mistakes
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return add_lora(model, LoraConfig(rank=2, alpha=4)) if lora else model
+    shape = {"num_heads": 4, "hidden_size": 32, "max_position_embeddings": LENGTH} | grouped | settings
+    return small_model(architecture, vocab_size=VOCAB, lora=LoraConfig(rank=2, alpha=4) if lora else None, **shape)
 
 
-def batch_of(position_ids: list[list[int]], seed: int = 0) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    shape = len(position_ids), len(position_ids[0])
-    labels = torch.randint(VOCAB, shape, generator=draw)
-    labels[0, ::5] = IGNORED
-    return {
-        "input_ids": torch.randint(VOCAB, shape, generator=draw),
-        "labels": labels,
-        "position_ids": torch.tensor(position_ids),
-    }
+def batch_of(position_ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    return random_batch(position_ids, vocab_size=VOCAB)
 
 
 def gradients(model: torch.nn.Module, batch: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:
@@ -110,7 +87,6 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("position_ids", "expected"),
     [
-        ([[0, 1, 2, 0, 1, 2]], [0, 3, 6]),
         ([[0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4]], [0, 4, 6, 7, 12]),
         ([[5, 6, 7, 9, 10, 11]], [0, 3, 6]),  # positions that do not go on part documents too, as in transformers
     ],
@@ -119,12 +95,8 @@ def test_a_document_begins_where_positions_do_not_go_on_and_with_each_row(
     position_ids: list[list[int]], expected: list[int]
 ) -> None:
     bounds = document_bounds(torch.tensor(position_ids))
-    assert bounds is not None
-    assert bounds.dtype is torch.int32
+    assert bounds is not None and bounds.dtype is torch.int32
     assert bounds.tolist() == expected + [expected[-1]] * (64 - len(expected))
-
-
-def test_rows_of_one_document_each_have_no_bounds() -> None:
     assert document_bounds(torch.tensor(PLAIN)) is None
 
 
@@ -136,16 +108,16 @@ def test_every_known_model_has_its_own_loss_and_gradients(model_type: str, monke
     extra = {"sliding_window": None} if model_type == "mistral" else {}
     model, batch = model_of(model_type, extra=extra), batch_of(PACKED)
     plain = attention.KNOWN
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 6 * VOCAB)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", SIX_AT_A_TIME)
     with Seen() as seen:
         ours = gradients(model, batch)
-    assert (FUSED[0] in seen.names) is (model_type != "gemma3_text")  # most of whose layers have a window
+    assert (OURS in seen.names) is (model_type != "gemma3_text")  # most of whose layers have a window
     assert seen.names.count("aten::_log_softmax") == 8  # 48 tokens, 6 at a time
     for module in (attention, loss):
         monkeypatch.setattr(module, "KNOWN", plain - {model_type})
     with Seen() as seen:
         theirs = gradients(model, batch)
-    assert FUSED[0] not in seen.names and seen.names.count("aten::_log_softmax") == 1
+    assert OURS not in seen.names and seen.names.count("aten::_log_softmax") == 1
     assert_close(ours, theirs)
 
 
@@ -169,11 +141,11 @@ def test_document_attention_is_the_softmax_written_out(dtype: torch.dtype) -> No
         torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("size", [8, 10])
 def test_on_a_gpu_flash_attention_is_given_half_precision_and_heads_of_a_multiple_of_eight(
-    size: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever layers leave: those of 4 bits give fp32 under autocast."""
+    size = 10
     given: list[torch.Tensor] = []
 
     def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, *_: Any, **how: Any):
@@ -206,7 +178,7 @@ def test_what_the_kernels_do_not_know_keeps_the_masks_of_transformers() -> None:
     model.config.sliding_window = 4
     with Seen() as seen:
         next_token_nats(model, batch_of(PACKED))
-    assert FUSED[0] not in seen.names
+    assert OURS not in seen.names
 
 
 def test_a_model_is_as_transformers_made_it_outside_the_loss(tmp_path: Path) -> None:
@@ -222,7 +194,7 @@ def test_a_model_is_as_transformers_made_it_outside_the_loss(tmp_path: Path) -> 
 # torch.compile
 
 
-def graphs_of(model: PreTrainedModel, positions: list[list[int]]) -> list[torch.fx.GraphModule]:
+def graphs_of(model: Any, batches: list[dict[str, Any]]) -> list[torch.fx.GraphModule]:
     """What torch.compile makes of the loss, or an error where its graph would break."""
     graphs: list[torch.fx.GraphModule] = []
 
@@ -231,32 +203,32 @@ def graphs_of(model: PreTrainedModel, positions: list[list[int]]) -> list[torch.
         return graph.forward
 
     torch.compiler.reset()
-    one_graph: Any = partial(torch.compile, fullgraph=True, backend=keep)
-    passes = replace(loss.EAGER, nats=one_graph(loss._nats), balanced=one_graph(loss._balanced))
-    compiled, plain = (next_token_loss(model, batch_of(positions), passes=p) for p in (passes, None))
-    torch.testing.assert_close(compiled, plain)
+    passes: Any = loss.compiled(backend=keep)
+    for batch in batches:
+        compiled, plain = (next_token_loss(model, batch, passes=each) for each in (passes, None))
+        torch.testing.assert_close(compiled, plain)
+    torch.compiler.reset()  # graphs that stay would be one limit for all tests
     return graphs
 
 
-UNMASKED = [
-    (Architecture.gpt2, ""),
-    (Architecture.gpt2, "lora"),
-    (Architecture.llama, "checkpointing lora"),
-    (Architecture.qwen3, ""),
-    (Architecture.qwen3_moe, ""),
-    (Architecture.qwen3_moe, "lora"),
-]
-
-
-@pytest.mark.parametrize("positions", [PACKED, PLAIN], ids=["packed", "plain"])
-@pytest.mark.parametrize(("architecture", "kind"), UNMASKED)
+@pytest.mark.parametrize(
+    ("architecture", "kind", "positions"),
+    [
+        (Architecture.gpt2, "", PACKED),
+        (Architecture.gpt2, "lora", PLAIN),
+        (Architecture.llama, "checkpointing lora", PACKED),
+        (Architecture.qwen3, "", PACKED),
+        (Architecture.gemma3, "", PACKED),
+        (Architecture.qwen3_moe, "lora", PACKED),
+    ],
+)
 def test_the_loss_compiles_to_one_graph_without_a_mask(
     architecture: Architecture, kind: str, positions: list[list[int]]
 ) -> None:
     model = model_of(architecture, lora="lora" in kind).train()
     if "checkpointing" in kind:
         checkpoint_blocks(model, compiled=True)
-    (graph,) = graphs_of(model, positions)
+    (graph,) = graphs_of(model, [batch_of(positions)])
     shapes = [
         tuple(value.shape)
         for module in graph.modules()
@@ -265,23 +237,14 @@ def test_the_loss_compiles_to_one_graph_without_a_mask(
         if isinstance(value := node.meta.get("example_value"), torch.Tensor)
     ]
     assert len(shapes) > 50
-    assert not [shape for shape in shapes if shape[-2:] == (LENGTH, LENGTH)]
+    has_masks = architecture is Architecture.gemma3  # most of whose layers have a window
+    assert any(shape[-2:] == (LENGTH, LENGTH) for shape in shapes) is has_masks
 
 
 def test_batches_of_any_documents_take_two_graphs_and_unpacked_ones_a_third() -> None:
-    graphs = []
-    torch.compiler.reset()
-    passes = replace(
-        loss.EAGER,
-        nats=torch.compile(loss._nats, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward),
-    )
-    model = model_of(Architecture.llama)
-    for documents in (2, 5, 70, 130, 1):  # in a row of 256
-        positions = torch.arange(256) % -(-256 // documents)
-        model.config.max_position_embeddings = 256
-        batch = batch_of([positions.tolist()])
-        torch.testing.assert_close(next_token_nats(model, batch, passes=passes), next_token_nats(model, batch))
-    assert len(graphs) <= 3
+    model = model_of(Architecture.llama, num_layers=1, max_position_embeddings=256)
+    positions = (torch.arange(256) % -(-256 // documents) for documents in (2, 70, 130, 1))
+    assert len(graphs_of(model, [batch_of([each.tolist()]) for each in positions])) <= 3
 
 
 def test_a_compiled_training_learns_the_same(tmp_path: Path) -> None:
@@ -296,8 +259,33 @@ def test_a_compiled_training_learns_the_same(tmp_path: Path) -> None:
     assert weights(compiled.model).keys() == weights(eager.model).keys()  # compiling renames nothing
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_breaks_the_graph_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = GPT2MLP.forward
+
+    def forward_in_two_graphs(self: Any, hidden_states: Any) -> Any:
+        torch._dynamo.graph_break()
+        return forward(self, hidden_states)
+
+    monkeypatch.setattr(GPT2MLP, "forward", forward_in_two_graphs)
+    torch.compiler.reset()
+    with pytest.raises(ConfigError, match=r"^trainer.compile=true: torch.compile fails at this model: .*graph_break"):
+        fit(task(tmp_path, compile=True))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_compiler_that_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+    torch.compiler.reset()
+    with pytest.raises(ConfigError, match=r"torch.compile fails at this model: .*compiler.* Set trainer.compile=false"):
+        fit(task(tmp_path, compile=True))
+
+
+# Blocks that run again
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora"), list(zip(Architecture, (True, False, False, False, True), strict=True))
+)
 def test_checkpointed_blocks_run_again_on_packed_rows_and_change_no_bit(architecture: Architecture, lora: bool) -> None:
     model, batch = model_of(architecture, lora=lora).train(), batch_of(PACKED)
     plain = gradients(model, batch)
@@ -326,3 +314,99 @@ def test_a_training_with_checkpointed_blocks_is_that_without(tmp_path: Path) -> 
         read.append((tmp_path / str(on) / "samples.jsonl").read_text())
     assert untimed(tmp_path / "True") == untimed(tmp_path / "False")
     assert read[0] == read[1]
+
+
+# A loss by chunks of tokens
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora", "new_tokens", "tied"),
+    [
+        (Architecture.gpt2, False, [], True),
+        (Architecture.llama, True, [], True),
+        (Architecture.llama, True, [500, 511], True),
+        (Architecture.llama, True, [500, 511], False),
+    ],
+)
+def test_a_loss_by_chunks_is_the_loss_and_no_larger_tensor_is_made(
+    architecture: Architecture, lora: bool, new_tokens: list[int], tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(architecture, tie_word_embeddings=tied)
+    if lora:
+        model = add_lora(model, LoraConfig(rank=2, alpha=4), new_token_ids=new_tokens)
+        for parameter in model.parameters():  # B starts at zero, and so would the gradient of A
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+    batch = batch_of(PACKED)
+    batch["labels"][0, :12] = IGNORED  # two whole chunks
+    batch["labels"][1, :4] = torch.tensor([500, 511, 500, 511])
+    with Seen() as whole:
+        expected = gradients(model, batch)
+    assert whole.largest == 3 * LENGTH * VOCAB
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", SIX_AT_A_TIME)
+    with Seen() as seen:
+        chunked = gradients(model, batch)
+    assert seen.largest <= max(VOCAB * 32, 3 * LENGTH * 4 * 32)  # the head and activations, but no logits
+    assert seen.names.count("aten::_log_softmax") == 8
+    assert_close(chunked, expected)
+    assert any("trainable_tokens" in name and gradient.any() for name, gradient in expected.items()) is bool(new_tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(next_token_nats(model, batch), expected["nats"])
+
+
+def test_the_loss_of_a_chunk_under_autocast_is_added_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(Architecture.gpt2), batch_of(PACKED)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(model, batch)
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", SIX_AT_A_TIME)
+        chunked = gradients(model, batch)
+    assert chunked["nats"].dtype is torch.float32
+    torch.testing.assert_close(chunked["nats"], expected["nats"], rtol=1e-5, atol=0)
+    assert_close(chunked, expected, rtol=3e-2, atol=0.1)  # bf16 has 8 bits; gradients are up to 50
+
+
+@pytest.mark.parametrize(
+    ("device", "num_tokens", "vocab_size", "sizes"),
+    [
+        ("meta", 48, 512, [48]),
+        ("meta", 2**15, 50304, [1024] * 32),
+        ("meta", 8191, 50304, [1171] * 6 + [1165]),  # a prime: not one token at a time
+        ("cpu", 1024, 50304, [128] * 8),  # 26 MB at once, for each chunk reads a head of as many rows
+        ("compiled cpu", 1024, 8192, [1024]),
+        ("compiled cuda", 2**15, 50304, [8192] * 4),
+    ],
+)
+def test_chunks_are_few_and_of_one_size_where_that_can_be(
+    device: str, num_tokens: int, vocab_size: int, sizes: list[int]
+) -> None:
+    labels: Any = SimpleNamespace(device=torch.device(device.split()[-1]), numel=lambda: num_tokens)
+    passes = replace(loss.EAGER, is_compiled=device.startswith("compiled"))
+    size = loss._chunk_size(labels, vocab_size, passes)
+    assert [len(range(num_tokens)[start : start + size]) for start in range(0, num_tokens, size)] == sizes
+
+
+def test_a_compiled_chunk_is_the_same_without_a_pass_of_its_own_for_the_labels() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(size, 32, generator=draw).bfloat16() for size in (64, VOCAB))
+    labels = torch.randint(VOCAB, (64,), generator=draw)
+    labels[::7] = IGNORED
+    graphs: list[Any] = []
+    torch.compiler.reset()
+    chunk = torch.compile(loss._chunk, fullgraph=True, backend=lambda g, _: graphs.append(g) or g.forward)
+    nats, gradient = chunk(states, weight, labels, VOCAB)
+    expected_nats, expected = loss._chunk(states, weight, labels, VOCAB)
+    assert torch.equal(nats, expected_nats) and torch.equal(gradient, expected)
+    assert not any("scatter" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+def test_logits_that_are_scaled_keep_their_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that is not known its own logits are asked for, all at once."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = CohereConfig(vocab_size=VOCAB, pad_token_id=0, logit_scale=0.25, **shape)
+    model, batch = AutoModelForCausalLM.from_config(config).eval(), batch_of(PLAIN)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+        logits = model(batch["input_ids"]).logits.flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), reduction="sum")
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", SIX_AT_A_TIME)
+        torch.testing.assert_close(next_token_nats(model, batch), expected, rtol=1e-5, atol=0)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,22 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from llm.data.order import MicroBatch
+from llm.data.rows import TokenRows
+from llm.data.shards import read_manifest
 from llm.errors import ConfigError, DamagedError
 from llm.model import build
-from llm.run.metrics import read_metrics
 from llm.run.runs import Run
 from llm.tokenizer.folder import Special
-from llm.trainer.throughput import flops_per_token
 from tests.korean import documents
 from tests.rounding import rounding
 from tests.test_stages import compose, run, write_text
+from tests.tuned import quick_peak  # noqa: F401  # a fixture
 
 WORDS = 400
 END = "<|끝|>"
@@ -61,10 +59,8 @@ SMALL += ["model.hidden_size=16"]
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(import_module("llm.trainer.fit"), "peak_flops", lambda *_: (1e9, "assumed"))
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    yield
 
 
 def words_of(size: int, *, seed: int = 0) -> Tokenizer:
@@ -123,28 +119,32 @@ def refusal(tmp_path: Path, text: Path, path: object, *overrides: str, tokenizer
     return str(caught.value)
 
 
-def test_training_goes_on_from_the_weights_of_a_folder(folder: Path, tmp_path: Path, text: Path) -> None:
-    made = go_on(tmp_path, text, folder)
-    theirs, ours = (load_file(path / "model.safetensors") for path in (folder, made.path / "model"))
+@pytest.fixture(scope="module")
+def made(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Run]:
+    """(the folder that outputs lie in, a folder of somebody else, a run that went on from it)."""
+    place = tmp_path_factory.mktemp("made")
+    theirs = write_folder(place / "their-model", qwen3())
+    return place, theirs, go_on(place, text, theirs, "trainer.precision=fp32")
+
+
+def test_training_goes_on_from_the_weights_of_a_folder(made: tuple[Path, Path, Run]) -> None:
+    _, folder, run = made
+    theirs, ours = (load_file(path / "model.safetensors") for path in (folder, run.path / "model"))
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     moved = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
     assert 0 < moved < 0.02  # four steps of 1e-3 each
-    recorded = made.config["model"]
+    recorded = run.config["model"]
     assert (recorded["architecture"], recorded["num_key_value_heads"], recorded["hidden_size"]) == ("qwen3", 1, 16)
-    assert made.path.name.startswith("their-model-pretrained-text-")
-    saved = json.loads((made.path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert run.path.name.startswith("their-model-pretrained-text-")
+    saved = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
     assert (saved["bos_token_id"], saved["eos_token_id"], saved["pad_token_id"]) == (0, 0, 0)
 
 
-def test_the_loss_before_the_first_step_is_that_of_the_folder(folder: Path, tmp_path: Path, text: Path) -> None:
+def test_the_loss_before_the_first_step_is_that_of_the_folder(made: tuple[Path, Path, Run]) -> None:
     """On every held-out row, by the model as transformers loads it; fp32, for it is compared to a float's last bits."""
-    from llm.data.order import MicroBatch
-    from llm.data.rows import TokenRows
-    from llm.data.shards import read_manifest
-
-    made = go_on(tmp_path, text, folder, "trainer.precision=fp32")
-    manifest = read_manifest(made.parent("shards").path / "shards")
-    rows = TokenRows({"": (made.parent("shards").path / "shards", manifest)}, "held_out", sequence_length=32)
+    _, folder, run = made
+    manifest = read_manifest(run.parent("shards").path / "shards")
+    rows = TokenRows({"": (run.parent("shards").path / "shards", manifest)}, "held_out", sequence_length=32)
     model = AutoModelForCausalLM.from_pretrained(folder)
     nats, labels = 0.0, 0
     for number in range(len(rows)):
@@ -153,31 +153,38 @@ def test_the_loss_before_the_first_step_is_that_of_the_folder(folder: Path, tmp_
             logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[0], batch["labels"][0], reduction="sum", ignore_index=-100)
         nats, labels = nats + float(loss), labels + int((batch["labels"] != -100).sum())
-    assert made.results["val/loss_before"] == pytest.approx(nats / labels, rel=rounding(WORDS))
+    assert run.results["val/loss_before"] == pytest.approx(nats / labels, rel=rounding(WORDS))
 
 
-def test_a_read_tokenizer_cuts_no_document(folder: Path, tmp_path: Path, text: Path) -> None:
+def test_a_read_tokenizer_cuts_no_document(made: tuple[Path, Path, Run]) -> None:
     """Though its tokenizer.json asks for truncation to 16 tokens."""
-    made = go_on(tmp_path, text, folder)
-    tokenizer = Tokenizer.from_file(str(made.path / "model" / "tokenizer.json"))
-    assert tokenizer.truncation is None
-    assert made.parent("tokenizer").results["exact_round_trip"] == 1.0
-    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    kept = json.loads((made.path / "model" / "tokenizer.json").read_text(encoding="utf-8"))
-    assert whole["truncation"] is not None
+    _, folder, run = made
+    assert run.parent("tokenizer").results["exact_round_trip"] == 1.0
+    whole, kept = (
+        json.loads((path / "tokenizer.json").read_text(encoding="utf-8")) for path in (folder, run.path / "model")
+    )
+    assert whole["truncation"] is not None and kept["truncation"] is None
     assert {key for key in whole if whole[key] != kept[key]} == {"truncation"}
 
 
-def test_the_same_folder_elsewhere_is_the_same_run_and_other_weights_another(
-    folder: Path, tmp_path: Path, text: Path
+def test_the_same_weights_elsewhere_and_in_the_hubs_cache_are_the_same_run_and_others_another(
+    made: tuple[Path, Path, Run], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = go_on(tmp_path, text, folder)
+    place, folder, run = made
+    repository = tmp_path / "hub" / "models--someone--small"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
+    shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     moved = shutil.copytree(folder, tmp_path / "moved")
-    assert go_on(tmp_path, text, moved).path == made.path
+    for same in (moved, "someone/small"):
+        assert go_on(place, text, same, "trainer.precision=fp32").path == run.path
+    line = refusal(tmp_path, text, "someone/smaller")
+    assert line.startswith("model.path=someone/smaller: there is no such folder, and the hub's model of that id cannot")
     weights = load_file(moved / "model.safetensors")
     weights["model.norm.weight"][0] += 1
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
-    assert go_on(tmp_path, text, moved).key != made.key
+    assert go_on(place, text, moved, "trainer.precision=fp32").key != run.key
 
 
 def test_another_tokenizer_is_refused_before_a_shard_is_written(folder: Path, tmp_path: Path, text: Path) -> None:
@@ -212,22 +219,6 @@ def test_a_resized_vocabulary_keeps_the_embeddings_of_known_tokens(
         AutoModelForCausalLM.from_pretrained(made.path / "model").config.vocab_size
         == (made.parent("shards").results["vocab_size"])
     )
-
-
-def test_a_model_of_the_hub_is_read_from_its_cache(
-    folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    repository = cache / "models--someone--small"
-    shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
-    made = go_on(tmp_path, text, "someone/small")
-    assert made.config["model"]["architecture"] == "qwen3"
-    assert go_on(tmp_path, text, folder).path == made.path
-    line = refusal(tmp_path / "second", text, "someone/smaller")
-    assert line.startswith("model.path=someone/smaller: there is no such folder, and the hub's model of that id cannot")
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -283,28 +274,3 @@ def test_a_tokenizer_without_an_end_asks_for_one(folder: Path, tmp_path: Path, t
     edit(folder, eos_token_id=None, bos_token_id=None)
     assert "it names no eos_token, which ends a text. Set tokenizer.eos_token" in refusal(tmp_path, text, folder)
     assert go_on(tmp_path, text, folder, f"tokenizer.eos_token='{END}'").is_done
-
-
-# Architectures that are none of ours
-
-
-def neox() -> Any:
-    torch.manual_seed(1)
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE))
-
-
-def test_an_architecture_that_is_not_ours_is_trained_too(tmp_path: Path, text: Path) -> None:
-    theirs = write_folder(tmp_path / "theirs", neox())
-    made = go_on(tmp_path, text, theirs, "trainer.precision=fp32")
-    assert made.config["model"]["architecture"] == "gpt_neox"
-    losses = [record["train/loss"] for record in read_metrics(made.path / "metrics.jsonl") if "train/loss" in record]
-    assert len(losses) == 4
-    assert type(AutoModelForCausalLM.from_pretrained(made.path / "model")) is GPTNeoXForCausalLM
-
-
-def test_flops_of_an_architecture_that_is_not_ours_leave_its_embeddings_out() -> None:
-    model = neox()
-    head, embeddings = model.get_output_embeddings().weight.numel(), model.gpt_neox.embed_in.weight.numel()
-    rest = sum(p.numel() for p in model.parameters()) - embeddings
-    assert head == embeddings
-    assert flops_per_token(model, model.config, sequence_length=10) == 6 * rest + 12 * 16 * 10
