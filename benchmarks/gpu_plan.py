@@ -557,7 +557,6 @@ def cases() -> dict[str, Asked]:
             made[name] = asked
             made[f"{name} lora"] = replace(asked, lora=True, base_precision="bf16")
     made["llama packed lora on fp32"] = replace(made["llama packed"], lora=True)
-    made["llama packed checkpointing"] = replace(made["llama packed"], checkpointing=True)
     return made
 
 
