@@ -30,7 +30,7 @@ import llm.stage.export
 import llm.stage.finetune
 import llm.stage.pretrain
 import llm.stage.shards
-import llm.tokenizer
+import llm.stage.tokenizer
 from llm.trainer.checkpoint import CheckpointFolders
 from llm.trainer.module import NextTokenModule
 
@@ -38,8 +38,8 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 # What a fault can be aimed at: the name that the harness waits for -> the call that it is the beginning of.
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "tokenizer training": (llm.tokenizer, "train"),
-    "tokenizer saving": (llm.tokenizer, "save"),
+    "tokenizer training": (llm.stage.tokenizer, "train"),
+    "tokenizer saving": (llm.stage.tokenizer, "save"),
     "shard writing": (llm.stage.shards, "write_shards"),
     "model building": (llm.model, "build"),
     "base loading": (llm.model, "load"),
