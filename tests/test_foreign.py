@@ -96,6 +96,10 @@ def index_of_weights_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
+def too_many_layers(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=10**6)
+
+
 def unknown_kind_with_code(folder: Path) -> None:
     bring_code(folder, model_type="mine_alone")
 
@@ -108,6 +112,7 @@ DAMAGE: dict[Callable[[Path], None], tuple[int, str]] = {
     odd_eos: (74, "mine cannot be used as a tokenizer: "),
     broken_pattern: (74, "mine.*tokenizer"),  # the library panics, and says so by itself, if it is let
     index_of_weights_elsewhere: (74, WEIGHTS + r"\.\./outside\.safetensors is missing, or lies elsewhere"),
+    too_many_layers: (74, r"mine/config\.json: num_hidden_layers=1000000, and a model has 1,000 at most"),
     unknown_kind_with_code: (2, r"mine/config\.json: model_type mine_alone is none of transformers, and code that a m"),
 }
 

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from llm.config.training import MOST_LAYERS
 from llm.config.tuning import ALL_LINEAR, LoraConfig, Method
 from llm.environment import local_rank
 from llm.errors import ConfigError, DamagedError, first_line
@@ -27,6 +28,7 @@ from llm.run.console import log
 from llm.run.models import CONFIG, bad_weights, opening, read_json, weight_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 ADAPTER = "default"  # PEFT's name for the only one
 _ATTENTION = (None, "eager", "sdpa")
 _OF_ELSEWHERE = ("auto_map", "transformers_weights")  # code, and weights by another name than transformers gives them
@@ -101,6 +103,11 @@ def open_config(folder: Path) -> PreTrainedConfig:
     if str(kind) not in CONFIG_MAPPING_NAMES:
         asks = ", and code that a model brings (auto_map) is not run" if "auto_map" in raw else ""
         raise ConfigError(f"{path}: model_type {kind} is none of transformers{asks}. Choose another model.")
+    nested = raw.get("text_config")
+    for settings in (raw, nested if isinstance(nested, dict) else {}):  # before there is an object for each
+        for name in _LAYERS:
+            if isinstance(number := settings.get(name), int) and number > MOST_LAYERS:
+                raise DamagedError(f"{path}: {name}={number}, and a model has {MOST_LAYERS:,} at most. Put it right.")
     try:
         made: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each config of transformers has checks, and errors, of its own
