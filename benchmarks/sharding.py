@@ -161,7 +161,7 @@ def _measure(pipe: Connection, folder: Path, way: Way, count_encoding: bool = Fa
 
     spent = [0.0]
     if count_encoding:
-        sharding.load = lambda path: _Timed(load_tokenizer(path), spent)
+        sharding.load_tokenizer = lambda path: _Timed(load_tokenizer(path), spent)
     with tempfile.TemporaryDirectory(dir=folder) as target:
         wall, cpu = time.perf_counter(), _cpu_seconds()
         sharding.write_shards(

@@ -223,4 +223,4 @@ def test_weights_that_are_not_what_was_trained_are_refused(outputs: Path) -> Non
 def test_a_dry_run_says_what_an_export_would_take(outputs: Path) -> None:
     job = survey(compose("export", f"outputs={outputs}", "run=first", "export.dtype=bf16", "dry_run=true"))
     size = (folder_of(outputs, "pretrain") / "model" / "model.safetensors").stat().st_size
-    assert job.made == ["export"] and job.disk == {"model": size / 2} and not (outputs / "export").exists()
+    assert job.made == ["export"] and [*job.disk.values()] == [size / 2] and not (outputs / "export").exists()
