@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 
 from llm.run import devices
 from llm.run.console import log
@@ -23,6 +26,14 @@ def _no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name in names or name.startswith(("SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_config_is_left() -> Iterator[None]:
+    """What a command composed in this process is not there for the next test: HydraConfig is one for all."""
+    yield
+    GlobalHydra.instance().clear()
+    Singleton._instances.pop(HydraConfig, None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -178,14 +178,14 @@ def _lightning_trainer(task: Fit, callback: pl.Callback) -> pl.Trainer:
         plugins=[CheckpointFolders(), environment()],
         default_root_dir=task.folder,
         logger=False,
-        enable_checkpointing=False,  # Lightning's own; Saving does it
+        enable_checkpointing=False,  # Lightning's own; AfterStep does it
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
     # Of its own, the first ends within a step, with exit code 0 and nothing saved; the second asks the ranks at each
-    # step about the first, for which it waits for the device. Saving does both. (A test knows these two by name.)
+    # step about the first, for which it waits for the device. AfterStep does both. (A test knows these two by name.)
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer

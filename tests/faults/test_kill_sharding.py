@@ -132,7 +132,7 @@ def survive_kills(whole: tuple[Path, float], folder: Path, *, least: int, seed: 
     """Kill runs until `least` kills came in time; every run ends as if there had been none."""
     draw = random.Random(seed)
     kills = halves = good = number = 0
-    while kills < least:
+    while kills < least or not halves:
         came, half, same = survive(whole, folder / str(number) / "outputs", draw)
         kills, halves, good, number = kills + came, halves + half, good + same, number + 1
         if same:
@@ -141,7 +141,6 @@ def survive_kills(whole: tuple[Path, float], folder: Path, *, least: int, seed: 
         f"{kills} kills in {number} runs, {halves} of them amid the shards; {good} runs ended as the uninterrupted one"
     )
     assert good == number
-    assert halves
 
 
 def test_sharding_that_was_killed_ends_as_if_it_had_not_been(

@@ -60,7 +60,7 @@ def signalled(launched: Launch, moment: Moment, sent: signal.Signals) -> int:
 def test_a_signal_at_any_moment_of_training_is_obeyed_at_the_steps_end(
     workspaces: Workspaces, tmp_path: Path, times: Times
 ) -> None:
-    draw, signals, number = random.Random(11), times(few=3, storm=60), 0
+    draw, signals, number = random.Random(11), times(few=2, storm=60), 0
     while signals > 0:
         number += 1
         folder, history, code = workspaces.fresh("gpt2", tmp_path / str(number)), [], 75
