@@ -128,6 +128,10 @@ LINES = {
     "data=mixture 'data.parts={a/b: {use: korean_law}}'": "data.parts.a/b: 'a/b' cannot name a part.",
     "data=mixture 'data.parts={a: {use: korean_law, weight: 1}, b: {use: korean_law}}'": "data.parts.b.weight: give",
     "stage=finetune base=x data.packing=concatenate": "data.packing=concatenate would cut conversations anywhere.",
+    "data.sequence_bytes=1000 data.batch_tokens=4096": (
+        "data.batch_tokens=4096 is not known in rows before data.sequence_bytes=1000 is in tokens. Set data.batch_size "
+        "in place of data.batch_tokens."
+    ),
     "data.batch_tokens=1000": "data.batch_tokens=1000 is no multiple of data.sequence_length=256. Set it to 768.",
     "data.batch_size=3 trainer.devices=2": "data.batch_size=3 gives trainer.devices=2 on trainer.num_nodes=1 unequal",
     "data.layout.group_pattern=a data.layout.group=a data=text data.path=x": "group_pattern=a needs one pair of ( )",
@@ -374,7 +378,7 @@ def test_what_is_typed_is_not_computed_from_something_else_in_silence(words, mes
 
 
 ALWAYS = "name outputs reuse dry_run logger "
-FILES = "name path made_by rights num_workers batch_tokens map parts tokenizer_part "
+FILES = "name path made_by rights num_workers sequence_bytes batch_tokens map parts tokenizer_part "
 LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting leaves it or comes to it unseen
     "documents": {
         "": ALWAYS,

@@ -227,6 +227,18 @@ def test_bits_per_byte_of_a_folder_are_the_nats_of_each_document_alone(trained: 
     assert found["val/loss"] == pytest.approx(nats / labels, rel=ROUNDING)
 
 
+def test_rows_of_so_many_bytes_are_rows_of_the_tokens_that_hold_them(trained: Path) -> None:
+    pretrained = folder_of(trained, "pretrain")
+    held_out = load(pretrained).parent("shards").results["held_out"]
+    words = [word for word in same_text(trained) if not word.startswith("data.sequence_length")]
+    length = 8 * round(100 * held_out["tokens"] / held_out["raw_bytes"] / 8)
+    typed = results_of(evaluate(trained, pretrained, *words, f"data.sequence_length={length}", *FEW))
+    found = results_of(evaluate(trained, pretrained, *words, "data.sequence_bytes=100", *FEW))
+    assert found["val/bits_per_byte"] == typed["val/bits_per_byte"]
+    with pytest.raises(ConfigError, match=r"^data\.sequence_bytes=9999 are \d+ tokens, more than the 64 that first"):
+        evaluate(trained, pretrained, *words, "data.sequence_bytes=9999", *FEW)
+
+
 def test_a_run_is_measured_on_other_text(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [f"{n}째 줄에는 다른 글이 있다. " * 3 for n in range(80)]
     other = write_lines(tmp_path / "other.jsonl", ({"text": text} for text in lines))

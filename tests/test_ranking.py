@@ -113,6 +113,17 @@ def test_every_run_of_a_budget_is_fed_the_same_bytes(made: list[Run]) -> None:
     assert len({of.config["trainer"]["max_steps"] for of in made}) == 2
 
 
+def test_rows_of_so_many_bytes_hold_the_same_text_under_every_tokenizer(made: list[Run]) -> None:
+    words = [word for word in TINY if not word.startswith("data.sequence_length")]
+    words += [f"data.path={made[0].path.parents[2] / 'text.txt'}", f"outputs={made[0].path.parents[1]}"]
+    for name in ("byte_bpe", "blog"):
+        found = run("pretrain", *words, f"tokenizer={name}", "data.sequence_bytes=200")
+        train, length = found.parent("shards").results["train"], found.config["data"]["sequence_length"]
+        assert length % 8 == 0 and abs(200 * train["tokens"] / train["raw_bytes"] - length) <= 4
+        typed = run("pretrain", *words, f"tokenizer={name}", f"data.sequence_length={length}", "reuse=require")
+        assert typed.path == found.path  # what is computed is what the key has
+
+
 def test_one_seed_is_said_to_decide_little(made: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     print_ranked([Entry(run) for run in made if run.config["seed"] == 0])
     assert "One seed each: a small difference can be chance. Sweep seed=0,1,2, too." in capsys.readouterr().out

@@ -194,7 +194,8 @@ def refuse_computed(cfg: DictConfig, overrides: list[str]) -> None:
 
 # The parts of a mixture
 
-_OF_MIXTURE = ("name", "sequence_length", "batch_size", "packing", "num_workers", "held_out_share")  # not of a part
+# not of a part
+_OF_MIXTURE = ("name", "sequence_length", "sequence_bytes", "batch_size", "packing", "num_workers", "held_out_share")
 
 
 def _with_parts(cfg: Any) -> Any:

@@ -201,7 +201,14 @@ class DataConfig(SourceConfig):
     held_out_share: float = setting(0.01, not_of=TEXT, above=0, below=1)  # of the documents, by hash of their text
     # processes that encode text; None: one for each core
     num_workers: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)
-    sequence_length: int = setting(256, not_of=("documents", "tokenizer", "shards"), at_least=2)  # tokens per row
+    # tokens per row
+    sequence_length: int = setting(
+        256, not_of=("documents", "tokenizer", "shards"), at_least=2, computed_from=("sequence_bytes",)
+    )
+    # raw bytes per row on average, of which sequence_length is computed by the tokenizer's bytes per token
+    sequence_bytes: int | None = setting(
+        None, not_of=(*ROWS[:3], "pretrain"), at_least=8, only_with=OF_TEXT, only_where_set=True
+    )
     # rows per optimizer step, over all devices
     batch_size: int = setting(32, not_of=ROWS, at_least=1, computed_from=("batch_tokens",))
     batch_tokens: int | None = setting(None, HOW, at_least=1, only_with=OF_TEXT)  # of which batch_size is computed
@@ -221,6 +228,11 @@ class DataConfig(SourceConfig):
         _check_source("data", self)
         if self.is_mixture:
             self._check_parts()
+        if self.batch_tokens is not None and self.sequence_bytes is not None:
+            raise ConfigError(
+                f"data.batch_tokens={self.batch_tokens} is not known in rows before data.sequence_bytes="
+                f"{self.sequence_bytes} is in tokens. Set data.batch_size in place of data.batch_tokens."
+            )
         if self.batch_tokens is not None:
             self.batch_size, rest = divmod(self.batch_tokens, self.sequence_length)
             if rest or not self.batch_size:

@@ -133,9 +133,11 @@ class PretrainStage(StageConfig):
             self.model = replace(self.model, resize_vocabulary=True)
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
         if is_read and self.data.sequence_length > self.model.max_position_embeddings:
+            size = self.data.sequence_bytes
             raise ConfigError(
                 f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="
-                f"{self.model.max_position_embeddings}. Lower the first or raise the second."
+                f"{self.model.max_position_embeddings}. Lower "
+                f"{'the first' if size is None else f'data.sequence_bytes={size}'} or raise the second."
             )
 
 

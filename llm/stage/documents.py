@@ -74,7 +74,10 @@ def plan(config: DocumentsStage, parents: Runs) -> Plan:
 
 def estimate(config: DocumentsStage, parents: Runs) -> Estimate:
     sizes, is_whole = _read(
-        _Text(repr(replace(config.data, sequence_length=2, batch_size=1, batch_tokens=None)), config.data)
+        _Text(
+            repr(replace(config.data, sequence_length=2, sequence_bytes=None, batch_size=1, batch_tokens=None)),
+            config.data,
+        )
     )
     return Estimate(
         is_whole=is_whole,

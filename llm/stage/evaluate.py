@@ -162,7 +162,7 @@ def _text(sources: Sources, evaluated: Evaluated, scorer: "Scorer") -> dict[str,
             evaluated.model.name,
         )
         return {}
-    rows = rows_of(sources, "held_out", sequence_length=evaluated.sequence_length)
+    rows = rows_of(sources, "held_out", sequence_length=evaluated.row_length(sources))
     found = scorer.loss(rows)
     numbers: dict[str, Any] = {}
     for end, part in {"": found, **{f"/{name}": part for name, part in found.parts.items()}}.items():

@@ -19,6 +19,7 @@ from llm.data.corpus import Corpus, open_corpus
 from llm.data.documents import open_documents
 from llm.data.mixture import sources_of
 from llm.data.records import Conversation
+from llm.data.rows import length_of_bytes
 from llm.data.shards import Sources, available_cores, open_shard, write_shards
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.run.console import log
@@ -57,6 +58,24 @@ class Evaluated:
         """What results.json says of whose numbers it has."""
         run, known = self.model.run, {"name": self.model.name, "digest": self.model.digest}
         return ({"stage": run.stage, "key": run.key} if run else {"folder": str(self.model.path)}) | known
+
+    def row_length(self, sources: Sources) -> int:
+        """Tokens of a row of text.
+
+        Raises:
+            ConfigError: data.sequence_bytes are more tokens than the model can read.
+        """
+        if self.text is None or self.text.sequence_bytes is None:
+            return self.sequence_length
+        splits = [made.held_out for _, made in sources.values()]
+        tokens, raw_bytes = (sum(getattr(split, name) for split in splits) for name in ("tokens", "raw_bytes"))
+        length = length_of_bytes(self.text.sequence_bytes, tokens=tokens, raw_bytes=raw_bytes)
+        if length > self.model.positions:
+            raise ConfigError(
+                f"data.sequence_bytes={self.text.sequence_bytes} are {length} tokens, more than the "
+                f"{self.model.positions} that {self.model.path.name} can read. Lower it."
+            )
+        return length
 
     def held_out_conversations(self) -> list[Conversation]:
         records = self.conversations.records(held_out=True) if self.conversations else ()
@@ -147,7 +166,7 @@ def _check(config: EvaluateStage, evaluated: Evaluated) -> None:
             f"evaluation.max_new_tokens={asked.max_new_tokens} is out of range: prompt and text share "
             f"{model.positions} tokens in {model.path.name}. Set it to {model.positions // 2} or less."
         )
-    if data and data.sequence_length > model.positions:
+    if data and data.sequence_bytes is None and data.sequence_length > model.positions:
         raise ConfigError(
             f"data.sequence_length={data.sequence_length} is longer than {model.positions}, all that "
             f"{model.path.name} can read. Set data.sequence_length={model.positions} or less."

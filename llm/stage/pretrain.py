@@ -10,6 +10,7 @@ from typing import Any
 from llm.config.stages import PretrainStage, Reuse, ShardsStage
 from llm.config.training import Schedule
 from llm.data.mixture import rows_of, say_epochs, sources_of
+from llm.data.rows import length_of_bytes
 from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.files import whole_folder
@@ -120,14 +121,17 @@ def _prompts(config: PretrainStage, tokenizer_folder: Path) -> list[tuple[str, l
 
 
 def _computed(config: PretrainStage, shards: Run) -> PretrainStage:
-    """The config with the sizes that the folder of model.path has, and the steps of a budget."""
-    model = config.model
+    """The config with the sizes that the folder of model.path has, the tokens of a row, and the steps of a budget."""
+    model, data, text = config.model, config.data, shards.results["train"]
+    if data.sequence_bytes is not None:
+        length = length_of_bytes(data.sequence_bytes, tokens=text["tokens"], raw_bytes=text["raw_bytes"])
+        data = replace(data, sequence_length=length)
     if model.path is not None:
         from llm.model import with_settings_of_folder
 
         model = with_settings_of_folder(model)
-    trainer = replace(config.trainer, max_steps=steps_within_budget(config, shards))
-    return replace(config, model=model, trainer=trainer)
+    config = replace(config, model=model, data=data)
+    return replace(config, trainer=replace(config.trainer, max_steps=steps_within_budget(config, shards)))
 
 
 def steps_within_budget(config: PretrainStage, shards: Run) -> int:
