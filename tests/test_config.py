@@ -123,6 +123,8 @@ LINES = {
     "'+data.map={txt: a}'": "data.map: txt is nothing that data=korean_law reads. Did you mean text?",
     "'+data.parts={a: {use: korean_law}}'": "data.parts is for data=mixture, not for korean_law.",
     "data=mixture": "data.parts is empty. Set data.parts={law: {use: korean_law, weight: 3}",
+    "trainer.max_tokens=1e9": "trainer.max_tokens takes a whole number. Write trainer.max_tokens=1000000000.",
+    "logger.tags=a": "logger.tags is a list. Write it in brackets: 'logger.tags=[...]'.",
     "data=mixture 'data.parts={a: {use: mien}}'": "Did you mean data.parts.a.use=mixture?",
     "data=mixture 'data.parts={a: {use: korean_law, x: 1}}'": "unknown key data.parts.a.x. Known here: kind, source,",
     "data=mixture 'data.parts={a/b: {use: korean_law}}'": "data.parts.a/b: 'a/b' cannot name a part.",

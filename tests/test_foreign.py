@@ -82,12 +82,22 @@ def no_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def attention_kernel(folder: Path) -> None:
+    edit(folder / "config.json", attn_implementation="flash_attention_3")
+
+
 def odd_eos(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token={"text": "<|endoftext|>"})
 
 
 def broken_pattern(folder: Path) -> None:
     edit(folder / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(" * 50}, "content": ""})
+
+
+def deep_config(folder: Path) -> None:
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    deep = '{"deep": ' + "[" * 100_000 + "]" * 100_000 + ", "
+    (folder / "config.json").write_text(deep + text[1:], encoding="utf-8")
 
 
 def index_of_weights_elsewhere(folder: Path) -> None:
@@ -109,8 +119,10 @@ DAMAGE: dict[Callable[[Path], None], tuple[int, str]] = {
     pickled: (74, WEIGHTS + r"model\.safetensors is missing, or lies elsewhere; no pickle is read"),
     too_large_a_header: (74, WEIGHTS + r"model\.safetensors cannot be read \(.*header.*too large"),
     no_weight: (74, WEIGHTS + r"1 weights are missing, such as model\.norm\.weight"),
+    attention_kernel: (74, r"mine/config\.json asks for the attention flash_attention_3, and what a folder as"),
     odd_eos: (74, "mine cannot be used as a tokenizer: "),
     broken_pattern: (74, "mine.*tokenizer"),  # the library panics, and says so by itself, if it is let
+    deep_config: (74, r"mine/config\.json cannot be read \(maximum recursion depth exceeded"),
     index_of_weights_elsewhere: (74, WEIGHTS + r"\.\./outside\.safetensors is missing, or lies elsewhere"),
     too_many_layers: (74, r"mine/config\.json: num_hidden_layers=1000000, and a model has 1,000 at most"),
     unknown_kind_with_code: (2, r"mine/config\.json: model_type mine_alone is none of transformers, and code that a m"),

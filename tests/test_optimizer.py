@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,14 +122,24 @@ def test_muon_takes_the_matrices_of_the_blocks_and_torch_says_what_a_step_is(
     assert same(weights(model), weights(reference))
 
 
-@pytest.mark.parametrize("algorithm", list(Algorithm))
-def test_a_step_that_is_left_out_leaves_weights_and_state(algorithm: Algorithm) -> None:
+OTHERS = {  # of torch, one of which somebody may add
+    "nadam": torch.optim.NAdam,
+    "adafactor": torch.optim.Adafactor,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("algorithm", [*Algorithm, *OTHERS])
+def test_a_step_that_is_left_out_leaves_weights_and_state(algorithm: Algorithm | str) -> None:
     """The first one too, before which there is no state."""
     ends = []
     for steps in ((True, False, True, False), (None, False, None, False)):
         model = model_of(Architecture.llama)
         parameters = list(model.parameters())
-        optimizer, _ = build_optimizer(model, replace(MUON, algorithm=algorithm), max_steps=10)
+        if isinstance(algorithm, Algorithm):
+            optimizer, _ = build_optimizer(model, replace(MUON, algorithm=algorithm), max_steps=10)
+        else:
+            optimizer = OTHERS[algorithm](parameters, lr=0.01, weight_decay=0.1)
         for seed, is_bad in enumerate(steps):
             if is_bad is None:  # this step there never was
                 continue

@@ -2,12 +2,14 @@
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from llm.config.evaluation import EvaluationConfig
+from llm.config.stages import STAGES
 from llm.config.sweeping import RetryConfig, SlurmConfig
 from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
@@ -98,6 +100,14 @@ def test_a_job_asks_for_the_nodes_and_the_gpus_of_its_trainer(
 ) -> None:
     slurm.answer("sinfo", of_nodes)
     assert cluster(tmp_path, **settings).request(job(tmp_path, **trainer).config) == request_
+
+
+def test_every_stage_asks_for_a_gpu_where_its_model_computes(slurm: Commands, tmp_path: Path) -> None:
+    slurm.answer("sinfo", "gpu:8\n")
+    with_model = {"trainer": TrainerConfig(), "evaluation": EvaluationConfig()}
+    for stage, schema in STAGES.items():
+        own = {f.name: with_model[f.name] for f in fields(schema) if f.name in with_model}
+        assert cluster(tmp_path).request(SimpleNamespace(stage=stage, **own)) == Request(1, 1, 1 if own else 0)
 
 
 def test_sbatch_is_asked_once_for_each_kind_of_job_without_what_a_job_around_us_left(

@@ -259,6 +259,8 @@ def test_reuse_never_on_two_devices_trains_once_and_what_it_made_is_kept(
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("pretrain starts in") == again.stderr.count("pretrain done in") == 1, again.stderr
     assert "reuse=never" not in again.stderr, again.stderr
+    said = [line.partition(" ")[2] for line in again.stderr.splitlines()]  # without the time
+    assert [line for line in said if said.count(line) > 1 or "GLOBAL_RANK" in line] == []
     kept = load(runs(outputs, "pretrain")[0])
     assert kept.is_done and kept.record["pid"] != made[2].record["pid"]
     assert kept.results["val/loss"] == pytest.approx(made[2].results["val/loss"], rel=1e-5)

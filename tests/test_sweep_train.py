@@ -87,6 +87,7 @@ def test_every_stage_can_be_swept(folder, stages):
         shown = [line.strip("│").split("│") for line in ended.stdout.splitlines() if "│ val/bits_per_byte" in line]
         best_first = sorted(run["results"]["val/bits_per_byte"] for run in made)
         assert [[float(cell) for cell in cells[1:]] for cells in shown] == [[round(best, 4) for best in best_first]]
+    assert ("One seed each" in ended.stdout) == (stages in ("pretrain", "finetune"))  # where a seed decides something
     if stages in ("finetune", "evaluate", "export"):
         assert all(f"{run['name']}-{run['key']}" in ended.stdout for run in made)
 
@@ -140,7 +141,7 @@ def test_both_ranks_of_a_job_have_its_settings_and_one_folder(folder, tmp_path, 
 def test_a_sweep_that_cannot_be_is_one_line_before_the_first_job(tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *words])
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "-m", *words])  # -m may stand anywhere
     monkeypatch.setattr("hydra._internal.utils.run_and_report", None)  # which run_command replaces
     with pytest.raises(ConfigError) as refused:
         run_command(lambda job: None)

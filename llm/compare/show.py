@@ -12,6 +12,7 @@ from rich.text import Text
 from llm.compare.entries import Entry, read_sweep
 from llm.compare.ranking import ADDED, MOST_LEVELS, Ranking, flattened, rank
 from llm.config.compose import composed
+from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, LaunchError, StoppedError
 from llm.run.console import ABSENT, TextTable, log, markdown_text, output_console
 from llm.run.metrics import SAMPLES
@@ -109,7 +110,8 @@ def print_ranked(entries: Sequence[Entry], *, search: Path | None = None) -> Non
     """
     ranking = rank([entry for entry in entries if entry.is_done], sweep=search)
     notes, console = ranking.notes, output_console()
-    if len(ranking.choices) > 1 and all(len(choice.entries) == 1 for choice in ranking.choices):
+    is_of_training = all(entry.stage in MODEL_STAGES for entry in entries)  # what else is made has no chance in it
+    if is_of_training and len(ranking.choices) > 1 and all(len(choice.entries) == 1 for choice in ranking.choices):
         notes = [*notes, "One seed each: a small difference can be chance. Sweep seed=0,1,2, too."]
     is_short = ranking.settings and not ranking.table.fits(console) and ranking.short_table.fits(console)
     _print(Section("", notes, ranking.short_table if is_short else ranking.table), console)

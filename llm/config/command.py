@@ -49,7 +49,10 @@ def run_command(run: Callable[[Job], float | None]) -> None:
             raised.append(error)  # Hydra would add lines of its own
             return None
 
-    sys.argv[1:] = map(readable, sys.argv[1:])
+    words = sorted(
+        sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
+    )  # argparse takes none between others
+    sys.argv[1:] = map(readable, words)
     hydra_utils.run_and_report = lambda func: func()  # as it is, it prints what is raised and exits with 1
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()

@@ -108,6 +108,10 @@ def _explain_key(cause: Any, reason: str, message: str) -> str | None:
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'$", message, re.MULTILINE):
         text = to_paste(ambiguous[1], re.sub("[\"']", "", ambiguous[2]))
         return f"{'='.join(ambiguous.groups())} is a sweep, or a value with a comma. Add -m to sweep, or write {text}."
+    if reason.endswith("is not a ListConfig, list or tuple."):
+        return f"{cause.full_key} is a list. Write it in brackets: '{cause.full_key}=[...]'."
+    if number := re.match(r"Value '(\d+)\.0' of type 'float' could not be converted to Integer", reason):
+        return f"{cause.full_key} takes a whole number. Write {cause.full_key}={number[1]}."
     return None
 
 

@@ -73,12 +73,12 @@ class _LogFile(logging.FileHandler):
 
 
 def start_logging() -> None:
-    """Send the log to the terminal: rank zero all but debugging, the other ranks what is wrong."""
+    """Send the log to the terminal: rank zero all but debugging, the others what they alone may have to say."""
     if any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
         return
     handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    handler.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
+    handler.setLevel(logging.INFO if process_rank() == 0 else logging.ERROR)  # each warns of what all of them find
     log.addHandler(handler)
     log.propagate = False
 

@@ -166,7 +166,8 @@ def _resume_from(checkpoints: Path, trainer: pl.Trainer, module: NextTokenModule
 
 def _lightning_trainer(task: Fit, callback: pl.Callback) -> pl.Trainer:
     config = task.trainer
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # what it says of itself, we say ourselves
+    for name in ("pytorch_lightning", "lightning_fabric"):  # what they say of themselves, we say ourselves
+        logging.getLogger(name).setLevel(logging.ERROR)
     trainer = pl.Trainer(
         accelerator=config.accelerator.value,
         devices=config.devices,

@@ -116,7 +116,7 @@ class RunRows:
         fewer = max((part for part in range(1, size // 2 + 1) if self._per_step % part == 0), default=None)
         if fewer is None or not is_out_of_memory(error):
             raise error
-        log.warning("memory ran out with %d rows at once: from now on %d, with the same rows a step", size, fewer)
+        log.error("memory ran out with %d rows at once: from now on %d, with the same rows a step", size, fewer)
         known = {"rows": self._per_step, "asked": self._config.micro_batch_size, "size": fewer}
         write_json(self._folder / FILE, known)
         if self._config.world_size > 1:
