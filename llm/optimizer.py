@@ -29,10 +29,23 @@ def build(model: nn.Module, config: OptimizerConfig, *, max_steps: int) -> tuple
             momentum=config.muon_momentum,
             adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rate serves (Liu et al. 2025, arXiv:2502.16982)
         )
-        optimizer: torch.optim.Optimizer = MuonWithAdamW(muon, _adamw(rest, others, config))
+        optimizer: torch.optim.Optimizer = MuonWithAdamW(muon, _adamw(model, rest, others, config))
     else:
-        optimizer = _adamw(decayed, others, config)
+        optimizer = _adamw(model, decayed, others, config)
     return optimizer, LambdaLR(optimizer, lambda step: schedule(step, config, max_steps=max_steps))
+
+
+def _embedding_parameters(model: Any) -> set[nn.Parameter]:
+    """What has a row for each token, or for each new one: the embeddings' and the head's."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {parameter for end in ends if end is not None for parameter in end.parameters()}
+
+
+def _with_own_rate(groups: list[dict[str, Any]], own: set[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """The groups of the others, and behind them those of `own` at their rate."""
+    others = [group | {"params": [p for p in group["params"] if p not in own]} for group in groups]
+    of_own = [group | {"params": [p for p in group["params"] if p in own], "lr": rate} for group in groups]
+    return [group for group in (*others, *of_own) if group["params"]]
 
 
 def schedule(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
@@ -113,13 +126,11 @@ class Muon(torch.optim.Muon):
         return has_complex
 
 
-def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+def _adamw(model: nn.Module, decayed: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> Any:
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if config.embedding_learning_rate is not None:
+        groups = _with_own_rate(groups, _embedding_parameters(model), config.embedding_learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)

@@ -391,10 +391,10 @@ LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting 
     "tokenizer": {"": ALWAYS, "tokenizer": "name path new_tokens ladder allow_lossy"},
     "shards": {"": ALWAYS + "tokenizer"},
     "pretrain": {
-        "": ALWAYS + "tokenizer",
+        "": ALWAYS + "tokenizer lora",  # which is null where no adapters are trained
         "data": FILES + "kind source text_field layout cleaning held_out_share bad_records system_prompt overlong",
-        "model": "name path new_embeddings pad_vocab_to_multiple_of",
-        "optimizer": "",
+        "model": "name path new_embeddings trainable pad_vocab_to_multiple_of",
+        "optimizer": "embedding_learning_rate",
         "trainer": "max_bytes max_tokens max_flops compile activation_checkpointing accelerator devices num_nodes "
         "strategy micro_batch_size num_workers profile_steps log_every_steps validate_every_steps "
         "checkpoint_every_steps checkpoint_every_minutes keep_checkpoints keep_best stop_after_skipped_steps "
@@ -406,7 +406,7 @@ LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting 
         "data.layout": "",
         "data.cleaning": "",
         "lora": "",
-        "optimizer": "",
+        "optimizer": "embedding_learning_rate",
     },
     "evaluate": {"": ALWAYS + "run", "evaluation": "task_path batch_tokens accelerator"},
     "export": {"": ALWAYS + "run", "export": "max_logit_difference"},

@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
+from llm.config.training import OptimizerConfig, Schedule
 from llm.errors import ConfigError, DataError
 from llm.model.pretrained import take_rows
+from llm.optimizer import build
 from llm.run.runs import Run
 from llm.tokenizer.extend import Extension, extend
 from tests.korean import documents
-from tests.test_stages import run
+from tests.test_stages import compose, run
 from tests.tuned import quick_peak, write_lines
 
 assert quick_peak  # a fixture
@@ -191,3 +195,129 @@ def test_a_smaller_one_is_cut_from_the_larger(adapted):
     cut = run("tokenizer", *words, path, "tokenizer.new_tokens=60", "tokenizer.ladder=120")
     whole = run("tokenizer", *words, path, "tokenizer.new_tokens=60", "reuse=never", "name=whole")
     assert "cut_from" in cut.record["notes"] and cut.digest == whole.digest
+
+
+# What is trained of it
+
+
+@pytest.fixture(scope="module")
+def phases(adapted) -> dict[str, Run]:
+    """A run of each part of the model, each going on from the one before, by its name."""
+    base, _, again = adapted
+    words = [word for word in again if not word.startswith("model.path")] + ["tokenizer.new_tokens=120"]
+    words += [f"tokenizer.path={base}", "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-2"]
+    made, before = {}, str(base)
+    for part in ("new_rows", "lora", "embeddings", "lora_embeddings"):
+        rank = ["lora.rank=2"] if "lora" in part else []
+        made[part] = run("pretrain", *words, *rank, f"model.path={before}", f"model.trainable={part}", f"name={part}")
+        before = part
+    return made
+
+
+def weights(run_: Run) -> dict[str, torch.Tensor]:
+    return load_file(run_.path / "model" / "model.safetensors")
+
+
+ENDS = {"transformer.wte.weight"}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+def test_of_new_rows_nothing_else_is_trained(adapted, phases):
+    base, _, _ = adapted
+    before, after = load_file(base / "model.safetensors"), weights(phases["new_rows"])
+    (name,) = ENDS
+    assert all(torch.equal(after[each], before[each]) for each in before if each != name)
+    assert torch.equal(after[name][:300], before[name])
+    # each is not the mean of its pieces any more, with which it began
+    tokenizer, source = (
+        Tokenizer.from_file(str(f / "tokenizer.json")) for f in (phases["new_rows"].path / "model", base)
+    )
+    for row in range(300, 420):
+        pieces = [piece.id for piece in source.model.tokenize(tokenizer.id_to_token(row))]
+        assert not torch.allclose(after[name][row], before[name][pieces].mean(dim=0), atol=1e-4)
+    assert phases["new_rows"].results["trainable_parameters"] == 120 * 16
+
+
+def test_adapters_are_merged_and_the_new_rows_go_on_beside_them(phases):
+    before, after = weights(phases["new_rows"]), weights(phases["lora"])
+    (name,) = ENDS
+    linear = {each for each in before if each.endswith(("attn.weight", "proj.weight", "fc.weight"))}
+    assert changed(before, after) == ENDS | linear
+    assert torch.equal(after[name][:300], before[name][:300])  # new are those that tokenizer.path lacks
+    assert not any(torch.equal(after[name][row], before[name][row]) for row in range(300, 420))
+    for each in linear:  # two matrices of rank 2
+        assert torch.linalg.matrix_rank(after[each] - before[each], atol=1e-5) <= 2
+
+
+def test_of_the_embeddings_all_rows_are_trained_with_adapters_or_without(phases):
+    before, after = weights(phases["lora"]), weights(phases["embeddings"])
+    assert changed(before, after) == ENDS
+    assert phases["embeddings"].results["trainable_parameters"] == 420 * 16
+    both = changed(after, weights(phases["lora_embeddings"]))
+    assert both > ENDS and not any("ln" in name or "bias" in name for name in both)
+
+
+def test_a_phase_begins_where_the_one_before_ended(phases):
+    runs = list(phases.values())
+    for first, then in pairwise(runs):
+        measured = first.results["val/bits_per_byte"], then.results["val/bits_per_byte_before"]
+        assert measured[0] == pytest.approx(measured[1], rel=1e-3)
+
+
+def test_embeddings_have_their_own_learning_rate():
+    """One step of AdamW without decay moves a weight by the learning rate, whatever its gradient."""
+    model = AutoModelForCausalLM.from_config(small_config())
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    config = OptimizerConfig(
+        learning_rate=1e-3, embedding_learning_rate=1e-2, weight_decay=0.0, warmup_steps=0, schedule=Schedule.constant
+    )
+    optimizer, _ = build(model, config, max_steps=1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = 1e-2 if name in ("model.embed_tokens.weight", "lm_head.weight") else 1e-3
+        assert torch.allclose(before[name] - parameter, torch.tensor(rate), atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.trainable=new_rows", "tokenizer=pretrained"], "the tokenizer is the model's own"),
+        (["lora.rank=4"], "lora is for adapters, and none are trained"),
+        (
+            ["model.trainable=lora", "lora.method=full"],
+            "lora.method=full is for stage=finetune. Set model.trainable=all",
+        ),
+        (["model.trainable=lora", "lora.method=qlora"], "lora.method=qlora is for stage=finetune"),
+        (["model.trainable=embeddings", "optimizer=muon"], "optimizer.algorithm=muon is for whole models"),
+        (["model.trainable=lora", "model.pad_vocab_to_multiple_of=8"], "pad_vocab_to_multiple_of is for whole models"),
+        (["model.trainable=lora_embeddings", "lora.base_precision=bf16"], "trains some of them"),
+        (
+            ["model.trainable=lora", "tokenizer=pretrained", "optimizer.embedding_learning_rate=1e-3"],
+            "embedding_learning_rate=0.001 is of no use",
+        ),
+    ],
+)
+def test_what_no_part_can_do_is_said_before_any_work(words, said):
+    with pytest.raises(ConfigError, match=said):
+        compose("pretrain", "data=text", "data.path=x", "model=pretrained", "model.path=x", "tokenizer=extend", *words)
+
+
+def test_a_tokenizer_without_new_tokens_is_refused_before_shards(adapted, phases, tmp_path):
+    _, _, again = adapted
+    words = [word for word in again if not word.startswith(("model.path", "outputs"))]
+    with pytest.raises(ConfigError, match=r"model.trainable=new_rows: the tokenizer has no token that .* lacks"):
+        model = phases["new_rows"].path / "model"
+        same = [f"model.path={model}", f"tokenizer.path={model}", "tokenizer=pretrained", f"outputs={tmp_path}"]
+        run("pretrain", *words, *same, "model.resize_vocabulary=true", "model.trainable=new_rows")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_the_same_phase_is_the_same_run_whatever_the_default_is_called(adapted):
+    _, made, again = adapted
+    assert run("pretrain", *again, "tokenizer.new_tokens=120", "model.trainable=all").path == made.path

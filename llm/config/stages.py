@@ -15,11 +15,13 @@ from llm.config.fields import HOW, check_settings, divides, setting, unmasked_te
 from llm.config.tokenizer import TokenizerConfig
 from llm.config.training import (
     BUDGETS,
+    OF_ADAPTERS,
     Algorithm,
     LoggerConfig,
     ModelConfig,
     OptimizerConfig,
     Strategy,
+    Trainable,
     TrainerConfig,
 )
 from llm.config.tuning import LoraConfig, Method, WeightPrecision
@@ -121,6 +123,7 @@ class PretrainStage(StageConfig):
     tokenizer: TokenizerConfig = setting(MISSING, HOW)  # the shards' digest is in the identity
     data: DataConfig = MISSING
     model: ModelConfig = MISSING
+    lora: LoraConfig | None = setting(LoraConfig(), only_where_set=True)  # None: no adapters are trained
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = setting(MISSING, HOW)
@@ -131,6 +134,7 @@ class PretrainStage(StageConfig):
         _share_out(self.data, self.trainer)
         if self.tokenizer.new_tokens is not None and self.model.path is not None:
             self.model = replace(self.model, resize_vocabulary=True)
+        self._check_trainable()
         is_read = self.model.architecture is not None  # of a path it is known once the stage has read it
         if is_read and self.data.sequence_length > self.model.max_position_embeddings:
             size = self.data.sequence_bytes
@@ -138,6 +142,48 @@ class PretrainStage(StageConfig):
                 f"data.sequence_length={self.data.sequence_length} is longer than model.max_position_embeddings="
                 f"{self.model.max_position_embeddings}. Lower "
                 f"{'the first' if size is None else f'data.sequence_bytes={size}'} or raise the second."
+            )
+
+    def _check_trainable(self) -> None:
+        """Have `lora` be there for adapters alone, and refuse what a part of a model cannot do."""
+        trainable, has_adapters = self.model.trainable, self.model.trainable in OF_ADAPTERS
+        if not has_adapters and self.lora not in (None, LoraConfig()):
+            raise ConfigError(
+                "lora is for adapters, and none are trained. Set model.path and model.trainable=lora, or leave it out."
+            )
+        self.lora = (self.lora or LoraConfig()) if has_adapters else None
+        is_resized = self.model.resize_vocabulary
+        if trainable is Trainable.new_rows and not is_resized:
+            raise ConfigError(
+                "model.trainable=new_rows: the tokenizer is the model's own and has no new tokens. Set "
+                "tokenizer=extend, or model.trainable=embeddings."
+            )
+        rate = self.optimizer.embedding_learning_rate
+        if rate is not None and trainable is Trainable.lora and not is_resized:
+            raise ConfigError(
+                f"optimizer.embedding_learning_rate={rate} is of no use: model.trainable=lora trains no embeddings "
+                "without new tokens. Set model.trainable=lora_embeddings, or tokenizer=extend."
+            )
+        if trainable is None:
+            return
+        typed = f"model.trainable={trainable.name}"
+        if self.optimizer.algorithm is Algorithm.muon:
+            raise ConfigError(f"optimizer.algorithm=muon is for whole models, not for {typed}. Set it to adamw.")
+        if self.trainer.strategy is Strategy.fsdp:
+            raise ConfigError(f"trainer.strategy=fsdp is for whole models, not for {typed}. Set it to ddp.")
+        if self.model.pad_vocab_to_multiple_of is not None:
+            raise ConfigError(f"model.pad_vocab_to_multiple_of is for whole models, not for {typed}. Leave it out.")
+        if self.lora is None:
+            return
+        if self.lora.method in (Method.full, Method.qlora):
+            way = "model.trainable=all" if self.lora.method is Method.full else "lora.method=lora"
+            raise ConfigError(f"lora.method={self.lora.method.name} is for stage=finetune. Set {way}.")
+        if self.trainer.compile and self.lora.method is Method.dora:
+            raise ConfigError("trainer.compile=true is not for lora.method=dora. Set trainer.compile=false.")
+        if self.lora.base_precision is WeightPrecision.bf16 and trainable is Trainable.lora_embeddings:
+            raise ConfigError(
+                "lora.base_precision=bf16 is for weights that are not trained, but model.trainable=lora_embeddings "
+                "trains some of them. Set model.trainable=lora, or lora.base_precision=fp32."
             )
 
 

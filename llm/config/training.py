@@ -58,6 +58,17 @@ class NewEmbeddings(Enum):
     random = "random"  # drawn with the mean and the variance of those: to compare with
 
 
+class Trainable(Enum):
+    all = "all"
+    embeddings = "embeddings"  # and the head
+    new_rows = "new_rows"  # of these two, those of tokens that the base's tokenizer lacks
+    lora = "lora"  # adapters, and the new rows where there are some
+    lora_embeddings = "lora_embeddings"  # adapters, embeddings and head
+
+
+OF_ADAPTERS = (Trainable.lora, Trainable.lora_embeddings)
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """A causal language model of Hugging Face transformers; the vocabulary size comes from the tokenizer.
@@ -73,6 +84,8 @@ class ModelConfig:
     resize_vocabulary: bool = setting(False, only_with=("path", bool))
     # of those that are new in it; None: pieces
     new_embeddings: NewEmbeddings | None = setting(None, only_with=("path", bool), only_where_set=True)
+    # what of it is trained, the rest staying as it is; None: all
+    trainable: Trainable | None = setting(None, only_with=("path", bool), only_where_set=True)
     num_layers: int = setting(3, at_least=1, at_most=MOST_LAYERS)
     num_heads: int = setting(4, at_least=1)
     hidden_size: int = setting(160, at_least=1)
@@ -95,6 +108,8 @@ class ModelConfig:
         check_settings(self, "model")
         if self.resize_vocabulary and self.new_embeddings is None:
             self.new_embeddings = NewEmbeddings.pieces
+        if self.trainable is Trainable.all:
+            self.trainable = None
         if self.path is not None:
             return
         if self.architecture is None:
@@ -156,6 +171,8 @@ class OptimizerConfig:
 
     algorithm: Algorithm = Algorithm.adamw
     learning_rate: float = setting(1e-3, above=0)  # peak, reached after warmup
+    # of embeddings, head and the rows of new tokens; None: as above
+    embedding_learning_rate: float | None = setting(None, above=0, only_where_set=True)
     # of Muon's matrices, in AdamW's units; None: as above
     muon_learning_rate: float | None = setting(None, above=0, only_with=OF_MUON)
     muon_momentum: float = setting(0.95, at_least=0, below=1, only_with=OF_MUON)

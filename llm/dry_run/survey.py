@@ -10,6 +10,7 @@ from llm.errors import ConfigError
 from llm.run.devices import require_devices, with_precision
 from llm.run.files import digest_of
 from llm.run.making import place_of
+from llm.run.models import with_folders_of_runs
 from llm.run.record import read_record
 from llm.run.runs import Run
 from llm.stage import Step, find_step, stage_named, step_of
@@ -68,7 +69,7 @@ def memory_of(config: Any) -> int:
 
     outline = stage_named(config.stage).outline
     assert outline is not None
-    config = replace(config, trainer=with_precision(config.trainer))
+    config = with_folders_of_runs(replace(config, trainer=with_precision(config.trainer)))
     return memory_of_training(config, outline(config, {}), is_on_gpu=False).total
 
 

@@ -35,4 +35,6 @@ from llm.model.pretrained import outline as outline
 from llm.model.pretrained import padding_of as padding_of
 from llm.model.pretrained import read_config as read_config
 from llm.model.pretrained import save_adapter as save_adapter
+from llm.model.pretrained import save_merged as save_merged
 from llm.model.pretrained import targets as targets
+from llm.model.pretrained import train_only as train_only

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from llm.config.training import ModelConfig, NewEmbeddings
+from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError
 from llm.model.pretrained import load, new_model, pad, padding_of, read_config, take_rows, unpad
 from llm.run.console import log
@@ -44,18 +45,24 @@ _FROM_ELSEWHERE |= {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"
 
 
 def build(
-    config: ModelConfig, *, vocab_size: int, special: Special, tokenizer_folder: Path | None = None
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    special: Special,
+    tokenizer_folder: Path | None = None,
+    tuning: LoraConfig | None = None,
 ) -> PreTrainedModel:
     """A model with random weights, drawn from torch's global generator; of config.path, one of the shape that is there.
 
-    With the folder of a tokenizer, that of config.path has its weights, and embeddings for every token.
+    With the folder of a tokenizer, that of config.path has its weights, and embeddings for every token; for a `tuning`
+    in the precision that this holds its base in.
 
     Raises:
         ConfigError: as `hugging_face_config`; or there are fewer embeddings than tokens.
         DamagedError: weights are missing, of other shapes, or damaged.
     """
     if config.path is not None and tokenizer_folder is not None:
-        model = _go_on(config, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
+        model = _go_on(config, tuning, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size)
     elif config.path is not None:
         made = read_config(_folder(config), key=KEY)
         made.vocab_size = vocab_size if config.resize_vocabulary else made.vocab_size
@@ -259,10 +266,12 @@ def _folder(config: ModelConfig) -> Path:
     return folder_of(config.path, key=KEY, file=CONFIG)
 
 
-def _go_on(config: ModelConfig, *, tokenizer_folder: Path, vocab_size: int) -> PreTrainedModel:
+def _go_on(
+    config: ModelConfig, tuning: LoraConfig | None, *, tokenizer_folder: Path, vocab_size: int
+) -> PreTrainedModel:
     folder = _folder(config)
     read_config(folder, key=KEY)
-    model: PreTrainedModel = load(folder, key=KEY)
+    model: PreTrainedModel = load(folder, tuning=tuning, key=KEY)
     log.info("going on from %s", folder)
     if config.resize_vocabulary:
         _take_tokenizer(model, folder, tokenizer_folder, rule=config.new_embeddings)

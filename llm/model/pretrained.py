@@ -12,6 +12,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
-from llm.config.training import MOST_LAYERS
+from llm.config.training import MOST_LAYERS, Trainable
 from llm.config.tuning import ALL_LINEAR, LoraConfig, Method
 from llm.environment import local_rank
 from llm.errors import ConfigError, DamagedError, first_line
@@ -188,13 +189,19 @@ def _check_weights(folder: Path, *, key: str) -> None:
 # Adapters
 
 
-def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequence[int] = ()) -> peft.PeftModel:
+def add_lora(
+    base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequence[int] = (), is_of_rows_alone: bool = False
+) -> peft.PeftModel:
     """The base, frozen, with trainable adapters that change nothing yet.
 
-    The rows of `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well.
+    The rows of `new_token_ids` in the embeddings, and in the head where it has rows of its own, are trained as well; or
+    they alone, without adapters.
     """
-    wanted, layers, tensors = config.target_modules, _linear_layers(base), expert_tensors(base)
-    if wanted is None:
+    wanted, tensors = config.target_modules, expert_tensors(base)
+    layers: list[str] | str = _linear_layers(base)
+    if is_of_rows_alone:
+        layers, tensors = DUMMY_TARGET_MODULES, []  # PEFT's word for none
+    elif wanted is None:
         tensors = []
     elif ALL_LINEAR not in wanted:
         layers = [name for name in layers if name in wanted]
@@ -223,6 +230,22 @@ def add_lora(base: PreTrainedModel, config: LoraConfig, *, new_token_ids: Sequen
     return model
 
 
+def train_only(
+    base: PreTrainedModel, trainable: Trainable, tuning: LoraConfig | None, *, new_token_ids: Sequence[int]
+) -> Any:
+    """The base with the rest frozen; itself, or in PEFT's layers, which `merge` takes out. `tuning` is of adapters."""
+    has_embeddings = trainable in (Trainable.embeddings, Trainable.lora_embeddings)
+    ends = _with_a_row_a_token(base) if has_embeddings else []
+    if tuning is None and has_embeddings:
+        model: Any = base.requires_grad_(False)
+    else:
+        rows = [] if has_embeddings else new_token_ids
+        model = add_lora(base, tuning or LoraConfig(), new_token_ids=rows, is_of_rows_alone=tuning is None)
+    for tensor in ends:
+        tensor.requires_grad_(True)
+    return model
+
+
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors, for the base as it was before the adapters."""
     settings = model.peft_config[ADAPTER]
@@ -243,6 +266,13 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
     finally:
         vars(settings).update(before)
+
+
+def save_merged(model: peft.PeftModel, folder: Path) -> None:
+    """Write the whole model in fp32, what PEFT's layers hold put into it; `model` is used up."""
+    merged = merge(model.float())
+    disable_progress_bar()
+    merged.save_pretrained(folder)
 
 
 def merge(model: peft.PeftModel) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +17,7 @@ from llm.errors import ConfigError, DamagedError, UserError, first_line, is_out_
 from llm.run.console import log
 from llm.run.files import digest_of, sha256_of
 from llm.run.record import read_record
-from llm.run.runs import Run, as_typed, check_files, find_run, load
+from llm.run.runs import Run, as_typed, candidates, check_files, find_run, load
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer.json", "adapter_config.json"
@@ -139,6 +139,23 @@ def folder_of(named: str, *, key: str, file: str) -> Path:
     if not (folder / file).is_file():
         raise ConfigError(f"{as_typed(key, named)} has no {file}. Give a folder of a whole model.")
     return folder
+
+
+def with_folders_of_runs(config: Any) -> Any:
+    """A stage's config, with the folder of the pretrained run that model.path or tokenizer.path names, if one does.
+
+    Raises:
+        ConfigError: several runs have that name, or it is not finished.
+    """
+    for group in ("tokenizer", "model"):
+        part: Any = getattr(config, group, None)
+        named = part.path if part else None
+        if named is None or "/" in named or Path(named).exists():
+            continue
+        if any(run.record.get("name") == named for run in candidates(config.outputs, "pretrain")):
+            run = find_run(config.outputs, named, key=f"{group}.path", stages=("pretrain",))
+            config = replace(config, **{group: replace(part, path=str(run.path))})
+    return config
 
 
 def is_foreign(folder: Path) -> bool:

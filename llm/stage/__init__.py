@@ -14,6 +14,7 @@ from llm.config.stages import Reuse, StageConfig
 from llm.environment import process_rank
 from llm.run.console import log
 from llm.run.making import Outcome, Plan, find, make
+from llm.run.models import with_folders_of_runs
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
 
@@ -58,6 +59,7 @@ def step_of(config: StageConfig) -> Step:
     Raises:
         ConfigError: what can be known before any work is wrong.
     """
+    config = with_folders_of_runs(config)
     return Step(config=config, parents=stage_named(config.stage).parents(config))
 
 

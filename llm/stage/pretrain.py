@@ -1,29 +1,32 @@
 """Shards -> a causal language model in Hugging Face format; tokenizer and shards are made on the way if missing."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm.config.stages import PretrainStage, Reuse, ShardsStage
-from llm.config.training import Schedule
+from llm.config.training import Schedule, Trainable
+from llm.config.tuning import Method
 from llm.data.mixture import rows_of, say_epochs, sources_of
 from llm.data.rows import length_of_bytes
 from llm.errors import ConfigError
 from llm.run.console import log
-from llm.run.files import whole_folder
+from llm.run.files import digest_of, whole_folder
 from llm.run.making import Outcome, Plan
+from llm.run.models import TOKENIZER, folder_of
 from llm.run.record import differences
 from llm.run.runs import Run, candidates, check_files
 from llm.stage import Runs, Stage, Step, step_of
 from llm.stage.estimate import Estimate
 from llm.stage.tokenizer import vocab_size
 from llm.stage.training import measured_names, model_digest, train
-from llm.tokenizer.folder import Special, load_tokenizer, read_special
+from llm.tokenizer.folder import Special, load_tokenizer, read_special, tokens_of
 
 FORMAT_VERSION = 2
+OF_NEW_ROWS = (Trainable.new_rows, Trainable.lora)  # which train these alone of the embeddings
 
 
 def parents(config: PretrainStage) -> dict[str, Step]:
@@ -37,8 +40,32 @@ def parents(config: PretrainStage) -> dict[str, Step]:
         from llm import model as models
 
         known = replace(config, model=models.with_settings_of_folder(config.model))  # refuses rows that are too long
-        shards.parents["tokenizer"].check = lambda made: models.check_tokenizer(known.model, made.path)
+        shards.parents["tokenizer"].check = lambda made: _check_tokenizer(known, made.path)
     return {"shards": shards}
+
+
+def _check_tokenizer(config: PretrainStage, folder: Path) -> None:
+    """Refuse a tokenizer that is not the model's, or has no new tokens where they alone are to be trained."""
+    from llm import model as models
+
+    models.check_tokenizer(config.model, folder)
+    if config.model.trainable is Trainable.new_rows and not _new_ids(config, folder):
+        raise ConfigError(
+            f"model.trainable=new_rows: the tokenizer has no token that {_known_folder(config)} lacks. Set "
+            "tokenizer=extend with tokenizer.path=<the model that it was before>, or another model.trainable."
+        )
+
+
+def _new_ids(config: PretrainStage, tokenizer_folder: Path) -> list[int]:
+    """Of the tokens that the base's own tokenizer lacks: in a later phase too, of tokenizer=extend."""
+    known = tokens_of(_known_folder(config))
+    return sorted(number for text, number in tokens_of(tokenizer_folder).items() if text not in known)
+
+
+def _known_folder(config: PretrainStage) -> Path:
+    key = "tokenizer.path" if config.tokenizer.new_tokens else "model.path"
+    named = config.tokenizer.path if config.tokenizer.new_tokens else config.model.path
+    return folder_of(str(named), key=key, file=TOKENIZER)
 
 
 def plan(config: PretrainStage, parents: Runs) -> Plan:
@@ -48,6 +75,8 @@ def plan(config: PretrainStage, parents: Runs) -> Plan:
         from llm.model import digest_of_folder
 
         source = {"model": digest_of_folder(config.model)}
+        if config.model.trainable in OF_NEW_ROWS and config.model.resize_vocabulary:
+            source["new_rows"] = digest_of(_new_ids(config, shards.parent("tokenizer").path))
     made: Plan = Plan(
         config=config,
         default_name=f"{config.model.label}-{config.tokenizer.name}-{config.data.name}",
@@ -77,16 +106,23 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
         vocab_size=num_tokens,
         special=read_special(tokenizer_folder),
         tokenizer_folder=tokenizer_folder,
+        tuning=config.lora,
     )
     models.require_isolation(model, vocab_size=num_tokens, architecture=model.config.model_type)
+    num_parameters = models.count_parameters(model)
     log.info(
         "%s: %.2f million parameters; %d training rows of %d tokens (data.packing=%s), %.1f %% padding",
-        *(config.model.label, models.count_parameters(model) / 1e6, len(rows["train"]), config.data.sequence_length),
+        *(config.model.label, num_parameters / 1e6, len(rows["train"]), config.data.sequence_length),
         *(config.data.packing.value, 100 * rows["train"].padding_share),
     )
     epochs = {}
     if rows["train"].parts:
         epochs = say_epochs(rows["train"], num_steps=config.trainer.max_steps, batch_size=config.data.batch_size)
+    facts: dict[str, Any] = {"parameters": num_parameters}
+    model, save = _trainable(config, model, tokenizer_folder)
+    if config.model.trainable is not None:
+        facts["trainable_parameters"] = trained = models.count_parameters(model, trainable=True)
+        log.info("model.trainable=%s: %d parameters are trained", config.model.trainable.name, trained)
     results = train(
         run,
         config,
@@ -94,17 +130,29 @@ def _train(run: Run, config: PretrainStage, shards: Run) -> Outcome | None:
         rows=rows,
         tokenizer_folder=tokenizer_folder,
         prompts=_prompts(config, tokenizer_folder),
-        save=partial(models.save, model),
+        save=partial(save, model),
         save_as="model",
-        facts={
-            "parameters": models.count_parameters(model),
-            "unigram_bits_per_byte": shards.results["train"]["unigram_bits_per_byte"],
-        }
-        | epochs,
+        facts=facts | {"unigram_bits_per_byte": shards.results["train"]["unigram_bits_per_byte"]} | epochs,
     )
     if results is None:
         return None
     return Outcome(results=results, digest=model_digest(run.path / "model"), objective=results["val/bits_per_byte"])
+
+
+def _trainable(config: PretrainStage, model: Any, tokenizer_folder: Path | None) -> tuple[Any, Callable[..., None]]:
+    """(the model with what is not to be trained frozen, what saves it whole)."""
+    from llm import model as models
+
+    if (trainable := config.model.trainable) is None:
+        return model, models.save
+    new_ids: list[int] = []
+    if trainable in OF_NEW_ROWS and config.model.resize_vocabulary:
+        # of an outline their number counts alone: without a folder every row may be new
+        of_all = model.get_input_embeddings().weight.shape[0]
+        guessed = range(of_all - (config.tokenizer.new_tokens or of_all), of_all)
+        new_ids = _new_ids(config, tokenizer_folder) if tokenizer_folder else [*guessed]
+    model = models.train_only(model, trainable, config.lora, new_token_ids=new_ids)
+    return model, models.save if trainable is Trainable.embeddings else models.save_merged
 
 
 def _rows(config: PretrainStage, shards: Run) -> dict[str, Any]:
@@ -173,8 +221,14 @@ def outline(config: PretrainStage, parents: Runs) -> Any:
 
     num_tokens = parents["shards"].results["vocab_size"] if parents else vocab_size(config.tokenizer)
     special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())
+    lora = config.lora
+    if lora and lora.method is Method.pissa:  # begun in a way that no shape shows
+        config = replace(config, lora=replace(lora, method=Method.lora))
     with torch.device("meta"):
-        return models.build(config.model, vocab_size=num_tokens, special=special)
+        model = models.build(config.model, vocab_size=num_tokens, special=special)
+        if lora:
+            model = model.to(getattr(torch, lora.base_precision.value))
+        return _trainable(config, model, None)[0]
 
 
 def estimate(config: PretrainStage, parents: Runs) -> Estimate:
@@ -187,7 +241,8 @@ def estimate(config: PretrainStage, parents: Runs) -> Estimate:
 def result_names(config: PretrainStage) -> list[str]:
     """The numbers that a run has to show at its end, by name."""
     epochs = [f"epochs/{part}" for part in config.data.parts or ()]
-    return [*measured_names(config), "unigram_bits_per_byte", *epochs]
+    of_part = [] if config.model.trainable is None else ["trainable_parameters"]
+    return [*measured_names(config), "unigram_bits_per_byte", *of_part, *epochs]
 
 
 # A longer run of a warmup-stable-decay schedule begins as a shorter one does: they are the same run, to the last bit,

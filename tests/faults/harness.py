@@ -45,6 +45,11 @@ COMMANDS = {
         *("lora.rank=2", "lora.dropout=0.2", *TRAINING),
     ],
 }
+COMMANDS["adapt"] = [
+    *("stage=pretrain", *TEXT, "model=pretrained", "model.path=base", "tokenizer=extend", "tokenizer.path=base"),
+    *("tokenizer.new_tokens=50", "model.trainable=lora", "lora.rank=2", "lora.dropout=0.2", *TRAINING, "name=adapted"),
+    "optimizer.embedding_learning_rate=1e-3",
+]
 COMMANDS["export"] = ["stage=export", "run=base", "outputs=outputs"]
 COMMANDS["no dropout"] = [*COMMANDS["gpt2"], "model.dropout=0.0"]  # whose draws differ with the number of ranks
 BEFORE = {  # command -> the one that comes before it, whose workspace it goes on in
@@ -53,6 +58,7 @@ BEFORE = {  # command -> the one that comes before it, whose workspace it goes o
     "llama": "shards",
     "no dropout": "shards",
     "lora": "gpt2",
+    "adapt": "gpt2",
     "export": "gpt2",
 }
 
@@ -151,7 +157,7 @@ COURSE: dict[str, dict[str, int]] = {
     "gpt2": {"model building": 1, "micro-batch": 2 * STEPS, "validation": 5, "sampling": 10, "checkpoint": 5},
     "lora": {"base loading": 1, "micro-batch": 2 * STEPS, "validation": 5, "sampling": 15, "checkpoint": 5},
 }
-COURSE["llama"] = COURSE["gpt2"]
+COURSE["llama"] = COURSE["adapt"] = COURSE["gpt2"]
 
 
 def draw_moment(draw: random.Random, course: dict[str, int], *, within: float) -> Moment:
@@ -239,7 +245,8 @@ def kill_again_and_again(
 def run_folder(folder: Path, command: str) -> Path:
     """The folder of the one run that a command makes in a workspace."""
     stage = COMMANDS[command][0].removeprefix("stage=")
-    (found,) = (folder / "outputs" / stage).iterdir()
+    name = next((word.removeprefix("name=") for word in COMMANDS[command] if word.startswith("name=")), "")
+    (found,) = (folder / "outputs" / stage).glob(f"{name}*")
     return found
 
 

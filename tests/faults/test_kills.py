@@ -34,6 +34,7 @@ KILLS = {  # command -> the kills of the short form, and of a storm
     "gpt2": (1, 60),
     "llama": (1, 30),
     "lora": (1, 40),
+    "adapt": (1, 30),
     "tokenizer": (1, 30),
 }
 
