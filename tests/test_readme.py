@@ -154,7 +154,7 @@ def test_the_commands_leave_what_the_reference_draws(ran):
         | {"tokenizer.json", "tokenizer_config.json", "tokenizer.sha256", "chat_template.jinja", "report.json"},
         "documents": drawn | {"documents"},
         "shards": drawn | {"shards"},
-        "pretrain": trained | {"model"},
+        "pretrain": trained | {"validation.jsonl", "model"},
         "finetune": trained | {"adapter"},
     }
     folders = [path.parent for path in ran.outputs.glob("*/*/run.json")]

@@ -9,7 +9,9 @@ start again at each document and with each row: that is what tells a Hugging Fac
 without a cache) not to attend across.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from llm.data.shards import Array, Sources, open_shard
 
 Batch = dict[str, Any]
 IGNORED = -100  # the label that torch's cross entropy leaves out
+MOST_BLOCKS = 500  # whose nats a validation keeps: documents, or of more so many rows of documents of like number
 LENGTH_STEP = 8  # tokens, of which GPUs want a multiple; of a row of 200 it moves the bytes by 2 % at most
 
 
@@ -74,6 +77,7 @@ class TokenRows:
         packing: Packing = Packing.concatenate,  # what held-out text is measured by, whatever a model is trained on
     ) -> None:
         self.sequence_length = sequence_length
+        self._sources, self._split = sources, split
         self.shares: list[Share] = []  # what an epoch of a mixture has of each part
         self._shards: list[tuple[str, Array, Packed]] = []  # name, tokens, what lies where in the rows
         parts: dict[str, Part] = {}
@@ -114,13 +118,7 @@ class TokenRows:
     def __getitems__(self, micro_batch: MicroBatch) -> Batch:
         import torch  # takes seconds, which the stages before training need not wait for
 
-        rows = np.asarray(micro_batch.rows)
-        batch = np.empty((3, len(rows), self.sequence_length), dtype=np.int64)
-        shards = self._shards_of(rows)
-        for shard in np.unique(shards):
-            here = shards == shard
-            _, tokens, packed = self._shards[shard]
-            batch[:, here] = packed.read(tokens, rows[here] - self._first_rows[shard], pad_id=self._pad_id)
+        batch = self._read(np.asarray(micro_batch.rows), lambda shard: self._shards[shard][1])
         input_ids, labels, position_ids = torch.from_numpy(batch)  # (rows, seq) each
         return {
             "input_ids": input_ids,
@@ -128,6 +126,38 @@ class TokenRows:
             "position_ids": position_ids,
             "num_labels": micro_batch.num_labels,
         }
+
+    def _read(self, rows: Array, of_shard: Callable[[int], Array]) -> Array:
+        """int64 (3, rows, seq), see Packed.read, of what a shard has for each of its tokens."""
+        batch = np.empty((3, len(rows), self.sequence_length), dtype=np.int64)
+        shards = self._shards_of(rows)
+        for shard in np.unique(shards):
+            here, packed = shards == shard, self._shards[shard][2]
+            batch[:, here] = packed.read(of_shard(shard), rows[here] - self._first_rows[shard], pad_id=self._pad_id)
+        return batch
+
+    @property
+    def block_bytes(self) -> Array:
+        """(blocks,): the raw bytes of each; the same documents make a block under every tokenizer."""
+        return self._blocks[0]
+
+    def blocks_of(self, rows: Array) -> Array:
+        """int64 (rows, seq): the block of each position with a label; of any other it means nothing."""
+        blocks: Array = self._read(np.asarray(rows), lambda shard: self._blocks[1][shard])[0]
+        return np.minimum(blocks, len(self.block_bytes) - 1)
+
+    @cached_property
+    def _blocks(self) -> tuple[Array, list[Array]]:
+        """(the raw bytes of each block, for each shard the block of each of its tokens)."""
+        of_split = [(folder, made, getattr(made, self._split)) for _, (folder, made) in sorted(self._sources.items())]
+        documents = [
+            open_shard(folder, each, made.dtype)[1] for folder, made, split in of_split for each in split.shards
+        ]
+        sizes = np.concatenate([each[:, 1] for each in documents])
+        numbers = np.arange(len(sizes)) * min(len(sizes), MOST_BLOCKS) // len(sizes)
+        of_shards = np.split(numbers, np.cumsum([len(each) for each in documents])[:-1])
+        of_tokens = [np.repeat(own, each[:, 0]) for own, each in zip(of_shards, documents, strict=True)]
+        return np.bincount(numbers, sizes).astype(np.int64), of_tokens
 
     def describe(self, rows: Array) -> list[str]:
         """The documents of each row, counted from 0 within their shard."""

@@ -43,21 +43,24 @@ class Passes:
     chunk_logits: int | None = None  # at most, at once; None: as suits the device
 
 
-def next_token_nats(model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None) -> torch.Tensor:
+def next_token_nats(
+    model: nn.Module, batch: dict[str, Any], *, passes: Passes | None = None, each: torch.Tensor | None = None
+) -> torch.Tensor:
     """The sum of -ln p(label) over a batch's labels, a scalar in fp32.
 
     `labels[t]` is the token that follows `input_ids[t]`. Documents of a row are parted by their `position_ids`, which
-    start again with each; `document_bounds`, where the batch has them, are those of `position_ids`.
+    start again with each; `document_bounds`, where the batch has them, are those of `position_ids`. Where no gradient
+    is asked for, `each` (batch, seq), in fp32, is filled with what is summed.
     """
     passes, labels, head = passes or EAGER, batch["labels"], _head(model)
     with _inputs(model, batch) as inputs:
         if head is None or (size := _chunk_size(labels, _num_rows(head), passes)) >= labels.numel():
-            return passes.nats(model, inputs, labels)
+            return passes.nats(model, inputs, labels, each)
         hidden_states = passes.hidden_states(model, inputs)  # (batch, seq, hidden)
     apply: Any = _ChunkedNats.apply
     weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
     num_words = unpadded(model) or _num_rows(head)
-    return apply(hidden_states.flatten(0, 1), weight, labels.flatten(), passes.chunk, size, num_words)
+    return apply(hidden_states.flatten(0, 1), weight, labels.flatten(), passes.chunk, size, num_words, each)
 
 
 def next_token_loss(
@@ -103,9 +106,11 @@ def compiled(*, backend: str = "inductor") -> Passes:
     )
 
 
-def _nats(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+def _nats(
+    model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor, each: torch.Tensor | None = None
+) -> torch.Tensor:
     """No attention mask and no cache: only so do Hugging Face models part documents."""
-    return _sum_of_nats(model(**inputs, use_cache=False).logits, labels, unpadded(model))
+    return _sum_of_nats(model(**inputs, use_cache=False).logits, labels, unpadded(model), each)
 
 
 def _balanced(
@@ -116,13 +121,20 @@ def _balanced(
     return nats, nats + weight * outputs.aux_loss * (labels != IGNORED).sum()
 
 
-def _sum_of_nats(logits: torch.Tensor, labels: torch.Tensor, num_words: int | None) -> torch.Tensor:
-    """The cross-entropy of logits (..., vocab), those past `num_words` being padding."""
+def _sum_of_nats(
+    logits: torch.Tensor, labels: torch.Tensor, num_words: int | None, each: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The cross-entropy of logits (..., vocab), those past `num_words` being padding; what it sums goes into `each`."""
     logits = logits.float()
     if num_words is not None and num_words < logits.shape[-1]:
         with torch.no_grad():  # a probability of zero has no gradient; a slice would be copied, forward and backward
             logits[..., num_words:] = -torch.inf
-    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    logits, labels = logits.flatten(0, -2), labels.flatten()
+    if each is None:
+        return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    logs = functional.log_softmax(logits, -1)  # once for both: cross_entropy does the same
+    each.view(-1).copy_(functional.nll_loss(logs, labels, ignore_index=IGNORED, reduction="none"))
+    return functional.nll_loss(logs, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def _hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -172,6 +184,7 @@ class _ChunkedNats(torch.autograd.Function):
         chunk: Callable[..., Any],
         size: int,
         num_words: int,
+        each: torch.Tensor | None,
     ) -> torch.Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
@@ -184,7 +197,8 @@ class _ChunkedNats(torch.autograd.Function):
             for start in range(0, len(labels), size):
                 here = slice(start, start + size)
                 if gradients is None and gradient_of_weight is None:
-                    nats += _sum_of_nats(states[here] @ used.T, labels[here], num_words)
+                    summed = None if each is None else each.view(-1)[here]
+                    nats += _sum_of_nats(states[here] @ used.T, labels[here], num_words, summed)
                     continue
                 is_label = (labels[here] != IGNORED)[:, None].to(dtype)
                 part, gradient = chunk(states[here], used, labels[here], num_words)
@@ -204,7 +218,7 @@ class _ChunkedNats(torch.autograd.Function):
         scaled = (
             part if part is None else part.to(dtype).mul_(scale) for part, dtype in zip(parts, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def _chunk(

@@ -11,6 +11,7 @@ from llm.run.files import naming
 
 Record = dict[str, Any]
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+VALIDATION = "validation.jsonl"  # what a run of text was fed and what held-out text then cost, by blocks of documents
 
 
 class MetricsLog:

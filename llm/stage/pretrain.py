@@ -16,6 +16,7 @@ from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.files import digest_of, whole_folder
 from llm.run.making import Outcome, Plan
+from llm.run.metrics import METRICS, SAMPLES, VALIDATION
 from llm.run.models import TOKENIZER, folder_of
 from llm.run.record import differences
 from llm.run.runs import Run, candidates, check_files
@@ -264,8 +265,9 @@ def copy_beginning(folder: Path, plan: Plan, config: PretrainStage) -> None:
         return
     newest = max(found, key=step_of)
     other = newest.parents[1]
-    for name in ("metrics.jsonl", "samples.jsonl"):  # cut to where the checkpoint was, when training goes on
-        shutil.copyfile(other / name, folder / name)
+    for name in (METRICS, SAMPLES, VALIDATION):  # cut to where the checkpoint was, when training goes on
+        if (other / name).exists():  # a run of an older version has no validation.jsonl
+            shutil.copyfile(other / name, folder / name)
     with whole_folder(checkpoints / newest.name) as target:
         shutil.copytree(newest, target, dirs_exist_ok=True)
     log.info("until step %d this is %s, whose checkpoint it goes on from", step_of(newest), other)

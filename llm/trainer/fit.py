@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from llm.config.data import DataConfig
 from llm.config.training import OptimizerConfig, TrainerConfig
-from llm.data.rows import Rows
+from llm.data.rows import Rows, TokenRows
 from llm.errors import ConfigError, UserError, first_line
 from llm.logger.live import RunLogger
 from llm.model import checkpoint_blocks
@@ -140,8 +140,10 @@ def _recorder(task: Fit, rows: RunRows) -> Recorder:
         task.trainer,
         label=task.label,
         flops_per_token=flops,
+        bytes_per_token=task.train_rows.raw_bytes / int(task.train_rows.num_labels.sum()),
         peak_flops=peak,
         documents_of=lambda step: task.train_rows.describe(rows.training.rows_of(step)),
+        has_blocks=isinstance(task.held_out_rows, TokenRows),
     )
 
 

@@ -177,7 +177,8 @@ class AfterStep(pl.Callback):
                 self._best_loss, self._best_step = result.loss, trainer.global_step
             with not_training(model):  # nor without a cache, which blocks that run again have none of
                 samples = self._sample() if trainer.is_global_zero else ()
-            self._recorder.write(trainer, result.metrics(), samples=samples)
+            blocks = {"raw_bytes": result.block_bytes, "nats": result.block_nats} if result.block_bytes else None
+            self._recorder.write(trainer, result.metrics(), samples=samples, blocks=blocks)
         numbers = (trainer.global_step, trainer.max_steps, result.loss, result.bits_per_byte)
         log.info("step %d of %d: val/loss %.3f, val/bits_per_byte %.3f", *numbers)
 

@@ -1,4 +1,4 @@
-"""Steps as they end -> metrics.jsonl and samples.jsonl, which the logger shows; a progress bar, and a trace."""
+"""Steps as they end -> metrics.jsonl, samples.jsonl and validation.jsonl, for the logger; a progress bar, a trace."""
 
 import math
 import time
@@ -44,7 +44,7 @@ class Counts:
     nats: torch.Tensor | float = 0.0  # of the steps that were not skipped
     interval_tokens: int = 0
     interval_skipped: int = 0  # tokens of skipped steps
-    journal: dict[str, int] = field(default_factory=lambda: {"metrics": 0, "samples": 0})  # bytes of the files
+    journal: dict[str, int] = field(default_factory=dict)  # bytes of the files, by name
 
 
 class Recorder:
@@ -61,11 +61,15 @@ class Recorder:
         *,
         label: str,  # what the progress bar calls the run
         flops_per_token: float,
+        bytes_per_token: float,  # of the training text, raw, for each label
         peak_flops: float,
         documents_of: Callable[[int], list[str]],  # in the step that is counted from 0
+        has_blocks: bool,  # whether what is held out has them
     ) -> None:
         self._folder, self._logger, self._config, self._label = folder, logger, config, label
-        self._flops_per_token, self._peak_flops, self._documents_of = flops_per_token, peak_flops, documents_of
+        self._flops_per_token, self._bytes_per_token = flops_per_token, bytes_per_token
+        self._peak_flops, self._documents_of = peak_flops, documents_of
+        self._journal = ["metrics", "samples", *(["validation"] if has_blocks else [])]  # files of JSON lines
         self._closing = ExitStack()
         self._counts = Counts()
         self._files: dict[str, MetricsLog] = {}
@@ -87,7 +91,8 @@ class Recorder:
         if process_rank() > 0:
             return
         self._files = {
-            name: MetricsLog(self._folder / f"{name}.jsonl", size=size) for name, size in self._counts.journal.items()
+            name: MetricsLog(self._folder / f"{name}.jsonl", size=self._counts.journal.get(name, 0))
+            for name in self._journal
         }
         for file in self._files.values():
             self._closing.callback(file.close)
@@ -130,14 +135,26 @@ class Recorder:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
 
     def write(
-        self, trainer: pl.Trainer, measured: dict[str, Any], *, samples: Sequence[dict[str, str]] = ()
+        self,
+        trainer: pl.Trainer,
+        measured: dict[str, Any],
+        *,
+        samples: Sequence[dict[str, str]] = (),
+        blocks: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Write what was measured after a step, and texts that the model made then; gives the whole record."""
+        """Write what was measured after a step, of blocks of held-out text too, and texts that the model made then.
+
+        Gives the whole record.
+        """
         step = trainer.global_step
         record = {"step": step, "tokens": self._counts.tokens, "seconds": round(self._seconds, 3)} | measured
         if self._files:
             for sample in samples:
                 self._files["samples"].append({"step": step} | sample)
+            if blocks:
+                fed = {"bytes": self._counts.tokens * self._bytes_per_token}
+                fed |= {"flops": self._counts.tokens * self._flops_per_token}
+                self._files["validation"].append({"step": step} | fed | blocks)
             self._files["metrics"].append(record)
         return record
 

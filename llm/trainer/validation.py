@@ -22,6 +22,8 @@ class Evaluation:
 
     loss: float  # nats per label
     bits_per_byte: float  # of raw UTF-8 text, lost bytes charged
+    block_bytes: list[int] = field(default_factory=list)  # of text in rows: raw, of each block of documents
+    block_nats: list[float] = field(default_factory=list)  # the same blocks', each charged its share of lost bytes
     parts: dict[str, "Evaluation"] = field(default_factory=dict)  # of a mixture, by name
 
     def metrics(self) -> dict[str, float]:
@@ -59,15 +61,25 @@ def evaluate(
 ) -> Evaluation:
     """The model on every held-out row; `add_up` sums numbers over the ranks that share the rows."""
     mixed = rows if isinstance(rows, TokenRows) and rows.parts else None
+    of_text = rows if isinstance(rows, TokenRows) else None
     nats = torch.zeros(len(mixed.parts) if mixed else 1, dtype=torch.float64, device="cpu")
+    of_blocks = torch.zeros(len(of_text.block_bytes) if of_text else 0, dtype=torch.float64, device="cpu")
     with not_training(model):
         for batch, micro_batch in zip(loader, loader.batch_sampler or (), strict=True):
             moved = {k: value.to(device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
             rows_here: Any = micro_batch.rows  # type: ignore[attr-defined]  # torch's type: a list
             part = mixed.part_of(rows_here[0]) if mixed else 0
-            nats[part] += next_token_nats(model, moved).double().cpu()
+            each = torch.zeros(batch["labels"].shape, device=device) if of_text else None
+            nats[part] += next_token_nats(model, moved, each=each).double().cpu()
+            if of_text and each is not None:
+                blocks = torch.from_numpy(of_text.blocks_of(rows_here))
+                of_blocks.index_add_(0, blocks.flatten(), each.double().cpu().flatten())
     sums = add_up(nats).tolist()
     whole = _evaluation(math.fsum(sums), rows)
+    if of_text:
+        sizes, summed = of_text.block_bytes, add_up(of_blocks).cpu().numpy()
+        charged = summed + rows.lost_bytes * NATS_PER_LOST_BYTE * sizes / sizes.sum()
+        whole = replace(whole, block_bytes=sizes.tolist(), block_nats=charged.round(4).tolist())
     if mixed is None:
         return whole
     parts = zip(mixed.parts.items(), sums, strict=True)
