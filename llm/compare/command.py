@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
+from llm.compare.budgets import as_csv, budget_tables
 from llm.compare.entries import find_entries
-from llm.compare.ranking import rank
+from llm.compare.ranking import Ranking, rank
 from llm.compare.show import markdown, print_ranking
-from llm.errors import one_line_errors
+from llm.errors import ConfigError, one_line_errors
 from llm.run.console import output_console, start_logging
 from llm.run.files import write_text
 
@@ -35,8 +36,24 @@ def main(argv: list[str] | None = None) -> None:
             print(markdown(ranking), end="")
         elif arguments.markdown:
             write_text(Path(arguments.markdown), markdown(ranking))
-        if not (arguments.html or arguments.markdown):
+        if arguments.csv:
+            write_text(Path(arguments.csv), _csv(ranking))
+        if not (arguments.html or arguments.markdown or arguments.csv):
             print_ranking(ranking, output_console())
+
+
+def _csv(ranking: Ranking) -> str:
+    """The rows of what stands at equal bytes and at equal FLOPs.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    if not (tables := budget_tables(ranking)):
+        raise ConfigError(
+            "--csv: no two tokenizers have finished pretraining runs of one model with a validation.jsonl. Train them "
+            "with this version, or leave it out."
+        )
+    return as_csv(tables)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,5 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--highest", action="store_true", help="of the metric the highest is the best")
     parser.add_argument("--key", action="append", default=[], help="show what this key does, alone (several times)")
     parser.add_argument("--markdown", nargs="?", const="-", metavar="FILE", help="Markdown, to a file or here")
+    parser.add_argument("--csv", metavar="FILE", help="of several tokenizers: bits per byte at equal bytes and FLOPs")
     parser.add_argument("--html", metavar="FILE", help="one page with figures that needs no network")
     return parser

@@ -9,12 +9,14 @@ from textwrap import indent
 from rich.console import Console
 from rich.text import Text
 
+from llm.compare.budgets import NOTE, agreements, as_csv, budget_tables
 from llm.compare.entries import Entry, read_sweep
 from llm.compare.ranking import ADDED, MOST_LEVELS, Ranking, flattened, rank
 from llm.config.compose import composed
 from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, LaunchError, StoppedError
 from llm.run.console import ABSENT, TextTable, log, markdown_text, output_console
+from llm.run.files import write_text
 from llm.run.metrics import SAMPLES
 
 PAGE = "compare.html"
@@ -34,8 +36,17 @@ class Section:
 
 def sections(ranking: Ranking, *, num_samples: int) -> Iterator[Section]:
     """What stands below the ranked table: effects, the best against its base, what the best wrote."""
+    yield from _budgets(ranking)
     found = (_effects(ranking), _base(ranking), _samples(ranking, num_samples))
     yield from (section for section in found if section)
+
+
+def _budgets(ranking: Ranking) -> Iterator[Section]:
+    """Of several tokenizers: what each comes to at equal bytes and at equal FLOPs."""
+    tables = budget_tables(ranking)
+    for place, each in enumerate(tables):
+        below = [NOTE, *agreements(tables)] if place == len(tables) - 1 else []
+        yield Section(each.title, [*each.notes, *below], each.table)
 
 
 def _effects(ranking: Ranking) -> Section | None:
@@ -115,6 +126,8 @@ def print_ranked(entries: Sequence[Entry], *, search: Path | None = None) -> Non
         notes = [*notes, "One seed each: a small difference can be chance. Sweep seed=0,1,2, too."]
     is_short = ranking.settings and not ranking.table.fits(console) and ranking.short_table.fits(console)
     _print(Section("", notes, ranking.short_table if is_short else ranking.table), console)
+    for section in _budgets(ranking):
+        _print(section, console)
 
 
 # Files
@@ -155,6 +168,10 @@ def _write_page(sweep: Path) -> None:
         ranking = rank(read_sweep(sweep), title=sweep.name, sweep=sweep)
         size = write_page(ranking, sweep / PAGE)
         log.info("how its jobs compare: %s (%.1f MB, open it in a browser)", sweep / PAGE, size / 1e6)
+        if tables := budget_tables(ranking):
+            write_text(sweep / "compare.md", markdown(ranking))
+            write_text(sweep / "compare.csv", as_csv(tables))
+            log.info("the same at equal bytes and at equal FLOPs: compare.md and compare.csv beside it")
     except Exception as error:  # the jobs are done, and a page that cannot be drawn undoes none of them
         log.warning("%s is not written: %s: %s", sweep / PAGE, type(error).__name__, error)
         log.debug("why:", exc_info=True)
