@@ -87,5 +87,5 @@ def preset(name: str, **changes: Any) -> TokenizerConfig:
 def save_preset(name: str, folder: Path, **changes: Any) -> Path:
     """The folder with a tokenizer of conf/, trained on `documents`."""
     config = preset(name, **changes)
-    save(train(config, iter(documents(200))), config.roles, folder)
+    save(train(config, documents(200)), config.roles, folder)
     return folder

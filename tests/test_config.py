@@ -130,6 +130,7 @@ LINES = {
     "data=mixture 'data.parts={a/b: {use: korean_law}}'": "data.parts.a/b: 'a/b' cannot name a part.",
     "data=mixture 'data.parts={a: {use: korean_law, weight: 1}, b: {use: korean_law}}'": "data.parts.b.weight: give",
     "stage=finetune base=x data.packing=concatenate": "data.packing=concatenate would cut conversations anywhere.",
+    "tokenizer.superword_share=0.1": "tokenizer.superword_share=0.1 needs tokenizer.model=BPE, and a tokenizer.",
     "data.sequence_bytes=1000 data.batch_tokens=4096": (
         "data.batch_tokens=4096 is not known in rows before data.sequence_bytes=1000 is in tokens. Set data.batch_size "
         "in place of data.batch_tokens."
@@ -388,7 +389,10 @@ LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting 
         "data.layout": "shape tags repeated_turns",
         "data.cleaning": "",
     },
-    "tokenizer": {"": ALWAYS, "tokenizer": "name path new_tokens ladder allow_lossy"},
+    "tokenizer": {
+        "": ALWAYS,
+        "tokenizer": "name path new_tokens superword_share superword_pre_tokenizer ladder allow_lossy",
+    },
     "shards": {"": ALWAYS + "tokenizer"},
     "pretrain": {
         "": ALWAYS + "tokenizer lora",  # which is null where no adapters are trained

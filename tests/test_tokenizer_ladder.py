@@ -14,7 +14,7 @@ from llm.config.stages import TokenizerStage
 from llm.config.sweeping import ladder_overrides
 from llm.config.tokenizer import TokenizerConfig
 from llm.errors import ConfigError
-from llm.tokenizer.training import cut, train, why_not_reproducible
+from llm.tokenizer.training import cut, train, why_not_cut
 from tests import test_stages
 from tests.korean import HARD_TEXTS, documents, preset
 
@@ -53,15 +53,16 @@ def test_a_cut_below_the_characters_keeps_them_as_training_does() -> None:
         ("bert_wordpiece", {}, "WordPiece training is not"),
         ("unigram", {}, "Unigram training is not"),
         ("xlnet_unigram", {}, "Unigram training is not"),
+        ("superword_bpe", {}, "superwords come after merges"),
         ("byte_bpe", {"limit_alphabet": 300}, "equally frequent in no fixed order"),
     ],
 )
 def test_what_is_not_nested_is_not_cut(name: str, changes: dict[str, object], reason: str) -> None:
-    assert reason in str(why_not_reproducible(preset(name, **changes)))
+    assert reason in str(why_not_cut(preset(name, **changes)))
 
 
 def test_every_other_preset_is_cut() -> None:
-    assert [name for name in LADDER if why_not_reproducible(preset(name))] == []
+    assert [name for name in LADDER if why_not_cut(preset(name))] == []
 
 
 def stage(**settings: Any) -> TokenizerStage:

@@ -55,6 +55,10 @@ class TokenizerConfig:
     min_frequency: int = setting(2, at_least=0, only_with=TRAINED)  # how often a pair must occur to be merged
     # whose morphemes no token may cross in training; encoding needs none of it
     morphemes: Morphemes = setting(Morphemes.none, only_with=TRAINED)
+    # of the vocabulary, what BPE learns in a second phase, in which superword_pre_tokenizer cuts in place of
+    # pre_tokenizer, as it does from then on: merges across spaces (SuperBPE, arXiv:2503.13423)
+    superword_share: float | None = setting(None, above=0, below=1, only_with=TRAINED, only_where_set=True)
+    superword_pre_tokenizer: Any = setting(None, only_with=("superword_share", bool), only_where_set=True)
     # of text, taken at random by document; None takes all
     sample_bytes: int | None = setting(None, at_least=1)
     sample_seed: int = setting(0, at_least=0)
@@ -83,6 +87,13 @@ class TokenizerConfig:
         for role in ("bos_token", "eos_token", "pad_token"):
             if (token := getattr(self, role)) is not None and token not in self.special_tokens:
                 raise ConfigError(f"tokenizer.{role}={token} is not one of tokenizer.special_tokens. Add it there.")
+        kind = self.model.get("type") if isinstance(self.model, dict) else self.model
+        if self.superword_share is not None and (kind != "BPE" or self.superword_pre_tokenizer is None):
+            raise ConfigError(
+                f"tokenizer.superword_share={self.superword_share} needs tokenizer.model=BPE, and a "
+                "tokenizer.superword_pre_tokenizer that cuts more rarely than pre_tokenizer. Set both, or take "
+                "tokenizer=superword_bpe."
+            )
         byte_fallback = isinstance(self.model, dict) and bool(self.model.get("byte_fallback"))
         least = len(self.special_tokens) + ALPHABET_SIZES[self.initial_alphabet] + 256 * byte_fallback + 1
         if self.vocab_size < least:

@@ -26,7 +26,7 @@ from llm.tokenizer.extend import extend
 from llm.tokenizer.folder import digest, load_tokenizer, read_pretrained, save
 from llm.tokenizer.llama_cpp import llama_cpp_form
 from llm.tokenizer.report import Report, measure
-from llm.tokenizer.training import Sample, cut, installed_analyser, train, why_not_reproducible
+from llm.tokenizer.training import Sample, cut, installed_analyser, train, why_not_cut, why_not_reproducible
 
 FORMAT_VERSION = 4
 
@@ -124,7 +124,7 @@ def _cut(config: TokenizerStage) -> tuple[Tokenizer, dict[str, Any]] | None:
     wanted = config.tokenizer
     if wanted.ladder is None or wanted.ladder == wanted.size:
         return None
-    if wanted.path is None and (reason := why_not_reproducible(wanted)):
+    if wanted.path is None and (reason := why_not_cut(wanted)):
         log.info("not cut from tokenizer.ladder=%d, but trained by itself: %s", wanted.ladder, reason)
         return None
     size: dict[str, Any] = {wanted.size_name: wanted.ladder}

@@ -6,7 +6,7 @@ Texts may be cut at their morphemes first, by an optional analyser: Kiwi (kiwipi
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from llm.config.tokenizer import Alphabet, Morphemes, TokenizerConfig
 from llm.errors import ConfigError, DataError, is_panic
 from llm.run.console import log
 from llm.tokenizer.components import assemble, build
+from llm.tokenizer.extend import extend
 
 _SYMBOLS = ("min_frequency", "initial_alphabet", "limit_alphabet", "continuing_subword_prefix")
 _TRAINERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the arguments that each takes
@@ -74,10 +75,14 @@ class Sample:
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """A tokenizer trained on `texts`; its vocabulary is at most config.vocab_size, special tokens included.
 
+    With tokenizer.superword_share they are read a second time, and so are no iterator.
+
     Raises:
         ConfigError: the stages do not fit together, or an analyser is missing; known before a text is read.
         DataError: nothing can be learned from the texts.
     """
+    if config.superword_share is not None:
+        return _with_superwords(config, texts, share=config.superword_share)
     tokenizer = build(config)
     untrained = json.loads(tokenizer.to_str())
     trainer = _trainer(config, tokenizer)
@@ -87,6 +92,19 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     _learn(tokenizer, _bounded(texts, _steps(untrained["normalizer"])), trainer)
     return _finished(tokenizer, untrained, config)
+
+
+def _with_superwords(config: TokenizerConfig, texts: Iterable[str], *, share: float) -> Tokenizer:
+    """BPE that learns all but a share of its tokens as ever, and then goes on within what the second cutting leaves."""
+    superwords = round(share * config.vocab_size)
+    first = replace(
+        config, vocab_size=config.vocab_size - superwords, superword_share=None, superword_pre_tokenizer=None
+    )
+    words = train(first, texts)
+    words.pre_tokenizer = build(replace(config, pre_tokenizer=config.superword_pre_tokenizer)).pre_tokenizer
+    made = extend(words, lambda: iter(texts), new_tokens=superwords, min_frequency=config.min_frequency)
+    log.info("%d superwords, the first %r", len(made.tokens), made.tokens[:5])
+    return made.tokenizer
 
 
 def cut(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -169,6 +187,12 @@ def why_not_reproducible(config: TokenizerConfig) -> str | None:
     if config.limit_alphabet is not None:
         return "the library cuts characters that are equally frequent in no fixed order"
     return None
+
+
+def why_not_cut(config: TokenizerConfig) -> str | None:
+    """Why a smaller tokenizer is not the beginning of a larger one; None if it is."""
+    superwords = "its superwords come after merges that a smaller one does not have" if config.superword_share else None
+    return why_not_reproducible(config) or superwords
 
 
 def unknown_token(tokenizer: Tokenizer) -> str | None:
