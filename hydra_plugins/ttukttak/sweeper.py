@@ -21,12 +21,14 @@ from hydra_plugins.ttukttak.launcher import CheckedLauncher
 from llm.config.compose import from_hydra, searchpath
 from llm.config.overrides import readable
 from llm.config.stages import Reuse, StageConfig
-from llm.config.sweeping import SweeperConfig, ladder_overrides
+from llm.config.sweeping import SweeperConfig, ladder_overrides, trial_overrides
 from llm.environment import agents_sweep, tracebacks_wanted
-from llm.errors import PARTIAL_EXIT_CODE, ConfigError, UserError, say_error
+from llm.errors import PARTIAL_EXIT_CODE, ConfigError, LaunchError, UserError, say_error
 
 if TYPE_CHECKING:
+    from llm.sweep.jobs import Job as SweepJob
     from llm.sweep.search import Space
+    from llm.sweep.tuning import Arm, Choices, Trial
 
 
 @dataclass(kw_only=True)
@@ -68,11 +70,65 @@ class CheckedSweeper(Sweeper):
             raise ConfigError(f"{endless[0].input_line} has no end of values. Set hydra.sweeper.trials, or list some.")
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         configs = [self._check(number, job) for number, job in enumerate(jobs)]
+        choices = self._choices(jobs, typed={each.get_key_element() for each in overrides})
         if any(config.dry_run for config in configs):
-            show_dry_run(configs, jobs)
+            trials, tried = self._trials(jobs, configs, choices, share=self.settings.tuning.rungs[0])
+            show_dry_run([*tried, *configs], [*(trial.overrides for trial in trials), *jobs])
             return []
-        report_failures(jobs, self._launch(jobs, configs))
+        lost: list[tuple[list[str], Exception]] = []
+        if choices:
+            from llm.sweep.tuning import arm_of  # imports what composing does not need
+
+            choices, unfit = self._tuned(jobs, configs, choices)
+            lost = [(job, unfit[arm_of(job)]) for job in jobs if arm_of(job) in unfit]
+            jobs = [[*job, *choices[arm_of(job)][0]] for job in jobs if arm_of(job) in choices]
+            configs = [self._check(number, job) for number, job in enumerate(jobs)]
+        errors = self._errors(jobs, configs) if jobs else []
+        report_failures([*jobs, *(job for job, _ in lost)], [*errors, *(error for _, error in lost)])
         return []
+
+    def _choices(self, jobs: list[list[str]], *, typed: set[str]) -> "Choices":
+        """The values that trials choose from, but for keys that have theirs already."""
+        params = self.settings.tuning.params
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        values = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in typed])
+        if not values:
+            return {}
+        if not isinstance(self.launcher, CheckedLauncher):
+            raise ConfigError("hydra.sweeper.tuning needs hydra/launcher=pool or slurm. Leave the launcher out.")
+        from llm.sweep.tuning import arm_of  # imports what composing does not need
+
+        [choices] = BasicSweeper.split_arguments(values, max_batch_size=None)
+        return {arm_of(job): choices for job in jobs}
+
+    def _trials(
+        self, jobs: list[list[str]], configs: list[StageConfig], choices: "Choices", *, share: float
+    ) -> tuple[list["Trial"], list[StageConfig]]:
+        """The trials of so much of the jobs' budget, and their configs."""
+        if not choices:
+            return [], []
+        from llm.sweep.tuning import arm_of, trials_of  # imports what composing does not need
+
+        tuning = self.settings.tuning
+        shortened = {
+            arm_of(job): trial_overrides(config, tuning, share=share) for job, config in zip(jobs, configs, strict=True)
+        }
+        trials = trials_of(choices, shortened)
+        return trials, [self._check(number, trial.overrides) for number, trial in enumerate(trials)]
+
+    def _tuned(
+        self, jobs: list[list[str]], configs: list[StageConfig], choices: "Choices"
+    ) -> tuple["Choices", dict["Arm", LaunchError]]:
+        """(the best values for each arm, why the others have none)."""
+        from llm.sweep.tuning import best_choices  # imports what composing does not need
+
+        lost: dict[Arm, LaunchError] = {}
+        for share in (rungs := self.settings.tuning.rungs):
+            trials, tried = self._trials(jobs, configs, choices, share=share)
+            launched = self._launch([trial.overrides for trial in trials], tried, suffix="_tuning")
+            choices, unfit = best_choices(trials, launched, is_last=share == rungs[-1])
+            lost |= unfit
+        return choices, lost
 
     def _overrides(self, arguments: list[str]) -> list[Override]:
         """What is recorded in a YAML file, but for the keys that are given anew, and what is typed."""
@@ -91,21 +147,28 @@ class CheckedSweeper(Sweeper):
                 raise ConfigError(f"{each.get_key_element()} is swept, and given a second time. Give it once.")
         return [*(each for each in recorded if each.get_key_element() not in keys), *given]
 
-    def _launch(self, jobs: list[list[str]], configs: list[StageConfig]) -> list[Exception | None]:
-        """Have the jobs carried out, and print how their runs compare; why each has none."""
-        from llm.sweep.driver import quiet, run_grid  # imports what composing does not need
+    def _launch(self, jobs: list[list[str]], configs: list[StageConfig], *, suffix: str = "") -> list["SweepJob"]:
+        """Have the jobs carried out by our own launcher, and print how their runs compare unless they are trials."""
+        from llm.sweep.driver import run_grid  # imports what composing does not need
 
-        complete = [[*job, *added] for job, added in zip(jobs, ladder_overrides(configs), strict=True)]
+        assert isinstance(self.launcher, CheckedLauncher)
+        numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(_complete(jobs, configs))]
+        choice = f"{self.choice or configs[0].stage}{suffix}" if suffix else self.choice
+        return run_grid(numbered, configs, settings=self.launcher.settings, choice=choice, prints=not suffix)
+
+    def _errors(self, jobs: list[list[str]], configs: list[StageConfig]) -> list[Exception | None]:
+        """Have the jobs carried out, and print how their runs compare; why each has none."""
+        from llm.sweep.driver import error_of, quiet  # imports what composing does not need
+
         if isinstance(self.launcher, CheckedLauncher):
-            numbered = [[*with_number(job, number), *searchpath()] for number, job in enumerate(complete)]
-            return run_grid(numbered, configs, settings=self.launcher.settings, choice=self.choice)
+            return [error_of(job) for job in self._launch(jobs, configs)]
         from llm.compare.entries import Entry
         from llm.compare.show import print_ranked
         from llm.stage import find_step, step_of
 
         failed = [
             returned._return_value if returned.status is JobStatus.FAILED else None
-            for returned in self.launcher.launch(complete, initial_job_idx=0)
+            for returned in self.launcher.launch(_complete(jobs, configs), initial_job_idx=0)
         ]
         done = [config for config, error in zip(configs, failed, strict=True) if error is None]
         if len(configs) > 1 and len({config.stage for config in configs}) == 1 and done:
@@ -137,6 +200,11 @@ class CheckedSweeper(Sweeper):
             del config["hydra"]
         checked: StageConfig = from_hydra(config)
         return checked
+
+
+def _complete(jobs: Sequence[list[str]], configs: Sequence[StageConfig]) -> list[list[str]]:
+    """The overrides of jobs, with what their tokenizers are cut from."""
+    return [[*job, *added] for job, added in zip(jobs, ladder_overrides(configs), strict=True)]
 
 
 def space_of(overrides: Sequence[Override]) -> "Space":

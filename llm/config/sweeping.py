@@ -8,6 +8,7 @@ from typing import Any
 
 from llm.config.fields import check_settings, identity_settings, setting
 from llm.config.stages import StageConfig, TokenizerStage
+from llm.config.training import BUDGETS
 from llm.errors import ConfigError
 
 LAUNCHER, SWEEPER = "hydra.launcher", "hydra.sweeper"
@@ -62,6 +63,23 @@ class HalvingConfig:
     factor: int = setting(3, at_least=2)  # of the trials at a rung, the best 1 in so many go on
 
 
+def _no_rungs(shares: list[float]) -> str | None:
+    is_one = bool(shares) and sorted(shares) == shares and shares[0] > 0 and shares[-1] <= 1
+    return None if is_one else "are no shares that rise to 1 at most. Set [0.25, 1], for example."
+
+
+@dataclass(kw_only=True)
+class TuningConfig:
+    """What is chosen for the jobs of a grid that differ in their seed alone: what their trials did best with.
+
+    By successive halving: the better half of the values goes on from one length of trials to the next.
+    """
+
+    params: dict[str, Any] = setting({})  # key -> values to choose from, in Hydra's syntax
+    seed: int = setting(1000, at_least=0)  # of the trials: none of the jobs'
+    rungs: list[float] = setting([0.25, 1.0], fault=_no_rungs)  # of the jobs' budget or steps, what trials have
+
+
 @dataclass(kw_only=True)
 class SweeperConfig:
     """What a multirun tries: every combination, or, where `trials` is set, a search of so many points."""
@@ -73,6 +91,7 @@ class SweeperConfig:
     objectives: list[str] = setting(["val/bits_per_byte"])  # from a run's results
     directions: list[Direction] = setting([Direction.minimize])
     halving: HalvingConfig = setting(HalvingConfig())
+    tuning: TuningConfig = setting(TuningConfig())
 
     def check(self) -> None:
         """Refuse a search that cannot be.
@@ -84,6 +103,11 @@ class SweeperConfig:
         is_halved = self.halving.first_step is not None
         if self.trials is None and is_halved:
             raise ConfigError(f"{SWEEPER}.halving is of a search. Set {SWEEPER}.trials, too.")
+        if self.trials is not None and self.tuning.params:
+            raise ConfigError(
+                f"{SWEEPER}.tuning is of a grid, and {SWEEPER}.trials={self.trials} makes this a search. Set "
+                f"{SWEEPER}.trials=null."
+            )
         if not self.objectives or len(self.objectives) != len(self.directions):
             raise ConfigError(
                 f"{SWEEPER}.objectives has {len(self.objectives)} names, and {SWEEPER}.directions "
@@ -129,6 +153,23 @@ class SlurmConfig:
                 f"{LAUNCHER}.signal_seconds={self.signal_seconds} leaves nothing of {LAUNCHER}.time_minutes="
                 f"{self.time_minutes}. Lower the first or raise the second."
             )
+
+
+# Trials of a grid's jobs
+
+
+def trial_overrides(config: StageConfig, tuning: TuningConfig, *, share: float) -> list[str]:
+    """What a trial of a job adds to its overrides: the seed, and its share of the budget or steps.
+
+    Raises:
+        ConfigError: the stage trains nothing.
+    """
+    trainer: Any = getattr(config, "trainer", None)
+    if trainer is None:
+        raise ConfigError(f"{SWEEPER}.tuning is of trainings, and stage={config.stage} is none. Leave it out.")
+    key = next((name for name in BUDGETS if getattr(trainer, name) is not None), "max_steps")
+    size = getattr(trainer, key) * share
+    return [f"seed={tuning.seed}", f"trainer.{key}={size if key == 'max_flops' else max(1, round(size))}"]
 
 
 # Of tokenizers that differ in nothing but size, the largest alone is trained, and the others are cut from it

@@ -240,9 +240,14 @@ class Driver:
 
 
 def run_grid(
-    jobs: Sequence[list[str]], configs: Sequence[StageConfig], *, settings: PoolConfig | SlurmConfig, choice: str | None
-) -> list[Exception | None]:
-    """Carry out the jobs, in their order as far as there is room, and print how they compare; why each has no run.
+    jobs: Sequence[list[str]],
+    configs: Sequence[StageConfig],
+    *,
+    settings: PoolConfig | SlurmConfig,
+    choice: str | None,
+    prints: bool = True,
+) -> list[Job]:
+    """Carry out the jobs, in their order as far as there is room, and print how they compare; the jobs as they ended.
 
     Raises:
         ConfigError: a setting of the launcher that cannot be, or a job that can never run there.
@@ -254,9 +259,9 @@ def run_grid(
         write_sweep(folder, made)
         with page_at_end(folder):
             Driver(Grid(made), backend, settings.retries).run()
-    if len(made) > 1 and len({config.stage for config in configs}) == 1 and any(job.run for job in made):
+    if prints and len(made) > 1 and len({config.stage for config in configs}) == 1 and any(job.run for job in made):
         print_ranked(read_sweep(folder))
-    return [None if job.run else _error(job) for job in made]
+    return made
 
 
 def run_search(
@@ -325,8 +330,10 @@ def _backend(
         yield cluster
 
 
-def _error(job: Job) -> LaunchError:
-    """Why a job has no finished run, with the exit code that the job alone would end with."""
+def error_of(job: Job) -> LaunchError | None:
+    """Why a job has no finished run, with the exit code that the job alone would end with; None if it has."""
+    if job.run:
+        return None
     ended = job.result
     if ended is None or job.state == "stopped":
         return LaunchError("stopped before its end. Start the same command again to go on.", exit_code=75)
