@@ -1,17 +1,19 @@
 """Budgets, and the ranking of runs over tokenizers: equal bytes for each, seeds averaged, lossy ones marked."""
 
+import io
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_config import config_of
 
 from llm.compare.command import main
 from llm.compare.entries import Entry
-from llm.compare.ranking import estimate
-from llm.compare.show import print_ranked
+from llm.compare.ranking import estimate, rank
+from llm.compare.show import print_ranked, print_ranking
 from llm.config.stages import PretrainStage
 from llm.errors import ConfigError
 from llm.run.runs import Run
@@ -127,3 +129,11 @@ def test_rows_of_so_many_bytes_hold_the_same_text_under_every_tokenizer(made: li
 def test_one_seed_is_said_to_decide_little(made: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     print_ranked([Entry(run) for run in made if run.config["seed"] == 0])
     assert "One seed each: a small difference can be chance. Sweep seed=0,1,2, too." in capsys.readouterr().out
+
+
+def test_a_command_to_copy_is_one_line_in_a_narrow_terminal(made: list[Run]) -> None:
+    console = Console(width=40, force_terminal=True, file=io.StringIO(), highlight=False)
+    ranking = rank([Entry(run) for run in made])
+    print_ranking(ranking, console)
+    command = ranking.choices[0].best.command
+    assert len(command) > 40 and command in console.file.getvalue()  # type: ignore[attr-defined]

@@ -111,7 +111,7 @@ def _print(section: Section, console: Console) -> None:
     for drawn in section.table.drawn(console) if section.table else []:
         console.print(drawn)
     for note in section.notes:
-        console.print(Text(note))
+        console.print(Text(note), soft_wrap=True)  # it may be a command, to copy: never broken into lines
 
 
 def print_ranked(entries: Sequence[Entry], *, search: Path | None = None) -> None:

@@ -302,7 +302,7 @@ def run_search(
     print_ranked(read_sweep(folder), search=folder)
     for trial in best:
         command = shlex.join([*as_overrides(trial.params), *fixed, "hydra.mode=RUN"])
-        output_console().print(f"best: python train.py {command}")
+        output_console().print(f"best: python train.py {command}", markup=False, soft_wrap=True)
 
 
 @contextmanager
