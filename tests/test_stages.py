@@ -139,7 +139,17 @@ def test_the_record_of_a_pretraining_says_what_it_is_made_of_and_what_came_out(m
     assert [len(runs(outputs, stage)) for stage in stages] == [1, 1, 1, 1]
     assert finished.path == outputs / "pretrain" / f"base-{finished.key}"
     assert {path.name for path in finished.path.iterdir()} == {
-        *("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "log.txt", "checkpoints", "model", ".lock")
+        *(
+            "config.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "validation.jsonl",
+            "log.txt",
+            "checkpoints",
+            "model",
+            ".lock",
+        )
     }
     record = json.loads((finished.path / "run.json").read_text(encoding="utf-8"))
     shards = runs(outputs, "shards")[0]
@@ -283,7 +293,8 @@ def test_a_longer_run_goes_on_from_the_stable_phase_of_a_shorter_one_to_the_same
     assert f"until step 3 this is {short.path}, whose checkpoint it goes on from" in caplog.text
     assert longer.digest == whole.digest
     assert without_times(longer.path) == without_times(outputs.parent / "whole")
-    assert read_metrics(longer.path / "samples.jsonl") == read_metrics(outputs.parent / "whole" / "samples.jsonl")
+    for name in ("samples.jsonl", "validation.jsonl"):
+        assert read_metrics(longer.path / name) == read_metrics(outputs.parent / "whole" / name)
     caplog.clear()
     (longer.path / "run.json").write_text("{", encoding="utf-8")  # stops no other run
     pretrain(outputs, made[1], *settings, "trainer.max_steps=9", "optimizer.min_learning_rate_ratio=0")
