@@ -68,19 +68,20 @@ def tried(arm: str, *values: Any) -> list[Trial]:
 def test_the_better_half_goes_on_and_of_the_last_trials_the_best(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="llm")
     trials = [*tried("a", 1, 2, 3), *tried("b", 1, 2, 3)]
-    jobs = [*map(ended, (1.5, 1.25, float("nan"), 1.5, None, 1.25))]
+    jobs = [*map(ended, (1.5, 1.25, 1.75, 1.5, None, 1.25))]
     assert best_choices(trials, jobs, is_last=False) == (
         {("tokenizer=a",): [["x=2"], ["x=1"]], ("tokenizer=b",): [["x=3"], ["x=1"]]},
         {},
     )
-    assert caplog.messages[0] == "tokenizer=a: x=2 and x=1 did best (x=1: 1.5000, x=2: 1.2500, x=3: inf)"
+    assert caplog.messages[0] == "tokenizer=a: x=2 and x=1 did best (x=1: 1.5000, x=2: 1.2500, x=3: 1.7500)"
     best, _ = best_choices(trials, jobs, is_last=True)
     assert best == {("tokenizer=a",): [["x=2"]], ("tokenizer=b",): [["x=3"]]}
 
 
 def test_where_all_trials_failed_there_is_no_choice_and_why() -> None:
-    choices, lost = best_choices([*tried("a", 1), *tried("b", 1)], [ended(1.5), ended(None)], is_last=True)
-    assert (list(choices), list(lost)) == ([("tokenizer=a",)], [("tokenizer=b",)])
+    jobs = [ended(float("nan")), ended(1.5), ended(None)]
+    choices, lost = best_choices([*tried("a", 1, 2), *tried("b", 1)], jobs, is_last=True)
+    assert (choices, list(lost)) == ({("tokenizer=a",): [["x=2"]]}, [("tokenizer=b",)])
     said = str(lost["tokenizer=b",])
     assert said.startswith("no trial of it came to its end with a finite loss, the first: diverged: val/loss is nan")
 
