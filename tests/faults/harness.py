@@ -23,6 +23,7 @@ from tests.korean import documents
 from tests.patience import PATIENCE
 
 MEASURED_SPEED = "encode_megabytes_per_second"
+GROWING = ("samples.jsonl", "validation.jsonl")  # files that a training adds to
 TIMED = ("seconds", "throughput/", "memory/")  # how what no two runs share begins
 
 TEXT = ["data=text", "data.path=text.jsonl", "data.held_out_share=0.2"]
@@ -291,7 +292,7 @@ def faults_of_checkpoints(folder: Path) -> dict[str, str]:
 def unfinished(folder: Path, command: str, workspaces: "Workspaces") -> list[str]:
     """What bears its final name, or is missing in a folder that does, and is not to the last byte what it is to be."""
     run, whole = run_folder(folder, command), workspaces.remains_of(command)
-    made = {name: content for name, content in whole.items() if isinstance(content, str) and name != "samples.jsonl"}
+    made = {name: content for name, content in whole.items() if isinstance(content, str) and name not in GROWING}
     there = [name for name in made if (run / Path(name).parts[0]).exists()]
     return [name for name in there if not (run / name).exists() or sha256_of(run / name) != made[name]]
 
