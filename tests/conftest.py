@@ -13,11 +13,29 @@ from hydra.core.singleton import Singleton
 from llm.run import devices
 from llm.run.console import log
 
+LONGEST = (  # files, by the time that they take
+    *("test_ranks.py", "test_sweep_train.py", "test_fast_path.py", "test_kills.py", "test_signals.py"),
+    *("test_wandb_sweep.py", "test_readme.py", "test_mixture.py", "test_slurm_cluster.py", "test_benchmarks.py"),
+    *("test_config.py", "test_disk.py", "test_kill_sweeps.py", "test_sweep_search.py", "test_chat_templates.py"),
+    *("test_never.py", "test_data_shards.py", "test_wandb_online.py", "test_pretrained.py", "test_gpu_plan.py"),
+    *("test_kill_sharding.py", "test_tuning.py", "test_dry_run.py", "test_sweep_shares.py", "test_sweep_driver.py"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storm", action="store_true", help="the long form of tests/faults: hundreds of faults, not a few"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is slow waits for --storm; the longest files come first, so that none is left to one core at the end."""
+    if not config.getoption("--storm"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))  # the order within a file stays
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def whole(workspaces: Workspaces, tmp_path_factory: pytest.TempPathFactory) -> t
     return remains_of_jobs(folder), time.monotonic() - begun
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["grid", pytest.param("search", marks=pytest.mark.slow)])
 def test_a_sweep_whose_driver_is_killed_ends_as_if_it_had_not_been(
     form: str,
     whole: tuple[dict[str, Any], float],
