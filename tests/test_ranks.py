@@ -112,11 +112,11 @@ def test_a_run_goes_on_under_any_strategy(folder: Path, tmp_path: Path) -> None:
 def test_damaged_checkpoints_are_set_aside_by_rank_zero_and_where_none_is_good_every_rank_ends_with_that_line(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Several times, for which of the ranks comes first is chance; those above zero change nothing in the folder."""
+    """Under each strategy; the ranks above zero change nothing in the folder."""
     whole = replace(KINDS["gpt2"], micro_batch_size=2)
     run_case(replace(whole, folder=str(tmp_path / "first"), stop_after=5))
     cases = []
-    for number in range(5):
+    for number in range(3):
         place = tmp_path / "cases" / str(number)
         shutil.copytree(tmp_path / "first", place)
         (place / "checkpoints" / "step-00000005" / "tensors.safetensors").write_bytes(b"damaged")
