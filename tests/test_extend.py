@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
-from llm.config.training import OptimizerConfig, Schedule
+from llm.config.training import OptimizerConfig, Schedule, Trainable
+from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DataError
-from llm.model.pretrained import take_rows
+from llm.model.pretrained import take_rows, train_only
 from llm.optimizer import build
 from llm.run.runs import Run
 from llm.tokenizer.extend import Extension, extend
+from llm.trainer.throughput import flops_per_token
 from tests.korean import documents
 from tests.test_stages import compose, run
 from tests.tuned import quick_peak, write_lines
@@ -24,6 +26,7 @@ from tests.tuned import quick_peak, write_lines
 assert quick_peak  # a fixture
 ENGLISH = [f"Fox number {n} jumps over lazy dogs, while {n * 7} foxes sleep in house {n % 13}." for n in range(300)]
 KOREAN = documents(300)
+LORA = ["model.trainable=lora", "lora.base_precision=bf16"]
 
 
 def byte_level() -> Tokenizer:
@@ -148,11 +151,11 @@ def test_a_row_is_the_weighted_sum_of_its_pieces():
         assert torch.allclose(now[11], before.mean(dim=0))
 
 
-def small_config():
+def small_config(*, tie: bool = False):
     from transformers import LlamaConfig
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return LlamaConfig(vocab_size=10, tie_word_embeddings=False, **sizes)
+    return LlamaConfig(vocab_size=10, tie_word_embeddings=tie, **sizes)
 
 
 # End to end
@@ -268,6 +271,15 @@ def test_a_phase_begins_where_the_one_before_ended(phases):
         assert measured[0] == pytest.approx(measured[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_frozen_head_takes_its_flops_where_new_rows_are_trained(tie):
+    base = AutoModelForCausalLM.from_config(small_config(tie=tie))
+    multiplied = sum(p.numel() for name, p in base.named_parameters() if tie or "embed" not in name)
+    model = train_only(base, Trainable.new_rows, None, new_token_ids=[8, 9])
+    rows = 2 * 8 * (1 if tie else 2)  # of the embeddings, and of an untied head
+    assert flops_per_token(model, model.config, sequence_length=16) == 4 * multiplied + 6 * rows + 12 * 8 * 16
+
+
 def test_embeddings_have_their_own_learning_rate():
     """One step of AdamW without decay moves a weight by the learning rate, whatever its gradient."""
     model = AutoModelForCausalLM.from_config(small_config())
@@ -321,3 +333,13 @@ def test_a_tokenizer_without_new_tokens_is_refused_before_shards(adapted, phases
 def test_the_same_phase_is_the_same_run_whatever_the_default_is_called(adapted):
     _, made, again = adapted
     assert run("pretrain", *again, "tokenizer.new_tokens=120", "model.trainable=all").path == made.path
+
+
+def test_a_dry_run_says_what_a_phase_trains_and_leaves(adapted, phases):
+    base, _, again = adapted
+    words = [word for word in again if not word.startswith("model.path")] + ["tokenizer.new_tokens=120"]
+    told = survey(compose("pretrain", *words, f"tokenizer.path={base}", *LORA, "lora.rank=3", "model.path=new_rows"))
+    adapters = 3 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))  # of GPT-2's four matrices
+    assert told.takes.trainable == adapters + 120 * 16
+    assert {name for name, _ in told.disk} == {"checkpoints", "model"}
+    assert told.takes.memory.optimizer == pytest.approx(2 * 4 * told.takes.trainable, rel=0.01)  # in fp32

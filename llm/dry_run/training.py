@@ -41,8 +41,9 @@ def add_training(made: Estimate, config: Any, model: Any) -> None:
     saved = min(
         trainer.keep_checkpoints + trainer.keep_best, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps)
     )
-    leaves = "model" if made.trainable == made.parameters else "adapter"
-    made.disk = {"checkpoints": saved * (4 * made.trainable + made.memory.optimizer), leaves: 4 * made.trainable}
+    is_whole = config.stage == "pretrain" or made.trainable == made.parameters
+    left = {"model": 4 * made.parameters} if is_whole else {"adapter": 4 * made.trainable}
+    made.disk = {"checkpoints": saved * (4 * made.trainable + made.memory.optimizer)} | left
     if trainer.strategy is Strategy.fsdp:
         made.memory = made.memory.shared_out(trainer.world_size)
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,8 @@ def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_leng
     model. A frozen one takes 4, as it has no gradient of its own.
     L: layers; H x Q: heads times their size; T: tokens per row, or the window of a layer that sees fewer.
     """
-    head = model.get_output_embeddings().weight  # type: ignore[operator]  # of every Hugging Face model
+    end: Any = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
+    head = getattr(end, "original_module", end).weight  # PEFT's, where rows of new tokens are trained
     looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head}
     chosen = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     padding = padding_of(model)
