@@ -38,6 +38,7 @@ def extended(size: int, *others: str) -> tuple[str, ...]:
 
 WAYS: dict[str, list[tuple[str, ...]]] = {  # the settings of each phase
     "2,000 new tokens": [extended(2000)],
+    "2,000, at the rate of LoRA": [extended(2000, "optimizer.learning_rate=4e-3")],
     "2,000, rows at random": [extended(2000, "model.new_embeddings=random")],
     "500 new tokens": [extended(500)],
     "2,000, new rows first, then all": [extended(2000, "model.trainable=new_rows", ROWS_RATE), extended(2000)],
@@ -121,7 +122,7 @@ def row_of(name: str, seeds: list[Measured]) -> list[str]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--outputs", default="outputs")
-    parser.add_argument("--bytes", type=int, default=240_000, help="of Korean text that each way is trained on")
+    parser.add_argument("--bytes", type=int, default=480_000, help="of Korean text that each way is trained on")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ways", type=int, default=len(WAYS), help="so many of them, the first ones")
     given = parser.parse_args()
