@@ -115,7 +115,7 @@ class _FusedNats(torch.autograd.Function):
         return torch.empty_like(ctx.saved_tensors[0])
 
 
-def _fused_nats(model: Any, inputs: dict[str, Any], _: torch.Tensor) -> Any:
+def _fused_nats(model: Any, inputs: dict[str, Any], *_: Any) -> Any:
     return _FusedNats.apply(model(**inputs, use_cache=False).logits)  # type: ignore[no-untyped-call]
 
 
