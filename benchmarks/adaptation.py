@@ -17,11 +17,11 @@ from typing import Any
 
 from benchmarks.harness import config_of, options, print_table
 from llm.demo.law import write_statutes
+from llm.model import flops_per_token
 from llm.run.files import write_text
 from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.stage.pretrain import outline
-from llm.trainer.throughput import flops_per_token
 
 EVERY = 12  # of the articles one in so many is taken
 SHARE = 0.25  # of the bytes, that of the first of two phases

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness import ROOT, options, print_table
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import find_runs
 
 POINTS = ["optimizer.learning_rate=3e-4,1e-3,3e-3,1e-2", "model.num_layers=2,3,4"]

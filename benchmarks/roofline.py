@@ -21,7 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-PEAK = 989e12  # FLOP/s in bf16, dense: NVIDIA's data sheet of the H100 SXM, as in llm.trainer.throughput
+PEAK = 989e12  # FLOP/s in bf16, dense: NVIDIA's data sheet of the H100 SXM, as in llm.run.devices
 BANDWIDTH = 0.85 * 3.35e12  # bytes/s of a kernel that streams
 GAP = 1e-6  # seconds between two kernels
 HOST = 5e-6  # seconds that Python and torch take to start an operator that is not compiled
@@ -227,10 +227,10 @@ def contestants(size: Size) -> dict[str, tuple[Callable[[Asked], Plan], Size]]:
 
 
 def flops_per_token(size: Size) -> float:
-    from llm.trainer import throughput
+    from llm import model as models
 
     model = shape_of(replace(size.asked, layers=size.layers))
-    return throughput.flops_per_token(model, model.config, sequence_length=size.asked.length)
+    return models.flops_per_token(model, model.config, sequence_length=size.asked.length)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.harness import config_of, options, print_table
 from llm.errors import one_line_errors
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import Run
 
 SETTINGS = [

@@ -27,7 +27,8 @@ import torch
 from benchmarks.contestants import CONTESTANTS, Clock, Mode, Shape, Train
 from benchmarks.harness import be_quiet, begin_peak, device, in_a_process, options, status_bytes
 from llm.config.training import Architecture, Precision
-from llm.trainer.throughput import flops_per_token, peak_flops
+from llm.model import flops_per_token
+from llm.run.devices import peak_flops
 
 RESULTS = Path(__file__).parent / "results"
 FP32, FP32_COMPILED = Mode(Precision.fp32, False), Mode(Precision.fp32, True)

@@ -19,8 +19,8 @@ from llm.errors import ConfigError, DamagedError, StoppedError, UserError, first
 from llm.logger.live import begin, kill_service
 from llm.logger.view import View, describe, kept_description
 from llm.run.console import log, start_logging
-from llm.run.metrics import SAMPLES
 from llm.run.owner import is_owned
+from llm.run.record import SAMPLES
 from llm.run.runs import Run, candidates, check_metrics, metrics_of
 
 ANSWER_SECONDS = 10

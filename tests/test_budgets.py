@@ -17,7 +17,7 @@ from llm.compare.command import main
 from llm.data.order import EvaluationBatches
 from llm.data.rows import MOST_BLOCKS, TokenRows
 from llm.data.shards import read_manifest
-from llm.run.metrics import VALIDATION, read_metrics
+from llm.run.record import VALIDATION, read_metrics
 from llm.run.runs import Run
 from llm.trainer.validation import evaluate
 from tests.korean import documents

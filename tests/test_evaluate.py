@@ -17,8 +17,7 @@ from llm.data.corpus import is_held_out
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger.live import RunLogger
-from llm.run.metrics import read_metrics
-from llm.run.record import write_record
+from llm.run.record import read_metrics, write_record
 from llm.run.runs import Run, load
 from llm.stage.evaluate import table, uses_chat_template
 from llm.verify import with_parents

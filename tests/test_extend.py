@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from llm.config.training import OptimizerConfig, Schedule, Trainable
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DataError
+from llm.model import flops_per_token
 from llm.model.pretrained import take_rows, train_only
 from llm.optimizer import build
 from llm.run.runs import Run
 from llm.tokenizer.extend import Extension, extend
-from llm.trainer.throughput import flops_per_token
 from tests.korean import documents
 from tests.test_stages import compose, run
 from tests.tuned import quick_peak, write_lines

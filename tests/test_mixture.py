@@ -26,7 +26,7 @@ from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import Run
 from llm.stage import run_stage
 from llm.verify import verify, with_parents

@@ -14,11 +14,20 @@ from llm.config.compose import composed
 from llm.config.training import Architecture, ModelConfig, OptimizerConfig, Precision
 from llm.dry_run.memory import rehearse
 from llm.errors import ConfigError
-from llm.model import build, check_architecture, count_parameters, generate, load, loss, next_token_loss, save
+from llm.model import (
+    build,
+    check_architecture,
+    count_parameters,
+    flops_per_token,
+    generate,
+    load,
+    loss,
+    next_token_loss,
+    save,
+)
 from llm.model.build import hugging_face_config, settings_of
 from llm.model.loss import IGNORED
-from llm.run.metrics import read_metrics
-from llm.trainer.throughput import flops_per_token
+from llm.run.record import read_metrics
 from tests.models import SPECIAL, SUMS, VOCAB, logits_of, random_batch, random_ids, small_config, small_model
 from tests.rounding import assert_same_but_for_rounding, rounding
 from tests.test_generation import DRAWN, PROMPTS, SEEDS, words  # noqa: F401  # a fixture

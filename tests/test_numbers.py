@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from llm.config.training import OptimizerConfig, Precision
-from llm.run.devices import resident_bytes
+from llm.run.devices import PEAKS, listed_peaks, peak_flops, resident_bytes
 from llm.trainer.fit import fit
 from llm.trainer.recording import memory_in_use
-from llm.trainer.throughput import PEAKS, listed_peaks, peak_flops
 from tests.test_trainer import RandomRows, metrics, quick_peak, task
 
 ROOT = Path(__file__).parents[1]

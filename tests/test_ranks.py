@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from safetensors.torch import load_file
 
 from llm.errors import ConfigError, DamagedError, LaunchError
-from llm.run.metrics import history, read_metrics
+from llm.run.record import history, read_metrics
 from llm.trainer.strategy import environment
 from tests.ranks import Case, run_case, run_on_ranks
 

@@ -32,14 +32,13 @@ from llm.errors import (
     StoppedError,
     one_line_errors,
 )
-from llm.run import earlier, owner
+from llm.run import owner
 from llm.run.console import log
 from llm.run.files import digest_of, whole_folder, write_json, write_text
 from llm.run.making import Outcome, Plan
 from llm.run.making import make as make_planned
-from llm.run.metrics import MetricsLog, history, read_metrics
 from llm.run.owner import owned
-from llm.run.record import write_record
+from llm.run.record import MetricsLog, history, read_metrics, write_record
 from llm.run.runs import candidates, find_run, load
 from tests.patience import PATIENCE
 
@@ -269,7 +268,7 @@ def killed_at(number, patch):
 
         return counted
 
-    for place, name in ((Path, "rename"), (Path, "unlink"), (earlier, "remove")):
+    for place, name in ((Path, "rename"), (Path, "unlink"), (owner, "remove")):
         patch.setattr(place, name, ending(getattr(place, name)))
 
 
@@ -280,7 +279,7 @@ def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_
         with monkeypatch.context() as patch:
             killed_at(number, patch)
             try:
-                earlier.set_aside(run.path)
+                owner.set_aside(run.path)
                 ended = True
             except Killed:
                 number += 1
@@ -292,8 +291,8 @@ def test_a_kill_at_any_moment_of_setting_aside_or_giving_back_loses_nothing(tmp_
             with monkeypatch.context() as patch:
                 killed_at(moment, patch)
                 with suppress(Killed):
-                    earlier.keep_new_or_earlier(run.path)
-        earlier.keep_new_or_earlier(run.path)
+                    owner.keep_new_or_earlier(run.path)
+        owner.keep_new_or_earlier(run.path)
         assert content(run.path) == before, number
     assert number == 1 + len(before)  # a look for what an earlier one left, and a rename each
 

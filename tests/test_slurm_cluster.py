@@ -17,7 +17,7 @@ import pytest
 from korean import documents
 from slurm_cluster import PATIENCE, SlurmCluster, missing_programs, slurm_cluster, wait_for
 
-from llm.run.metrics import history, read_metrics
+from llm.run.record import history, read_metrics
 from tests.wandb_server import WandbServer
 
 pytestmark = pytest.mark.skipif(

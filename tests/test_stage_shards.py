@@ -7,7 +7,7 @@ import pytest
 
 from llm.data.corpus import is_held_out
 from llm.data.shards import read_manifest
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import Run
 from tests.korean import sentences
 from tests.test_stages import TINY, _quick_peak, run, runs, write_text

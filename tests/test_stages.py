@@ -31,8 +31,8 @@ from llm.data.shards import read_manifest
 from llm.errors import ConfigError
 from llm.run import devices
 from llm.run.files import digest_of, sha256_of
-from llm.run.metrics import read_metrics
 from llm.run.models import find_model
+from llm.run.record import read_metrics
 from llm.run.runs import Run, check_files, load
 from llm.stage import run_stage
 from llm.tokenizer.folder import load_chat, read_special

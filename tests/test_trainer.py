@@ -34,7 +34,7 @@ from llm.errors import DamagedError, DivergedError, MachineError, StoppedError
 from llm.logger.live import RunLogger
 from llm.model import next_token_nats
 from llm.model.loss import IGNORED
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
 from llm.trainer.fit import Fit, fit
 from llm.trainer.validation import Evaluation, bits_per_byte, evaluate

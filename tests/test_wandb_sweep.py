@@ -20,7 +20,7 @@ from llm.config.training import LoggerConfig
 from llm.environment import agents_run_id
 from llm.errors import ConfigError
 from llm.logger.view import arguments, describe, keep_description, kept_description
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import Run, load
 from tests.patience import PATIENCE
 from tests.wandb_attempts import environment

@@ -17,7 +17,7 @@ import yaml
 
 from llm.config.training import LoggerConfig, WandbMode
 from llm.logger import live
-from llm.run.metrics import MetricsLog
+from llm.run.record import MetricsLog
 from llm.run.runs import Run, load
 from tests.patience import PATIENCE
 from tests.wandb_server import WandbServer

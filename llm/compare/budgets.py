@@ -19,7 +19,7 @@ import numpy as np
 
 from llm.compare.ranking import Choice, Ranking
 from llm.run.console import ABSENT, TextTable, shown
-from llm.run.metrics import VALIDATION
+from llm.run.record import VALIDATION
 
 Array = np.ndarray[Any, Any]
 AXES = {"bytes": "equal bytes of text", "flops": "equal FLOPs"}

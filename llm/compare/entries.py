@@ -10,9 +10,9 @@ from typing import Any
 from llm.errors import ConfigError, DamagedError
 from llm.run.announcing import read_result
 from llm.run.console import log
-from llm.run.metrics import METRICS, history
 from llm.run.models import read_json
 from llm.run.owner import is_owned
+from llm.run.record import METRICS, history
 from llm.run.runs import Run, check_files, find_runs, load, metrics_of
 
 SWEEPS = "sweeps"  # under outputs

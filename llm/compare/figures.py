@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from llm.compare.entries import Entry
 from llm.compare.ranking import MOST_LEVELS, Estimate, Ranking, as_number, by_size
-from llm.run.metrics import METRICS
+from llm.run.record import METRICS
 
 LABELS = {  # of metrics, with their units
     "val/bits_per_byte": "bits per byte of held-out text",

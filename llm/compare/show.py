@@ -17,7 +17,7 @@ from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, LaunchError, StoppedError
 from llm.run.console import ABSENT, TextTable, log, markdown_text, output_console
 from llm.run.files import write_text
-from llm.run.metrics import SAMPLES
+from llm.run.record import SAMPLES
 
 PAGE = "compare.html"
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.errors import ConfigError, DamagedError, one_line_errors
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.run.runs import Run, candidates
 
 NAME = "demo"

@@ -10,13 +10,12 @@ import torch
 
 from llm.config.training import Accelerator, Precision, Strategy
 from llm.dry_run.memory import Memory, rehearse
-from llm.model import count_parameters
-from llm.run.devices import resident_bytes, with_precision
+from llm.model import count_parameters, flops_per_token
+from llm.run.devices import peak_flops, resident_bytes, with_precision
 from llm.run.record import recorded_config
 from llm.run.runs import candidates
 from llm.stage.estimate import Estimate
 from llm.trainer.rows import micro_batch_size
-from llm.trainer.throughput import flops_per_token, peak_flops
 
 MFU_GUESS = {"cpu": 0.4, "cuda": 0.35}  # of a medium model, where no finished run here says better
 

@@ -13,7 +13,7 @@ from llm.credentials import without_secrets
 from llm.environment import agents_parameters, agents_run_id, agents_sweep
 from llm.run.announcing import sweep_job
 from llm.run.files import write_json
-from llm.run.metrics import METRICS, SAMPLES, Record
+from llm.run.record import METRICS, SAMPLES, Record
 from llm.run.runs import WANDB_NOTE, Run, files_of, load
 
 ANSWER_SECONDS = 5  # for what the server is asked

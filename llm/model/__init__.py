@@ -15,6 +15,7 @@ from llm.model.build import check_tokenizer as check_tokenizer
 from llm.model.build import count_base_parameters as count_base_parameters
 from llm.model.build import count_parameters as count_parameters
 from llm.model.build import digest_of_folder as digest_of_folder
+from llm.model.build import flops_per_token as flops_per_token
 from llm.model.build import save as save
 from llm.model.build import with_settings_of_folder as with_settings_of_folder
 from llm.model.generation import Answer as Answer

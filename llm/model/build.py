@@ -100,6 +100,32 @@ def _size_of(parameter: nn.Parameter) -> int:
     return int(getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape).numel())
 
 
+def flops_per_token(model: nn.Module, config: PreTrainedConfig, *, sequence_length: int) -> float:
+    """Forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N: parameters that a token is multiplied with: not embeddings, which are looked up (but the head that is tied to
+    them), of the experts those that it goes through, and no padding of the vocabulary, which is of no use to the
+    model. A frozen one takes 4, as it has no gradient of its own.
+    L: layers; H x Q: heads times their size; T: tokens per row, or the window of a layer that sees fewer.
+    """
+    end: Any = model.get_output_embeddings()  # type: ignore[operator]  # of every Hugging Face model
+    head = getattr(end, "original_module", end).weight  # PEFT's, where rows of new tokens are trained
+    looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head}
+    chosen = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
+    padding = padding_of(model)
+    multiplied = 0.0
+    for name, parameter in model.named_parameters():
+        share = chosen if ".experts." in name else 1.0
+        share = 0.0 if parameter in looked_up else share
+        multiplied += share * (parameter.numel() - padding.get(parameter, 0)) * (6 if parameter.requires_grad else 4)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    seen = sum(min(sequence_length, config.sliding_window) if "sliding" in k else sequence_length for k in kinds)
+    return multiplied + 12.0 * width * seen
+
+
 # Architectures
 
 

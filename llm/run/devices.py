@@ -1,20 +1,49 @@
-"""What this machine has for a run: a refusal of devices that are not there, the precision, and the memory in use."""
+"""What this machine has for a run: devices, or a refusal; the precision, the memory in use, the peak of products."""
 
 import os
+import re
 import resource
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm.config.training import Accelerator, Precision, TrainerConfig
 from llm.environment import is_launched, launch_size
 from llm.errors import ConfigError
 from llm.run.console import log
 
+if TYPE_CHECKING:
+    import torch
+
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 2.4 times fp32 on an AMD EPYC with the first; a CPU without is slower in bf16
 CPU_INFO = Path("/proc/cpuinfo")
 LEAST_FOR_BF16 = 8  # compute capability: Ampere. Older GPUs make bf16 of other instructions, slower than fp32
+# Dense peaks in FLOP/s by NVIDIA's data sheets, without sparsity: (bf16 on tensor cores with fp32 sums, fp32 without
+# tensor cores). The first name that the device's holds as whole words is taken: variants stand before their family.
+# Each figure was found in a published table, 2026-11-24; a GPU of which one was not is left out, and is measured.
+PEAKS = {
+    "GB200": (2500e12, 80e12),  # one of its two GPUs: https://hmc-tech.com/gpu/nvidia-b200-vs-nvidia-gb200
+    "B200": (2250e12, 75e12),  # the same table
+    "H200": (989e12, 67e12),  # https://itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html
+    "H100 PCIe": (756e12, 51e12),  # https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html
+    "H100": (989e12, 67e12),  # the same table
+    "A100": (312e12, 19.5e12),  # https://hmc-tech.com/gpu/nvidia-a100-vs-nvidia-a40
+    "A40": (149.7e12, 37.4e12),  # the same table
+    "L40S": (362e12, 91.6e12),  # https://www.mullet.se/product.html?product_id=355414
+    "L40": (181e12, 90.5e12),  # the same table
+    "RTX 4090": (165.2e12, 82.6e12),  # https://waredb.com/processor/nvidia-geforce-rtx-4090
+    "RTX A6000": (154.8e12, 38.7e12),  # https://llmperf.net/categories/gpu/Nvidia-A6000-GPUs
+    "T4": (65e12, 8.1e12),  # https://hmc-tech.com/gpu/nvidia-t4-vs-nvidia-v100-sxm; in fp16, for it has no bf16
+    "V100-SXM2": (125e12, 15.7e12),  # the same table; likewise
+}
+OTHER_CHIPS = ("Laptop", "MIG", "4090 D", "NVL")  # in a listed name's clothes
+# Sides of the square matrices that measure an unlisted device, and how many products are timed as one: on a GPU small
+# ones would measure how fast the host starts them.
+PROBE_SIZES = {"cpu": 1024, "cuda": 4096}
+PROBE_PRODUCTS = {"cpu": 1, "cuda": 8}
+PROBE_TRIES = 5
 
 
 def require_devices(config: TrainerConfig) -> None:
@@ -127,3 +156,46 @@ def resident_bytes() -> int:
     if not statm.exists():
         return peak_memory_bytes()
     return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# The peak that MFU is measured against
+
+
+def peak_flops(device: "torch.device", precision: Precision | None = None) -> tuple[float, str]:
+    """(FLOP/s, where the figure is from): the data sheet's for a GPU that is listed, else measured.
+
+    Of matrix products in bf16 or in fp32; None: a listed GPU's in bf16, another device's in fp32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if (peaks := listed_peaks(name)) is not None:
+            is_fp32 = precision is Precision.fp32
+            return peaks[is_fp32], f"data sheet of {name}, dense {'fp32' if is_fp32 else 'bf16'}"
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    words = "bf16" if precision is Precision.bf16 else "fp32"
+    size = PROBE_SIZES.get(device.type, PROBE_SIZES["cpu"])
+    return _measured_flops(device, dtype, size=size), f"measured {device.type}, {size} x {size} product in {words}"
+
+
+def listed_peaks(name: str) -> tuple[float, float] | None:
+    """The peaks of a GPU by the name that its driver gives it; None for one that is not listed."""
+    if any(other in name for other in OTHER_CHIPS):
+        return None
+    return next((peaks for listed, peaks in PEAKS.items() if re.search(rf"\b{listed}\b", name)), None)
+
+
+def _measured_flops(device: "torch.device", dtype: "torch.dtype", *, size: int) -> float:
+    import torch
+
+    generator, products = torch.Generator().manual_seed(0), PROBE_PRODUCTS.get(device.type, 1)
+    matrix = torch.randn(size, size, generator=generator).to(device, dtype)
+    best = float("inf")
+    for _ in range(PROBE_TRIES):
+        started = time.perf_counter()
+        for _ in range(products):
+            product = matrix @ matrix
+        float(product[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 * products / best

@@ -18,9 +18,8 @@ from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named
 from llm.run.announcing import announce
 from llm.run.console import log, log_to
 from llm.run.devices import as_begun, with_precision
-from llm.run.earlier import EARLIER, keep_new_or_earlier, set_aside
 from llm.run.files import clear_temporaries, digest_of, write_text
-from llm.run.owner import owned, wait_for_rank_zero
+from llm.run.owner import EARLIER, keep_new_or_earlier, owned, set_aside, wait_for_rank_zero
 from llm.run.record import (
     commit,
     differences,

@@ -1,4 +1,4 @@
-"""Who makes a run: a lock, and beside it the owner's host, process and heartbeat.
+"""Who makes a run: a lock, and beside it the owner's host, process and heartbeat; what an owner sets aside.
 
 The kernel lets go of the lock when its holder dies, so a dead owner on this host is taken over at once. Where a network
 file system does not share locks between hosts, the heartbeat tells of a living owner elsewhere. An owner that was taken
@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 from llm.environment import process_rank
 from llm.errors import ConfigError, DamagedError, LaunchError, say_error
 from llm.run.console import log
-from llm.run.files import write_json
+from llm.run.files import remove, write_json
+from llm.run.record import read_record
 
 T = TypeVar("T")
 
 LOCK, OWNER = ".lock", ".owner.json"
+EARLIER, RECORD = ".earlier", "run.json"
 WAIT_SECONDS = 0.5  # between two looks at a run that another process makes
 BEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0  # without a beat
@@ -162,3 +164,51 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+# reuse=never: what a run had made is set aside, and given back where its successor comes to nothing. It lies in the
+# run's own folder, under EARLIER, so that the lock stays where it is and no search for runs sees it. run.json is moved
+# first and given back last: as long as EARLIER has one, all of it is there.
+
+
+def set_aside(folder: Path) -> None:
+    """Have the folder be as new; what a run left there is kept, unless it never had a record."""
+    forget_earlier(folder)
+    if (folder / RECORD).exists():
+        (folder / EARLIER).mkdir()
+        for path in sorted(_content(folder), key=lambda path: path.name != RECORD):
+            path.rename(folder / EARLIER / path.name)
+    _clear(folder)
+
+
+def keep_new_or_earlier(folder: Path) -> None:
+    """Keep the new run once it is done or has a checkpoint; else give back what it was to replace.
+
+    So it is also after any moment at which the process that set that aside was killed.
+    """
+    earlier = folder / EARLIER
+    if (earlier / RECORD).exists():
+        record = read_record(folder)  # of the new run; without it, what else is there is of the old
+        if record is None or (record["status"] != "done" and not any(folder.glob("checkpoints/step-*"))):
+            if record:
+                _clear(folder)
+            log.info("what was to take the place of %s came to nothing; it is again as it was", folder)
+            for path in sorted(earlier.iterdir(), key=lambda path: path.name == RECORD):
+                path.rename(folder / path.name)
+    forget_earlier(folder)
+
+
+def forget_earlier(folder: Path) -> None:
+    """Remove what was set aside."""
+    (folder / EARLIER / RECORD).unlink(missing_ok=True)
+    if (folder / EARLIER).exists():
+        remove(folder / EARLIER)
+
+
+def _clear(folder: Path) -> None:
+    for path in sorted(_content(folder), key=lambda path: path.name == RECORD):
+        remove(path)
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in (EARLIER, LOCK, OWNER)]

@@ -11,11 +11,9 @@ import yaml
 from llm.config.stages import MODEL_STAGES
 from llm.errors import ConfigError, DamagedError
 from llm.run.console import log
-from llm.run.earlier import EARLIER
 from llm.run.files import composed, sha256_of
-from llm.run.metrics import METRICS, Record, read_metrics
-from llm.run.owner import LOCK, OWNER, is_owned
-from llm.run.record import read_record
+from llm.run.owner import EARLIER, LOCK, OWNER, is_owned
+from llm.run.record import METRICS, Record, read_metrics, read_record
 
 MOST_LISTED = 20  # runs that an error names
 WANDB_NOTE = ".wandb.json"  # what W&B was told of the run, which changes where a later start goes on with it

@@ -10,8 +10,8 @@ from llm.errors import ConfigError, UnequalError
 from llm.run.console import log
 from llm.run.files import whole_folder, write_text
 from llm.run.making import Outcome, Plan
-from llm.run.metrics import SAMPLES
 from llm.run.models import Model, digest_in, model_of, own_folder
+from llm.run.record import SAMPLES
 from llm.run.runs import Run, check_files, find_run, metrics_of
 from llm.stage import Runs, Stage
 from llm.stage.estimate import Estimate

@@ -16,9 +16,8 @@ from llm.errors import ConfigError
 from llm.run.console import log
 from llm.run.files import digest_of, whole_folder
 from llm.run.making import Outcome, Plan
-from llm.run.metrics import METRICS, SAMPLES, VALIDATION
 from llm.run.models import TOKENIZER, folder_of
-from llm.run.record import differences
+from llm.run.record import METRICS, SAMPLES, VALIDATION, differences
 from llm.run.runs import Run, candidates, check_files
 from llm.stage import Runs, Stage, Step, step_of
 from llm.stage.estimate import Estimate
@@ -198,7 +197,7 @@ def steps_within_budget(config: PretrainStage, shards: Run) -> int:
     elif trainer.max_tokens is not None:
         key, amount, step = "max_tokens", float(trainer.max_tokens), float(step_tokens)
     elif trainer.max_flops is not None:
-        from llm.trainer.throughput import flops_per_token  # as throughput is measured by
+        from llm.model import flops_per_token
 
         model = outline(config, {"shards": shards})
         of_token = flops_per_token(model, model.config, sequence_length=config.data.sequence_length)

@@ -11,7 +11,7 @@ from llm.config.training import TrainerConfig
 from llm.environment import process_rank
 from llm.run.devices import as_begun
 from llm.run.files import digest_of, sha256_of, whole_folder
-from llm.run.metrics import history, read_metrics
+from llm.run.record import history, read_metrics
 from llm.run.runs import Run
 from llm.tokenizer.chat import Renderer
 from llm.tokenizer.folder import load_chat, load_tokenizer, read_special

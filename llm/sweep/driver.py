@@ -29,8 +29,8 @@ from llm.run.announcing import Result
 from llm.run.console import console, log, output_console
 from llm.run.launch import on_signal
 from llm.run.making import say_reused
-from llm.run.metrics import Record
 from llm.run.owner import owned
+from llm.run.record import Record
 from llm.run.runs import Run
 from llm.stage import find_step, step_of
 from llm.sweep.board import board

@@ -19,10 +19,9 @@ from llm.environment import COMMAND, JOB_FOLDER
 from llm.errors import ConfigError, DamagedError, DataError, DivergedError, StoppedError
 from llm.run.announcing import JOB, RESULT, Result, read_result
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, write_json
-from llm.run.metrics import METRICS
 from llm.run.models import read_json
 from llm.run.owner import owned
-from llm.run.record import now
+from llm.run.record import METRICS, now
 from llm.run.runs import Run, load
 
 STOP = "stop"  # a file in the folder of a job that others have outdone: it is to save, end, and not come back

@@ -26,8 +26,8 @@ from llm.errors import ConfigError, LaunchError, UserError
 from llm.run.announcing import JOB, Result
 from llm.run.console import log
 from llm.run.files import digest_of, write_json
-from llm.run.metrics import Record, history
 from llm.run.models import read_json
+from llm.run.record import Record, history
 from llm.run.runs import Run, load
 from llm.stage import stage_named
 from llm.sweep.jobs import STOP, Job, this_process

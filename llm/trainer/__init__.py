@@ -7,5 +7,4 @@ recording.py   metrics.jsonl, samples.jsonl and the logger; steps that are skipp
 validation.py  held-out loss and bits per byte of raw text, and samples from fixed prompts
 checkpoint.py  checkpoints under a manifest of SHA-256 sums: when they are saved, which are kept and gone on from
 strategy.py    one device, or several that share the work out
-throughput.py  FLOPs per token and the device's peak: what MFU is made of
 """

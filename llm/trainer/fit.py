@@ -19,16 +19,16 @@ from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data.rows import Rows, TokenRows
 from llm.errors import ConfigError, UserError, first_line
 from llm.logger.live import RunLogger
-from llm.model import checkpoint_blocks
+from llm.model import checkpoint_blocks, flops_per_token
 from llm.optimizer import extension_step
 from llm.run.console import log
+from llm.run.devices import peak_flops
 from llm.run.launch import on_signal
 from llm.trainer.checkpoint import CheckpointFolders, newest_good, require_space, step_of
 from llm.trainer.module import AfterStep, NextTokenModule
 from llm.trainer.recording import Recorder
 from llm.trainer.rows import RunRows, device_of
 from llm.trainer.strategy import environment, gather, gathered, is_shared_out, strategy_of
-from llm.trainer.throughput import flops_per_token, peak_flops
 
 KNOWN_WARNINGS = (  # of Lightning, about choices that are ours
     ".*does not have many workers.*",  # a memory-mapped read is faster without (16 against 89 M tokens/s)

@@ -19,7 +19,7 @@ from llm.data.rows import Batch
 from llm.errors import DamagedError, DivergedError, StoppedError
 from llm.model import compiled, next_token_loss
 from llm.run.console import log
-from llm.run.earlier import forget_earlier
+from llm.run.owner import forget_earlier
 from llm.trainer.checkpoint import find_fault, folder_of, keep
 from llm.trainer.recording import DIVERGED_HINT, Recorder, is_due
 from llm.trainer.rows import RunRows

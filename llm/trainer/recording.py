@@ -22,7 +22,7 @@ from llm.logger.live import RunLogger
 from llm.run.console import console, log
 from llm.run.devices import resident_bytes
 from llm.run.files import TEMPORARY
-from llm.run.metrics import MetricsLog
+from llm.run.record import MetricsLog
 
 DIVERGED_HINT = "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
 MOST_NAMED = 4  # rows of a step whose documents a message names

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.run.files import sha256_of
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from llm.trainer.checkpoint import find_fault
 from tests.faults.child import TRAIN, Launch, main
 from tests.korean import documents

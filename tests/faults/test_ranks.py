@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm.run import launch as launcher
-from llm.run.metrics import read_metrics
+from llm.run.record import read_metrics
 from tests.faults.harness import (
     STEPS,
     Moment,
