@@ -302,6 +302,7 @@ def test_a_text_has_one_place_in_every_process_and_form() -> None:
     """By sha256sum of its characters in NFC without white space: what is held out once is held out for ever."""
     text = "대한민국은 민주공화국이다."
     assert place_of(text) == place_of(unicodedata.normalize("NFD", f" {text}\n")) == 0xBE9153219702E586
+    assert not is_held_out(text, 0.744) and is_held_out(text, 0.745)  # 0xBE91... is 0.7444 of the whole
 
 
 def test_equal_questions_fall_on_one_side(tmp_path: Path) -> None:
