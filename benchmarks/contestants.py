@@ -42,6 +42,8 @@ class Shape:
     sequence_length: int
     batch_size: int
     architecture: Architecture = Architecture.gpt2
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -56,7 +58,9 @@ class Shape:
             architecture=self.architecture,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
             hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
             max_position_embeddings=self.sequence_length,
         )
         special = Special(bos_id=0, eos_id=0, pad_id=0, tokens=())

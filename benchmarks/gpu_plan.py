@@ -387,6 +387,7 @@ class Asked:
     lora: bool = False
     checkpointing: bool = False
     compile: bool = True
+    halved: bool = True  # the residual stream, as trainer=gpu has it
     base_precision: str = "fp32"
     algorithm: str = "adamw"
 
@@ -438,7 +439,7 @@ class Step:
 
         from llm.config.training import Accelerator, Algorithm, OptimizerConfig, Precision, TrainerConfig
         from llm.dry_run.memory import _leave_meta
-        from llm.model import checkpoint_blocks
+        from llm.model import checkpoint_blocks, halve_experts, halve_residual
         from llm.trainer.module import NextTokenModule
 
         torch.compiler.reset()
@@ -447,6 +448,9 @@ class Step:
         self.model = shape_of(asked).train()
         if asked.checkpointing:
             checkpoint_blocks(self.model, compiled=asked.compile)
+        halve_experts(self.model)
+        if asked.halved:
+            halve_residual(self.model)
         config = TrainerConfig(
             max_steps=100, precision=Precision.bf16, compile=asked.compile, accelerator=Accelerator.gpu
         )
@@ -528,7 +532,8 @@ def dry_run_peak(asked: Asked) -> int:
     from llm.dry_run.memory import rehearse
 
     shape = {"rows": asked.rows, "sequence_length": asked.length, "accumulation": 1}
-    how = {"checkpointing": asked.checkpointing, "compile": asked.compile, "on_gpu": True, "precision": Precision.bf16}
+    how = {"checkpointing": asked.checkpointing, "is_residual_halved": asked.halved, "compile": asked.compile}
+    how |= {"on_gpu": True, "precision": Precision.bf16}
     with patch("torch.cuda.is_available", return_value=True):
         made = rehearse(shape_of(asked), OptimizerConfig(learning_rate=1e-3, warmup_steps=1), **shape, **how)
     return made.total

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from llm.config.compose import composed, from_hydra
 from llm.config.data import DataConfig, DataKind
-from llm.config.training import Accelerator, ModelConfig, OptimizerConfig, Precision, TrainerConfig
+from llm.config.training import Accelerator, ModelConfig, OptimizerConfig, Precision, ResidualPrecision, TrainerConfig
 from llm.data.rows import Rows
 from llm.logger.live import RunLogger
 from llm.model import build
@@ -88,6 +88,7 @@ def train_by_fit(
                 trainer=TrainerConfig(
                     max_steps=steps,
                     precision=precision,
+                    residual_precision=ResidualPrecision.bf16 if accelerator is Accelerator.gpu else None,
                     compile=compile,
                     accelerator=accelerator,
                     micro_batch_size=micro_batch_size or batch_size,

@@ -7,11 +7,13 @@ that the rates below let it take.
 """
 
 import argparse
+import json
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_plan import GPU, Asked, Kernel, Plan, Seen, plan, shape_of  # isort: skip  # before torch
@@ -33,6 +35,7 @@ ATTENTION = {
 }
 PARTS = ("products", "head's products", "attention", "elementwise", "loss", "optimizer", "gaps")
 DOCUMENTS = 4  # in a packed row
+PREDICTED = Path(__file__).parent / "results" / "roofline.json"  # which a measurement is set beside
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ def contestants(size: Size) -> dict[str, tuple[Callable[[Asked], Plan], Size]]:
     made = {
         "ours": (plan, size),
         "ours, packed": (plan, packed),
+        "ours, residual stream in fp32": (plan, replace(size, asked=replace(size.asked, halved=False))),
         "HF Trainer": (peer(stock, loss_of_stock, compile=False), size),
         "HF Trainer, compiled": (peer(stock, loss_of_stock, compile=True), size),
     }
@@ -237,11 +241,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("--efficiency", type=float, default=0.7, help="of matrix products, of the peak (0.7)")
     parser.add_argument("--only", default="", help="of the sizes: 124M, 350M or 1B")
+    parser.add_argument("--update", action="store_true", help=f"write the tokens/s of all sizes into {PREDICTED.name}")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     print(f"Predicted, not measured: an H100 with products at {options.efficiency:.0%} of its peak. Milliseconds.\n")
+    speeds: dict[str, dict[str, int]] = {}
     for size in SIZES:
         if options.only not in size.name:
             continue
@@ -251,9 +257,12 @@ def main() -> None:
             parts = predicted(make, of, efficiency=options.efficiency)
             took, tokens = total(parts), of.asked.rows * of.asked.length
             mfu = flops_per_token(of) * tokens / took / PEAK
+            speeds.setdefault(size.name, {})[name] = round(tokens / took)
             cells = [f"{parts[part] * 1e3:.1f}" for part in PARTS]
             print(f"| {name} | {' | '.join(cells)} | {took * 1e3:.1f} | {tokens / took:,.0f} | {mfu:.0%} |", flush=True)
         print()
+    if options.update:
+        PREDICTED.write_text(json.dumps(speeds, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

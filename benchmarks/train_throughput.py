@@ -47,8 +47,8 @@ GPT2_350M = Shape(
     name="350M", num_layers=24, num_heads=16, hidden_size=1024, vocab_size=50304, sequence_length=1024, batch_size=16
 )
 LLAMA_1B = Shape(
-    name="1B", num_layers=16, num_heads=16, hidden_size=2048, vocab_size=50304, sequence_length=2048, batch_size=8,
-    architecture=Architecture.llama,
+    name="1B", num_layers=16, num_heads=32, hidden_size=2048, vocab_size=50304, sequence_length=2048, batch_size=8,
+    architecture=Architecture.llama, num_key_value_heads=8, intermediate_size=8192,
 )  # fmt: skip
 
 Contest = tuple[Shape, Mode, tuple[str, ...]]
@@ -176,6 +176,17 @@ def _print(shape: Shape, mode: Mode, scores: dict[str, Score], *, documents: int
             f"{f'{low:.3f}-{high:.3f}':>15}{score.mfu:>8.1%}{score.peak_bytes / 2**20:>10,.0f} MB",
             flush=True,
         )
+    for name, speed in _predicted(shape, mode).items():
+        print(f"{name:<13}{speed:>10,} predicted for an H100 (benchmarks.roofline)")
+
+
+def _predicted(shape: Shape, mode: Mode) -> dict[str, int]:
+    """The tokens a second that benchmarks.roofline gave the contestants of a GPU's compiled contest."""
+    if not torch.cuda.is_available() or mode != BF16_COMPILED:
+        return {}
+    planned = json.loads((RESULTS / "roofline.json").read_text(encoding="utf-8")).get(shape.name, {})
+    names = {"ours": "ours", "HF Trainer": "HF Trainer, compiled", "minimal GPT": "nanoGPT"}
+    return {name: planned[of] for name, of in names.items() if of in planned}
 
 
 def _write(scores: list[Score], arguments: Any) -> Path:

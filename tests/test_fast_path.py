@@ -11,14 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CohereConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
-from llm.config.training import Architecture
+from llm.config.training import Architecture, Precision, ResidualPrecision
 from llm.config.tuning import LoraConfig
 from llm.errors import ConfigError
 from llm.model import (
     add_lora,
     attention,
+    blocks_of,
     checkpoint_blocks,
     document_bounds,
+    half,
+    halve_experts,
+    halve_residual,
     loss,
     next_token_loss,
     next_token_nats,
@@ -65,16 +69,19 @@ def assert_close(
 
 
 class Seen(TorchDispatchMode):
-    """The operators that run: their names, and the elements of the largest tensor that one gave."""
+    """The operators that run: their names, the elements of the largest tensor that one gave, and experts' dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
         self.largest = 0
+        self.experts: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         self.names.append(function._schema.name)
+        if self.names[-1] == "aten::_grouped_mm":
+            self.experts |= {args[0].dtype, args[1].dtype}
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
@@ -314,6 +321,59 @@ def test_a_training_with_checkpointed_blocks_is_that_without(tmp_path: Path) -> 
         read.append((tmp_path / str(on) / "samples.jsonl").read_text())
     assert untimed(tmp_path / "True") == untimed(tmp_path / "False")
     assert read[0] == read[1]
+
+
+# What autocast leaves in fp32
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_a_halved_residual_stream_is_in_bf16_under_autocast_alone(architecture: Architecture) -> None:
+    batch, dtypes = batch_of(PACKED), []
+    plain, halved = (model_of(architecture, lora=architecture is Architecture.llama).train() for _ in range(2))
+    halved.load_state_dict(plain.state_dict())
+    halve_residual(halved)
+    for block in blocks_of(halved):
+        block.register_forward_hook(lambda _, inputs, output: dtypes.append(inputs[0].dtype))
+    exact = gradients(plain, batch)
+    assert_close(gradients(halved, batch), exact, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of_halved, of_plain = gradients(halved, batch), gradients(plain, batch)
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert of_halved["nats"] != of_plain["nats"]
+    lost, lost_anyway = (
+        sum((made[name] - gradient).square().sum() for name, gradient in exact.items() if name != "nats") ** 0.5
+        for made in (of_halved, of_plain)
+    )
+    assert lost < 4 * lost_anyway  # what two more roundings a block add to those of its products
+
+
+def test_a_training_is_told_how_precise_its_residual_stream_is(tmp_path: Path) -> None:
+    losses = {}
+    for residual in (None, ResidualPrecision.bf16):
+        how = {"max_steps": 3, "precision": Precision.bf16, "residual_precision": residual}
+        fit(task(tmp_path / str(residual), model=trainer_model_of(), **how))
+        losses[residual] = [
+            record["train/loss"] for record in untimed(tmp_path / str(residual)) if "train/loss" in record
+        ]
+    assert losses[None] != losses[ResidualPrecision.bf16]
+    assert losses[None] == pytest.approx(losses[ResidualPrecision.bf16], rel=2**-8)
+
+
+def test_experts_are_multiplied_in_half_precision_under_autocast_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(Architecture.qwen3_moe).train(), batch_of(PACKED)
+    monkeypatch.setattr(half, "HALVES_EXPERTS", {"cpu"})
+    exact = gradients(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lost_anyway = gradients(model, batch)["nats"] - exact["nats"]
+    halve_experts(model)
+    with Seen() as seen:
+        assert_close(gradients(model, batch), exact, rtol=0, atol=0)
+    assert seen.experts == {torch.float32}
+    with Seen() as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+        made = gradients(model, batch)
+    assert seen.experts == {torch.bfloat16}
+    assert {gradient.dtype for gradient in made.values()} == {torch.float32}
+    assert abs(made["nats"] - exact["nats"]) < 4 * abs(lost_anyway) + 2**-8
 
 
 # A loss by chunks of tokens

@@ -37,6 +37,10 @@ class Precision(Enum):
     bf16 = "bf16-mixed"
 
 
+class ResidualPrecision(Enum):
+    bf16 = "bf16"
+
+
 class Strategy(Enum):
     auto = "auto"  # ddp on several devices, none on one
     ddp = "ddp"  # every device holds the whole model, its gradients and the optimizer's state
@@ -190,6 +194,7 @@ class OptimizerConfig:
         check_settings(self, "optimizer")
 
 
+IN_BF16 = ("precision", (Precision.auto, Precision.bf16))
 BUDGETS = ("max_bytes", "max_tokens", "max_flops")
 
 
@@ -202,6 +207,8 @@ class TrainerConfig:
     max_tokens: int | None = setting(None, HOW, at_least=1)  # text, or tokens, or FLOPs, that a pretraining is fed;
     max_flops: float | None = setting(None, HOW, at_least=1)  # one of the three
     precision: Precision = Precision.auto
+    # of what goes from block to block (the residual stream), where precision is bf16: fewer bytes to move. None: fp32
+    residual_precision: ResidualPrecision | None = setting(None, only_with=IN_BF16, only_where_set=True)
     compile: bool = setting(False, HOW)  # by torch.compile: pays where a run lasts many minutes
     activation_checkpointing: bool = setting(False, HOW)  # blocks run twice: less memory, a third slower
     accelerator: Accelerator = setting(Accelerator.auto, HOW)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from llm import optimizer
 from llm.config.training import OptimizerConfig, Precision
-from llm.model import EAGER, checkpoint_blocks, next_token_loss
+from llm.model import EAGER, checkpoint_blocks, halve_residual, next_token_loss
 from llm.model.loss import GPU_CHUNK_LOGITS
 
 # Of a process on a CPU, beside its tensors; benchmarks.memory measured both, docs/numbers.md has the table.
@@ -62,6 +62,7 @@ def rehearse(
     sequence_length: int,
     accumulation: int,
     checkpointing: bool = False,
+    is_residual_halved: bool = False,
     compile: bool = False,
     on_gpu: bool = False,
 ) -> Memory:
@@ -75,6 +76,8 @@ def rehearse(
     trained: Any = model.train()
     if checkpointing:
         checkpoint_blocks(trained)
+    if is_residual_halved:
+        halve_residual(trained)
     vocab_size = _telling_vocab_size(trained)
     passes = replace(EAGER, is_compiled=compile or on_gpu)
     if compile and on_gpu:

@@ -59,6 +59,7 @@ def memory_of_training(config: Any, model: Any, *, is_on_gpu: bool) -> Memory:
         sequence_length=data.sequence_length,
         accumulation=data.batch_size // (rows * trainer.world_size),
         checkpointing=trainer.activation_checkpointing,
+        is_residual_halved=trainer.residual_precision is not None,
         compile=trainer.compile,
         on_gpu=is_on_gpu,
     )

@@ -3,6 +3,7 @@
 build.py      a config -> the Hugging Face config of the architecture that it names, and the model
 pretrained.py a folder <-> a model and the low-rank adapters on it; nothing that a folder brings is run
 attention.py  where documents begin -> attention within each, without a mask
+half.py       what autocast leaves in fp32, in its half precision
 loss.py       the next-token loss, compiled or not
 generation.py prompts -> text, piece by piece or many at once, each prompt drawn by its own seed
 """
@@ -21,6 +22,9 @@ from llm.model.build import with_settings_of_folder as with_settings_of_folder
 from llm.model.generation import Answer as Answer
 from llm.model.generation import generate as generate
 from llm.model.generation import stream as stream
+from llm.model.half import blocks_of as blocks_of
+from llm.model.half import halve_experts as halve_experts
+from llm.model.half import halve_residual as halve_residual
 from llm.model.loss import EAGER as EAGER
 from llm.model.loss import compiled as compiled
 from llm.model.loss import next_token_loss as next_token_loss

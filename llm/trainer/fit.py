@@ -19,7 +19,7 @@ from llm.config.training import OptimizerConfig, TrainerConfig
 from llm.data.rows import Rows, TokenRows
 from llm.errors import ConfigError, UserError, first_line
 from llm.logger.live import RunLogger
-from llm.model import checkpoint_blocks, flops_per_token
+from llm.model import checkpoint_blocks, flops_per_token, halve_experts, halve_residual
 from llm.optimizer import extension_step
 from llm.run.console import log
 from llm.run.devices import peak_flops
@@ -127,6 +127,9 @@ def _model_to_train(task: Fit) -> nn.Module:
     model: nn.Module = task.model.train()  # a loaded model comes in eval mode, without its dropout
     if task.trainer.activation_checkpointing:
         checkpoint_blocks(task.model, compiled=task.trainer.compile)
+    halve_experts(task.model)
+    if task.trainer.residual_precision:
+        halve_residual(task.model)
     return copy.deepcopy(model) if is_shared_out(task.trainer) else model
 
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from llm.config.training import Precision, Strategy, TrainerConfig
 from llm.environment import complete_srun, launch_id, of_srun
 from llm.errors import ConfigError
+from llm.model import blocks_of
 from llm.run.launch import LOOPBACK
 
 
@@ -139,10 +140,8 @@ class SharedOutStrategy(ModelParallelStrategy):
 
 def share_out(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a model over all devices, block by block, so that one block at a time is put together."""
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in kinds:
-            fully_shard(module, mesh=mesh)
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
