@@ -3,7 +3,7 @@
 from llm.errors import one_line_errors
 
 with one_line_errors():  # Ctrl-C ends what loads here in one line, too
-    from llm.config.command import Job, run_command
+    from llm.config.compose import Job, run_command
 
 
 def run(job: Job) -> float | None:
@@ -14,9 +14,8 @@ def run(job: Job) -> float | None:
         show([job.config])
         return None
     from llm.logger.live import show_trial
-    from llm.run.announcing import reporting
     from llm.run.devices import require_devices
-    from llm.run.launch import in_group, make_by_ranks, needs_launch, stop_on_signal
+    from llm.run.launch import in_group, make_by_ranks, needs_launch, reporting, stop_on_signal
     from llm.stage import run_stage
 
     trainer = getattr(job.config, "trainer", None)

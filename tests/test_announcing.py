@@ -7,7 +7,7 @@ import pytest
 
 from llm.environment import JOB_FOLDER
 from llm.errors import ConfigError, LaunchError, StoppedError
-from llm.run.announcing import Result, announce, read_result, reporting
+from llm.run.launch import Result, announce, read_result, reporting
 from llm.run.owner import OwnedError
 from llm.run.runs import Run
 

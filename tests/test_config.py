@@ -21,8 +21,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from llm.config import fields
-from llm.config.command import run_command
-from llm.config.compose import composed, data_presets, data_settings, from_hydra
+from llm.config.compose import composed, data_presets, data_settings, from_hydra, run_command
 from llm.config.fields import HOW, check_settings, identity_settings, setting
 from llm.config.overrides import explain, readable, to_paste
 from llm.config.stages import STAGES
@@ -400,7 +399,7 @@ LEFT_OUT = {  # of a stage's identity, by group, written out so that no setting 
         "model": "name path new_embeddings trainable pad_vocab_to_multiple_of",
         "optimizer": "embedding_learning_rate",
         "trainer": "max_bytes max_tokens max_flops compile activation_checkpointing accelerator devices num_nodes "
-        "strategy micro_batch_size num_workers profile_steps log_every_steps validate_every_steps "
+        "residual_precision strategy micro_batch_size num_workers profile_steps log_every_steps validate_every_steps "
         "checkpoint_every_steps checkpoint_every_minutes keep_checkpoints keep_best stop_after_skipped_steps "
         "sample_prompts sample_tokens sample_temperature",
     },

@@ -13,7 +13,7 @@ from llm.config.stages import STAGES
 from llm.config.sweeping import RetryConfig, SlurmConfig
 from llm.config.training import Accelerator, TrainerConfig
 from llm.errors import ConfigError
-from llm.run.announcing import Result, write_result
+from llm.run.launch import Result, write_result
 from llm.sweep import slurm as module
 from llm.sweep.jobs import STOP, Attempt, Job
 from llm.sweep.slurm import Cluster, Request

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from sweeps import Sweep
 
-from llm.run.announcing import Result, write_result
+from llm.run.launch import Result, write_result
 from llm.run.record import key_of
 from llm.run.runs import Run
 from llm.sweep.board import board, time_left

@@ -14,7 +14,7 @@ from sweeps import SCRIPT, Sweep
 
 from llm.config.sweeping import PoolConfig, RetryConfig
 from llm.errors import DamagedError
-from llm.run.announcing import Result
+from llm.run.launch import Result
 from llm.sweep import pool
 from tests.patience import PATIENCE
 

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import SuccessiveHalvingPruner
 from sweeps import SCRIPT, find_stand_in
 
-from llm.config.command import run_command
+from llm.config.compose import run_command
 from llm.config.stages import StageConfig
 from llm.config.sweeping import Direction, HalvingConfig, PoolConfig, Sampler, SweeperConfig
 from llm.errors import ConfigError, LaunchError

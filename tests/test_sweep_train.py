@@ -14,8 +14,7 @@ import yaml
 from korean import documents
 from tuned import CHATS, write_lines
 
-from llm.config.command import run_command
-from llm.config.compose import as_recorded
+from llm.config.compose import as_recorded, run_command
 from llm.config.stages import STAGES, StageConfig
 from llm.errors import ConfigError
 from llm.sweep.pool import preloaded

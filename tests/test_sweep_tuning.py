@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from llm.config.command import run_command
+from llm.config.compose import run_command
 from llm.config.sweeping import SweeperConfig, TuningConfig, trial_overrides
 from llm.errors import ConfigError
-from llm.run.announcing import Result
+from llm.run.launch import Result
 from llm.run.runs import Run
 from llm.sweep.jobs import Job
 from llm.sweep.tuning import Choices, Trial, arm_of, best_choices, trials_of

@@ -18,7 +18,7 @@ from llm.errors import DivergedError
 from llm.logger import live
 from llm.logger.live import open_logger
 from llm.logger.view import tag
-from llm.run.announcing import JOB
+from llm.run.launch import JOB
 from llm.sync import find, main, upload
 from tests.patience import PATIENCE
 from tests.wandb_attempts import (

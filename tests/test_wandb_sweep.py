@@ -14,8 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from korean import documents
 
-from llm.config.command import run_command
-from llm.config.compose import from_hydra
+from llm.config.compose import from_hydra, run_command
 from llm.config.training import LoggerConfig
 from llm.environment import agents_run_id
 from llm.errors import ConfigError

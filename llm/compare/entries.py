@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import ConfigError, DamagedError
-from llm.run.announcing import read_result
 from llm.run.console import log
+from llm.run.launch import read_result
 from llm.run.models import read_json
 from llm.run.owner import is_owned
 from llm.run.record import METRICS, history

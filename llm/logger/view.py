@@ -11,8 +11,8 @@ import yaml
 from llm.config.training import LoggerConfig
 from llm.credentials import without_secrets
 from llm.environment import agents_parameters, agents_run_id, agents_sweep
-from llm.run.announcing import sweep_job
 from llm.run.files import write_json
+from llm.run.launch import sweep_job
 from llm.run.record import METRICS, SAMPLES, Record
 from llm.run.runs import WANDB_NOTE, Run, files_of, load
 

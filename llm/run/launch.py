@@ -1,4 +1,4 @@
-"""A run on several devices: one process for each, with torch's own launcher's environment; and what a signal does.
+"""A run on several devices: one process for each, with torch's own launcher's environment; signals; what each tells.
 
 Lightning's launcher would start the other ranks with this process's command line: in a multirun that is the whole sweep
 again. torch.distributed.run makes every rank's exit code 1, and kills after 30 seconds what is still saving. A run that
@@ -6,6 +6,7 @@ torch.distributed.run or srun started works all the same.
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -16,20 +17,23 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NoReturn
 
+from llm.credentials import without_secrets
 from llm.environment import ANOTHER_LAUNCH, JOB_FOLDER, is_launched, is_on_slurm, job_folder, process_rank, variables
-from llm.errors import LaunchError, StoppedError, say_error
-from llm.run.announcing import read_result
+from llm.errors import LaunchError, StoppedError, is_out_of_memory, named_line, say_error
 from llm.run.console import log
+from llm.run.files import write_json
 from llm.run.runs import Run, load
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 LOOPBACK = "127.0.0.1"
+JOB, RESULT = "job.json", "result.json"  # in the folder of TTUKTTAK_JOB, of a sweep or launch_ranks
 GRACE_SECONDS = 20  # for the other ranks once one has ended: they end too, or wait for ever for one that is gone
 LOOK_SECONDS = 0.1
 LOST = re.compile(  # gloo's words, and NCCL's
@@ -256,3 +260,75 @@ def _is_importing() -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
+
+
+# What processes tell who started them
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job says of itself: first which run it is at, and in the end what became of it."""
+
+    kind: str | None = None  # done, stopped, busy, or a failure: killed, out_of_memory, diverged, config, data, failed
+    message: str = ""
+    stage: str | None = None
+    run: str | None = None  # its folder
+
+    @property
+    def is_failure(self) -> bool:
+        return self.kind not in ("done", "stopped", "busy")
+
+
+def announce(stage: str, folder: Path) -> None:
+    """Tell who started this process which run it is at."""
+    if (job := job_folder()) and process_rank() == 0:
+        write_result(job, Result(stage=stage, run=str(folder)))
+
+
+@contextmanager
+def reporting() -> Iterator[Callable[[Run], None]]:
+    """Tell who started this process how the block ends; the function takes the run that is done."""
+
+    def done(run: Run) -> None:
+        if (job := job_folder()) and process_rank() == 0:
+            write_result(job, Result("done", stage=run.stage, run=str(run.path)))
+
+    try:
+        yield done
+    except BaseException as error:
+        if job := job_folder():
+            _tell_error(job, error)
+        raise
+
+
+def _tell_error(job: Path, error: BaseException) -> None:
+    """Of several processes the first that failed by itself is right, or rank zero: others may only have lost it."""
+    told = read_result(job) or Result()
+    is_of_another = isinstance(error, LaunchError) or process_rank() > 0
+    if (isinstance(error, LaunchError) and is_launched()) or (is_of_another and told.kind):
+        return
+    kind = getattr(error, "kind", None) or ("out_of_memory" if is_out_of_memory(error) else "failed")
+    is_bug = not (hasattr(error, "exit_code") and str(error))
+    message = named_line(error) if is_bug else " ".join(str(error).split())  # of what is no bug, as the user is told
+    write_result(job, replace(told, kind=kind, message=without_secrets(message)))
+
+
+def read_result(job: Path) -> Result | None:
+    """What a job has said; None before it has."""
+    try:
+        return Result(**json.loads((job / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_result(job: Path, result: Result) -> None:
+    write_json(job / RESULT, asdict(result))
+
+
+def sweep_job() -> tuple[str | None, dict[str, str]]:
+    """(the sweep that this process is a job of, the overrides that tell it from the others); outside of one nothing."""
+    if not (folder := job_folder()) or not (folder / JOB).exists():
+        return None, {}
+    overrides = json.loads((folder / JOB).read_text(encoding="utf-8")).get("varying", [])
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return folder.parents[1].name, {key: value for key, _, value in pairs if key != "name"}

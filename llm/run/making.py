@@ -15,10 +15,10 @@ from llm.config.stages import Reuse, StageConfig
 from llm.credentials import without_secrets
 from llm.environment import command_id, launch_id, may_go_on, process_rank
 from llm.errors import ConfigError, DamagedError, StoppedError, UserError, named_line
-from llm.run.announcing import announce
 from llm.run.console import log, log_to
 from llm.run.devices import as_begun, with_precision
 from llm.run.files import clear_temporaries, digest_of, write_text
+from llm.run.launch import announce
 from llm.run.owner import EARLIER, keep_new_or_earlier, owned, set_aside, wait_for_rank_zero
 from llm.run.record import (
     commit,

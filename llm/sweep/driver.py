@@ -25,9 +25,8 @@ from llm.compare.show import page_at_end, print_ranked
 from llm.config.stages import Reuse, StageConfig
 from llm.config.sweeping import PoolConfig, RetryConfig, SlurmConfig, SweeperConfig
 from llm.errors import LaunchError, StoppedError, UserError
-from llm.run.announcing import Result
 from llm.run.console import console, log, output_console
-from llm.run.launch import on_signal
+from llm.run.launch import Result, on_signal
 from llm.run.making import say_reused
 from llm.run.owner import owned
 from llm.run.record import Record

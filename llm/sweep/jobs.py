@@ -17,8 +17,8 @@ from llm.config.sweeping import RetryConfig
 from llm.credentials import without_secrets
 from llm.environment import COMMAND, JOB_FOLDER
 from llm.errors import ConfigError, DamagedError, DataError, DivergedError, StoppedError
-from llm.run.announcing import JOB, RESULT, Result, read_result
 from llm.run.files import TEMPORARY, clear_temporaries, digest_of, write_json
+from llm.run.launch import JOB, RESULT, Result, read_result
 from llm.run.models import read_json
 from llm.run.owner import owned
 from llm.run.record import METRICS, now
@@ -38,7 +38,7 @@ class Attempt:
     driver: str  # the process that started it, or Slurm's name for the job
     ended_at: str | None = None  # None: nobody lived to see it
     exit_code: int | None = None
-    kind: str | None = None  # of the end: see llm.run.announcing.Result; unfinished, where nobody saw it
+    kind: str | None = None  # of the end: see llm.run.launch.Result; unfinished, where nobody saw it
     message: str | None = None
     is_idle: bool = False  # it was stopped before it had saved anything new
 

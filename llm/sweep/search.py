@@ -23,9 +23,9 @@ from llm.config.stages import StageConfig
 from llm.config.sweeping import SWEEPER, Direction, Sampler, SweeperConfig
 from llm.credentials import secret_in
 from llm.errors import ConfigError, LaunchError, UserError
-from llm.run.announcing import JOB, Result
 from llm.run.console import log
 from llm.run.files import digest_of, write_json
+from llm.run.launch import JOB, Result
 from llm.run.models import read_json
 from llm.run.record import Record, history
 from llm.run.runs import Run, load

@@ -22,10 +22,9 @@ from llm.config.sweeping import SlurmConfig
 from llm.config.training import Accelerator
 from llm.environment import variables
 from llm.errors import ConfigError
-from llm.run.announcing import Result
 from llm.run.console import log
 from llm.run.files import digest_of, write_json, write_text
-from llm.run.launch import TRAIN
+from llm.run.launch import TRAIN, Result
 from llm.run.owner import is_owned
 from llm.sweep.jobs import Job
 from llm.sweep.shares import accelerator_of, devices_of

@@ -22,9 +22,8 @@ from llm.config.stages import StageConfig
 from llm.config.sweeping import RetryConfig
 from llm.environment import slurm_array_id, slurm_job_id, slurm_node, variables
 from llm.errors import StoppedError
-from llm.run.announcing import Result
 from llm.run.console import log, start_logging
-from llm.run.launch import LOOPBACK, TRAIN
+from llm.run.launch import LOOPBACK, TRAIN, Result
 from llm.run.owner import owned
 from llm.sweep.jobs import Job
 from llm.sweep.slurm import job_state, node_address, requeue
