@@ -1,12 +1,11 @@
 """Runs, by name or folder -> whether every file that they and their parents left is still what it was."""
 
 import argparse
-from pathlib import Path
 
 from llm.data.shards import read_manifest
-from llm.errors import ConfigError, DamagedError, one_line_errors, say_error
+from llm.errors import DamagedError, one_line_errors, say_error
 from llm.run.console import start_logging
-from llm.run.models import base_of, is_foreign
+from llm.run.models import with_parents
 from llm.run.runs import Run, check_files, find_folders, load
 from llm.trainer.checkpoint import BAD_PREFIX, PREFIX, find_fault
 
@@ -29,30 +28,6 @@ def verify(run: Run) -> tuple[list[str], list[str]]:
     if checkpoints:
         seen.append(f"{len(checkpoints)} checkpoints")
     return seen, faults
-
-
-def with_parents(runs: list[Run]) -> list[Run]:
-    """The runs and all that they were made from, parents first, each once.
-
-    Raises:
-        DamagedError: a parent is missing, or a model that was not made here is not what it was.
-    """
-    found: dict[Path, Run] = {}
-
-    def add(run: Run) -> None:
-        for name, folder in run.places.items():
-            if is_foreign(folder):
-                base_of(run)  # whose digest is taken again
-                continue
-            try:
-                add(run.parent(name))
-            except ConfigError as error:
-                raise DamagedError(f"{run.path} was made from a {name} run that is gone: {error}") from None
-        found.setdefault(run.path.resolve(), run)
-
-    for run in runs:
-        add(run)
-    return list(found.values())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,10 +17,10 @@ from llm.data.corpus import is_held_out
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, DataError
 from llm.logger.live import RunLogger
+from llm.run.models import with_parents
 from llm.run.record import read_metrics, write_record
 from llm.run.runs import Run, load
 from llm.stage.evaluate import table, uses_chat_template
-from llm.verify import with_parents
 from tests.korean import save_preset
 from tests.rounding import rounding
 from tests.test_evaluate_probes import NOUNS, PAIRS, form_of

@@ -19,10 +19,10 @@ from llm.config.evaluation import Sampling
 from llm.dry_run.survey import survey
 from llm.errors import ConfigError, DamagedError, UnequalError
 from llm.run.console import markdown_text, shown
-from llm.run.models import find_model
+from llm.run.models import find_model, with_parents
 from llm.run.runs import Run, load
 from llm.tokenizer.folder import load_chat, load_tokenizer, read_special
-from llm.verify import verify, with_parents
+from llm.verify import verify
 from tests.korean import documents
 from tests.test_stages import compose, run
 from tests.tuned import copy_of, folder_of, quick_peak, train_first, tuning_on  # noqa: F401  # quick_peak is a fixture

@@ -26,10 +26,11 @@ from llm.data.rows import TokenRows
 from llm.data.shards import read_manifest
 from llm.errors import ConfigError
 from llm.model import load, next_token_nats
+from llm.run.models import with_parents
 from llm.run.record import read_metrics
 from llm.run.runs import Run
 from llm.stage import run_stage
-from llm.verify import verify, with_parents
+from llm.verify import verify
 from tests.korean import documents, sentences
 from tests.test_config import config_of, refused
 from tests.test_stages import TINY, _quick_peak, compose, run, runs

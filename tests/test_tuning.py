@@ -21,10 +21,9 @@ from llm.chat.talker import Talker
 from llm.config.evaluation import Sampling
 from llm.errors import ConfigError
 from llm.run import launch
-from llm.run.models import find_model, model_of
+from llm.run.models import find_model, model_of, with_parents
 from llm.run.runs import Run
 from llm.tokenize import find_tokenizers
-from llm.verify import with_parents
 from tests.rounding import rounding
 from tests.test_stages import CHAT, TINY, run, write_conversations, write_text
 from tests.tuned import quick_peak  # noqa: F401  # a fixture

@@ -7,10 +7,11 @@ import pytest
 
 from llm import verify as tool
 from llm.errors import DamagedError
+from llm.run.models import with_parents
 from llm.run.record import key_of, write_record
 from llm.run.runs import Run, check_files, list_files, load, metrics_of
 from llm.trainer.checkpoint import CheckpointFolders, folder_of
-from llm.verify import verify, with_parents
+from llm.verify import verify
 
 
 def write_run(

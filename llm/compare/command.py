@@ -10,6 +10,7 @@ from llm.compare.show import markdown, print_ranking
 from llm.errors import ConfigError, one_line_errors
 from llm.run.console import output_console, start_logging
 from llm.run.files import write_text
+from llm.run.runs import find_run
 
 ABOUT = "Compare runs: a table of what differs in their configs and what came out, the best first."
 
@@ -18,6 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     start_logging()  # for what is left out
     with one_line_errors():
+        if arguments.report:
+            _report(arguments)
+            return
         entries, sweep = find_entries(arguments.outputs, arguments.runs)
         ranking = rank(
             entries,
@@ -40,6 +44,20 @@ def main(argv: list[str] | None = None) -> None:
             write_text(Path(arguments.csv), _csv(ranking))
         if not (arguments.html or arguments.markdown or arguments.csv):
             print_ranking(ranking, output_console())
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    """Write the report card of the one model that is named.
+
+    Raises:
+        ConfigError: several are, or it is no finished model.
+    """
+    if len(arguments.runs) > 1:
+        raise ConfigError(f"--report is of one model, but {len(arguments.runs)} names are given. Give one of them.")
+    from llm.compare.report import write_report  # imports plotly
+
+    for path in write_report(arguments.outputs, find_run(arguments.outputs, arguments.runs[0])):
+        print(path)
 
 
 def _csv(ranking: Ranking) -> str:
@@ -68,4 +86,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", nargs="?", const="-", metavar="FILE", help="Markdown, to a file or here")
     parser.add_argument("--csv", metavar="FILE", help="of several tokenizers: bits per byte at equal bytes and FLOPs")
     parser.add_argument("--html", metavar="FILE", help="one page with figures that needs no network")
+    parser.add_argument("--report", action="store_true", help="the report card of one model, in outputs/reports")
     return parser

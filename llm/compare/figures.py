@@ -116,6 +116,37 @@ def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, f
     return [*kept, points[-1]]
 
 
+def training_figures(entry: Entry, levels: Mapping[str, float]) -> Iterator[Figure]:
+    """Of one training: its losses, and its bits per byte beside levels that are known by name."""
+    for unit, metrics, known in (
+        ("nats per token", ("train/loss", "val/loss"), {}),
+        ("bits per byte", ("val/bits_per_byte",), levels),
+    ):
+        lines = {LABELS[metric]: _measured(entry.lines(METRICS), metric) for metric in metrics}
+        lines = {label: points for label, points in lines.items() if len(points) > 1}
+        if not lines or (unit == "bits per byte" and not known):  # the held-out loss in another unit
+            continue
+        last = max(tokens for points in lines.values() for tokens, _ in points)
+        lines |= {f"{plain(name)}: {bits:.3f}": [(0, bits), (last, bits)] for name, bits in known.items()}
+        traces = [
+            {
+                "name": label,
+                "x": [tokens for tokens, _ in points],
+                "y": [value for _, value in points],
+                "mode": "lines+markers" if 2 < len(points) < 12 else "lines",
+                "line": {"color": colour(place), "dash": "solid" if label in LABELS.values() else "dash"},
+            }
+            for place, (label, points) in enumerate(lines.items())
+        ]
+        legend = {"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}}
+        layout = legend | {"xaxis": {"title": "tokens"}, "yaxis": {"title": unit}}
+        yield Figure(f"{unit} of {entry.name}", f"{entry.stage}: {unit}", "", _figure(traces, layout))
+
+
+def _measured(records: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+    return thinned([(r["tokens"], r[metric]) for r in records if metric in r and isfinite(r[metric])], MOST_POINTS)
+
+
 # A dot for each choice
 
 

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -30,24 +30,39 @@ def write_page(ranking: Ranking, path: Path) -> int:
 def page(ranking: Ranking) -> str:
     """The page as text."""
     drawn = figures(ranking)
-    body = "\n".join(_body(ranking, drawn))
+    return html_page(f"{ranking.title}: runs compared", _body(ranking, drawn), drawn)
+
+
+def html_page(title: str, body: Iterable[str], drawn: Sequence[Figure]) -> str:
+    """A whole page of a body that is escaped, with figures."""
+    parts = "\n".join(body)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(ranking.title)}: runs compared</title>
+<meta name="color-scheme" content="light dark">
+<title>{html.escape(title)}</title>
 <style>{(HERE / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
-{body}
+{parts}
 <script type="application/json" id="figures">{as_script({each.name: each.drawn.to_json() for each in drawn})}</script>
 <script>{plotly_script()}</script>
 <script>{(HERE / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """
+
+
+def report_body(title: str, intro: str, sections: Sequence[Section], drawn: Sequence[Figure]) -> Iterator[str]:
+    """Sections under a title, the figures after the first two."""
+    yield f'<header><h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p></header><main class="report">'
+    yield from map(_section, sections[:2])
+    yield f'<section><h2>Curves</h2><div class="figures">{"".join(map(_figure, drawn))}</div></section>'
+    yield from map(_section, sections[2:])
+    yield "</main>"
 
 
 def as_script(figures: dict[str, str]) -> str:
@@ -115,7 +130,8 @@ def _ranked_cell(choice: Choice, column: str, text: str) -> str:
 def _section(section: Section) -> str:
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in section.notes)
     table = f'<div class="wide">{_table(section.table)}</div>' if section.table else ""
-    return f"<section><h2>{_breakable(section.title)}</h2>{notes}{table}</section>"
+    commands = "".join(f"<pre>{html.escape(command)}</pre>" for command in section.commands)
+    return f"<section><h2>{_breakable(section.title)}</h2>{notes}{table}{commands}</section>"
 
 
 def _figure(figure: Figure) -> str:

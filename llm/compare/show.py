@@ -29,6 +29,7 @@ class Section:
     title: str
     notes: list[str] = field(default_factory=list)
     table: TextTable | None = None
+    commands: list[str] = field(default_factory=list)  # to copy: never broken into lines
 
 
 # The sections
@@ -142,12 +143,23 @@ def _markdown(ranking: Ranking) -> Iterator[str]:
     yield f"# {markdown_text(ranking.title)}"
     yield f"\n{ranking.counts}. Ranked by {ranking.metric or 'nothing: none is measured'}."
     for section in (Section("", ranking.notes, ranking.table), *sections(ranking, num_samples=4)):
-        yield from [f"\n## {markdown_text(section.title)}"] if section.title else []
-        yield from [f"\n{section.table.markdown()}"] if section.table else []
-        yield from (f"\n{markdown_text(note)}" for note in section.notes)
+        yield from _markdown_section(section)
     yield "\n## The command that makes each again\n"
     for entry in ranking.entries:
         yield f"{markdown_text(entry.name)}\n\n{indent(entry.command or 'not recorded', '    ')}\n"
+
+
+def _markdown_section(section: Section) -> Iterator[str]:
+    yield from [f"\n## {markdown_text(section.title)}"] if section.title else []
+    yield from [f"\n{section.table.markdown()}"] if section.table else []
+    yield from (f"\n{markdown_text(note)}" for note in section.notes)
+    yield from [f"\n{indent(chr(10).join(section.commands), '    ')}"] if section.commands else []
+
+
+def markdown_sections(title: str, sections: Sequence[Section]) -> str:
+    """Sections under a title, as Markdown."""
+    lines = [line for section in sections for line in _markdown_section(section)]
+    return "\n".join([f"# {markdown_text(title)}", *lines]) + "\n"
 
 
 @contextmanager

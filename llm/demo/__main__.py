@@ -118,12 +118,10 @@ def _print_pair(console: Console, label: str, text: Text) -> None:
     console.print(Padding(grid, (0, 0, 0, 2)))
 
 
-def _print_places(console: Console, outputs: str, base: Run, tuned: Run) -> None:
-    _print_title(console, "Where everything lies")
-    for name, path in places(outputs, base, tuned).items():
+def _print_places(console: Console, found: dict[str, Path]) -> None:
+    _print_title(console, "Where everything lies (the report is a page: open it in a browser)")
+    for name, path in found.items():
         console.print(Text(f"  {name:<10} {path}"), soft_wrap=True)  # to copy: never broken into lines
-    _print_title(console, "Talk to it")
-    console.print(Text(f"  {next_command(outputs, tuned)}"), soft_wrap=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -136,7 +134,12 @@ def main(argv: list[str] | None = None) -> None:
         base = tuned.parent("base")
         console.print(summary(base, tuned))
         _print_texts(console, base, tuned)
-        _print_places(console, outputs, base, tuned)
+        from llm.compare.report import write_report  # imports plotly
+
+        report = write_report(outputs, tuned)[0]
+        _print_places(console, places(outputs, base, tuned) | {"report": report})
+        _print_title(console, "Talk to it")
+        console.print(Text(f"  {next_command(outputs, tuned)}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import yaml
 
 from llm.config.evaluation import ExportConfig
 from llm.run.console import TextTable, shown
-from llm.run.models import Model, is_foreign
+from llm.run.models import Model, is_foreign, with_parents
 from llm.run.runs import Run
 
 NO_RIGHTS_OF_BASE = "those of the model's owner: see its own card"
@@ -16,7 +16,7 @@ NO_RIGHTS = "none stated: it is the owner's own text. State its terms before you
 
 def card(run: Run, model: Model, config: ExportConfig, *, architecture: str, proof: dict[str, float]) -> str:
     """README.md of a run's model, exported as `config` says: Markdown under a YAML header as model hubs read it."""
-    lineage = _lineage(run)
+    lineage = with_parents([run])
     base = config.base_model or run.places.get("base", run.path).resolve().name
     library = "transformers" if config.merge else "peft"
     header: dict[str, Any] = {"language": ["ko"], "library_name": library, "pipeline_tag": "text-generation"}
@@ -72,13 +72,6 @@ def _use(run: Run, model: Model, config: ExportConfig, base: str) -> str:
         parts.append(f"llama.cpp: `llama-cli -m model.gguf -c {model.positions} {flags}`.")
         parts.append(f"Ollama: `ollama create {run.record['name']} -f Modelfile`.")
     return "\n\n".join(parts)
-
-
-def _lineage(run: Run) -> list[Run]:
-    """The runs that a run was made from and the run itself, what was first first, each once."""
-    parents = [run.parent(name) for name, folder in run.places.items() if not is_foreign(folder)]
-    before = [each for parent in parents for each in _lineage(parent)]
-    return list({each.digest: each for each in [*before, run]}.values())
 
 
 def _steps(lineage: list[Run]) -> Iterator[list[str]]:

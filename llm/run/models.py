@@ -118,6 +118,30 @@ def base_of(run: Run) -> Model:
     return base
 
 
+def with_parents(runs: list[Run]) -> list[Run]:
+    """The runs and all that they were made from, parents first, each once.
+
+    Raises:
+        DamagedError: a parent is missing, or a model that was not made here is not what it was.
+    """
+    found: dict[Path, Run] = {}
+
+    def add(run: Run) -> None:
+        for name, folder in run.places.items():
+            if is_foreign(folder):
+                base_of(run)  # whose digest is taken again
+                continue
+            try:
+                add(run.parent(name))
+            except ConfigError as error:
+                raise DamagedError(f"{run.path} was made from a {name} run that is gone: {error}") from None
+        found.setdefault(run.path.resolve(), run)
+
+    for run in runs:
+        add(run)
+    return list(found.values())
+
+
 def own_folder(run: Run) -> Path:
     """Where a run left its tokenizer, and the weights beside it: adapter/ of one that trained an adapter, or model/."""
     if run.stage == "tokenizer":
