@@ -131,9 +131,11 @@ def test_one_seed_is_said_to_decide_little(made: list[Run], capsys: pytest.Captu
     assert "One seed each: a small difference can be chance. Sweep seed=0,1,2, too." in capsys.readouterr().out
 
 
-def test_a_command_to_copy_is_one_line_in_a_narrow_terminal(made: list[Run]) -> None:
+def test_a_command_to_copy_is_one_line_in_a_narrow_terminal(made: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in made:
+        monkeypatch.setitem(each.record, "command", f"train.py tokenizer=blog data.path={'far/' * 10}text.txt")
     console = Console(width=40, force_terminal=True, file=io.StringIO(), highlight=False)
     ranking = rank([Entry(run) for run in made])
     print_ranking(ranking, console)
     command = ranking.choices[0].best.command
-    assert len(command) > 40 and command in console.file.getvalue()  # type: ignore[attr-defined]
+    assert command.startswith("python train.py tokenizer=blog") and command in console.file.getvalue()  # type: ignore[attr-defined]

@@ -221,7 +221,12 @@ def test_a_search_that_is_killed_again_and_again_takes_each_step_once(tmp_path, 
 
 
 def training(*parts: str) -> SimpleNamespace:
-    return SimpleNamespace(stage="pretrain", trainer=None, data=SimpleNamespace(parts=dict.fromkeys(parts)))
+    return SimpleNamespace(
+        stage="pretrain",
+        trainer=None,
+        model=SimpleNamespace(trainable=None),
+        data=SimpleNamespace(parts=dict.fromkeys(parts)),
+    )
 
 
 def test_a_search_without_a_finished_trial_says_so(tmp_path):

@@ -174,7 +174,8 @@ def budget_tables(ranking: Ranking) -> list[BudgetTable]:
     """Of each model that finished runs of several tokenizers have, a table for each axis.
 
     The budget is what the least fed of its runs came to. Choices are left out that were measured on other documents
-    than the first, and whose runs are older than validation.jsonl.
+    than the first, and whose runs are older than validation.jsonl. There is no table where validations are so few that
+    no two choices have one before the budget and one after it.
     """
     if len({json.dumps(choice.best.config.get("tokenizer")) for choice in ranking.choices}) < 2:
         return []
@@ -185,12 +186,13 @@ def budget_tables(ranking: Ranking) -> list[BudgetTable]:
             named, of_model = _name(config, ranking.choices), by_model[json.dumps(config["model"], sort_keys=True)]
             if all(np.array_equal(curves[0].raw_bytes, of[0].raw_bytes) for _, of in of_model.values()):
                 of_model.setdefault(named, (choice, curves))  # of one tokenizer at several rates the best
-    return [
+    tables = [
         _budget_table(next(iter(of.values()))[0].best.config["model"]["name"], axis, of)
         for of in by_model.values()
         if len(of) > 1
         for axis in AXES
     ]
+    return [table for table in tables if table.standings]
 
 
 def _curves(choice: Choice) -> list[Curve]:
@@ -212,7 +214,7 @@ def _budget_table(model: str, axis: str, of: Mapping[str, tuple[Choice, list[Cur
     choices = {name: choice for name, (choice, _) in of.items()}
     there = {name: each for name, each in curves.items() if all(curve.covers(axis, budget) for curve in each)}
     late = [name for name in curves if name not in there]
-    return BudgetTable(model, axis, budget, choices, standings(there, axis, budget), late)
+    return BudgetTable(model, axis, budget, choices, standings(there, axis, budget) if len(there) > 1 else [], late)
 
 
 def _span(values: Sequence[float], sign: str) -> str:
