@@ -2,9 +2,13 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+from html import unescape
+from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -16,7 +20,18 @@ def main(path: str, command: list[str]) -> None:
     printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(printed))
-    console.save_svg(path, title=" ".join(command))
+    Path(path).write_text(wide(console.export_svg(title=" ".join(command))), encoding="utf-8")
+
+
+def wide(svg: str) -> str:
+    """A picture in which Hangul is two columns wide: rich counts characters, and presses it into one."""
+
+    def mended(match: re.Match[str]) -> str:
+        length, attributes, text = match.groups()
+        shown = unescape(text)
+        return f'textLength="{float(length) / len(shown) * cell_len(shown):g}"{attributes}>{text}<'
+
+    return re.sub(r'textLength="([\d.]+)"([^>]*)>([^<\n]+)<', mended, svg)
 
 
 if __name__ == "__main__":
